@@ -1,0 +1,28 @@
+"""ChatGym: a Gymnasium environment in which conversation agents are trained and compared.
+
+Importing it registers ``ChatEnv-v0`` and nothing else: no model, no torch, no plugin is loaded before it is used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gymnasium.envs.registration import register
+
+from chatgym.errors import ChatGymError, Corrupted, InvalidValue, ReplayMismatch, Unavailable
+
+if TYPE_CHECKING:
+    from chatgym.trace import replay
+
+__version__ = "0.1.0"
+__all__ = ["ChatGymError", "Corrupted", "InvalidValue", "ReplayMismatch", "Unavailable", "replay"]
+
+register("ChatEnv-v0", entry_point="chatgym.env:ChatEnv", vector_entry_point="chatgym.vector:ChatVectorEnv")
+
+
+def __getattr__(name: str) -> Any:
+    if name == "replay":
+        from chatgym.trace import replay
+
+        return replay
+    raise AttributeError(f"module 'chatgym' has no attribute {name!r}")

@@ -1,0 +1,241 @@
+"""ChatEnv: one conversation as a Gymnasium environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from chatgym.engines import Engine
+from chatgym.errors import ChatGymError, InvalidValue
+from chatgym.rendering import print_turns, to_ansi
+from chatgym.scenarios import Scenario
+from chatgym.talk import DEFAULT_LLM, Talk, root_of
+
+Turn = dict[str, Any]
+
+
+class ChatEnv(gym.Env[Any, Any]):
+    """A conversation with a partner who wants something, and doesn't say all of it at once.
+
+    ## Description
+    The partner is a user simulator: a hidden goal, a mood and an agenda decide what it does (its dialogue act and
+    slots), a language model only how it says it. The agent (the action) answers with a dialogue act. What the
+    agent understands of the partner's words passes through an error channel: each act and slot value is
+    misunderstood with probability `error_rate`, and comes with a confidence. In ``scenario="customer_service"``
+    the agent finds out what a customer wants, checks it, and grants what the policy allows.
+
+    ## Action Space
+    ``action="act"``: `Discrete(15)`, one dialogue act of the agent.
+
+    | Num | Act | Num | Act | Num | Act |
+    |-----|-----|-----|-----|-----|-----|
+    | 0 | greet | 5 | ask_proof | 10 | offer_fix |
+    | 1 | ask_topic | 6 | confirm (the least certain slot) | 11 | offer_credit |
+    | 2 | ask_reference | 7 | explain | 12 | check_satisfaction |
+    | 3 | ask_date | 8 | apologise | 13 | escalate |
+    | 4 | ask_amount | 9 | offer_refund | 14 | close |
+
+    ``info["action_mask"]`` (bool[15]) marks those that make sense; another is taken, and wastes a turn.
+
+    ## Observation Space
+    All are functions of what was said and understood; none knows the goal or the mood.
+
+    | `observation` | Space | Meaning |
+    |---------------|-------|---------|
+    | ``"embedding"`` | `Box(-1, 1, (85,), float32)` | the whole belief state: last acts, tone, slots with confidence, counts |
+    | ``"discrete"`` | `Discrete(5135)` | the number of the belief state, without turn, tone and counts; 0: it has ended |
+    | ``"text"`` | `Text(2000)` | the partner's last words, which no error channel garbles |
+
+    ## Rewards
+    A weighted sum of terms, all of them in ``info["reward_terms"]``. In customer_service:
+
+    | Term | Weight | Value |
+    |------|--------|-------|
+    | outcome | 1 | at the end: resolved +1, wrong resolution or needless escalation -0.5, policy violation, hung up or abandoned -1 |
+    | time | 0.02 | -1 a turn |
+    | mood | 0.05 | change of the partner's mood (0 to 10) |
+    | satisfaction | 0.2 | mood / 10 at the end, if resolved |
+
+    ## Starting State
+    A partner with a goal, mood, patience and character drawn from the conversation's key opens with a greeting
+    (half of the time) or its problem. The key comes from ``np_random`` when the environment is seeded; later
+    conversations derive theirs from it. Every draw is a function of key, turn and purpose.
+
+    ## Episode End
+    *Terminated*: the agent closes or escalates, or the partner hangs up; ``info["outcome"]`` says how it ended.
+    *Truncated*: after `max_turns` agent turns (20).
+
+    ## Arguments
+    ```python
+    gym.make("ChatEnv-v0", scenario="customer_service", action="act", observation="embedding", llm="smollm2-135m")
+    ```
+
+    * ``scenario``: a name (``chatgym scenarios``) or a `Scenario`.
+    * ``action``, ``observation``: see above.
+    * ``llm``: who words the partner: ``"smollm2-135m"``, ``"template"`` (no model), ``"hf:ID-or-folder"``, an `Engine`.
+    * ``simulator``: ``"agenda"``.
+    * ``reward_model``: ``"default"`` (the scenario's own, if it has one) or None.
+    * ``reward_weights``: reward term to weight, for those to change.
+    * ``max_turns``: turns until truncation.
+    * ``error_rate``: the semantic error rate, 0 to 1.
+    * ``render_mode``: None, ``"ansi"``, ``"human"``.
+
+    ``reset(options={"key": k})`` begins one very conversation, as a trace names it.
+
+    ## Vectorized environment
+    ``gym.make_vec("ChatEnv-v0", num_envs=1024, vectorization_mode="vector_entry_point")``, see
+    `chatgym.vector.ChatVectorEnv`.
+
+    ## Version History
+    * v0: Initial version.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "human"], "render_fps": 4}  # noqa: RUF012
+
+    def __init__(
+        self,
+        *,
+        scenario: str | Scenario = "customer_service",
+        action: str = "act",
+        observation: str = "embedding",
+        llm: str | Engine = DEFAULT_LLM,
+        simulator: str = "agenda",
+        reward_model: str | None = "default",
+        reward_weights: Mapping[str, float] | None = None,
+        max_turns: int | None = None,
+        error_rate: float = 0.1,
+        render_mode: str | None = None,
+    ) -> None:
+        """See the class."""
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise InvalidValue(f"unknown render_mode {render_mode!r}; known: None, 'ansi', 'human'")
+        self.talk = Talk(
+            1, scenario=scenario, action=action, observation=observation, llm=llm, simulator=simulator,
+            reward_model=reward_model, reward_weights=reward_weights, max_turns=max_turns, error_rate=error_rate,
+            texts=True,
+        )  # fmt: skip
+        self.room, self.scenario = self.talk.room, self.talk.scenario
+        self.action_space = self.talk.single_action_space
+        self.observation_space = self.talk.single_observation_space
+        self.render_mode = render_mode
+        self._acts = np.zeros(1, np.int64)
+        self._seeded_by: np.random.Generator | None = None
+        self._going = False
+        self._turns: list[Turn] = []
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin a conversation; the partner speaks first.
+
+        Args:
+            seed: Seeds ``np_random``; None goes on with the next conversation.
+            options: ``"key"``: the very conversation to begin, an int below 2**64.
+
+        Returns:
+            The observation and the info.
+        """
+        super().reset(seed=seed)
+        if seed is not None or self.np_random is not self._seeded_by:
+            self.room.seed(np.array([root_of(self.np_random)]))
+            self._seeded_by = self.np_random
+        key = (options or {}).get("key")
+        self.talk.start(keys=None if key is None else np.array([key], np.uint64))
+        self._going, self._turns = True, []
+        self._note(self.scenario.partner_role, self._user_act(), self.talk.texts[0])
+        self._show()
+        terms = dict.fromkeys(self.scenario.reward_terms, 0.0)
+        return self._observation(), self._info(terms, "")
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Say something to the partner, and hear its answer.
+
+        Args:
+            action: The index of an agent act.
+
+        Returns:
+            Observation, reward, terminated, truncated, info.
+
+        Raises:
+            InvalidValue: When there is no such act.
+            ChatGymError: After the conversation's end, before `reset`.
+        """
+        if not self._going:
+            raise ChatGymError("the conversation has ended or never began; call reset() before step()")
+        if not self.action_space.contains(action):
+            acts = self.scenario.agent_acts
+            raise InvalidValue(f"there is no agent act {action!r}; they are 0 to {len(acts) - 1}: {', '.join(acts)}")
+        room = self.room
+        self._acts[0] = action
+        self.talk.step(self._acts)
+        reward, terminated, truncated = (
+            float(room.rewards[0]),
+            bool(room.terminations[0]),
+            bool(room.truncations[0]),
+        )
+        agent_act = self.scenario.agent_acts[action]
+        self._note(self.scenario.agent_role, agent_act, self.talk.agent_texts[0], reward=reward)
+        self._note(self.scenario.partner_role, self._user_act(), self.talk.texts[0])
+        self._show()
+        terms = dict(zip(self.scenario.reward_terms, room.terms[0].tolist(), strict=True))
+        info = self._info(terms, agent_act)
+        if terminated or truncated:
+            self._going = False
+            info["outcome"] = self.scenario.outcomes[room.outcomes[0]]
+        return self._observation(), reward, terminated, truncated, info
+
+    def render(self) -> str | None:  # type: ignore[override]
+        """Return the conversation so far as coloured text (``"ansi"``), or None: ``"human"`` prints as it goes."""
+        if self.render_mode is None:
+            gym.logger.warn("render() needs a render_mode: gym.make('ChatEnv-v0', render_mode='ansi')")
+        return to_ansi(self._turns, self.scenario) if self.render_mode == "ansi" else None
+
+    def transcript(self) -> list[Turn]:
+        """Return the conversation for people: ``role``, ``act``, ``text`` and, of the agent's turns, ``reward``.
+
+        Once it is over, a last entry (role ``"goal"``) tells what the partner had in mind and the outcome.
+        """
+        if self._going or not self._turns:
+            return list(self._turns)
+        goal = {
+            "role": "goal",
+            "act": self.scenario.outcomes[self.room.outcomes[0]],
+            "text": self.scenario.describe_goal(self.room.hidden[0]),
+        }
+        return [*self._turns, goal]
+
+    def identity(self) -> dict[str, Any]:
+        """Name all that decides the conversation's course, see `Talk.identity`."""
+        return self.talk.identity()
+
+    def close(self) -> None:
+        """Free the model, if there is one."""
+        self.talk.close()
+
+    @property
+    def key(self) -> int:
+        """The conversation's key, for ``reset(options={"key": key})``."""
+        return int(self.room.keys[0])
+
+    def _user_act(self) -> str:
+        return self.scenario.user_acts[self.room.said["act"][0]]
+
+    def _observation(self) -> Any:
+        return self.talk.observe()[0]
+
+    def _info(self, terms: dict[str, float], agent_act: str) -> dict[str, Any]:
+        return {
+            "reward_terms": terms,
+            "agent_act": agent_act,
+            "user_act": self._user_act(),
+            "text": self.talk.texts[0],
+            "action_mask": self.room.action_masks()[0],
+        }
+
+    def _note(self, role: str, act: str, text: str, **more: float) -> None:
+        self._turns.append({"role": role, "act": act, "text": text, **more})
+
+    def _show(self) -> None:
+        if self.render_mode == "human":
+            print_turns(self._turns[-2:] if len(self._turns) > 1 else self._turns, self.scenario)

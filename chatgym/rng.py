@@ -1,0 +1,75 @@
+"""Counter-based random draws: each is a pure function of (conversation key, turn, purpose).
+
+No state, so a draw depends neither on the batch a conversation is in nor on what was drawn before. The
+generator is SplitMix64 (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators") read at
+a position instead of in sequence: the key is hashed to a stream's origin, (turn, purpose) is the offset.
+"""
+
+from __future__ import annotations
+
+import numba as nb
+import numpy as np
+import numpy.typing as npt
+
+PURPOSES = 4096
+"""Purposes of one turn are 0 … PURPOSES - 1; scenarios use those below `WORDING`."""
+
+WORDING = 1000
+"""First purpose of the draws that choose wordings."""
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_M1 = np.uint64(0xBF58476D1CE4E5B9)
+_M2 = np.uint64(0x94D049BB133111EB)
+_S30, _S27, _S31, _S11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)
+_UNIT = 2.0**-53
+
+
+@nb.njit(inline="always")
+def _mix(z: np.uint64) -> np.uint64:
+    """SplitMix64's finaliser, a bijection on uint64."""
+    z = (z ^ (z >> _S30)) * _M1
+    z = (z ^ (z >> _S27)) * _M2
+    return z ^ (z >> _S31)
+
+
+@nb.njit
+def bits(key: np.uint64, turn: int, purpose: int) -> np.uint64:
+    """Draw 64 random bits for (key, turn, purpose)."""
+    counter = np.uint64(turn) * np.uint64(PURPOSES) + np.uint64(purpose) + np.uint64(1)
+    return _mix(_mix(np.uint64(key)) + counter * _GOLDEN)
+
+
+@nb.njit
+def draw(key: np.uint64, turn: int, purpose: int) -> float:
+    """Draw a float64, uniform on [0, 1), for (key, turn, purpose)."""
+    return np.float64(bits(key, turn, purpose) >> _S11) * _UNIT
+
+
+@nb.njit
+def randint(key: np.uint64, turn: int, purpose: int, n: int) -> int:
+    """Draw an integer, uniform on 0 … n - 1 (n < 2**32: the bias is below 2**-21)."""
+    return int(draw(key, turn, purpose) * n)
+
+
+@nb.njit
+def episode_key(root: np.uint64, episode: int) -> np.uint64:
+    """Key of a row's `episode`-th conversation since it was seeded with `root`."""
+    return bits(root, episode, PURPOSES - 1)
+
+
+def uniform(keys: npt.ArrayLike, turns: npt.ArrayLike, purposes: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Draw as `draw` does, for arrays that broadcast together.
+
+    Args:
+        keys: uint64[...], conversation keys.
+        turns: int[...], turn numbers, 0 or more.
+        purposes: int[...], 0 … `PURPOSES` - 1.
+
+    Returns:
+        float64[...] in [0, 1).
+    """
+    counter = np.asarray(turns, np.uint64) * np.uint64(PURPOSES) + np.asarray(purposes, np.uint64)
+    with np.errstate(over="ignore"):
+        z = _mix.py_func(np.asarray(keys, np.uint64))
+        z = _mix.py_func(z + (counter + np.uint64(1)) * _GOLDEN)
+    return (z >> _S11).astype(np.float64) * _UNIT

@@ -1,0 +1,290 @@
+"""ChatRoom: B conversations as structs of arrays, advanced by one compiled loop.
+
+The room knows acts and numbers only: no words, no observations' spaces, no autoreset. A scenario's scalar
+functions see one conversation; the loops below run them over the batch, so a conversation's course depends
+on its key and its acts alone, never on its neighbours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numba as nb
+import numpy as np
+import numpy.typing as npt
+from numba.core.caching import FunctionCache
+
+from chatgym import rng
+from chatgym.errors import InvalidValue, unknown
+from chatgym.scenarios import Scenario, code_digest
+
+Snapshot = dict[str, npt.NDArray[Any]]
+
+
+class _ScenarioCache(FunctionCache):  # type: ignore[misc]
+    """numba's cache on disk, keyed by the scenario's digest.
+
+    numba can't cache a closure over compiled functions (their identity is random in each process), nor does it
+    notice when a function in another file changes. The digest covers both.
+    """
+
+    def __init__(self, py_func: Callable[..., Any], digest: str) -> None:
+        super().__init__(py_func)
+        self._digest = digest
+
+    def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
+        return sig, codegen.magic_tuple(), self._digest
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """A scenario's functions, compiled over the batch. Arrays have a leading axis B."""
+
+    start: Callable[..., None]
+    step: Callable[..., None]
+    index: Callable[..., None]
+    embed: Callable[..., None]
+    mask: Callable[..., None]
+    expert: Callable[..., None]
+
+
+@nb.njit
+def _next_keys(rows, roots, episodes, keys):  # type: ignore[no-untyped-def]
+    for i in range(rows.shape[0]):
+        if rows[i]:
+            keys[i] = rng.episode_key(roots[i], episodes[i])
+            episodes[i] += 1
+
+
+_compiled: dict[Scenario, Kernels] = {}
+
+
+def kernels(scenario: Scenario) -> Kernels:
+    """Return the compiled loops of a scenario (compiled at first use, then read from numba's cache)."""
+    if scenario not in _compiled:
+        digest = hashlib.sha256((scenario.digest + loops_digest()).encode()).hexdigest()
+        loops = _loops(scenario)
+        for loop in loops.values():
+            loop._cache = _ScenarioCache(loop.py_func, digest)
+        _compiled[scenario] = Kernels(**loops)
+    return _compiled[scenario]
+
+
+def loops_digest() -> str:
+    """SHA-256 of the code that every scenario shares: the draws and the loops over the batch."""
+    return code_digest(inspect.getsource(rng), inspect.getsource(_loops))
+
+
+def _loops(scenario: Scenario) -> dict[str, Any]:  # noqa: C901 (six loops, each trivial)
+    begin, respond, number = scenario.start, scenario.respond, scenario.index
+    fill, allow, choose = scenario.embed, scenario.mask, scenario.expert
+    truncated = len(scenario.outcomes) - 1
+
+    @nb.njit
+    def start(rows, keys, turns, hidden, belief, said, outcomes, error_rate):  # type: ignore[no-untyped-def]
+        for i in range(rows.shape[0]):
+            if rows[i]:
+                turns[i] = 0
+                outcomes[i] = 0
+                begin(keys[i], hidden[i], belief[i], said[i], error_rate)
+
+    @nb.njit
+    def step(  # type: ignore[no-untyped-def]
+        rows, acts, keys, turns, hidden, belief, said, outcomes, rewards, terms, weights, terminations,
+        truncations, max_turns, error_rate,
+    ):  # fmt: skip
+        for i in range(rows.shape[0]):
+            if not rows[i]:
+                continue
+            turns[i] += 1
+            last = turns[i] >= max_turns
+            outcome = respond(keys[i], turns[i], acts[i], hidden[i], belief[i], said[i], terms[i], error_rate, last)
+            outcomes[i] = outcome
+            terminations[i] = 0 < outcome < truncated
+            truncations[i] = outcome == truncated
+            reward = 0.0
+            for term in range(weights.shape[0]):
+                reward += weights[term] * terms[i, term]
+            rewards[i] = reward
+
+    @nb.njit
+    def index(belief, out):  # type: ignore[no-untyped-def]
+        for i in range(out.shape[0]):
+            out[i] = number(belief[i])
+
+    @nb.njit
+    def embed(belief, out):  # type: ignore[no-untyped-def]
+        for i in range(out.shape[0]):
+            fill(belief[i], out[i])
+
+    @nb.njit
+    def mask(belief, out):  # type: ignore[no-untyped-def]
+        for i in range(out.shape[0]):
+            allow(belief[i], out[i])
+
+    @nb.njit
+    def expert(belief, out):  # type: ignore[no-untyped-def]
+        for i in range(out.shape[0]):
+            out[i] = choose(belief[i])
+
+    return {"start": start, "step": step, "index": index, "embed": embed, "mask": mask, "expert": expert}
+
+
+class ChatRoom:
+    """B conversations with partners of one scenario, side by side.
+
+    Attributes:
+        size: B.
+        keys: uint64[B], the key of each conversation: with the acts, all that decides its course.
+        roots: uint64[B], what a row's keys are derived from.
+        episodes: int64[B], conversations begun in each row since it was seeded.
+        turns: int64[B], agent turns taken.
+        hidden, belief, said: records[B], see `Scenario`.
+        outcomes: int64[B], index into ``scenario.outcomes``; 0 while the conversation goes on.
+        rewards: float64[B] of the last step; ``terms`` float64[B, T] are its unweighted terms.
+        terminations, truncations: bool[B] of the last step.
+    """
+
+    _STATE = ("keys", "roots", "episodes", "turns", "hidden", "belief", "said", "outcomes", "rewards", "terms",
+              "terminations", "truncations")  # fmt: skip
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        size: int,
+        *,
+        error_rate: float = 0.1,
+        max_turns: int | None = None,
+        reward_weights: Mapping[str, float] | None = None,
+    ) -> None:
+        """Make room for B conversations, none of them begun.
+
+        Args:
+            scenario: What the conversations are about.
+            size: B, at least 1.
+            error_rate: Semantic error rate in [0, 1]: how often the agent misunderstands an act or a value.
+            max_turns: Turns after which a conversation is truncated; the scenario's own when None.
+            reward_weights: Reward term to weight; terms left out keep the scenario's.
+
+        Raises:
+            InvalidValue: When a value is out of its range, or a reward term unknown.
+        """
+        if size < 1:
+            raise InvalidValue(f"a room needs at least one conversation, not {size}")
+        if not 0.0 <= error_rate <= 1.0:
+            raise InvalidValue(f"error_rate is a probability from 0 to 1, not {error_rate}")
+        turns = scenario.max_turns if max_turns is None else max_turns
+        if not 1 <= turns <= 10_000:
+            raise InvalidValue(f"max_turns is a number of turns from 1 to 10000, not {max_turns}")
+        weights = dict(scenario.reward_terms)
+        for term, weight in (reward_weights or {}).items():
+            if term not in weights:
+                raise unknown("reward term", term, weights, "Set reward_weights for these only.")
+            weights[term] = float(weight)
+        self.scenario, self.size = scenario, size
+        self.error_rate, self.max_turns, self.reward_weights = float(error_rate), int(turns), weights
+        self._weights = np.array(list(weights.values()))
+        self._kernels = kernels(scenario)
+        self._all = np.ones(size, bool)
+        self.keys = np.zeros(size, np.uint64)
+        self.roots = np.zeros(size, np.uint64)
+        self.episodes = np.zeros(size, np.int64)
+        self.turns = np.zeros(size, np.int64)
+        self.hidden = np.zeros(size, scenario.hidden)
+        self.belief = np.zeros(size, scenario.belief)
+        self.said = np.zeros(size, scenario.said)
+        self.outcomes = np.zeros(size, np.int64)
+        self.rewards = np.zeros(size)
+        self.terms = np.zeros((size, len(weights)))
+        self.terminations = np.zeros(size, bool)
+        self.truncations = np.zeros(size, bool)
+
+    def seed(self, roots: npt.NDArray[np.uint64], rows: npt.NDArray[np.bool_] | None = None) -> None:
+        """Give rows (all, if None) new roots, uint64[B], and count their conversations from 0 again."""
+        where = self._all if rows is None else rows
+        self.roots[where] = roots[where]
+        self.episodes[where] = 0
+
+    def start(self, rows: npt.NDArray[np.bool_] | None = None, keys: npt.NDArray[np.uint64] | None = None) -> None:
+        """Begin the next conversation in the rows of a bool[B] mask (all, if None), or those of given keys."""
+        where = self._all if rows is None else rows
+        if keys is None:
+            _next_keys(where, self.roots, self.episodes, self.keys)
+        else:
+            self.keys[where] = keys[where]
+        self._kernels.start(
+            where, self.keys, self.turns, self.hidden, self.belief, self.said, self.outcomes, self.error_rate
+        )
+
+    def step(self, acts: npt.NDArray[np.int64], rows: npt.NDArray[np.bool_] | None = None) -> None:
+        """Take one agent act, int64[B], in the rows of a bool[B] mask (all, if None); see the attributes."""
+        self._kernels.step(
+            self._all if rows is None else rows, acts, self.keys, self.turns, self.hidden, self.belief, self.said,
+            self.outcomes, self.rewards, self.terms, self._weights, self.terminations, self.truncations,
+            self.max_turns, self.error_rate,
+        )  # fmt: skip
+
+    def discrete(self) -> npt.NDArray[np.int64]:
+        """Number the belief states: int64[B] below ``scenario.n_beliefs``; 0 where the conversation ended."""
+        out = np.empty(self.size, np.int64)
+        self._kernels.index(self.belief, out)
+        return out
+
+    def embedding(self) -> npt.NDArray[np.float32]:
+        """Write the belief states as float32[B, ``scenario.embedding_size``] in [-1, 1]."""
+        out = np.empty((self.size, self.scenario.embedding_size), np.float32)
+        self._kernels.embed(self.belief, out)
+        return out
+
+    def action_masks(self) -> npt.NDArray[np.bool_]:
+        """Tell which acts make sense: bool[B, number of agent acts]."""
+        out = np.empty((self.size, len(self.scenario.agent_acts)), bool)
+        self._kernels.mask(self.belief, out)
+        return out
+
+    def expert_acts(self, belief: npt.NDArray[Any] | None = None) -> npt.NDArray[np.int64]:
+        """Return the scripted expert's acts, int64[B], for the room's beliefs or for those given."""
+        belief = self.belief if belief is None else belief
+        out = np.empty(len(belief), np.int64)
+        self._kernels.expert(belief, out)
+        return out
+
+    def snapshot(self) -> Snapshot:
+        """Copy the whole state; `restore` takes it back exactly, at any moment of a conversation."""
+        return {name: getattr(self, name).copy() for name in self._STATE}
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back to a snapshot of a room of the same scenario and size.
+
+        Raises:
+            InvalidValue: When the snapshot comes from another scenario's room or one of another size.
+        """
+        for name in self._STATE:
+            mine, theirs = getattr(self, name), snapshot.get(name)
+            if theirs is None or theirs.shape != mine.shape or theirs.dtype.descr != mine.dtype.descr:
+                raise InvalidValue(
+                    f"the snapshot doesn't fit this room of {self.size} {self.scenario.name!r} conversations: "
+                    f"{name!r} differs; restore it into a room made with the same arguments"
+                )
+        for name in self._STATE:
+            getattr(self, name)[...] = snapshot[name]
+
+    def fork(self, index: int, copies: int) -> ChatRoom:
+        """Make a new room of copies of one conversation: they differ from here on only by the agent's acts.
+
+        Raises:
+            InvalidValue: When there is no such row, or `copies` is below 1.
+        """
+        if not 0 <= index < self.size:
+            raise InvalidValue(f"there is no row {index} in a room of {self.size}")
+        room = ChatRoom(
+            self.scenario, copies, error_rate=self.error_rate, max_turns=self.max_turns,
+            reward_weights=self.reward_weights,
+        )  # fmt: skip
+        for name in self._STATE:
+            getattr(room, name)[...] = getattr(self, name)[index]
+        return room

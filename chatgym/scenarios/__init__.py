@@ -1,0 +1,124 @@
+"""What a scenario is: acts, state, five compiled functions and sentences.
+
+A scenario is content. It says what one conversation does, as plain scalar functions that numba compiles;
+`chatgym.room` runs them over a batch, and everything else (observations, words, replay) is made from what
+is declared here.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+import tokenize
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+TONES = ("calm", "annoyed", "angry")
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What an utterance means, before it has words.
+
+    Attributes:
+        act: The dialogue act.
+        parts: Keys into the scenario's sentences, one sentence each, said in this order. The first is the
+            act's own (``"state_problem/refund"``), further ones are volunteered (``"inform/reference"``).
+        slots: Placeholder name to the surface form of its value (``{"reference": "482913"}``).
+        tone: One of `TONES`; how it is said.
+    """
+
+    act: str
+    parts: tuple[str, ...]
+    slots: Mapping[str, str] = field(default_factory=dict)
+    tone: str = "calm"
+
+
+@dataclass(frozen=True, eq=False)
+class Scenario:
+    """One kind of conversation.
+
+    The state of a conversation is two records. `hidden` belongs to the partner (goal, mood, agenda);
+    `belief` is what the agent understood of what was said. Observations and the expert are functions of
+    `belief` alone, so they can't leak the goal. `said` is the partner's last utterance as it was meant.
+
+    The compiled functions (numba ``njit``) see one conversation each; ``key`` is its uint64 key:
+
+    - ``start(key, hidden, belief, said, error_rate)`` begins it;
+    - ``respond(key, turn, act, hidden, belief, said, terms, error_rate, last) -> int`` answers an agent act,
+      fills ``terms`` (one float per reward term) and returns an index into `outcomes` (0: goes on; the last
+      one is truncation, returned when ``last`` is true and nothing else ended it);
+    - ``index(belief) -> int`` is the discrete observation; ``0`` means the conversation has ended;
+    - ``embed(belief, out)`` fills the embedding observation, float32[`embedding_size`] in [-1, 1];
+    - ``mask(belief, out)`` says which agent acts make sense, bool[len(agent_acts)];
+    - ``expert(belief) -> int`` is the scripted expert's act;
+    - ``hear(belief, said)`` takes in an utterance that was understood exactly as it is in ``said``.
+
+    And three plain ones, for people and language models: ``partner_meaning(said) -> Meaning``,
+    ``agent_meaning(act, belief) -> Meaning`` and ``describe_goal(hidden) -> str``. ``parse(act, part, slots,
+    said)`` writes an understood utterance into ``said`` (the inverse of ``partner_meaning``).
+    """
+
+    name: str
+    version: int
+    description: str
+    agent_acts: tuple[str, ...]
+    user_acts: tuple[str, ...]
+    outcomes: tuple[str, ...]
+    success: str
+    reward_terms: Mapping[str, float]
+    max_turns: int
+    hidden: np.dtype[np.void]
+    belief: np.dtype[np.void]
+    said: np.dtype[np.void]
+    n_beliefs: int
+    embedding_size: int
+    start: Callable[..., None]
+    respond: Callable[..., int]
+    index: Callable[..., int]
+    embed: Callable[..., None]
+    mask: Callable[..., None]
+    expert: Callable[..., int]
+    hear: Callable[..., None]
+    partner_meaning: Callable[[Any], Meaning]
+    agent_meaning: Callable[[int, Any], Meaning]
+    describe_goal: Callable[[Any], str]
+    parse: Callable[[str, str, Mapping[str, Any], Any], None]
+    source: Path
+    partner_role: str = "customer"
+    agent_role: str = "agent"
+
+    @functools.cached_property
+    def sentences(self) -> dict[str, Any]:
+        """The scenario's sentences, read from the JSON file beside its source."""
+        data: dict[str, Any] = json.loads(self.source.with_suffix(".json").read_text(encoding="utf-8"))
+        return data
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of the scenario's code (comments and layout left out): another digest, another simulator."""
+        return code_digest(self.source.read_text(encoding="utf-8"))
+
+
+def code_digest(*sources: str) -> str:
+    """SHA-256 over the tokens of Python sources, blind to comments, docstrings and layout."""
+    skip = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.ENCODING, tokenize.ENDMARKER}
+    digest = hashlib.sha256()
+    for source in sources:
+        statement_starts = True
+        for token in tokenize.generate_tokens(io.StringIO(source).readline):
+            docstring = token.type == tokenize.STRING and statement_starts
+            statement_starts = token.type in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT) or (
+                statement_starts and token.type in skip
+            )
+            if token.type in skip or docstring:
+                continue
+            text = {tokenize.INDENT: "{", tokenize.DEDENT: "}"}.get(token.type, token.string)
+            digest.update(text.encode() + b"\n")
+    return digest.hexdigest()

@@ -1,0 +1,305 @@
+import numpy as np
+import pytest
+
+from chatgym.room import ChatRoom
+from chatgym.scenarios import TONES
+from chatgym.scenarios import customer_service as cs
+
+N = 10_000
+ACT = {name: i for i, name in enumerate(cs.AGENT_ACTS)}
+
+
+def room_of(size=N, **arguments):
+    room = ChatRoom(cs.SCENARIO, size, **arguments)
+    room.seed(np.arange(size, dtype=np.uint64) + np.uint64(10**9))
+    return room
+
+
+def uniform(room, generator=None, masked=True):
+    generator = generator or np.random.default_rng(0)
+    allowed = room.action_masks() if masked else np.ones((room.size, len(ACT)))
+    return np.argmax(generator.random(allowed.shape) * allowed, axis=1)
+
+
+def random_policy(masked):
+    generator = np.random.default_rng(0)
+    return lambda room: uniform(room, generator, masked)
+
+
+def expert(room):
+    return room.expert_acts()
+
+
+def fixed(*names):
+    acts = np.array([ACT[name] for name in names] + [ACT["close"]] * 30)
+    return lambda room: acts[room.turns]
+
+
+@pytest.fixture(scope="module")
+def expert_play(play):
+    return play(room_of(), expert)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_random_acts_resolve_less_than_15_percent(play, masked):
+    assert play(room_of(), random_policy(masked)).share("resolved") < 0.15
+
+
+def test_the_expert_resolves_75_to_95_percent_in_5_to_9_turns(expert_play):
+    assert 0.75 < expert_play.share("resolved") < 0.95
+    resolved = expert_play.turns[[outcome == "resolved" for outcome in expert_play.outcomes]]
+    assert 5 <= np.median(resolved) <= 9
+    assert 5 <= resolved.mean() <= 9
+
+
+def test_the_experts_acts_in_a_fixed_order_do_at_least_20_points_worse(play, expert_play):
+    gather = ("ask_topic", "ask_reference", "ask_date", "ask_amount", "ask_proof", "confirm")
+    best = 0.0
+    for order in (
+        gather,
+        ("greet", *gather),
+        (*gather, "confirm", "explain"),
+        ("ask_topic", "ask_reference", "ask_proof"),
+    ):
+        for ending in (*[(f"offer_{o}", "check_satisfaction", "explain", "close") for o in ("refund", "fix", "credit")],
+                       ("escalate",), ("offer_fix", "explain", "offer_credit", "offer_refund", "close")):  # fmt: skip
+            best = max(best, play(room_of(), fixed(*order, *ending)).share("resolved"))
+    assert best < expert_play.share("resolved") - 0.20
+
+
+def test_every_outcome_is_reached(play):
+    seen = set()
+    for policy in (random_policy(True), expert, fixed(*["ask_topic"] * 30)):
+        seen |= set(play(room_of(max_turns=12), policy).outcomes)
+    assert seen == set(cs.OUTCOMES[1:])
+
+
+def test_confirming_is_worth_its_turns_only_where_one_misunderstands(play, expert_play):
+    def careless(room):
+        belief = room.belief.copy()
+        belief["sure"] = np.where(belief["sure"] == 1, 2, belief["sure"])
+        return room.expert_acts(belief)
+
+    assert play(room_of(), careless).returns.mean() < expert_play.returns.mean() - 0.05
+    clear = play(room_of(error_rate=0.0), expert), play(room_of(error_rate=0.0), careless)
+    assert clear[0].returns.mean() == clear[1].returns.mean()
+
+
+def test_more_misunderstanding_means_worse_results(play):
+    shares = [play(room_of(error_rate=rate), expert).share("resolved") for rate in (0.0, 0.1, 0.3)]
+    assert shares[0] > shares[1] + 0.03 > shares[2] + 0.06
+
+
+def test_the_error_channel_errs_at_its_rate_and_knows_it_half_of_the_time():
+    room = room_of(200_000)
+    room.start()
+    room.step(np.full(room.size, ACT["ask_topic"]))
+    opened = room.hidden["told"] & 1 == 1
+    first = opened & (room.belief["sure"][:, cs.TOPIC] > 0) & (room.belief["asked"][:, cs.TOPIC] == 1)
+    wrong = room.belief["topic"][first] != room.hidden["topic"][first]
+    unsure = room.belief["sure"][first, cs.TOPIC] == 1
+    assert 0.05 < wrong.mean() < 0.11  # some were heard twice, the same way
+    assert unsure[wrong].mean() > 2.5 * unsure[~wrong].mean()
+
+
+def test_without_errors_the_agent_believes_what_was_said():
+    room = room_of(5000, error_rate=0.0)
+    room.start()
+    for _ in range(6):
+        room.step(room.expert_acts())
+        for slot, name in enumerate(cs.SLOTS):
+            named = (room.said["slots"] & (1 << slot) > 0) & (room.belief["ended"] == 0)
+            assert np.array_equal(room.belief[name][named], room.said[name][named])
+
+
+def test_the_customer_only_says_what_it_wants_or_misremembers():
+    room = room_of(5000)
+    room.start()
+    generator = np.random.default_rng(3)
+    for _ in range(12):
+        before = room.hidden["misremembers"].copy()
+        room.step(uniform(room, generator))
+        for slot, name in enumerate(cs.SLOTS):
+            named = room.said["slots"] & (1 << slot) > 0
+            truth = room.said[name] == room.hidden[name]
+            if name in ("date", "amount"):
+                mistaken = (before & (1 << slot) > 0) & (room.said[name] == room.hidden[f"wrong_{name}"])
+                truth |= mistaken
+            assert truth[named].all()
+
+
+def test_misremembered_values_fall_under_another_case_of_the_policy():
+    room = room_of()
+    room.start()
+    case = np.vectorize(cs.case)
+    assert (case(cs.DATE, room.hidden["date"]) != case(cs.DATE, room.hidden["wrong_date"])).all()
+    assert (case(cs.AMOUNT, room.hidden["amount"]) != case(cs.AMOUNT, room.hidden["wrong_amount"])).all()
+
+
+def test_an_offer_above_what_is_due_is_a_policy_violation_and_one_below_a_wrong_resolution():
+    room = room_of(error_rate=0.0)
+    room.start()
+    while not np.isin(room.expert_acts(), [ACT["offer_refund"], ACT["offer_fix"], ACT["offer_credit"]]).any():
+        room.step(room.expert_acts())
+    ready = np.isin(room.expert_acts(), [ACT["offer_refund"], ACT["offer_fix"], ACT["offer_credit"]])
+    ready &= (room.hidden["misremembers"] == 0) & (room.outcomes == 0)
+    right = room.expert_acts() - ACT["offer_refund"]
+    for offer in range(3):
+        trial = ChatRoom(cs.SCENARIO, room.size, error_rate=0.0)
+        trial.restore(room.snapshot())
+        trial.step(np.full(room.size, ACT["offer_refund"] + offer))
+        taken = ready & (trial.hidden["accepted"] == offer)
+        due = cs.GENEROSITY[room.hidden["topic"], np.where(ready, right, 0)]
+        worth = cs.GENEROSITY[room.hidden["topic"], offer]
+        expected = np.where(
+            right == offer, cs.RESOLVED, np.where(worth > due, cs.POLICY_VIOLATION, cs.WRONG_RESOLUTION)
+        )
+        assert taken.sum() > 20
+        assert np.array_equal(trial.hidden["verdict"][taken], expected[taken])
+
+
+def test_a_resolution_for_a_wrong_number_is_a_wrong_resolution():
+    room = room_of(error_rate=0.0)
+    room.start()
+    for _ in range(15):
+        offers = room.expert_acts()
+        room.belief["reference"][:] = 111_111
+        going = room.outcomes == 0
+        room.step(offers, going)
+    accepted = room.hidden["accepted"] >= 0
+    assert accepted.sum() > 1000
+    assert not (room.hidden["verdict"][accepted] == cs.RESOLVED).any()
+
+
+def test_the_table_numbers_every_belief_within_its_space_and_0_only_at_the_end():
+    room = room_of(20_000)
+    room.start()
+    generator = np.random.default_rng(4)
+    seen = set()
+    for _ in range(40):
+        room.step(uniform(room, generator))
+        numbers = room.discrete()
+        assert ((0 <= numbers) & (numbers < cs.SCENARIO.n_beliefs)).all()
+        assert np.array_equal(numbers == 0, room.terminations)
+        seen |= set(numbers.tolist())
+        over = room.terminations | room.truncations
+        room.start(over)
+    assert len(seen) > 2500
+
+
+def test_the_embedding_tells_apart_all_beliefs_that_the_table_tells_apart():
+    room = room_of(5000)
+    room.start()
+    generator = np.random.default_rng(5)
+    by_vector: dict[bytes, int] = {}
+    for _ in range(10):
+        room.step(uniform(room, generator))
+        for number, vector in zip(room.discrete().tolist(), room.embedding(), strict=True):
+            assert by_vector.setdefault(vector.tobytes(), number) == number
+        room.start(room.terminations | room.truncations)
+
+
+def test_the_embedding_stays_between_minus_one_and_one():
+    room = room_of(2000)
+    room.start()
+    for _ in range(19):
+        room.step(np.full(room.size, ACT["apologise"]), room.outcomes == 0)
+        assert np.abs(room.embedding()).max() <= 1.0
+
+
+def test_an_utterance_survives_being_worded_understood_and_parsed():
+    room = room_of(500, error_rate=0.0)
+    room.start()
+    for _ in range(8):
+        for said in room.said:
+            meaning = cs.partner_meaning(said)
+            slots = dict(meaning.slots)
+            parsed = np.zeros(1, cs.SAID)[0]
+            values = {"reference": said["reference"], "date": said["date"], "amount": said["amount"]}
+            heard = {name: values[name] for name in slots}
+            if said["slots"] & (1 << cs.TOPIC):
+                heard["topic"] = cs.TOPICS[said["topic"]]
+            if said["slots"] & (1 << cs.PROOF):
+                heard["proof"] = bool(said["proof"])
+            cs.parse(meaning.act, meaning.parts[0], heard, parsed)
+            assert parsed["act"] == said["act"]
+            assert parsed["slots"] == said["slots"]
+            assert all(parsed[name] == said[name] for name in heard if name not in ("topic", "proof"))
+            assert meaning.tone == TONES[said["tone"]]
+        room.step(room.expert_acts(), room.outcomes == 0)
+
+
+def test_every_part_that_is_ever_said_has_sentences_in_every_tone_it_is_said_in():
+    sentences = cs.SCENARIO.sentences
+    room = room_of(4000)
+    room.start()
+    generator = np.random.default_rng(6)
+    for _ in range(15):
+        acts = np.where(generator.random(room.size) < 0.5, uniform(room, generator), room.expert_acts())
+        for act, belief in zip(acts[:500], room.belief[:500], strict=True):
+            assert all(sentences["agent"][part] for part in cs.agent_meaning(int(act), belief).parts)
+        room.step(acts)
+        for said in room.said[:1000]:
+            meaning = cs.partner_meaning(said)
+            for part in meaning.parts:
+                assert any(sentences["partner"][part].values())
+        room.start(room.terminations | room.truncations)
+
+
+def hidden_parts(room):
+    """Parts of the goal, and whether nothing about them was said yet."""
+    told = room.hidden["told"]
+    dates = np.vectorize(cs.case)(cs.DATE, room.hidden["date"])
+    return {
+        "topic": (room.hidden["topic"].copy(), told & (1 << cs.TOPIC) == 0, 6),
+        "date": (dates, told & (1 << cs.DATE) == 0, 3),
+        "amount": ((room.hidden["amount"] > 100).astype(int), told & (1 << cs.AMOUNT) == 0, 2),
+        "proof": (room.hidden["proof"].copy(), told & (1 << cs.PROOF) == 0, 2),
+    }
+
+
+def above_chance(features, goal, classes):
+    """How far a small classifier, trained on one half, is above the commonest class on the other, in deviations."""
+    from torch import Generator, nn, no_grad, optim, tensor
+
+    half, generator = len(goal) // 2, Generator().manual_seed(0)
+    x, y = tensor(features), tensor(goal.astype(np.int64))
+    model = nn.Sequential(nn.Linear(x.shape[1], 32), nn.ReLU(), nn.Linear(32, classes))
+    for weights in model.parameters():
+        nn.init.uniform_(weights, -0.1, 0.1, generator=generator)
+    optimiser = optim.Adam(model.parameters(), 0.01, weight_decay=1e-3)
+    for _ in range(60):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(model(x[:half]), y[:half]).backward()
+        optimiser.step()
+    with no_grad():
+        accuracy = (model(x[half:]).argmax(1) == y[half:]).float().mean().item()
+    chance = (goal[half:] == np.bincount(goal[:half], minlength=classes).argmax()).mean()
+    return (accuracy - chance) / np.sqrt(chance * (1 - chance) / half)
+
+
+@pytest.mark.parametrize("moment", [0, 2, 4])
+def test_no_classifier_learns_unsaid_parts_of_the_goal_from_observations(moment):
+    """Reactions to offers may tell (they are said); before any offer the unsaid must stay at chance."""
+    room = room_of(40_000)
+    room.start()
+    generator = np.random.default_rng(7)
+    asking = np.array([ACT[a] for a in ("greet", "ask_topic", "ask_reference", "confirm", "apologise")])
+    for _ in range(moment):
+        room.step(generator.choice(asking, room.size), room.outcomes == 0)
+    features, tested = room.embedding(), 0
+    for goal, unsaid, classes in hidden_parts(room).values():
+        rows = np.flatnonzero(unsaid & (room.outcomes == 0))
+        if len(rows) > 3000:
+            assert above_chance(features[rows], goal[rows], classes) < 4
+            tested += 1
+    assert tested >= 3
+
+
+def test_the_classifier_notices_a_leak_in_one_observation_of_five():
+    room = room_of(20_000)
+    room.start()
+    features, proof = room.embedding(), room.hidden["proof"].copy()
+    shown = np.random.default_rng(8).random(room.size) < 0.2
+    leaking = np.hstack([features, np.where(shown, proof, 0.5)[:, None].astype(np.float32)])
+    assert above_chance(leaking, proof, 2) > 8
