@@ -47,12 +47,11 @@ def test_stable_baselines3s_checker_is_content(observation):
     assert make(observation=observation).action_space.n == 15
 
 
-@pytest.mark.parametrize("mode", ["ansi", "human"])
-def test_gymnasiums_checker_is_content_with_rendering(mode, capsys):
+def test_gymnasiums_checker_is_content_with_rendering(capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_env(make(render_mode=mode).unwrapped)
-    assert ("customer" in capsys.readouterr().out) == (mode == "human")
+        check_env(make(render_mode="ansi").unwrapped)  # tries the other modes too
+    assert "customer" in capsys.readouterr().out
 
 
 def test_the_environment_is_made_without_importing_chatgym_first():

@@ -1,0 +1,133 @@
+import json
+
+import gymnasium as gym
+import pytest
+
+import chatgym
+from chatgym import trace
+from chatgym.errors import Corrupted, InvalidValue, ReplayMismatch
+
+
+def recorded(path, observation="discrete", **arguments):
+    env = gym.make("ChatEnv-v0", llm="template", observation=observation, **arguments)
+    trace.record(env, lambda *_: int(env.unwrapped.room.expert_acts()[0]), path, keys=[1, 2, 2**64 - 1])
+    return path
+
+
+def reseal(path, change):
+    """Change a trace's lines and seal it again, as somebody would who wants to cheat."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    change(lines)
+    path.write_text("")
+    with trace.TraceWriter(path, lines[0]["identity"]) as writer:
+        for line in lines[1:-1]:
+            writer.write(line)
+    return path
+
+
+@pytest.mark.parametrize("observation", ["discrete", "embedding", "text"])
+def test_a_replay_reproduces_every_observation_reward_act_and_text(tmp_path, observation):
+    path = recorded(tmp_path / "t.jsonl", observation, error_rate=0.2, max_turns=9, reward_weights={"mood": 0.3})
+    result = chatgym.replay(path)
+    assert result.conversations == 3
+    assert result.turns == sum('"type":"turn"' in line for line in path.read_text().splitlines())
+    assert path.read_text().splitlines()[-1].count(result.sha256) == 1
+
+
+def test_two_recordings_are_byte_identical(tmp_path):
+    assert recorded(tmp_path / "a").read_bytes() == recorded(tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("reward", 1.0),
+        ("text", "I am perfectly happy with everything."),
+        ("agent_text", "Hello."),
+        ("user_act", "thank"),
+        ("observation", 7),
+        ("reward_terms", {}),
+    ],
+)
+def test_a_single_changed_value_is_found_even_when_the_trace_was_sealed_again(tmp_path, field, value):
+    path = reseal(recorded(tmp_path / "t.jsonl"), lambda lines: lines[2].update({field: value}))
+    with pytest.raises(ReplayMismatch, match=f"line 3: {field} is "):
+        chatgym.replay(path)
+
+
+def test_a_single_changed_word_is_found(tmp_path):
+    path = recorded(tmp_path / "t.jsonl")
+
+    def change(lines):
+        words = lines[1]["text"].split()
+        lines[1]["text"] = " ".join([words[0] + "x", *words[1:]])
+
+    with pytest.raises(ReplayMismatch, match="line 2: text is"):
+        chatgym.replay(reseal(path, change))
+
+
+def test_a_dropped_turn_is_found(tmp_path):
+    path = reseal(recorded(tmp_path / "t.jsonl"), lambda lines: lines.pop(3))
+    with pytest.raises(ReplayMismatch):
+        chatgym.replay(path)
+
+
+def test_a_trace_changed_without_sealing_is_found(tmp_path):
+    path = recorded(tmp_path / "t.jsonl")
+    lines = path.read_text().splitlines()
+    lines[-1] = json.dumps({"type": "end", "sha256": "0" * 64})
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(ReplayMismatch, match="SHA-256 doesn't match"):
+        chatgym.replay(path)
+
+
+def test_a_trace_of_another_simulator_is_refused(tmp_path):
+    def change(lines):
+        lines[0]["identity"]["sha256"] = "0" * 64
+
+    with pytest.raises(ReplayMismatch, match="another simulator"):
+        chatgym.replay(reseal(recorded(tmp_path / "t.jsonl"), change))
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "words"),
+    [
+        ("", InvalidValue, "no ChatGym trace"),
+        ('{"some": "json"}\n', InvalidValue, "no ChatGym trace"),
+        ("not json\n", Corrupted, "line 1 is not JSON"),
+        ('{"format": "chatgym-trace", "version": 99}\n', InvalidValue, "version 99"),
+    ],
+)
+def test_what_is_no_trace_is_refused(tmp_path, content, error, words):
+    path = tmp_path / "t.jsonl"
+    path.write_text(content)
+    with pytest.raises(error, match=words):
+        trace.read(path)
+
+
+def test_a_trace_that_was_cut_off_is_refused(tmp_path):
+    path = recorded(tmp_path / "t.jsonl")
+    path.write_text("\n".join(path.read_text().splitlines()[:-2]) + "\n")
+    with pytest.raises(Corrupted, match="cut off"):
+        chatgym.replay(path)
+
+
+def test_the_identity_changes_with_everything_that_decides_outcomes_and_with_nothing_else():
+    def digest(**arguments):
+        env = gym.make("ChatEnv-v0", **{"llm": "template", **arguments}, disable_env_checker=True)
+        return env.unwrapped.identity()["sha256"]
+
+    usual = digest()
+    assert digest(observation="text") == usual
+    for arguments in ({"error_rate": 0.2}, {"max_turns": 19}, {"reward_weights": {"mood": 0.1}}):
+        assert digest(**arguments) != usual
+
+
+def test_a_scenarios_digest_sees_its_code_and_not_its_comments():
+    from chatgym.scenarios import code_digest
+
+    code = 'X = 1\ndef f(a):\n    """Say."""\n    return a + X\n'
+    same = '# why\nX = 1  # one\n\n\ndef f(a):\n    """Say it\n    otherwise."""\n\n    return a   +   X\n'
+    assert code_digest(code) == code_digest(same)
+    assert code_digest(code) != code_digest(code.replace("a + X", "a - X"))
+    assert code_digest("if a:\n    b\n    c\n") != code_digest("if a:\n    b\nc\n")
