@@ -45,8 +45,8 @@ class ChatEnv(gym.Env[Any, Any]):
 
     | `observation` | Space | Meaning |
     |---------------|-------|---------|
-    | ``"embedding"`` | `Box(-1, 1, (85,), float32)` | the whole belief state: last acts, tone, slots with confidence, counts |
-    | ``"discrete"`` | `Discrete(5135)` | the number of the belief state, without turn, tone and counts; 0: it has ended |
+    | ``"embedding"`` | `Box(-1, 1, (85,), float32)` | the belief state: last acts, tone, slots, confidence, counts |
+    | ``"discrete"`` | `Discrete(6018)` | its number, without turn, tone and counts; 0: it has ended |
     | ``"text"`` | `Text(2000)` | the partner's last words, which no error channel garbles |
 
     ## Rewards
@@ -54,7 +54,7 @@ class ChatEnv(gym.Env[Any, Any]):
 
     | Term | Weight | Value |
     |------|--------|-------|
-    | outcome | 1 | at the end: resolved +1, wrong resolution or needless escalation -0.5, policy violation, hung up or abandoned -1 |
+    | outcome | 1 | +1 resolved; -0.5 wrong resolution, needless escalation; -1 policy violation, hung up, abandoned |
     | time | 0.02 | -1 a turn |
     | mood | 0.05 | change of the partner's mood (0 to 10) |
     | satisfaction | 0.2 | mood / 10 at the end, if resolved |
@@ -185,7 +185,7 @@ class ChatEnv(gym.Env[Any, Any]):
             info["outcome"] = self.scenario.outcomes[room.outcomes[0]]
         return self._observation(), reward, terminated, truncated, info
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """Return the conversation so far as coloured text (``"ansi"``), or None: ``"human"`` prints as it goes."""
         if self.render_mode is None:
             gym.logger.warn("render() needs a render_mode: gym.make('ChatEnv-v0', render_mode='ansi')")
@@ -219,7 +219,7 @@ class ChatEnv(gym.Env[Any, Any]):
         return int(self.room.keys[0])
 
     def _user_act(self) -> str:
-        return self.scenario.user_acts[self.room.said["act"][0]]
+        return self.scenario.user_acts[int(self.room.said["act"][0])]
 
     def _observation(self) -> Any:
         return self.talk.observe()[0]

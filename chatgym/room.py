@@ -25,7 +25,7 @@ from chatgym.scenarios import Scenario, code_digest
 Snapshot = dict[str, npt.NDArray[Any]]
 
 
-class _ScenarioCache(FunctionCache):  # type: ignore[misc]
+class _ScenarioCache(FunctionCache):
     """numba's cache on disk, keyed by the scenario's digest.
 
     numba can't cache a closure over compiled functions (their identity is random in each process), nor does it

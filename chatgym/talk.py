@@ -37,7 +37,8 @@ def find_scenario(scenario: str | Scenario) -> Scenario:
     found = plugins.load().scenarios
     if scenario not in found:
         raise unknown("scenario", scenario, found, "`chatgym scenarios` lists them.")
-    return found[scenario]
+    resolved: Scenario = found[scenario]
+    return resolved
 
 
 class Talk:

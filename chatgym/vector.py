@@ -180,7 +180,7 @@ class ChatVectorEnv(VectorEnv[Any, Any, Any]):
             raise InvalidValue(f"got {len(seed)} seeds for {self.num_envs} conversations; give one each, or an int")
         given = where & np.array([one is not None for one in seed])
         roots = np.zeros(self.num_envs, np.uint64)
-        for i in np.flatnonzero(given):
+        for i in np.flatnonzero(given).tolist():
             roots[i] = root_of(gym.utils.seeding.np_random(seed[i])[0])
         room.seed(roots, given)
         unseeded = where & ~given
@@ -229,4 +229,5 @@ def _reset_mask(mask: Any, size: int) -> BoolArray | None:
         return None
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != (size,) or not mask.any():
         raise InvalidValue(f"options['reset_mask'] is a numpy bool array of shape ({size},) with at least one True")
-    return mask.copy()
+    copy: BoolArray = mask.copy()
+    return copy

@@ -179,7 +179,7 @@ def test_the_table_numbers_every_belief_within_its_space_and_0_only_at_the_end()
     for _ in range(40):
         room.step(uniform(room, generator))
         numbers = room.discrete()
-        assert ((0 <= numbers) & (numbers < cs.SCENARIO.n_beliefs)).all()
+        assert ((numbers >= 0) & (numbers < cs.SCENARIO.n_beliefs)).all()
         assert np.array_equal(numbers == 0, room.terminations)
         seen |= set(numbers.tolist())
         over = room.terminations | room.truncations

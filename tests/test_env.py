@@ -55,7 +55,8 @@ def test_gymnasiums_checker_is_content_with_rendering(capsys):
 
 
 def test_the_environment_is_made_without_importing_chatgym_first():
-    code = "import gymnasium as gym; env = gym.make('chatgym:ChatEnv-v0', llm='template'); print(env.reset(seed=1)[1]['user_act'])"
+    make = "gym.make('chatgym:ChatEnv-v0', llm='template')"
+    code = f"import gymnasium as gym; print({make}.reset(seed=1)[1]['user_act'])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() in SCENARIO.user_acts
 

@@ -107,7 +107,7 @@ HIDDEN = np.dtype((np.record, [
     ("reference", "i4"), ("date", "i4"), ("amount", "i4"), ("topic", "i1"), ("proof", "i1"),  # the goal
     ("wrong_date", "i4"), ("wrong_amount", "i4"), ("misremembers", "u1"),  # slots as bits, and what it believes
     ("mood", "i1"), ("patience", "i1"), ("talkative", "f4"), ("hopes", "i1"), ("question", "i1"),
-    ("told", "u1"), ("reluctant", "u1"), ("not_at_hand", "u1"), ("waiting", "i1"),  # slot it won't say before an explanation
+    ("told", "u1"), ("reluctant", "u1"), ("not_at_hand", "u1"), ("waiting", "i1"),  # slot it holds back
     ("complained", "i1"), ("accepted", "i1"), ("verdict", "i1"),  # the outcome that its acceptance led to
 ]))  # fmt: skip
 
@@ -604,12 +604,14 @@ def hear(belief: Any, said: Any) -> None:
 
 # -- What the agent sees -------------------------------------------------------------------------------------------
 
-PHASES = 6  # open, complaint, question, unclear, rejected, rejected and explained
+PHASES = 7  # open, complaint, question, unclear, rejected, rejected and explained, not begun by the agent
 
 
 @nb.njit
 def phase(belief: Any) -> int:
     """Return what the conversation waits for, before an offer was accepted."""
+    if belief.turn == 0:
+        return 6
     if belief.complaint:
         return 1
     if belief.question:
@@ -624,7 +626,8 @@ def _slot_cases(slot: int) -> int:
 
 
 TOPIC_STATES = np.array([2 * 3 * PHASES * _slot_cases(a) * _slot_cases(b) for a, b in REQUIRED])
-TOPIC_OFFSET = 5 + 3 * PHASES + np.concatenate([[0], np.cumsum(TOPIC_STATES)])
+SETTLED_STATES = 4 * 2 * 4
+TOPIC_OFFSET = 1 + SETTLED_STATES + 3 * PHASES + np.concatenate([[0], np.cumsum(TOPIC_STATES)])
 N_BELIEFS = int(TOPIC_OFFSET[-1])
 
 
@@ -637,15 +640,34 @@ def slot_case(belief: Any, slot: int) -> int:
 
 
 @nb.njit
+def settled(belief: Any) -> int:
+    """Number the states after an acceptance, as the agent sees them: what remains of the case is whether the offer fits.
+
+    0 something needed was never heard, 1 below, 2 as, 3 above what the policy grants by what was understood; then
+    whether all of that is sure; then what the conversation waits for.
+    """
+    fit, sure = 0, 1
+    if believes_enough(belief):
+        right = right_resolution(belief)
+        difference = GENEROSITY[belief.topic, belief.offered] - GENEROSITY[belief.topic, right]
+        fit = 2 if belief.offered == right else (1 if difference < 0 else 3)
+        for slot in range(5):
+            if needs(belief.topic, slot) and belief.sure[slot] < 2:
+                sure = 0
+    waits = 1 if belief.complaint else (2 if belief.question else (3 if belief.satisfied else 0))
+    return (fit * 2 + sure) * 4 + waits
+
+
+@nb.njit
 def index(belief: Any) -> int:
     """Number the belief state: a table's view, blind to turn, tone and how often what was asked."""
     if belief.ended:
         return 0
     if belief.accepted:
-        return 1 + (1 if belief.complaint else (2 if belief.question else (3 if belief.satisfied else 0)))
+        return 1 + settled(belief)
     code = min(belief.sure[REFERENCE], 2) * PHASES + phase(belief)
     if belief.sure[TOPIC] == 0:
-        return 5 + code
+        return 1 + SETTLED_STATES + code
     topic = belief.topic
     first, second = REQUIRED[topic, 0], REQUIRED[topic, 1]
     code = code * 2 + int(belief.sure[TOPIC] >= 2)

@@ -1,0 +1,338 @@
+"""Q-learning: the textbook class for a plain loop, and the trainer over thousands of conversations.
+
+Watkins (1989), "Learning from delayed rewards". The trainer applies a batch row after row, so it does what the
+plain loop would do with the same transitions in that order, also where two rows share a (state, action).
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numba as nb
+import numpy as np
+import numpy.typing as npt
+from gymnasium.vector import AutoresetMode
+
+from chatgym.agent import Callback, Interface, MakeEnvs, make_config, setting
+from chatgym.errors import Corrupted, InvalidValue
+from chatgym.rng import bits, draw
+from chatgym.scenarios import Scenario
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+EXPLORE, WHICH_ACT, WHICH_TABLE = range(3)  # purposes of the draws, see chatgym.rng
+
+
+class QLearningAgent:
+    """Tabular Q-learning as in a textbook, for any environment with numbered states and actions.
+
+    Attributes:
+        q_table: float64[state_space, action_space]; states that are never left, such as the end, stay 0.
+    """
+
+    def __init__(
+        self, state_space: int, action_space: int, learning_rate: float, discount_factor: float, seed: int = 0
+    ) -> None:
+        """Begin with a table of zeros.
+
+        Raises:
+            InvalidValue: When a number is out of its range.
+        """
+        if state_space < 1 or action_space < 1:
+            raise InvalidValue(f"a table needs states and actions, not {state_space} x {action_space}")
+        for name, value in (("learning_rate", learning_rate), ("discount_factor", discount_factor)):
+            if not 0.0 <= value <= 1.0:
+                raise InvalidValue(f"{name} is {value}; allowed is 0 to 1")
+        self.learning_rate = learning_rate
+        self.discount_factor = discount_factor
+        self.q_table = np.zeros((state_space, action_space))
+        self._generator = np.random.default_rng(seed)
+
+    def choose_action(self, state: int, epsilon: float = 0.0) -> int:
+        """Return a random action with probability `epsilon`, else the best known one (the lowest of several)."""
+        if self._generator.random() < epsilon:
+            return int(self._generator.integers(self.q_table.shape[1]))
+        return int(self.q_table[state].argmax())
+
+    def learn(self, state: int, action: int, reward: float, next_state: int) -> None:
+        """Move the value of (state, action) towards what one step showed."""
+        target = reward + self.discount_factor * self.q_table[next_state].max()
+        self.q_table[state, action] += self.learning_rate * (target - self.q_table[state, action])
+
+
+@nb.njit(cache=True)
+def best_action(tables: Floats, state: int, mask: Bools) -> int:
+    """Return the allowed action with the highest sum over `tables`, float64[T, S, A]; the lowest of several."""
+    best, highest = -1, -np.inf
+    for action in range(tables.shape[2]):
+        if mask[action]:
+            value = tables[0, state, action]
+            if tables.shape[0] == 2:
+                value += tables[1, state, action]
+            if value > highest:
+                best, highest = action, value
+    return best
+
+
+@nb.njit(cache=True)
+def choose(
+    tables: Floats, states: Ints, masks: Bools, epsilon: float, seed: int, time: int, actions: Ints, greedy: Bools
+) -> None:
+    """Choose ε-greedily for each row; row i's draws are a function of (seed, i, time).
+
+    Args:
+        tables: float64[T, S, A].
+        states: int64[B].
+        masks: bool[B, A].
+        epsilon: Probability of a random allowed action.
+        seed: Root of the draws.
+        time: Position of the draws, another one at each call.
+        actions: int64[B], filled with the choices.
+        greedy: bool[B], filled with whether a choice is (also) the best known.
+    """
+    for i in range(states.shape[0]):
+        best = best_action(tables, states[i], masks[i])
+        actions[i] = best
+        if epsilon > 0.0:
+            key = bits(np.uint64(seed), i, EXPLORE)
+            if draw(key, time, EXPLORE) < epsilon:
+                chosen = int(draw(key, time, WHICH_ACT) * masks[i].sum())
+                for action in range(masks.shape[1]):
+                    chosen -= masks[i, action]
+                    if chosen < 0:
+                        actions[i] = action
+                        break
+        greedy[i] = actions[i] == best
+
+
+@nb.njit(cache=True)
+def learn_batch(
+    tables: Floats, visits: Ints, states: Ints, actions: Ints, rewards: Floats, next_states: Ints, next_masks: Bools,
+    terminated: Bools, ended: Bools, greedy: Bools, trace: Ints, traced: Ints, rates: Floats, discount: float,
+    decay: float, seed: int, time: int,
+) -> None:  # fmt: skip
+    """Learn from one step of each row, row after row: Watkins's Q(λ), with λ = 0 plain Q-learning.
+
+    A row's trace is the list of (state, action) of its conversation since the last exploring act, newest first;
+    the k-th has eligibility (γλ)^k. With two tables it is double Q-learning (van Hasselt 2010): a draw says
+    which one learns, and the other one values the action that this one finds best.
+
+    Args:
+        tables: float64[T, S, A], changed. T is 1 or 2.
+        visits: int64[S, A], changed: how often each was taken.
+        states, actions, rewards, next_states: [B], the steps.
+        next_masks: bool[B, A], the actions allowed in the next states.
+        terminated: bool[B], where nothing comes after. A truncated conversation has a next state with a value.
+        ended: bool[B], where the conversation is over in either way.
+        greedy: bool[B], where the action was the best known.
+        trace: int64[B, L, 2], changed. L is 1 when λ = 0.
+        traced: int64[B], changed: length of each trace.
+        rates: float64[N], the learning rate by number of visits; the last for all beyond.
+        discount, decay: γ and λ.
+        seed, time: As for `choose`.
+    """
+    double = tables.shape[0] == 2
+    for i in range(states.shape[0]):
+        state, action = states[i], actions[i]
+        which = 0
+        if double:
+            which = int(draw(bits(np.uint64(seed), i, EXPLORE), time, WHICH_TABLE) < 0.5)
+        target = rewards[i]
+        if not terminated[i]:
+            best = best_action(tables[which : which + 1], next_states[i], next_masks[i])
+            target += discount * tables[1 - which if double else 0, next_states[i], best]
+        error = target - tables[which, state, action]
+        visits[state, action] += 1
+        length = min(traced[i], trace.shape[1] - 1) if greedy[i] else 0
+        for k in range(length, 0, -1):
+            trace[i, k] = trace[i, k - 1]
+        trace[i, 0, 0], trace[i, 0, 1] = state, action
+        eligibility = 1.0
+        for k in range(length + 1):
+            s, a = trace[i, k, 0], trace[i, k, 1]
+            rate = rates[min(visits[s, a], rates.shape[0]) - 1]
+            tables[which, s, a] += rate * eligibility * error
+            eligibility *= discount * decay
+        traced[i] = 0 if ended[i] else length + 1
+
+
+class QLearning:
+    """Q-learning over a batch of conversations: ε-greedy among the acts that make sense, one table for all."""
+
+    requires: ClassVar[Interface] = Interface(action="act", observation="discrete")
+    default_steps: ClassVar[int] = 50_000_000
+
+    @dataclass(frozen=True)
+    class Config:
+        """How it learns."""
+
+        learning_rate: float = setting(0.5, "how far the first visit moves a value", low=0.0, high=1.0)
+        learning_rate_power: float = setting(
+            0.7, "ω: the n-th visit's rate is the first one's times n^-ω (Even-Dar & Mansour 2003); 0: constant",
+            low=0.0, high=1.0,
+        )  # fmt: skip
+        learning_rate_end: float = setting(0.001, "the rate falls no lower", low=0.0, high=1.0)
+        discount_factor: float = setting(1.0, "γ: the worth of a reward one turn later", low=0.0, high=1.0)
+        epsilon_start: float = setting(1.0, "share of random acts at first", low=0.0, high=1.0)
+        epsilon_end: float = setting(0.05, "share of random acts in the end", low=0.0, high=1.0)
+        epsilon_fraction: float = setting(
+            0.5, "share of the training in which ε falls from start to end, linearly", low=0.0, high=1.0
+        )
+        double: bool = setting(False, "two tables, each valuing the other's choices (van Hasselt 2010)")
+        trace_decay: float = setting(0.0, "λ of Watkins's Q(λ); 0: one-step Q-learning", low=0.0, high=1.0)
+        num_envs: int = setting(1024, "conversations at once", low=1, high=1_000_000)
+
+    def __init__(self, scenario: Scenario, config: Any = None, *, seed: int = 0) -> None:
+        """Begin with tables of zeros, see `chatgym.agent.Agent`."""
+        self._begin(scenario.n_beliefs, len(scenario.agent_acts), scenario.success, config or self.Config(), seed)
+
+    def _begin(self, n_states: int, n_actions: int, success: str, config: Config, seed: int) -> None:
+        self.config, self.seed, self.success = config, seed, success
+        self.tables = np.zeros((2 if config.double else 1, n_states, n_actions))  # (T, S, A)
+        self.visits = np.zeros((n_states, n_actions), np.int64)  # (S, A)
+        self.turns = 0
+        self.iteration = 0
+        self._acted = 0
+        self._state: dict[str, npt.NDArray[Any]] = {}  # of the environments and the loop, by name
+        self._envs: Any = None
+
+    @property
+    def q_table(self) -> Floats:
+        """The values of acts, float64[S, A]: the mean over the tables."""
+        mean: Floats = self.tables.mean(0)
+        return mean
+
+    def epsilon(self, total_steps: int) -> float:
+        """Return the share of random acts at this point of a training of `total_steps`."""
+        config, falls_for = self.config, self.config.epsilon_fraction * total_steps
+        done = min(self.turns / falls_for, 1.0) if falls_for > 0 else 1.0
+        return config.epsilon_start + done * (config.epsilon_end - config.epsilon_start)
+
+    def learn(self, make_envs: MakeEnvs, total_steps: int, callback: Callback) -> None:
+        """Train, see `chatgym.agent.Agent`; metrics: mean return and success rate of late, and ε."""
+        config, size = self.config, self.config.num_envs
+        envs = make_envs(size, autoreset_mode=AutoresetMode.SAME_STEP)
+        self._prepare(envs)
+        state, rates, recent = self._state, self._rates(), Recent()
+        actions, greedy = np.empty(size, np.int64), np.empty(size, bool)
+        try:
+            while self.turns < total_steps:
+                epsilon = self.epsilon(total_steps)
+                choose(self.tables, state["states"], state["masks"], epsilon, self.seed, self.iteration, actions, greedy)
+                states, rewards, terminated, truncated, infos = envs.step(actions)
+                after, masks, ended = states, infos["action_mask"], terminated | truncated
+                if truncated.any():  # their next state is the one they broke off in, not the new conversation's
+                    after, masks = states.copy(), masks.copy()
+                    after[truncated] = infos["final_obs"][truncated].astype(np.int64)
+                    masks[truncated] = infos["final_info"]["action_mask"][truncated]
+                learn_batch(
+                    self.tables, self.visits, state["states"], actions, rewards, after, masks, terminated, ended, greedy,
+                    state["trace"], state["traced"], rates, config.discount_factor, config.trace_decay, self.seed,
+                    self.iteration,
+                )  # fmt: skip
+                state["states"], state["masks"] = states, infos["action_mask"]
+                self.turns += size
+                self.iteration += 1
+                recent.add(rewards, ended, infos, self.success)
+                callback(self.turns, recent.metrics(epsilon))
+        finally:
+            self._state.update(_prefixed(envs.snapshot()))
+            self._envs = None
+            envs.close()
+
+    def act(
+        self, observations: Any, *, deterministic: bool = True, action_masks: Bools | None = None
+    ) -> npt.NDArray[np.int64]:
+        """Return acts int64[B] for states int[B]; not `deterministic`: with the training's last ε."""
+        states = np.asarray(observations, np.int64)
+        masks = np.ones((len(states), self.visits.shape[1]), bool) if action_masks is None else action_masks
+        actions, greedy = np.empty(len(states), np.int64), np.empty(len(states), bool)
+        epsilon = 0.0 if deterministic else (self.config.epsilon_end if self.turns else self.config.epsilon_start)
+        self._acted += 1
+        choose(self.tables, states, masks, epsilon, self.seed + 1, self._acted, actions, greedy)
+        return actions
+
+    def save(self, folder: Path) -> None:
+        """Write ``agent.json``, ``tables.npz`` and ``training.npz`` (all that goes on with the training)."""
+        about = {
+            "agent": "qlearning", "version": 1, "success": self.success, "seed": self.seed, "turns": self.turns,
+            "iteration": self.iteration, "config": asdict(self.config),
+        }  # fmt: skip
+        (folder / "agent.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        np.savez(folder / "tables.npz", tables=self.tables, visits=self.visits)
+        state = self._state if self._envs is None else {**self._state, **_prefixed(self._envs.snapshot())}
+        np.savez(folder / "training.npz", **state)  # type: ignore[arg-type]
+
+    @classmethod
+    def load(cls, folder: Path) -> QLearning:
+        """Read back what `save` wrote."""
+        try:
+            about = json.loads((folder / "agent.json").read_text(encoding="utf-8"))
+            with np.load(folder / "tables.npz", allow_pickle=False) as file:
+                tables, visits = file["tables"], file["visits"]
+            agent = cls.__new__(cls)
+            config = make_config(cls.Config, about["config"])
+            agent._begin(tables.shape[1], tables.shape[2], about["success"], config, about["seed"])
+            with np.load(folder / "training.npz", allow_pickle=False) as file:
+                agent._state = {name: file[name] for name in file.files}
+            agent.turns, agent.iteration = about["turns"], about["iteration"]
+            if tables.shape != agent.tables.shape or visits.shape != agent.visits.shape:
+                raise ValueError(f"tables of shape {tables.shape} don't fit the configuration")
+        except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError, zipfile.BadZipFile) as error:
+            raise Corrupted(f"the Q-learning agent in {folder} can't be read ({error}); train it again") from error
+        agent.tables, agent.visits = tables, visits
+        return agent
+
+    def _prepare(self, envs: Any) -> None:
+        """Begin the conversations, or go on with those that were saved."""
+        config, state = self.config, self._state
+        if state:
+            envs.restore({name[4:]: array for name, array in state.items() if name.startswith("env.")})
+        else:
+            states, infos = envs.reset(seed=self.seed)
+            depth = 1  # of a trace: as far as its eligibility is over 1 %
+            if (fading := config.discount_factor * config.trace_decay) > 0.0:
+                depth = 32 if fading == 1.0 else min(32, 1 + int(np.log(0.01) / np.log(fading)))
+            size = config.num_envs
+            state.update(states=states, masks=infos["action_mask"], traced=np.zeros(size, np.int64),
+                         trace=np.zeros((size, depth, 2), np.int64))  # fmt: skip
+        self._envs = envs
+
+    def _rates(self) -> Floats:
+        config = self.config
+        visits = np.arange(1, 1_000_001)
+        rates: Floats = np.maximum(config.learning_rate * visits**-config.learning_rate_power, config.learning_rate_end)
+        return rates
+
+
+class Recent:
+    """Mean return and success rate over about the last 10,000 conversations."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.conversations = self.successes = self.rewards = 0.0
+
+    def add(self, rewards: Floats, ended: Bools, infos: dict[str, Any], success: str) -> None:
+        """Take in a step of B conversations."""
+        self.rewards += float(rewards.sum())
+        if ended.any():
+            outcomes = infos["final_info"]["outcome"][ended]
+            self.conversations += len(outcomes)
+            self.successes += int((outcomes == success).sum())
+        if self.conversations > 20_000:
+            self.conversations, self.successes, self.rewards = self.conversations / 2, self.successes / 2, self.rewards / 2
+
+    def metrics(self, epsilon: float) -> dict[str, float]:
+        """Return the metrics by name."""
+        count = max(self.conversations, 1.0)
+        return {"mean_return": self.rewards / count, "success_rate": self.successes / count, "epsilon": epsilon}
+
+
+def _prefixed(snapshot: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    return {f"env.{name}": array for name, array in snapshot.items()}

@@ -1,0 +1,90 @@
+"""Agents that learn nothing: the two ends of the scale on which scores are measured."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from chatgym import rng
+from chatgym.agent import Callback, Interface, MakeEnvs
+from chatgym.errors import Corrupted, InvalidValue
+from chatgym.room import kernels
+from chatgym.scenarios import Scenario
+
+
+class Scripted:
+    """An agent that is the same before and after training; a subclass says how it acts."""
+
+    @dataclass(frozen=True)
+    class Config:
+        """Nothing to set."""
+
+    requires: ClassVar[Interface]
+
+    def __init__(self, scenario: Scenario, config: Any = None, *, seed: int = 0) -> None:
+        """See `chatgym.agent.Agent`."""
+        self.scenario, self.seed = scenario, seed
+
+    def learn(self, make_envs: MakeEnvs, total_steps: int, callback: Callback) -> None:
+        """Refuse: there is nothing to learn."""
+        name = type(self).__name__.lower()
+        raise InvalidValue(f"the {name} agent learns nothing; measure it with `chatgym evaluate {name}`")
+
+    def save(self, folder: Path) -> None:
+        """Write scenario and seed as JSON."""
+        text = json.dumps({"scenario": self.scenario.name, "seed": self.seed})
+        (folder / "agent.json").write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Any:
+        """Read back what `save` wrote."""
+        from chatgym.talk import find_scenario
+
+        try:
+            saved = json.loads((folder / "agent.json").read_text(encoding="utf-8"))
+            return cls(find_scenario(saved["scenario"]), seed=saved["seed"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise Corrupted(f"{folder / 'agent.json'} can't be read ({error}); save the agent again") from error
+
+
+class Random(Scripted):
+    """Takes any act that makes sense, all with the same probability."""
+
+    requires = Interface(action="act", observation="discrete")
+
+    def __init__(self, scenario: Scenario, config: Any = None, *, seed: int = 0) -> None:
+        """See `chatgym.agent.Agent`."""
+        super().__init__(scenario, config, seed=seed)
+        self._calls = 0
+
+    def act(
+        self, observations: Any, *, deterministic: bool = True, action_masks: npt.NDArray[np.bool_] | None = None
+    ) -> npt.NDArray[np.int64]:
+        """Draw an act for each of B conversations: row i's at the t-th call is a function of (seed, i, t)."""
+        if action_masks is None:
+            action_masks = np.ones((len(observations), len(self.scenario.agent_acts)), bool)
+        keys = (np.uint64(self.seed) << np.uint64(32)) + np.arange(len(observations), dtype=np.uint64)
+        self._calls += 1
+        chosen = (rng.uniform(keys, self._calls, 0) * action_masks.sum(1)).astype(np.int64)  # the chosen-th that is True
+        acts: npt.NDArray[np.int64] = (action_masks.cumsum(1) > chosen[:, None]).argmax(1)
+        return acts
+
+
+class Expert(Scripted):
+    """Plays the scenario's script, which reads the whole belief state."""
+
+    requires = Interface(action="act", observation="belief")
+
+    def act(
+        self, observations: Any, *, deterministic: bool = True, action_masks: npt.NDArray[np.bool_] | None = None
+    ) -> npt.NDArray[np.int64]:
+        """Return the script's acts for belief states uint8[B, itemsize]."""
+        beliefs = np.ascontiguousarray(observations).view(self.scenario.belief)[:, 0]
+        acts = np.empty(len(beliefs), np.int64)
+        kernels(self.scenario).expert(beliefs, acts)
+        return acts

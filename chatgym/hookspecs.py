@@ -1,0 +1,29 @@
+"""What a plugin can add. A thing is the object itself or ``"module:attribute"``, imported when it is first used."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pluggy
+
+Register = Callable[[str, Any], None]  # register(name, thing)
+hookspec, hookimpl = pluggy.HookspecMarker("chatgym"), pluggy.HookimplMarker("chatgym")
+
+
+@hookspec
+def register_agents(register: Register) -> None:
+    """Register classes that are a `chatgym.agent.Agent`."""
+
+
+@hookspec
+def register_scenarios(register: Register) -> None:
+    """Register `chatgym.scenarios.Scenario` objects."""
+
+
+@hookspec
+def register_engines(register: Register) -> None:
+    """Register factories ``(spec: str) -> Engine``; the name stands before the colon of ``llm="name:..."``."""
+
+
+@hookspec
+def register_reward_models(register: Register) -> None:
+    """Register factories ``(spec: str) -> RewardModel``, named like engines."""
