@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from chatgym import rng
 from chatgym.agent import Callback, Interface, MakeEnvs
-from chatgym.errors import Corrupted, InvalidValue
+from chatgym.errors import Corrupted
 from chatgym.room import kernels
 from chatgym.scenarios import Scenario
 
@@ -25,15 +25,14 @@ class Scripted:
         """Nothing to set."""
 
     requires: ClassVar[Interface]
+    default_steps: ClassVar[int] = 0
 
     def __init__(self, scenario: Scenario, config: Any = None, *, seed: int = 0) -> None:
         """See `chatgym.agent.Agent`."""
         self.scenario, self.seed = scenario, seed
 
     def learn(self, make_envs: MakeEnvs, total_steps: int, callback: Callback) -> None:
-        """Refuse: there is nothing to learn."""
-        name = type(self).__name__.lower()
-        raise InvalidValue(f"the {name} agent learns nothing; measure it with `chatgym evaluate {name}`")
+        """Do nothing: there is nothing to learn."""
 
     def save(self, folder: Path) -> None:
         """Write scenario and seed as JSON."""

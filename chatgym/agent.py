@@ -46,7 +46,8 @@ class Agent(Protocol):
     that this needs is in the folder that `save` writes, the state of the environments included
     (``envs.snapshot()``), so that an interrupted training ends in the same bytes as one that wasn't.
 
-    A class may also have ``default_steps: ClassVar[int]``, the turns that a training without a number takes.
+    A class may also have ``default_steps: ClassVar[int]``, the turns that a training takes when nobody says how
+    many; 0 says that the agent learns nothing.
     """
 
     requires: ClassVar[Interface]

@@ -58,6 +58,7 @@ class Scenario:
     - ``embed(belief, out)`` fills the embedding observation, float32[`embedding_size`] in [-1, 1];
     - ``mask(belief, out)`` says which agent acts make sense, bool[len(agent_acts)];
     - ``expert(belief) -> int`` is the scripted expert's act;
+    - ``note(belief, act, turn)`` writes the agent's own act into its belief (`respond` does it, too);
     - ``hear(belief, said)`` takes in an utterance that was understood exactly as it is in ``said``.
 
     And three plain ones, for people and language models: ``partner_meaning(said) -> Meaning``,
@@ -85,6 +86,7 @@ class Scenario:
     embed: Callable[..., None]
     mask: Callable[..., None]
     expert: Callable[..., int]
+    note: Callable[..., None]
     hear: Callable[..., None]
     partner_meaning: Callable[[Any], Meaning]
     agent_meaning: Callable[[int, Any], Meaning]

@@ -861,6 +861,7 @@ SCENARIO = Scenario(
     embed=embed,
     mask=mask,
     expert=expert,
+    note=note_own_act,
     hear=hear,
     partner_meaning=partner_meaning,
     agent_meaning=agent_meaning,

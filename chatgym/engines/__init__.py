@@ -1,0 +1,199 @@
+"""What turns prompts into text: the `Engine` protocol, and the engine for the name that a user gave."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from chatgym.errors import InvalidValue, Unavailable, unknown
+
+DEFAULT_MODEL = "smollm2-135m"
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One continuation of a prompt.
+
+    Attributes:
+        text: The continuation, without the stop string.
+        tokens: Every token sampled, that of the end of the text and those of the stop string included.
+        logprobs: Log-probability of each token under the distribution it was sampled from (after temperature and
+            top-p), or None when not asked for.
+        finish_reason: ``"stop"`` (end of text or a stop string) or ``"length"`` (`max_new_tokens` reached).
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...] | None
+    finish_reason: str
+
+
+class Engine(Protocol):
+    """A language model that is given prompts, knowing nothing of conversations."""
+
+    @property
+    def identity(self) -> str:
+        """Name and revision of the model: what completions are stored under."""
+        ...
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seeds: Sequence[int] | None = None,
+        logprobs: bool = False,
+        stop: Sequence[str] = (),
+    ) -> list[Completion]:
+        """Continue each prompt; the same prompt may stand there many times, with different seeds."""
+        ...
+
+    def score(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[list[float]]:
+        """Log-probabilities of each continuation's tokens after its prompt, at temperature 1."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the model's memory."""
+        ...
+
+
+class LazyEngine:
+    """An engine that is opened at its first `generate` or `score`; its identity is known before."""
+
+    def __init__(self, identity: str, opener: Callable[[], Engine]) -> None:
+        self.identity = identity
+        self._open = opener
+        self._engine: Engine | None = None
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the model is in memory."""
+        return self._engine is not None
+
+    def _opened(self) -> Engine:
+        if self._engine is None:
+            self._engine = self._open()
+        return self._engine
+
+    def generate(self, prompts: Sequence[str], **sampling: Any) -> list[Completion]:
+        """Continue each prompt, as `Engine.generate`."""
+        return self._opened().generate(prompts, **sampling) if prompts else []
+
+    def score(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[list[float]]:
+        """Log-probabilities of continuations, as `Engine.score`."""
+        return self._opened().score(prompts, continuations) if prompts else []
+
+    def close(self) -> None:
+        """Let go of the model's memory; the next use opens it again."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+
+def make_engine(llm: str | Engine) -> Engine | None:
+    """Make the engine that `llm` names; no model is loaded before it is used.
+
+    Args:
+        llm: ``"template"`` (no model), ``"smollm2-135m"``, ``"hf:ID-or-folder"``, ``"name:spec"`` of an engine that
+            a plugin registered, or an `Engine`, which is returned as it is.
+
+    Returns:
+        The engine; None for ``"template"``.
+
+    Raises:
+        InvalidValue: Unknown `llm`, or a folder without a model in safetensors.
+        Unavailable: The model isn't here and can't be fetched.
+    """
+    if not isinstance(llm, str):
+        if callable(getattr(llm, "generate", None)) and callable(getattr(llm, "score", None)):
+            return llm
+        raise unknown("llm", llm, _allowed(()), "An Engine has `generate` and `score`.")
+    if llm == "template":
+        return None
+    if llm == DEFAULT_MODEL:
+        return _stored(llm)
+    kind, colon, spec = llm.partition(":")
+    if kind == "hf" and spec:
+        return _hugging_face(spec)
+    from chatgym import plugins
+
+    engines = plugins.load().engines
+    if colon and kind in engines:
+        engine: Engine = engines[kind](spec)
+        return engine
+    raise unknown("llm", llm, _allowed(engines))
+
+
+def _allowed(plugged: Sequence[str] | Any) -> list[str]:
+    return ["template", DEFAULT_MODEL, "hf:ID-or-folder", *(f"{name}:..." for name in plugged)]
+
+
+def _stored(name: str) -> Engine:
+    from chatgym import store
+
+    folder = store.path(name)
+    return _lazy(folder, f"{name}@{store.revision(name)[:12]}")
+
+
+def _hugging_face(spec: str) -> Engine:
+    folder = Path(spec).expanduser()
+    if not folder.is_dir():
+        if not _is_hub_id(spec):
+            raise InvalidValue(f"llm 'hf:{spec}' names no folder; give a folder that exists or a hub id, 'owner/name'")
+        folder = _from_hub(spec)
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights or not (folder / "config.json").is_file():
+        raise InvalidValue(
+            f"folder {str(folder)!r} holds no model that can be read: it needs config.json and *.safetensors "
+            "(pickled weights are never loaded); save it with `model.save_pretrained(folder)`"
+        )
+    name = spec if folder != Path(spec).expanduser() else folder.resolve().name
+    return _lazy(folder, f"{name}@{_digest(weights)[:12]}")
+
+
+def _is_hub_id(spec: str) -> bool:
+    parts = spec.split("/")
+    return len(parts) <= 2 and all(part and part[0] not in ".~" for part in parts) and os.sep not in spec[:1]
+
+
+def _from_hub(hub_id: str) -> Path:
+    """Fetch a model's safetensors, configuration and tokenizer; nothing that could hold code or a pickle."""
+    from huggingface_hub import snapshot_download
+
+    from chatgym import store
+
+    try:
+        return Path(
+            snapshot_download(
+                hub_id,
+                allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"],
+                local_files_only=store.offline(),
+            )
+        )
+    except (OSError, ValueError) as error:  # unreachable, offline, unknown or gated
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise Unavailable(
+            f"model {hub_id!r} could not be fetched from the hub ({reason}); check the id and the network, or download "
+            "it elsewhere and pass its folder: llm='hf:/path/to/folder'"
+        ) from error
+
+
+def _digest(weights: Sequence[Path]) -> str:
+    from chatgym import store
+
+    return hashlib.sha256("".join(store.sha256(path) for path in weights).encode()).hexdigest()
+
+
+def _lazy(folder: Path, identity: str) -> Engine:
+    def opener() -> Engine:
+        from chatgym.engines.transformers import TransformersEngine
+
+        return TransformersEngine(folder, identity=identity)
+
+    return LazyEngine(identity, opener)
