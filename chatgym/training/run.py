@@ -1,0 +1,267 @@
+"""A run folder: all that a training leaves, and all that it needs to go on.
+
+``config.json`` (everything to repeat it), ``metrics.jsonl`` (a line per evaluation), ``model/`` (the agent as of
+the last checkpoint), ``curve.png``, ``transcripts.jsonl``. A checkpoint first appends its metrics, then puts the
+new model in place; lines later than the model are cut off when the run is resumed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from chatgym import plugins
+from chatgym.agent import Agent, make_config
+from chatgym.errors import Corrupted, InvalidValue, Unavailable, unknown
+from chatgym.training import atomic
+from chatgym.training.task import Task
+
+FORMAT = "chatgym-run"
+VERSION = 1
+CONTENT = ("metrics.jsonl", "curve.png", "transcripts.jsonl", "model", ".new-model", ".old-model", "config.json")
+
+
+class Run:
+    """A run folder and its configuration, see the module.
+
+    Attributes:
+        folder: Where it is.
+        config: Content of ``config.json``.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        """Use `create` or `open`."""
+        self.folder, self.config = folder, config
+
+    @classmethod
+    def create(cls, folder: str | Path, config: Mapping[str, Any], *, overwrite: bool = False) -> Run:
+        """Begin a run in a new folder.
+
+        Args:
+            folder: Must not hold a run yet, or, with `overwrite`, nothing but one.
+            config: Agent, task, seed and so on, as `chatgym.training.train` writes them.
+            overwrite: Whether to delete the run that is there. Files that no run writes are left alone.
+
+        Raises:
+            InvalidValue: When something else is in the way.
+        """
+        folder = Path(folder)
+        check_free(folder, overwrite=overwrite)
+        for name in CONTENT:
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        run = cls(folder, {"format": FORMAT, "version": VERSION, **config})
+        with run.writing():
+            folder.mkdir(parents=True, exist_ok=True)
+            atomic.write_text(folder / "config.json", json.dumps(run.config, indent=2) + "\n")
+        return run
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Run:
+        """Open a run that is there.
+
+        Raises:
+            InvalidValue: When the folder holds no run, or one of another version.
+            Corrupted: When its configuration can't be read.
+        """
+        folder = Path(folder)
+        path = folder / "config.json"
+        if not path.exists():
+            raise InvalidValue(f"{folder} holds no run: there is no {path}; `chatgym train` makes one")
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+            form = config.get("format")
+        except (ValueError, AttributeError) as error:
+            raise Corrupted(f"{path} can't be read ({error}); train again, into another folder") from error
+        if form != FORMAT:
+            raise InvalidValue(f"{folder} holds no run: {path} is something else's")
+        if config["version"] != VERSION:
+            raise InvalidValue(f"{folder} is a run of version {config['version']}; this ChatGym reads {VERSION}")
+        return cls(folder, config)
+
+    @property
+    def task(self) -> Task:
+        """What the run trains on."""
+        return Task(self.config["scenario"], self.config["arguments"])
+
+    def new_agent(self) -> Agent:
+        """Return the agent as it was before the training."""
+        made_by = find_agent(self.config["agent"])
+        agent: Agent = made_by(
+            self.task.find_scenario(), make_config(made_by.Config, self.config["settings"]), seed=self.config["seed"]
+        )
+        return agent
+
+    def agent(self) -> Agent:
+        """Return the agent as of the last checkpoint.
+
+        Raises:
+            InvalidValue: When there is no checkpoint yet.
+            Corrupted: When a file of it isn't what it was.
+        """
+        if not self.model.is_dir():
+            raise InvalidValue(f"{self.folder} has no model yet; go on with the training: `{self.resume_command()}`")
+        agent: Agent = find_agent(self.config["agent"]).load(self.model)
+        return agent
+
+    @property
+    def model(self) -> Path:
+        """The folder of the last checkpoint, also if a kill came while the next one was put in its place."""
+        new, old = self.folder / "model", self.folder / ".old-model"
+        return old if old.is_dir() and not new.is_dir() else new
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the lines of ``metrics.jsonl``; one that was cut off at the very end is left out.
+
+        Raises:
+            Corrupted: When a line before that isn't JSON.
+        """
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise Corrupted(f"{path} can't be read ({error}); restore it or train again (--overwrite)") from error
+
+    def keep_metrics(self, turns: int) -> None:
+        """Cut off the lines that are later than `turns`."""
+        kept = [line for line in self.metrics() if line["turns"] <= turns]
+        with self.writing():
+            atomic.write_text(self.folder / "metrics.jsonl", _json_lines(kept))
+
+    @property
+    def turns(self) -> int:
+        """Turns trained for as of the last checkpoint; 0 before the first.
+
+        Raises:
+            Corrupted: When the checkpoint doesn't say.
+        """
+        path = self.model / "checkpoint.json"
+        try:
+            return int(json.loads(path.read_text(encoding="utf-8"))["turns"]) if self.model.is_dir() else 0
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise Corrupted(f"{path} can't be read ({error}); restore it or train again (--overwrite)") from error
+
+    def checkpoint(self, agent: Agent, turns: int, line: Mapping[str, Any] | None = None) -> None:
+        """Save the agent as of `turns`, and the line of metrics that belongs to it.
+
+        Raises:
+            Unavailable: When the disk is full; the checkpoint before is still there.
+        """
+        with self.writing():
+            if line is not None:
+                atomic.append_text(self.folder / "metrics.jsonl", _json_lines([line]))
+            atomic.replace_folder(self.folder / "model", lambda model: _save(agent, turns, model))
+
+    def with_total_steps(self, total_steps: int) -> Run:
+        """Change how long the run trains for."""
+        run = Run(self.folder, {**self.config, "total_steps": total_steps})
+        with self.writing():
+            atomic.write_text(self.folder / "config.json", json.dumps(run.config, indent=2) + "\n")
+        return run
+
+    def write_transcripts(self, transcripts: Sequence[Mapping[str, Any]]) -> None:
+        """Write ``transcripts.jsonl``, a conversation per line."""
+        with self.writing():
+            atomic.write_text(self.folder / "transcripts.jsonl", _json_lines(transcripts))
+
+    def transcripts(self) -> list[dict[str, Any]]:
+        """Return what `write_transcripts` wrote."""
+        lines = (self.folder / "transcripts.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    def draw_curve(self) -> Path:
+        """Draw ``curve.png`` and return its path."""
+        from chatgym.training.curve import draw
+        from chatgym.training.references import references
+
+        path, found = self.folder / "curve.png", references(self.task)
+        title = f"{self.config['agent']} in {self.config['scenario']}, seed {self.config['seed']}"
+        with self.writing():
+            atomic.write_file(path, lambda temporary: draw(self.metrics(), found, title, temporary))
+        return path
+
+    def writing(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which a full disk is an error that says how to go on."""
+        return atomic.disk_space(self.folder, f"free some, then go on with `{self.resume_command()}`")
+
+    def resume_command(self) -> str:
+        """Return the command line that goes on with the run."""
+        return f"chatgym train {self.config['agent']} --run {self.folder} --resume"
+
+
+def check_free(folder: Path, *, overwrite: bool = False) -> None:
+    """Check that a run may begin in a folder: it is new or empty, or, with `overwrite`, holds a run.
+
+    Raises:
+        InvalidValue: When it may not.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InvalidValue(f"{folder} is a file; name a folder for the run")
+    if (folder / "config.json").exists():
+        if not overwrite:
+            raise InvalidValue(
+                f"{folder} already holds a run; go on with it (--resume), replace it (--overwrite), or name another "
+                "folder (--run)"
+            )
+        Run.open(folder)  # refuses a folder whose config.json is something else's
+    elif folder.is_dir() and any(path.name != ".lock" for path in folder.iterdir()):
+        raise InvalidValue(f"{folder} isn't empty and holds no run; name another folder (--run)")
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in a folder (made if need be) at the same time.
+
+    Raises:
+        Unavailable: When another process does, or the disk is full.
+    """
+    file_lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        with atomic.disk_space(folder, "free some, or name another folder (--run)"):
+            folder.mkdir(parents=True, exist_ok=True)
+            file_lock.acquire()
+    except Timeout:
+        raise Unavailable(f"another process is training in {folder}; wait for it, or stop it") from None
+    try:
+        yield
+    finally:
+        file_lock.release()
+
+
+def find_agent(name: str) -> Any:
+    """Return the agent class that is registered under a name.
+
+    Raises:
+        InvalidValue: When there is none.
+        Unavailable: When its plugin can't be imported.
+    """
+    agents = plugins.load().agents
+    if name not in agents:
+        raise unknown("agent", name, agents, "`chatgym plugins` lists what is installed.")
+    return agents[name]
+
+
+def versions(agent: str) -> dict[str, str]:
+    """Return the versions that a run depends on: Python, ChatGym, the numerics and the agent's own plugin."""
+    registry = plugins.load()
+    plugin = registry.plugins[registry.agents.sources[agent]]
+    found = {name: version(name) for name in ("chatgym", "gymnasium", "numba", "numpy")}
+    return {"python": platform.python_version(), **found, "plugin": plugin}
+
+
+def _save(agent: Agent, turns: int, folder: Path) -> None:
+    agent.save(folder)
+    (folder / "checkpoint.json").write_text(json.dumps({"turns": turns}) + "\n", encoding="utf-8")
+
+
+def _json_lines(records: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)

@@ -1,0 +1,43 @@
+"""What an agent is trained on and measured by: a scenario and the arguments that decide its dynamics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from chatgym.agent import Interface
+from chatgym.env import ChatEnv
+from chatgym.scenarios import Scenario
+from chatgym.talk import find_scenario
+from chatgym.vector import ChatVectorEnv
+
+
+@dataclass(frozen=True)
+class Task:
+    """A scenario by name, and arguments of `chatgym.env.ChatEnv` such as ``error_rate`` or ``max_turns``."""
+
+    scenario: str = "customer_service"
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def find_scenario(self) -> Scenario:
+        """Return the scenario."""
+        return find_scenario(self.scenario)
+
+    def make_envs(self, interface: Interface, num_envs: int, **overrides: Any) -> ChatVectorEnv:
+        """Make B conversations, without words unless `overrides` ask for them."""
+        arguments = {"llm": "template", **self.arguments, **overrides}
+        return ChatVectorEnv(
+            num_envs, scenario=self.scenario, action=interface.action, observation=interface.observation, **arguments
+        )
+
+    def make_env(self, interface: Interface, **overrides: Any) -> ChatEnv:
+        """Make the single environment, worded by templates unless `overrides` say otherwise."""
+        arguments = {"llm": "template", **self.arguments, **overrides}
+        return ChatEnv(
+            scenario=self.scenario, action=interface.action, observation=interface.observation, **arguments
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """Name all that decides a conversation's course, see `chatgym.talk.Talk.identity`."""
+        return self.make_envs(Interface(), 1).identity()

@@ -1,0 +1,211 @@
+"""Training an agent in a run folder, so that it can be killed at any moment and goes on where it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from chatgym.agent import Agent, make_config
+from chatgym.errors import InvalidValue
+from chatgym.training import atomic
+from chatgym.training.evaluation import converse, evaluate
+from chatgym.training.run import Run, check_free, find_agent, lock, versions
+from chatgym.training.task import Task
+
+VALIDATION_SEED = 1_000_000
+"""First seed of the evaluations while training; the final ones have others."""
+
+DEFAULT_STEPS = 1_000_000
+EVALUATIONS = 20
+TRANSCRIPTS = 5
+
+Progress = Callable[[int, Mapping[str, float]], None]
+
+
+def train(
+    agent: str,
+    folder: str | Path,
+    *,
+    task: Task | None = None,
+    total_steps: int | None = None,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    evaluate_every: int | None = None,
+    conversations: int = 1000,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Run:
+    """Train an agent from the beginning, in a new run folder.
+
+    The same arguments give the same model, byte for byte. Ctrl-C saves a checkpoint and raises KeyboardInterrupt;
+    `resume` then ends in the very model that an undisturbed training ends in, and so it does after a kill.
+
+    Args:
+        agent: Name of an agent (``chatgym plugins`` lists them).
+        folder: The run folder, see `chatgym.training.run`.
+        task: Scenario and arguments of the environment.
+        total_steps: Turns to train for, over all conversations; the agent's own default when None.
+        seed: Of everything random.
+        settings: Fields of the agent's `Config` by name.
+        evaluate_every: Turns between evaluations (each with a checkpoint); a twentieth of all when None.
+        conversations: Conversations in an evaluation.
+        overwrite: Whether to replace a run that is in the folder.
+        progress: Called after each iteration with the turns done and the agent's metrics.
+
+    Raises:
+        InvalidValue: When a name or value is not allowed, or the folder is taken.
+        Unavailable: When the disk is full; the run can be resumed.
+    """
+    task, folder, made_by = task or Task(), Path(folder), find_agent(agent)
+    default = getattr(made_by, "default_steps", DEFAULT_STEPS)
+    if default == 0:
+        raise InvalidValue(f"the agent {agent!r} learns nothing; measure it with `chatgym evaluate {agent}`")
+    total = int(default if total_steps is None else total_steps)
+    every = max(total // EVALUATIONS, 1) if evaluate_every is None else evaluate_every
+    for name, value in (("total_steps", total), ("evaluate_every", every), ("conversations", conversations)):
+        if value < 1:
+            raise InvalidValue(f"{name} is a number from 1 on, not {value}")
+    if not 0 <= seed < 2**31:
+        raise InvalidValue(f"seed is a number from 0 to {2**31 - 1}, not {seed}")
+    config = {
+        "agent": agent, "settings": dataclasses.asdict(make_config(made_by.Config, settings)),
+        "scenario": task.scenario, "arguments": dict(task.arguments), "seed": seed, "total_steps": total,
+        "evaluate_every": every, "conversations": conversations, "validation_seed": VALIDATION_SEED,
+        "identity": task.identity(), "versions": versions(agent),
+    }  # fmt: skip
+    check_free(folder, overwrite=overwrite)
+    with lock(folder):
+        run = Run.create(folder, config, overwrite=overwrite)
+        _go(run, progress)
+    return run
+
+
+def resume(folder: str | Path, *, total_steps: int | None = None, progress: Progress | None = None) -> Run:
+    """Go on with a run that was interrupted, or, with more `total_steps`, one that was finished.
+
+    Raises:
+        InvalidValue: When the folder holds no run, or was made with another simulator than is here.
+        Corrupted: When a file of the run isn't what it was.
+        Unavailable: When the disk is full, or another process trains in the folder.
+    """
+    run = Run.open(folder)
+    before, here = run.config["identity"]["sha256"], run.task.identity()["sha256"]
+    if before != here:
+        raise InvalidValue(
+            f"{folder} was trained with another simulator ({before[:12]}, here {here[:12]}); its scores wouldn't go "
+            "together: train again (--overwrite), or install the versions in its config.json"
+        )
+    with lock(run.folder):
+        if total_steps is not None and total_steps != run.config["total_steps"]:
+            run = run.with_total_steps(total_steps)
+        atomic.recover_folder(run.folder / "model")
+        _go(run, progress)
+    return run
+
+
+def _go(run: Run, progress: Progress | None) -> None:
+    """Train from the last checkpoint, or from the beginning, to the end."""
+    loop = _Loop(run, progress)
+    with _deferred_interrupt(loop):
+        if run.model.is_dir():
+            loop.begin_again(run.agent())
+        else:
+            loop.begin(run.new_agent())
+        envs = run.task.make_envs
+        agent = loop.agent
+        agent.learn(
+            lambda num_envs, **overrides: envs(agent.requires, num_envs, **overrides), run.config["total_steps"], loop
+        )
+        loop.finish()
+
+
+class _Loop:
+    """The callback of a training: evaluates and saves when it is time, and stops at Ctrl-C."""
+
+    def __init__(self, run: Run, progress: Progress | None) -> None:
+        self.run, self.progress, self.interrupted = run, progress, False
+        self.every: int = run.config["evaluate_every"]
+        self.agent: Agent
+        self.turns = 0
+        self.began, self.seconds = time.perf_counter(), 0.0  # seconds: of sessions before
+
+    def begin(self, agent: Agent) -> None:
+        self.agent = agent
+        self.run.keep_metrics(-1)
+        self._evaluate({})
+
+    def begin_again(self, agent: Agent) -> None:
+        self.agent = agent
+        self.turns = self.run.turns
+        self.run.keep_metrics(self.turns)
+        lines = self.run.metrics()
+        self.seconds = lines[-1]["seconds"] if lines else 0.0
+
+    def __call__(self, turns: int, metrics: Mapping[str, float]) -> None:
+        due = turns // self.every > self.turns // self.every
+        self.turns = turns
+        if self.progress is not None:
+            self.progress(turns, metrics)
+        if due:
+            self._evaluate(metrics)
+        if self.interrupted:
+            if not due:
+                self.run.checkpoint(self.agent, self.turns)
+            self.run.draw_curve()
+            raise KeyboardInterrupt
+
+    def finish(self) -> None:
+        """Write what belongs to the end: last evaluation, curve, and conversations before and after."""
+        lines = self.run.metrics()
+        if not lines or lines[-1]["turns"] < self.turns:
+            self._evaluate({})
+        self.run.checkpoint(self.agent, self.turns)  # as `learn` left it
+        self.run.draw_curve()
+        transcripts = []
+        for trained, agent in ((False, self.run.new_agent()), (True, self.agent)):
+            env = self.run.task.make_env(agent.requires)
+            for seed in range(VALIDATION_SEED, VALIDATION_SEED + TRANSCRIPTS):
+                conversation = converse(agent, env, seed, deterministic=trained)  # untrained: as its training began
+                transcripts.append({"trained_for": self.turns if trained else 0, **conversation})
+        self.run.write_transcripts(transcripts)
+
+    def _evaluate(self, metrics: Mapping[str, float]) -> None:
+        config = self.run.config
+        result = evaluate(
+            self.agent, self.run.task, conversations=config["conversations"], seed=config["validation_seed"]
+        )
+        seconds = self.seconds + time.perf_counter() - self.began
+        line = {
+            "turns": self.turns, "seconds": round(seconds, 3),
+            "success_rate": dataclasses.asdict(result.success_rate),
+            "mean_return": dataclasses.asdict(result.mean_return), "score": dataclasses.asdict(result.score),
+            "training": dict(metrics),
+        }  # fmt: skip
+        self.run.checkpoint(self.agent, self.turns, line)
+
+
+class _deferred_interrupt:  # noqa: N801 (a context manager, used like a function)
+    """Within it the first Ctrl-C is noted for the loop to stop at its next checkpoint; the second one is as usual."""
+
+    def __init__(self, loop: _Loop) -> None:
+        self.loop = loop
+        self.ours = threading.current_thread() is threading.main_thread()
+        self.before: Any = None
+
+    def __enter__(self) -> None:
+        if self.ours:
+            self.before = signal.signal(signal.SIGINT, self._note)
+
+    def __exit__(self, *error: object) -> None:
+        if self.ours:
+            signal.signal(signal.SIGINT, self.before)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.loop.interrupted = True
+        signal.signal(signal.SIGINT, self.before)
