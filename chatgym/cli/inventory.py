@@ -1,0 +1,169 @@
+"""What there is: ``chatgym plugins``, ``chatgym scenarios`` and ``chatgym pull``."""
+
+from __future__ import annotations
+
+import textwrap
+import warnings
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from chatgym.cli.terminal import console, print_error, table
+from chatgym.errors import ChatGymError, InvalidValue, unknown
+
+if TYPE_CHECKING:
+    from chatgym.scenarios import Scenario
+    from chatgym.training import References
+
+
+def plugins() -> None:
+    """List agents, scenarios, engines and reward models.
+
+    Each stands with the plugin that it comes from, and a plugin that couldn't be loaded with the reason.
+    CHATGYM_LOAD_PLUGINS names the plugins to load, separated by commas; empty, it leaves what comes with ChatGym.
+    """
+    from chatgym import plugins
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # what it warns of stands below
+        registry = plugins.load()
+    rows = [
+        (kind[:-1].replace("_", " "), name, plugin, registry.plugins[plugin])
+        for kind in plugins.KINDS
+        for name, plugin in getattr(registry, kind).sources.items()
+    ]
+    out = console()
+    out.print(table(("kind", "name", "plugin", "from"), rows))
+    if registry.failures:
+        out.print()
+        out.print(table(("plugin with a problem", "reason"), registry.failures))
+
+
+def scenarios(
+    name: Annotated[str | None, typer.Argument(help="One of them, to see it in detail.")] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure what random and expert get there, and store it.")
+    ] = False,
+    train_nlu: Annotated[
+        bool, typer.Option("--train-nlu", help="Train what understands its sentences, and store it.")
+    ] = False,
+) -> None:
+    """List what there is to talk about.
+
+    With a NAME, show one in detail: acts, outcomes, reward, and what random and expert get there.
+    """
+    from chatgym import plugins
+
+    found = plugins.load().scenarios
+    if name is not None and name not in found:
+        raise unknown("scenario", name, found)
+    if measure or train_nlu:
+        for one in found if name is None else (name,):
+            if train_nlu:
+                _train_nlu(found[one])
+            if measure:
+                _measure(one)
+        return
+    if name is not None:
+        _print_scenario(name, found[name], found.sources[name])
+        return
+    rows = []
+    for one, source in found.sources.items():
+        try:
+            rows.append((one, str(found[one].version), found[one].description, source))
+        except ChatGymError as error:
+            rows.append((one, "", str(error), source))
+    out = console()
+    out.print(table(("scenario", "version", "what it is about", "plugin"), rows))
+    out.print("\n`chatgym scenarios NAME` shows one in detail")
+
+
+def _measure(name: str) -> None:
+    from chatgym.training import Task, measure
+    from chatgym.training.references import store
+
+    task = Task(name)
+    found = measure(task)
+    path = store(found, task)
+    out = console()
+    out.print(_reference_table(found))
+    out.print(f"\n{found.conversations:,} conversations each; stored in {path}")
+
+
+def _train_nlu(scenario: Scenario) -> None:
+    from chatgym import nlu
+
+    heads = nlu.train(scenario)
+    path = nlu.save(scenario, heads)
+    sizes = ", ".join(f"{name} ({len(head.labels)})" for name, head in heads.items())
+    console().print(f"Trained the heads {sizes}; stored in {path}")
+
+
+def _print_scenario(name: str, scenario: Scenario, source: str) -> None:
+    from chatgym.training import Task
+    from chatgym.training.references import references
+
+    out = console()
+    out.print(f"{name}, version {scenario.version}, from plugin {source}")
+    out.print(scenario.description + "\n")
+    acts = f"{len(scenario.agent_acts)} {scenario.agent_role} acts"
+    partner = f"{len(scenario.user_acts)} {scenario.partner_role} acts"
+    rows = [
+        (acts, ", ".join(scenario.agent_acts)),
+        (partner, ", ".join(scenario.user_acts)),
+        ("outcomes", ", ".join(outcome for outcome in scenario.outcomes if outcome)),
+        ("success", scenario.success),
+        ("reward terms", ", ".join(f"{term} x {weight:g}" for term, weight in scenario.reward_terms.items())),
+        ("most turns", str(scenario.max_turns)),
+        ("observations", f"{scenario.n_beliefs:,} discrete, {scenario.embedding_size} numbers in an embedding"),
+        ("SHA-256", scenario.digest),
+    ]
+    for label, text in rows:
+        out.print(textwrap.fill(f"{label:<17}{text}", width=100, subsequent_indent=" " * 17), soft_wrap=True)
+    out.print()
+    out.print(_reference_table(references(Task(name))))
+
+
+def _reference_table(found: References) -> object:
+    rows = [
+        ("random", f"{found.random_return:.3f}", f"{100 * found.random_success:.1f} %", "0"),
+        ("expert", f"{found.expert_return:.3f}", f"{100 * found.expert_success:.1f} %", "100"),
+    ]
+    return table(("reference", "mean return", "success rate", "score"), rows, (1, 2, 3))
+
+
+def pull(
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL]...", help="Those to fetch; all default models if none.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Fetch it again if it is here.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Fetch nothing; read the files and compare SHA-256.")] = False,
+) -> None:
+    """Fetch models ahead of time.
+
+    They are checked and unpacked into the cache folder: CHATGYM_CACHE, else the user's. CHATGYM_OFFLINE=1 forbids the
+    network.
+    """
+    from chatgym import store
+
+    names, rows, bad = models or list(store.MODELS), [], False
+    for name in names:
+        if name not in store.MODELS:
+            raise unknown("model", name, store.MODELS)
+    if check and force:
+        raise InvalidValue("--check fetches nothing and --force fetches: choose one")
+    for name in names:
+        try:
+            if check:
+                store.verify(name, full=True)
+            folder = store.path(name) if check else store.pull(name, force=force)
+        except ChatGymError as error:
+            print_error(str(error))
+            bad = True
+            continue
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        rows.append((name, f"{size / 1e6:,.0f} MB", str(folder), *(("as unpacked",) if check else ())))
+    if rows:
+        console().print(table(("model", "size", "folder", *(("files",) if check else ())), rows, (1,)))
+    if bad:
+        raise typer.Exit(1)

@@ -1,0 +1,104 @@
+"""A person as the partner of a trained agent: words in, understood by NLU, acts and words out.
+
+There is no simulator here. A room of one holds the agent's belief, which hears what NLU understood.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from chatgym.cli.play import QUIT, print_utterance, read_line
+from chatgym.interfaces import observe
+from chatgym.nlg import Speaker
+from chatgym.nlu import NLU, UNCLEAR, Understanding, nlu_of
+from chatgym.room import ChatRoom
+from chatgym.scenarios import Scenario
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from chatgym.agent import Agent
+    from chatgym.training import Run
+
+LEAVES = "bye"
+ASK_AGAIN = "Sorry, I didn't understand that. Could you say it in other words?"
+
+
+def talk_to(run: Run, out: Console) -> None:
+    """Let a person talk to the agent of a run until one of them ends it."""
+    agent, scenario = run.agent(), run.task.find_scenario()
+    out.print(f"{run.config['agent']} after {run.turns:,} turns of training; you are its {scenario.partner_role}.")
+    out.print(f"Its task: {scenario.description} Say what you want in your own words; q quits.", style="dim")
+    nlu = nlu_of(scenario)
+    room = ChatRoom(scenario, 1, error_rate=0.0, max_turns=run.task.arguments.get("max_turns"))
+    room.start(keys=np.array([_silent_opening(scenario)], np.uint64))
+    endings, speaker, turn = _ending_acts(scenario), Speaker(scenario), 0
+    while turn < room.max_turns:
+        line = read_line(out, f"{scenario.partner_role}> ")
+        if line is None or line.lower() in QUIT:
+            out.print("\nYou left.")
+            return
+        if not line:
+            continue
+        understood = _hear(room, nlu, line)
+        out.print(_describe(understood), style="dim")
+        if understood.act == UNCLEAR:
+            print_utterance(out, scenario.agent_role, ASK_AGAIN, partner=False)
+            continue
+        if understood.act == LEAVES:
+            out.print(f"\nYou left after {turn} turns of the {scenario.agent_role}.")
+            return
+        turn += 1
+        act, text = _answer(room, agent, speaker, line, turn)
+        print_utterance(out, scenario.agent_role, text, scenario.agent_acts[act], partner=False)
+        if endings[act]:
+            out.print(f"\nThe {scenario.agent_role} ended it after {turn} turns ({scenario.agent_acts[act]}).")
+            return
+    out.print(f"\nIt breaks off after {turn} turns.")
+
+
+def _silent_opening(scenario: Scenario) -> int:
+    """Return the key of a conversation whose opening tells nothing: so the belief knows nothing of its partner."""
+    room = ChatRoom(scenario, 256, error_rate=0.0)
+    room.start(keys=np.arange(256, dtype=np.uint64))
+    meanings = [scenario.partner_meaning(said) for said in room.said]
+    return next((key for key, meaning in enumerate(meanings) if meaning.parts == (meaning.act,)), 0)
+
+
+def _ending_acts(scenario: Scenario) -> list[bool]:
+    """Tell for each agent act whether it ends a conversation that has just begun: then it ends any."""
+    count = len(scenario.agent_acts)
+    room = ChatRoom(scenario, count)
+    room.start(keys=np.zeros(count, np.uint64))
+    room.step(np.arange(count))
+    ends: list[bool] = room.terminations.tolist()
+    return ends
+
+
+def _hear(room: ChatRoom, nlu: NLU, line: str) -> Understanding:
+    """Understand a line and take it into the belief."""
+    scenario = room.scenario
+    understood = nlu.understand([line])[0]
+    scenario.parse(understood.act, understood.part, understood.slots, room.said[0])
+    scenario.hear(room.belief[0], room.said[0])
+    return understood
+
+
+def _answer(room: ChatRoom, agent: Agent, speaker: Speaker, heard: str, turn: int) -> tuple[int, str]:
+    """Let the agent act on its belief, word the act, and note it in the belief."""
+    observation = observe(room, agent.requires.observation, [heard])
+    act = int(agent.act(observation, action_masks=room.action_masks())[0])
+    meaning = room.scenario.agent_meaning(act, room.belief[0])
+    text = speaker.say([meaning], room.keys, np.array([turn]), "agent")[0]
+    room.scenario.note(room.belief[0], act, turn)
+    return act, text
+
+
+def _describe(understood: Understanding) -> str:
+    """Write what was understood for people: the part, slots and how sure it is."""
+    slots: Any = (f"{name} {value}" for name, value in understood.slots.items())
+    what = ", ".join(itertools.chain([understood.part or understood.act], slots))
+    return f"           understood: {what} ({understood.confidence:.0%})"

@@ -1,0 +1,169 @@
+"""``chatgym play``: a person in the conversation, as the agent or, to a trained agent, as its partner."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from chatgym.cli.terminal import console
+from chatgym.errors import InvalidValue
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from rich.console import Console
+
+    from chatgym.env import ChatEnv
+    from chatgym.training import Run, Task
+
+QUIT = ("q", "quit")
+
+
+def play(
+    run: Annotated[
+        Path | None, typer.Argument(help="A run folder: its scenario, and with --as-partner its agent.")
+    ] = None,
+    scenario: Annotated[
+        str | None, typer.Option(help="What it is about.", show_default="the run's, or customer_service")
+    ] = None,
+    llm: Annotated[
+        str, typer.Option(help="Who words the partner: template, smollm2-135m, hf:ID-or-folder, or a plugin's engine.")
+    ] = "template",
+    seed: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Which conversation.", show_default="another each time")
+    ] = None,
+    as_partner: Annotated[
+        bool, typer.Option("--as-partner", help="Be the partner, in your own words, of the agent trained in RUN.")
+    ] = False,
+) -> None:
+    """Take part in a conversation yourself.
+
+    Be the agent and choose its acts, or, with --as-partner, talk to a trained agent in your own words.
+
+    As the agent, answer by an act's number, its name or the beginning of it; ? lists the acts, q quits. Once it is
+    over, the outcome, the return and what the partner had in mind are shown.
+
+    \b
+    Examples:
+      chatgym play
+      chatgym play --seed 7 --llm smollm2-135m
+      chatgym play runs/qlearning --as-partner
+    """
+    from chatgym.cli.partner import talk_to
+    from chatgym.training import Run, Task
+
+    opened = None if run is None else Run.open(run)
+    if opened is not None and scenario not in (None, opened.task.scenario):
+        raise InvalidValue(f"{run} was trained for {opened.task.scenario!r}; leave out --scenario")
+    if as_partner:
+        talk_to(_needed(opened, llm), console())
+        return
+    _be_the_agent(opened.task if opened else Task(scenario or "customer_service"), llm, seed)
+
+
+def _needed(run: Run | None, llm: str) -> Run:
+    if run is None:
+        raise InvalidValue("--as-partner needs the run folder of a trained agent: `chatgym play RUN --as-partner`")
+    if llm != "template":
+        raise InvalidValue("with --as-partner the partner's words are yours; leave out --llm")
+    return run
+
+
+def _be_the_agent(task: Task, llm: str, seed: int | None) -> None:
+    from chatgym.agent import Interface
+
+    env, out = task.make_env(Interface(), llm=llm), console()
+    scenario, rate = env.scenario, env.room.error_rate
+    out.print(f"{scenario.description} You are the {scenario.agent_role}; at most {env.room.max_turns} turns.")
+    out.print("Answer with an act: its number, its name or the beginning of it; ? lists them, q quits.", style="dim")
+    if rate:
+        out.print(f"What is said is noted wrongly at a rate of {rate:g}: read it back where that matters.", style="dim")
+    _, info = env.reset(seed=seed)
+    _print_turn(out, env.transcript()[-1], scenario.partner_role)
+    total, over = 0.0, False
+    while not over:
+        act = _ask_act(out, scenario.agent_acts, info["action_mask"])
+        if act is None:
+            out.print("\nYou left before the end.")
+            break
+        _, reward, terminated, truncated, info = env.step(act)
+        total, over = total + reward, terminated or truncated
+        for turn in env.transcript()[-3:] if over else env.transcript()[-2:]:
+            _print_turn(out, turn, scenario.partner_role)
+    if over:
+        _print_end(out, env, info["outcome"], total)
+    env.close()
+
+
+def _print_end(out: Console, env: ChatEnv, outcome: str, total: float) -> None:
+    goal = env.transcript()[-1]["text"]
+    won = "" if outcome != env.scenario.success else ", which counts as success"
+    out.print(f"\nOutcome: {outcome.replace('_', ' ')}{won}")
+    out.print(f"Return:  {total:.2f} in {int(env.room.turns[0])} turns")
+    out.print(f"The {env.scenario.partner_role} had in mind: {goal}", soft_wrap=True)
+
+
+def _print_turn(out: Console, turn: dict[str, Any], partner: str) -> None:
+    if turn["role"] == "goal":
+        return
+    note = f"{turn['act']}, reward {turn['reward']:+.2f}" if "reward" in turn else ""
+    print_utterance(out, turn["role"], turn["text"], note, partner=turn["role"] == partner)
+
+
+def print_utterance(out: Console, role: str, text: str, note: str = "", *, partner: bool) -> None:
+    """Print who says what, in the colour of its side, and a note in a dimmer one."""
+    from rich.text import Text
+
+    line = Text(f"{role:>9}  ", style="bold cyan" if partner else "bold green")
+    line.append(text, style="default")
+    if note:
+        line.append(f"  ({note})", style="dim")
+    out.print(line)
+
+
+def read_line(out: Console, prompt: str) -> str | None:
+    """Read a line from stdin; None at the end of input."""
+    out.print(prompt, end="")
+    out.file.flush()
+    try:
+        line = input()
+    except EOFError:
+        return None
+    if not sys.stdin.isatty():
+        out.print(line)  # as a terminal shows what is typed
+    return line.strip()
+
+
+def _ask_act(out: Console, acts: tuple[str, ...], mask: npt.NDArray[np.bool_]) -> int | None:
+    """Ask until an act is named; None when the person leaves."""
+    while True:
+        line = read_line(out, "act> ")
+        if line is None or line.lower() in QUIT:
+            return None
+        if line == "?":
+            for number, (act, sensible) in enumerate(zip(acts, mask.tolist(), strict=True)):
+                out.print(
+                    f"  {number:>2}  {act}{'' if sensible else '   (makes no sense now)'}",
+                    style="" if sensible else "dim",
+                )
+            continue
+        matches = find_acts(line, acts)
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            out.print(f"{line!r} could be {', '.join(acts[act] for act in matches)}")
+        elif line:
+            out.print(f"There is no act {line!r}; ? lists them")
+
+
+def find_acts(line: str, acts: tuple[str, ...]) -> list[int]:
+    """Return the acts that a number, a name or the beginning of names stands for."""
+    if line.isdecimal():
+        return [int(line)] if int(line) < len(acts) else []
+    name = line.lower().replace(" ", "_").replace("-", "_")
+    if name in acts:
+        return [acts.index(name)]
+    return [index for index, act in enumerate(acts) if name and act.startswith(name)]
