@@ -7,7 +7,6 @@ plain loop would do with the same transitions in that order, also where two rows
 from __future__ import annotations
 
 import json
-import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -67,14 +66,18 @@ class QLearningAgent:
 
 
 @nb.njit(cache=True)
+def worth(tables: Floats, state: int, action: int) -> float:
+    """Return the sum over `tables`, float64[T, S, A] with T 1 or 2, of what they say of an action."""
+    return tables[0, state, action] + (tables[1, state, action] if tables.shape[0] == 2 else 0.0)
+
+
+@nb.njit(cache=True)
 def best_action(tables: Floats, state: int, mask: Bools) -> int:
-    """Return the allowed action with the highest sum over `tables`, float64[T, S, A]; the lowest of several."""
+    """Return the allowed action that is worth most; the lowest of several."""
     best, highest = -1, -np.inf
     for action in range(tables.shape[2]):
         if mask[action]:
-            value = tables[0, state, action]
-            if tables.shape[0] == 2:
-                value += tables[1, state, action]
+            value = worth(tables, state, action)
             if value > highest:
                 best, highest = action, value
     return best
@@ -94,7 +97,7 @@ def choose(
         seed: Root of the draws.
         time: Position of the draws, another one at each call.
         actions: int64[B], filled with the choices.
-        greedy: bool[B], filled with whether a choice is (also) the best known.
+        greedy: bool[B], filled with whether nothing better than the choice is known.
     """
     for i in range(states.shape[0]):
         best = best_action(tables, states[i], masks[i])
@@ -108,7 +111,7 @@ def choose(
                     if chosen < 0:
                         actions[i] = action
                         break
-        greedy[i] = actions[i] == best
+        greedy[i] = worth(tables, states[i], actions[i]) == worth(tables, states[i], best)
 
 
 @nb.njit(cache=True)
@@ -130,7 +133,7 @@ def learn_batch(
         next_masks: bool[B, A], the actions allowed in the next states.
         terminated: bool[B], where nothing comes after. A truncated conversation has a next state with a value.
         ended: bool[B], where the conversation is over in either way.
-        greedy: bool[B], where the action was the best known.
+        greedy: bool[B], where nothing better than the action was known.
         trace: int64[B, L, 2], changed. L is 1 when λ = 0.
         traced: int64[B], changed: length of each trace.
         rates: float64[N], the learning rate by number of visits; the last for all beyond.
@@ -217,14 +220,16 @@ class QLearning:
     def learn(self, make_envs: MakeEnvs, total_steps: int, callback: Callback) -> None:
         """Train, see `chatgym.agent.Agent`; metrics: mean return and success rate of late, and ε."""
         config, size = self.config, self.config.num_envs
-        envs = make_envs(size, autoreset_mode=AutoresetMode.SAME_STEP)
+        envs: Any = make_envs(size, autoreset_mode=AutoresetMode.SAME_STEP)
         self._prepare(envs)
-        state, rates, recent = self._state, self._rates(), Recent()
+        state, rates, recent = self._state, self._rates(), Recent(self._state["recent"])
         actions, greedy = np.empty(size, np.int64), np.empty(size, bool)
         try:
             while self.turns < total_steps:
                 epsilon = self.epsilon(total_steps)
-                choose(self.tables, state["states"], state["masks"], epsilon, self.seed, self.iteration, actions, greedy)
+                choose(
+                    self.tables, state["states"], state["masks"], epsilon, self.seed, self.iteration, actions, greedy
+                )
                 states, rewards, terminated, truncated, infos = envs.step(actions)
                 after, masks, ended = states, infos["action_mask"], terminated | truncated
                 if truncated.any():  # their next state is the one they broke off in, not the new conversation's
@@ -232,9 +237,9 @@ class QLearning:
                     after[truncated] = infos["final_obs"][truncated].astype(np.int64)
                     masks[truncated] = infos["final_info"]["action_mask"][truncated]
                 learn_batch(
-                    self.tables, self.visits, state["states"], actions, rewards, after, masks, terminated, ended, greedy,
-                    state["trace"], state["traced"], rates, config.discount_factor, config.trace_decay, self.seed,
-                    self.iteration,
+                    self.tables, self.visits, state["states"], actions, rewards, after, masks, terminated, ended,
+                    greedy, state["trace"], state["traced"], rates, config.discount_factor, config.trace_decay,
+                    self.seed, self.iteration,
                 )  # fmt: skip
                 state["states"], state["masks"] = states, infos["action_mask"]
                 self.turns += size
@@ -249,8 +254,17 @@ class QLearning:
     def act(
         self, observations: Any, *, deterministic: bool = True, action_masks: Bools | None = None
     ) -> npt.NDArray[np.int64]:
-        """Return acts int64[B] for states int[B]; not `deterministic`: with the training's last ε."""
+        """Return acts int64[B] for states int[B]; not `deterministic`: with the training's last ε.
+
+        Raises:
+            InvalidValue: When a state isn't in the table: it was trained in another scenario.
+        """
         states = np.asarray(observations, np.int64)
+        if states.size and not 0 <= states.min() <= states.max() < len(self.visits):
+            raise InvalidValue(
+                f"the table has states 0 to {len(self.visits) - 1}, not {states.max()}; act in the scenario it was "
+                "trained in"
+            )
         masks = np.ones((len(states), self.visits.shape[1]), bool) if action_masks is None else action_masks
         actions, greedy = np.empty(len(states), np.int64), np.empty(len(states), bool)
         epsilon = 0.0 if deterministic else (self.config.epsilon_end if self.turns else self.config.epsilon_start)
@@ -284,7 +298,7 @@ class QLearning:
             agent.turns, agent.iteration = about["turns"], about["iteration"]
             if tables.shape != agent.tables.shape or visits.shape != agent.visits.shape:
                 raise ValueError(f"tables of shape {tables.shape} don't fit the configuration")
-        except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError, zipfile.BadZipFile) as error:
+        except Exception as error:  # a damaged archive makes numpy raise almost anything
             raise Corrupted(f"the Q-learning agent in {folder} can't be read ({error}); train it again") from error
         agent.tables, agent.visits = tables, visits
         return agent
@@ -301,7 +315,7 @@ class QLearning:
                 depth = 32 if fading == 1.0 else min(32, 1 + int(np.log(0.01) / np.log(fading)))
             size = config.num_envs
             state.update(states=states, masks=infos["action_mask"], traced=np.zeros(size, np.int64),
-                         trace=np.zeros((size, depth, 2), np.int64))  # fmt: skip
+                         trace=np.zeros((size, depth, 2), np.int64), recent=np.zeros(3))  # fmt: skip
         self._envs = envs
 
     def _rates(self) -> Floats:
@@ -312,26 +326,30 @@ class QLearning:
 
 
 class Recent:
-    """Mean return and success rate over about the last 10,000 conversations."""
+    """Mean return and success rate over about the last 10,000 conversations.
 
-    def __init__(self) -> None:
-        """Begin with none."""
-        self.conversations = self.successes = self.rewards = 0.0
+    Attributes:
+        totals: float64[3], changed: conversations, successes, and the sum of rewards.
+    """
+
+    def __init__(self, totals: Floats) -> None:
+        """Go on with what was counted before."""
+        self.totals = totals
 
     def add(self, rewards: Floats, ended: Bools, infos: dict[str, Any], success: str) -> None:
         """Take in a step of B conversations."""
-        self.rewards += float(rewards.sum())
+        self.totals[2] += rewards.sum()
         if ended.any():
             outcomes = infos["final_info"]["outcome"][ended]
-            self.conversations += len(outcomes)
-            self.successes += int((outcomes == success).sum())
-        if self.conversations > 20_000:
-            self.conversations, self.successes, self.rewards = self.conversations / 2, self.successes / 2, self.rewards / 2
+            self.totals[:2] += len(outcomes), (outcomes == success).sum()
+        if self.totals[0] > 20_000:
+            self.totals /= 2
 
     def metrics(self, epsilon: float) -> dict[str, float]:
         """Return the metrics by name."""
-        count = max(self.conversations, 1.0)
-        return {"mean_return": self.rewards / count, "success_rate": self.successes / count, "epsilon": epsilon}
+        conversations, successes, rewards = self.totals.tolist()
+        count = max(conversations, 1.0)
+        return {"mean_return": rewards / count, "success_rate": successes / count, "epsilon": epsilon}
 
 
 def _prefixed(snapshot: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:

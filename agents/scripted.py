@@ -46,9 +46,10 @@ class Scripted:
 
         try:
             saved = json.loads((folder / "agent.json").read_text(encoding="utf-8"))
-            return cls(find_scenario(saved["scenario"]), seed=saved["seed"])
+            scenario, seed = str(saved["scenario"]), int(saved["seed"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise Corrupted(f"{folder / 'agent.json'} can't be read ({error}); save the agent again") from error
+        return cls(find_scenario(scenario), seed=seed)
 
 
 class Random(Scripted):
@@ -69,7 +70,9 @@ class Random(Scripted):
             action_masks = np.ones((len(observations), len(self.scenario.agent_acts)), bool)
         keys = (np.uint64(self.seed) << np.uint64(32)) + np.arange(len(observations), dtype=np.uint64)
         self._calls += 1
-        chosen = (rng.uniform(keys, self._calls, 0) * action_masks.sum(1)).astype(np.int64)  # the chosen-th that is True
+        chosen = (rng.uniform(keys, self._calls, 0) * action_masks.sum(1)).astype(
+            np.int64
+        )  # the chosen-th that is True
         acts: npt.NDArray[np.int64] = (action_masks.cumsum(1) > chosen[:, None]).argmax(1)
         return acts
 

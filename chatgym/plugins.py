@@ -20,7 +20,7 @@ from typing import Any
 import pluggy
 
 from chatgym import hookspecs
-from chatgym.errors import Unavailable
+from chatgym.errors import Unavailable, unknown
 
 BUILT_IN = "chatgym_agents"
 KINDS = ("agents", "scenarios", "engines", "reward_models")
@@ -112,8 +112,11 @@ def _chosen(registry: Registry) -> list[EntryPoint]:
 
 def _collect(manager: pluggy.PluginManager, entry: EntryPoint) -> list[tuple[str, str, Any]]:
     """Import a plugin and call its hooks alone, so that its failure is its own."""
-    others, things = manager.get_plugins(), []
-    manager.register(entry.load(), entry.name)
+    others, plugin, things = manager.get_plugins(), entry.load(), []
+    manager.register(plugin, entry.name)
+    for caller in manager.get_hookcallers(plugin) or ():
+        if not caller.has_spec():
+            raise unknown("hook", caller.name, (f"register_{kind}" for kind in KINDS))
     for kind in KINDS:
         hook = manager.subset_hook_caller(f"register_{kind}", others)
         hook(register=lambda name, thing, kind=kind: things.append((kind, str(name), thing)))

@@ -366,7 +366,7 @@ def _dequantise(packed: Path) -> None:
     tensors = {tensor.name: tensor for tensor in GGUFReader(packed).tensors}
     state = model.state_dict()
     for name, weight in state.items():
-        stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        stored = names.get_name(name, try_suffixes=(".weight", ".bias")) or name
         if stored not in tensors and name == "lm_head.weight":  # tied to the embeddings
             stored = "token_embd.weight"
         values = torch.from_numpy(dequantize(tensors[stored].data, tensors[stored].tensor_type).copy())

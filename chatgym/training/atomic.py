@@ -19,13 +19,18 @@ def disk_space(path: Path, remedy: str) -> Iterator[None]:
     """Turn a full disk into an error that names `path` and the remedy."""
     try:
         yield
-    except OSError as error:
-        cause: BaseException | None = error
-        while cause is not None and getattr(cause, "errno", None) not in NO_SPACE:
-            cause = cause.__context__  # closing a half-written archive fails once more, with another error
-        if cause is None:
+    except Exception as error:  # of any type: a library reports it in its own, or fails again while closing a file
+        if not _no_space(error):
             raise
         raise Unavailable(f"no space left on the disk of {path}; {remedy}") from error
+
+
+def _no_space(error: BaseException | None) -> bool:
+    while error is not None:
+        if getattr(error, "errno", None) in NO_SPACE or os.strerror(errno.ENOSPC) in str(error):
+            return True
+        error = error.__context__
+    return False
 
 
 def write_text(path: Path, text: str) -> None:

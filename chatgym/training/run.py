@@ -21,11 +21,15 @@ from filelock import FileLock, Timeout
 from chatgym import plugins
 from chatgym.agent import Agent, make_config
 from chatgym.errors import Corrupted, InvalidValue, Unavailable, unknown
+from chatgym.store import sha256
 from chatgym.training import atomic
 from chatgym.training.task import Task
 
+CHECKPOINT = "checkpoint.json"
 FORMAT = "chatgym-run"
 VERSION = 1
+KEYS = {"agent", "arguments", "conversations", "evaluate_every", "identity", "scenario", "seed", "settings",
+        "total_steps", "validation_seed", "version", "versions"}  # fmt: skip
 CONTENT = ("metrics.jsonl", "curve.png", "transcripts.jsonl", "model", ".new-model", ".old-model", "config.json")
 
 
@@ -52,6 +56,7 @@ class Run:
 
         Raises:
             InvalidValue: When something else is in the way.
+            Unavailable: When the disk is full.
         """
         folder = Path(folder)
         check_free(folder, overwrite=overwrite)
@@ -59,7 +64,7 @@ class Run:
             path = folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         run = cls(folder, {"format": FORMAT, "version": VERSION, **config})
-        with run.writing():
+        with atomic.disk_space(folder, "free some, or name another folder (--run)"):
             folder.mkdir(parents=True, exist_ok=True)
             atomic.write_text(folder / "config.json", json.dumps(run.config, indent=2) + "\n")
         return run
@@ -83,8 +88,10 @@ class Run:
             raise Corrupted(f"{path} can't be read ({error}); train again, into another folder") from error
         if form != FORMAT:
             raise InvalidValue(f"{folder} holds no run: {path} is something else's")
-        if config["version"] != VERSION:
-            raise InvalidValue(f"{folder} is a run of version {config['version']}; this ChatGym reads {VERSION}")
+        if config.get("version") != VERSION:
+            raise InvalidValue(f"{folder} is a run of version {config.get('version')}; this ChatGym reads {VERSION}")
+        if missing := ", ".join(sorted(KEYS - config.keys())):
+            raise Corrupted(f"{path} lacks {missing}; train again, into another folder")
         return cls(folder, config)
 
     @property
@@ -109,6 +116,11 @@ class Run:
         """
         if not self.model.is_dir():
             raise InvalidValue(f"{self.folder} has no model yet; go on with the training: `{self.resume_command()}`")
+        for name, recorded in self._checkpoint()["files"].items():
+            path = self.model / name
+            if not path.is_file() or sha256(path) != recorded:
+                what = "isn't as it was saved" if path.is_file() else "is missing"
+                raise Corrupted(f"{path} {what}; restore it or train again (--overwrite)")
         agent: Agent = find_agent(self.config["agent"]).load(self.model)
         return agent
 
@@ -124,12 +136,7 @@ class Run:
         Raises:
             Corrupted: When a line before that isn't JSON.
         """
-        path = self.folder / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-        try:
-            return [json.loads(line) for line in lines]
-        except ValueError as error:
-            raise Corrupted(f"{path} can't be read ({error}); restore it or train again (--overwrite)") from error
+        return self._read_lines("metrics.jsonl", "turns")
 
     def keep_metrics(self, turns: int) -> None:
         """Cut off the lines that are later than `turns`."""
@@ -144,9 +151,13 @@ class Run:
         Raises:
             Corrupted: When the checkpoint doesn't say.
         """
-        path = self.model / "checkpoint.json"
+        return int(self._checkpoint()["turns"]) if self.model.is_dir() else 0
+
+    def _checkpoint(self) -> dict[str, Any]:
+        path = self.model / CHECKPOINT
         try:
-            return int(json.loads(path.read_text(encoding="utf-8"))["turns"]) if self.model.is_dir() else 0
+            found = json.loads(path.read_bytes())
+            return {"turns": int(found["turns"]), "files": dict(found["files"])}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise Corrupted(f"{path} can't be read ({error}); restore it or train again (--overwrite)") from error
 
@@ -174,9 +185,23 @@ class Run:
             atomic.write_text(self.folder / "transcripts.jsonl", _json_lines(transcripts))
 
     def transcripts(self) -> list[dict[str, Any]]:
-        """Return what `write_transcripts` wrote."""
-        lines = (self.folder / "transcripts.jsonl").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        """Return what `write_transcripts` wrote; nothing before the training ended.
+
+        Raises:
+            Corrupted: When a line isn't what it was.
+        """
+        return self._read_lines("transcripts.jsonl", "turns")
+
+    def _read_lines(self, name: str, key: str) -> list[dict[str, Any]]:
+        path = self.folder / name
+        try:
+            lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+            records = [json.loads(line) for line in lines]
+            for record in records:
+                record[key]
+        except (ValueError, KeyError, TypeError) as error:
+            raise Corrupted(f"{path} can't be read ({error}); restore it or train again (--overwrite)") from error
+        return records
 
     def draw_curve(self) -> Path:
         """Draw ``curve.png`` and return its path."""
@@ -213,7 +238,7 @@ def check_free(folder: Path, *, overwrite: bool = False) -> None:
                 "folder (--run)"
             )
         Run.open(folder)  # refuses a folder whose config.json is something else's
-    elif folder.is_dir() and any(path.name != ".lock" for path in folder.iterdir()):
+    elif folder.is_dir() and {path.name for path in folder.iterdir()} - {".lock", ".new-config.json"}:
         raise InvalidValue(f"{folder} isn't empty and holds no run; name another folder (--run)")
 
 
@@ -260,7 +285,9 @@ def versions(agent: str) -> dict[str, str]:
 
 def _save(agent: Agent, turns: int, folder: Path) -> None:
     agent.save(folder)
-    (folder / "checkpoint.json").write_text(json.dumps({"turns": turns}) + "\n", encoding="utf-8")
+    files = {path.relative_to(folder).as_posix(): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    text = json.dumps({"turns": turns, "files": files}, indent=2)
+    (folder / CHECKPOINT).write_text(text + "\n", encoding="utf-8")
 
 
 def _json_lines(records: Sequence[Mapping[str, Any]]) -> str:

@@ -34,9 +34,7 @@ class Task:
     def make_env(self, interface: Interface, **overrides: Any) -> ChatEnv:
         """Make the single environment, worded by templates unless `overrides` say otherwise."""
         arguments = {"llm": "template", **self.arguments, **overrides}
-        return ChatEnv(
-            scenario=self.scenario, action=interface.action, observation=interface.observation, **arguments
-        )
+        return ChatEnv(scenario=self.scenario, action=interface.action, observation=interface.observation, **arguments)
 
     def identity(self) -> dict[str, Any]:
         """Name all that decides a conversation's course, see `chatgym.talk.Talk.identity`."""

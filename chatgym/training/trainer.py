@@ -71,8 +71,10 @@ def train(
     for name, value in (("total_steps", total), ("evaluate_every", every), ("conversations", conversations)):
         if value < 1:
             raise InvalidValue(f"{name} is a number from 1 on, not {value}")
-    if not 0 <= seed < 2**31:
-        raise InvalidValue(f"seed is a number from 0 to {2**31 - 1}, not {seed}")
+    if not 0 <= seed < VALIDATION_SEED:
+        raise InvalidValue(
+            f"seed is a number from 0 to {VALIDATION_SEED - 1}, not {seed}: those above are to be unseen"
+        )
     config = {
         "agent": agent, "settings": dataclasses.asdict(make_config(made_by.Config, settings)),
         "scenario": task.scenario, "arguments": dict(task.arguments), "seed": seed, "total_steps": total,
@@ -94,6 +96,8 @@ def resume(folder: str | Path, *, total_steps: int | None = None, progress: Prog
         Corrupted: When a file of the run isn't what it was.
         Unavailable: When the disk is full, or another process trains in the folder.
     """
+    if total_steps is not None and total_steps < 1:
+        raise InvalidValue(f"total_steps is a number from 1 on, not {total_steps}")
     run = Run.open(folder)
     before, here = run.config["identity"]["sha256"], run.task.identity()["sha256"]
     if before != here:
@@ -123,6 +127,8 @@ def _go(run: Run, progress: Progress | None) -> None:
             lambda num_envs, **overrides: envs(agent.requires, num_envs, **overrides), run.config["total_steps"], loop
         )
         loop.finish()
+    if loop.interrupted:  # too late to stop before the end
+        raise KeyboardInterrupt
 
 
 class _Loop:
@@ -190,7 +196,7 @@ class _Loop:
         self.run.checkpoint(self.agent, self.turns, line)
 
 
-class _deferred_interrupt:  # noqa: N801 (a context manager, used like a function)
+class _deferred_interrupt:
     """Within it the first Ctrl-C is noted for the loop to stop at its next checkpoint; the second one is as usual."""
 
     def __init__(self, loop: _Loop) -> None:
