@@ -89,7 +89,7 @@ def load() -> Registry:
         try:
             things = _collect(manager, entry)
         except (Exception, SystemExit) as error:  # whatever a stranger's module raises
-            registry.failures.append((entry.name, traceback.format_exception_only(error)[-1].strip()))
+            registry.failures.append((entry.name, traceback.format_exception_only(error)[-1].splitlines()[0]))
             continue
         registry.plugins[entry.name] = f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value
         for kind, name, thing in things:

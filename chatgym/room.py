@@ -7,6 +7,7 @@ on its key and its acts alone, never on its neighbours.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping
@@ -74,6 +75,7 @@ def kernels(scenario: Scenario) -> Kernels:
     return _compiled[scenario]
 
 
+@functools.cache
 def loops_digest() -> str:
     """SHA-256 of the code that every scenario shares: the draws and the loops over the batch."""
     return code_digest(inspect.getsource(rng), inspect.getsource(_loops))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ class Evaluation:
     references: References | None = None
     wording: Mapping[str, Any] | None = None
 
-    @property
+    @functools.cached_property
     def mean_return(self) -> Interval:
         """Mean return, with a bootstrap interval."""
         return bootstrap_mean(self.returns)

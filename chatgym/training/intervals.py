@@ -35,7 +35,9 @@ def wilson(successes: int, n: int) -> Interval:
 
 def bootstrap_mean(values: npt.NDArray[np.float64], seed: int = 0) -> Interval:
     """Return the mean of float64[N] with its percentile bootstrap interval (Efron 1979), drawn from `seed`."""
-    generator = np.random.default_rng(seed)
-    means = [generator.choice(values, len(values)).mean() for _ in range(RESAMPLES)]
+    generator, n = np.random.default_rng(seed), len(values)
+    rows = max(min(1_000_000 // n, RESAMPLES), 1)  # resamples at once: bounds the memory
+    parts = [min(rows, RESAMPLES - first) for first in range(0, RESAMPLES, rows)]
+    means = np.concatenate([values[generator.integers(0, n, (part, n))].mean(1) for part in parts])
     low, high = np.quantile(means, [0.025, 0.975])
     return Interval(float(values.mean()), float(low), float(high))

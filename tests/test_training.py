@@ -1,0 +1,510 @@
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from chatgym.errors import Corrupted, InvalidValue, Unavailable
+from chatgym.training import Run, Task, atomic, converse, evaluate, references, resume, train
+from chatgym.training.intervals import bootstrap_mean, wilson
+from chatgym.training.run import find_agent
+from chatgym.training.trainer import VALIDATION_SEED
+
+SETTINGS = {"num_envs": 64}
+STEPS = 64 * 100
+EVERY = 64 * 25
+ARGUMENTS = {"total_steps": STEPS, "evaluate_every": EVERY, "conversations": 20, "settings": SETTINGS, "seed": 7}
+
+
+def content(folder):
+    """All files of a run but the lock, the times taken out of the metrics."""
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    files.pop(".lock", None)
+    lines = [json.loads(line) for line in files["metrics.jsonl"].decode().splitlines()]
+    files["metrics.jsonl"] = [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+    return files
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a short run that nothing disturbed; not to be changed."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    train("qlearning", folder, **ARGUMENTS)
+    return folder
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of that run."""
+    return Run.open(shutil.copytree(finished, tmp_path / "run"))
+
+
+# -- What a run leaves -----------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_all_that_is_needed_to_look_at_it_and_to_repeat_it(finished):
+    run = Run.open(finished)
+    assert {path.name for path in finished.iterdir()} == {
+        ".lock", "config.json", "metrics.jsonl", "model", "curve.png", "transcripts.jsonl",
+    }  # fmt: skip
+    config = run.config
+    assert (config["agent"], config["seed"], config["total_steps"], config["scenario"]) == (
+        "qlearning", 7, STEPS, "customer_service",
+    )  # fmt: skip
+    assert config["settings"]["num_envs"] == 64
+    assert config["settings"]["learning_rate"] == 0.5  # a default is written, too
+    assert {"python", "chatgym", "gymnasium", "numpy", "numba", "plugin"} == set(config["versions"])
+    assert config["identity"]["sha256"] == run.task.identity()["sha256"]
+    assert (finished / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_line_of_metrics_is_written_at_the_beginning_and_at_each_evaluation(finished):
+    lines = Run.open(finished).metrics()
+    assert [line["turns"] for line in lines] == [0, EVERY, 2 * EVERY, 3 * EVERY, STEPS]
+    for line in lines:
+        for name in ("success_rate", "mean_return", "score"):
+            assert line[name]["low"] <= line[name]["value"] <= line[name]["high"]
+    assert [line["seconds"] for line in lines] == sorted(line["seconds"] for line in lines)
+
+
+def test_the_last_line_of_metrics_is_of_the_model_that_is_left(finished):
+    run = Run.open(finished)
+    result = evaluate(run.agent(), run.task, conversations=20, seed=VALIDATION_SEED)
+    assert run.metrics()[-1]["mean_return"] == dataclasses.asdict(result.mean_return)
+    assert run.turns == run.agent().turns == STEPS
+
+
+def test_the_transcripts_are_the_same_customers_before_and_after(finished):
+    transcripts = Run.open(finished).transcripts()
+    before, after = transcripts[:5], transcripts[5:]
+    assert [one["seed"] for one in before] == [one["seed"] for one in after]
+    assert {one["trained_for"] for one in before} == {0}
+    assert {one["trained_for"] for one in after} == {STEPS}
+    for one, other in zip(before, after, strict=True):
+        assert one["turns"][0] == other["turns"][0]
+        assert one["turns"][-1]["text"] == other["turns"][-1]["text"]  # the goal
+        assert one["turns"][-1]["act"] == one["outcome"]
+
+
+def test_the_same_seed_gives_the_same_run_and_another_one_another_model(finished, tmp_path):
+    train("qlearning", tmp_path / "again", **ARGUMENTS)
+    assert content(tmp_path / "again") == content(finished)
+    train("qlearning", tmp_path / "other", **{**ARGUMENTS, "seed": 8})
+    assert content(tmp_path / "other")["model/tables.npz"] != content(finished)["model/tables.npz"]
+
+
+def test_progress_is_told_after_each_iteration(tmp_path):
+    told = []
+    train("qlearning", tmp_path / "run", **ARGUMENTS, progress=lambda turns, metrics: told.append((turns, metrics)))
+    assert [turns for turns, _ in told] == list(range(64, STEPS + 1, 64))
+    assert set(told[0][1]) == {"mean_return", "success_rate", "epsilon"}
+
+
+# -- Interruptions ---------------------------------------------------------------------------------------------
+
+INTERRUPTED = """
+import json, os, signal, sys, time
+from chatgym.training import Run, atomic, train
+steps, how = 0, sys.argv[3]
+def progress(turns, metrics):
+    global steps
+    steps += 1
+    if steps == int(sys.argv[4]):
+        os.kill(os.getpid(), getattr(signal, how))
+def die(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+if how == "in the folders":  # the second checkpoint's: the old model is away, the new one isn't there
+    rename, renames = os.rename, []
+    def counted(*arguments):
+        renames.append(rename(*arguments))
+        if len(renames) == 4:  # the first checkpoint has nothing to put away
+            die()
+    os.rename, progress = counted, None
+if how == "before the folders":  # the metrics have a line more than the model
+    append, lines = atomic.append_text, []
+    def counted(path, text):
+        append(path, text)
+        lines.append(text)
+        if len(lines) == 3:
+            die()
+    atomic.append_text, progress = counted, None
+if how == "in a line":
+    append, lines = atomic.append_text, []
+    def counted(path, text):
+        lines.append(text)
+        if len(lines) == 3:
+            append(path, text[:40])
+            die()
+        append(path, text)
+    atomic.append_text, progress = counted, None
+train("qlearning", sys.argv[1], **json.loads(sys.argv[2]), progress=progress)
+"""
+
+
+def interrupt(folder, how, step=0):
+    command = [sys.executable, "-c", INTERRUPTED, str(folder), json.dumps(ARGUMENTS), how, str(step)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("how", "step"),
+    [("SIGKILL", 60), ("SIGKILL", 1), ("before the folders", 0), ("in the folders", 0), ("in a line", 0)],
+)
+def test_a_run_that_was_killed_ends_as_if_it_had_not_been(finished, tmp_path, how, step):
+    killed = interrupt(tmp_path / "run", how, step)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert Run.open(tmp_path / "run").turns < STEPS
+    Run.open(tmp_path / "run").agent()  # can be used as it is
+    resume(tmp_path / "run")
+    assert content(tmp_path / "run") == content(finished)
+
+
+def test_a_run_that_was_stopped_by_ctrl_c_is_saved_where_it_was_and_ends_as_if_it_had_not_been(finished, tmp_path):
+    stopped = interrupt(tmp_path / "run", "SIGINT", 60)
+    assert stopped.returncode != 0
+    assert stopped.stderr.rstrip().endswith("KeyboardInterrupt")
+    run = Run.open(tmp_path / "run")
+    assert run.turns == 60 * 64  # nothing is lost, though the last evaluation was at the 50th step
+    assert (run.folder / "curve.png").exists()
+    resume(tmp_path / "run")
+    assert content(tmp_path / "run") == content(finished)
+
+
+def test_resuming_a_finished_run_changes_nothing_and_more_steps_make_it_longer(finished, run):
+    assert content(resume(run.folder).folder) == content(finished)
+    longer = resume(run.folder, total_steps=STEPS + EVERY)
+    assert longer.turns == STEPS + EVERY
+    assert Run.open(run.folder).config["total_steps"] == STEPS + EVERY
+    assert [line["turns"] for line in longer.metrics()][-2:] == [STEPS, STEPS + EVERY]
+    with pytest.raises(InvalidValue, match="total_steps is a number from 1 on, not 0"):
+        resume(run.folder, total_steps=0)
+
+
+def test_a_run_of_another_simulator_is_not_gone_on_with(run):
+    config = json.loads((run.folder / "config.json").read_text())
+    config["arguments"]["error_rate"] = 0.2
+    (run.folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InvalidValue, match=r"was trained with another simulator .*train again"):
+        resume(run.folder)
+
+
+# -- Folders that are taken or damaged -------------------------------------------------------------------------
+
+
+def test_a_second_run_in_the_same_folder_is_refused_unless_it_is_to_be_replaced(run):
+    before = content(run.folder)
+    with pytest.raises(InvalidValue, match=r"already holds a run; go on with it \(--resume\), replace it"):
+        train("qlearning", run.folder, **ARGUMENTS)
+    assert content(run.folder) == before
+    (run.folder / "notes.txt").write_text("mine")
+    replaced = train("qlearning", run.folder, **{**ARGUMENTS, "total_steps": EVERY}, overwrite=True)
+    assert replaced.turns == EVERY
+    assert (run.folder / "notes.txt").read_text() == "mine"
+
+
+def test_two_processes_do_not_train_in_the_same_folder(run):
+    from filelock import FileLock
+
+    with FileLock(run.folder / ".lock"), pytest.raises(Unavailable, match="another process is training in"):
+        resume(run.folder)
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("all of it")
+    for overwrite in (False, True):
+        with pytest.raises(InvalidValue, match="isn't empty and holds no run; name another folder"):
+            train("qlearning", tmp_path, **ARGUMENTS, overwrite=overwrite)
+    with pytest.raises(InvalidValue, match=r"is a file; name a folder"):
+        train("qlearning", tmp_path / "thesis.txt", **ARGUMENTS)
+    (tmp_path / "config.json").write_text('{"name": "something else"}')
+    with pytest.raises(InvalidValue, match="is something else's"):
+        train("qlearning", tmp_path, **ARGUMENTS, overwrite=True)
+    assert sorted(os.listdir(tmp_path)) == ["config.json", "thesis.txt"]
+
+
+def test_a_folder_in_which_a_run_was_killed_at_its_very_beginning_can_be_used(tmp_path):
+    for name in (".lock", ".new-config.json"):
+        (tmp_path / name).write_text("")
+    assert train("qlearning", tmp_path, **{**ARGUMENTS, "total_steps": 64}).turns == 64
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["agent.json", "tables.npz", "training.npz", "checkpoint.json"])
+@pytest.mark.parametrize("damage", [cut, flip, os.unlink])
+def test_a_damaged_model_is_reported_with_the_remedy(run, name, damage):
+    damage(run.model / name)
+    before = content(run.folder)
+    for use in (run.agent, lambda: resume(run.folder)):
+        with pytest.raises(Corrupted, match=r"restore it or train again \(--overwrite\)"):
+            use()
+    assert content(run.folder) == before
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [cut, lambda path: path.write_text("[1]"), lambda path: path.write_text('{"format": "chatgym-run", "version": 1}')],
+)
+def test_a_damaged_configuration_is_reported_with_the_remedy(run, damage):
+    damage(run.folder / "config.json")
+    with pytest.raises(Corrupted, match="train again, into another folder"):
+        resume(run.folder)
+
+
+@pytest.mark.parametrize("line", [b'{"turns": 1', b"17", b'{"turn": 3}', b"\xff\xfe"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "transcripts.jsonl"])
+def test_a_damaged_line_is_reported_with_the_remedy(run, name, line):
+    path = run.folder / name
+    path.write_bytes(line + b"\n" + path.read_bytes())
+    with pytest.raises(Corrupted, match=rf"{name} can't be read .*restore it or train again \(--overwrite\)"):
+        run.metrics() if name == "metrics.jsonl" else run.transcripts()
+
+
+def test_a_folder_without_a_run_or_without_a_model_says_what_to_do(run, tmp_path):
+    with pytest.raises(InvalidValue, match=r"holds no run.*`chatgym train` makes one"):
+        resume(tmp_path / "nothing")
+    shutil.rmtree(run.model)
+    with pytest.raises(InvalidValue, match="has no model yet; go on with the training: `chatgym train qlearning"):
+        run.agent()
+    config = json.loads((run.folder / "config.json").read_text())
+    (run.folder / "config.json").write_text(json.dumps({**config, "version": 2}))
+    with pytest.raises(InvalidValue, match="is a run of version 2; this ChatGym reads 1"):
+        resume(run.folder)
+
+
+@pytest.mark.parametrize(
+    ("agent", "arguments", "words"),
+    [
+        ("qlerning", {}, "unknown agent 'qlerning'.*Did you mean 'qlearning'"),
+        ("random", {}, "learns nothing; measure it with `chatgym evaluate random`"),
+        (
+            "qlearning",
+            {"settings": {"learning_rat": 0.1}},
+            "unknown setting 'learning_rat'.*Did you mean 'learning_rate'",
+        ),
+        ("qlearning", {"settings": {"learning_rate": 1.5}}, "learning_rate is 1.5; allowed is 0.0 to 1.0"),
+        ("qlearning", {"settings": {"num_envs": 1.5}}, "num_envs is of type int, not 1.5"),
+        ("qlearning", {"total_steps": 0}, "total_steps is a number from 1 on, not 0"),
+        ("qlearning", {"conversations": 0}, "conversations is a number from 1 on, not 0"),
+        ("qlearning", {"seed": -1}, "seed is a number from 0 to 999999, not -1"),
+        ("qlearning", {"seed": VALIDATION_SEED}, "those above are to be unseen"),
+        ("qlearning", {"task": Task("customer_servic")}, "Did you mean 'customer_service'"),
+        ("qlearning", {"task": Task(arguments={"error_rate": 2})}, "error_rate is a probability"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_is_written(tmp_path, agent, arguments, words):
+    with pytest.raises(InvalidValue, match=words):
+        train(agent, tmp_path / "run", **{**ARGUMENTS, **arguments})
+    assert not (tmp_path / "run").exists()
+
+
+# -- Full disks ------------------------------------------------------------------------------------------------
+
+
+def fill(folder):
+    """Write until nothing goes any more."""
+    with (folder / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(1024))
+
+
+def test_a_disk_that_fills_up_leaves_the_checkpoint_before_and_the_run_can_be_resumed(finished, tmp_path, disk):
+    """Tables of 6,018 states take 1.4 MB: the disk of 4 MB holds the old and the new checkpoint, but not with more."""
+    told = []
+
+    def progress(turns, metrics):
+        told.append(turns)
+        if turns == EVERY + 64:
+            fill(disk)
+
+    with pytest.raises(Unavailable, match=r"no space left on the disk of .*free some, then go on with `chatgym train"):
+        train("qlearning", disk / "run", **ARGUMENTS, progress=progress)
+    assert told[-1] == 2 * EVERY
+    run = Run.open(disk / "run")
+    assert run.turns == run.agent().turns == EVERY
+    assert [line["turns"] for line in run.metrics()] in ([0, EVERY], [0, EVERY, 2 * EVERY])
+    with pytest.raises(Unavailable, match="no space left"):
+        resume(disk / "run")
+    assert Run.open(disk / "run").agent().turns == EVERY
+    (disk / "filler").unlink()
+    resume(disk / "run")
+    assert content(disk / "run") == content(finished)
+
+
+def test_a_full_disk_at_the_beginning_is_reported_with_the_remedy(disk):
+    fill(disk)
+    with pytest.raises(Unavailable, match=r"no space left on the disk of .*name another folder"):
+        train("qlearning", disk / "run", **ARGUMENTS)
+
+
+def test_a_full_disk_is_recognised_by_whatever_reports_it(tmp_path):
+    def raised_as_its_own():
+        try:
+            raise OSError(28, "No space left on device")
+        finally:
+            raise ValueError("the archive isn't complete")
+
+    def raised_as_text():
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+
+    def raised_for_another_reason():
+        raise OSError(13, "Permission denied")
+
+    for write in (raised_as_its_own, raised_as_text):
+        with pytest.raises(Unavailable, match="clean up"), atomic.disk_space(tmp_path, "clean up"):
+            write()
+    with pytest.raises(OSError, match="Permission denied"), atomic.disk_space(tmp_path, "clean up"):
+        raised_for_another_reason()
+
+
+# -- Writing in one step ---------------------------------------------------------------------------------------
+
+
+def test_a_file_that_could_not_be_written_stays_as_it_was(tmp_path):
+    path = tmp_path / "file.txt"
+    atomic.write_text(path, "old")
+
+    def fail(temporary):
+        temporary.write_text("half")
+        raise RuntimeError("broken off")
+
+    with pytest.raises(RuntimeError):
+        atomic.write_file(path, fail)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_a_folder_that_could_not_be_written_stays_as_it_was(tmp_path):
+    folder = tmp_path / "model"
+    atomic.replace_folder(folder, lambda new: (new / "a").write_text("old"))
+
+    def fail(new):
+        (new / "a").write_text("half")
+        raise RuntimeError("broken off")
+
+    with pytest.raises(RuntimeError):
+        atomic.replace_folder(folder, fail)
+    assert (folder / "a").read_text() == "old"
+    atomic.replace_folder(folder, lambda new: (new / "b").write_text("new"))
+    assert os.listdir(folder) == ["b"]
+    assert os.listdir(tmp_path) == ["model"]
+
+
+# -- Evaluation ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def agents():
+    task = Task()
+    return {name: find_agent(name)(task.find_scenario(), seed=1) for name in ("random", "expert")}
+
+
+@pytest.mark.parametrize("name", ["random", "expert"])
+def test_a_conversation_ends_the_same_however_many_are_evaluated(agents, name):
+    def held(conversations):
+        agent = find_agent(name)(Task().find_scenario(), seed=1)
+        return evaluate(agent, conversations=conversations, references=False)
+
+    many, few = held(4200), held(70)  # 4,200: more than fit side by side
+    assert np.array_equal(many.returns[:70], few.returns)
+    assert np.array_equal(many.outcomes[:70], few.outcomes)
+    assert np.array_equal(many.turns[:70], few.turns)
+    assert len(many.returns) == 4200
+    if name == "expert":
+        late = evaluate(agents[name], conversations=100, seed=few.seed + 4100, references=False)
+        assert np.array_equal(many.returns[4100:], late.returns)
+
+
+def test_an_evaluation_agrees_with_one_conversation_after_the_other(agents):
+    task = Task()
+    result = evaluate(agents["expert"], task, conversations=8, references=False)
+    env = task.make_env(agents["expert"].requires)
+    for i in range(8):
+        one = converse(agents["expert"], env, result.seed + i)
+        assert (one["outcome"], one["return"]) == (result.outcomes[i], pytest.approx(result.returns[i]))
+        assert sum(turn["role"] == "agent" for turn in one["turns"]) == result.turns[i]
+
+
+def test_the_ends_of_the_scale_are_where_they_should_be(agents):
+    random, expert = (evaluate(agents[name], conversations=4000) for name in ("random", "expert"))
+    assert random.success_rate.high < 0.15
+    assert 0.75 < expert.success_rate.low < expert.success_rate.high < 0.95
+    assert random.score.value == pytest.approx(0.0, abs=2.0)
+    assert expert.score.value == pytest.approx(100.0, abs=2.0)
+    found = references(Task())
+    assert found.scenario == "customer_service"
+    assert (found.random_success, found.expert_success) == (
+        pytest.approx(random.success_rate.value, abs=0.02), pytest.approx(expert.success_rate.value, abs=0.02),
+    )  # fmt: skip
+
+
+def test_another_error_rate_has_references_of_its_own():
+    noisy = Task(arguments={"error_rate": 0.3})
+    assert references(noisy).identity != references(Task()).identity
+    assert references(noisy).error_rate == 0.3
+    assert references(noisy).expert_return < references(Task()).expert_return
+
+
+def test_the_figures_are_those_of_the_conversations(agents):
+    result = evaluate(agents["expert"], conversations=300)
+    figures = result.to_json()
+    assert figures["conversations"] == 300
+    assert figures["mean_return"]["value"] == pytest.approx(result.returns.mean())
+    assert figures["success_rate"]["value"] == np.mean(result.outcomes == "resolved")
+    assert sum(figures["outcomes"].values()) == 300
+    assert figures["score"]["low"] < figures["score"]["value"] < figures["score"]["high"]
+    json.dumps(figures)
+
+
+def test_without_references_there_is_no_score(agents):
+    result = evaluate(agents["random"], conversations=10, references=False)
+    assert result.to_json()["score"] is None
+    with pytest.raises(InvalidValue, match="evaluate with references=True"):
+        _ = result.score
+    with pytest.raises(InvalidValue, match="at least one conversation, not 0"):
+        evaluate(agents["random"], conversations=0)
+
+
+def test_progress_counts_the_conversations_that_ended(agents):
+    seen = []
+    evaluate(agents["expert"], conversations=4200, references=False, progress=seen.append)
+    assert seen == sorted(seen)
+    assert seen[-1] == 4200
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [
+        (0, 10, 0.0, 0.2775), (1, 10, 0.0179, 0.4042), (5, 10, 0.2366, 0.7634), (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+    ],
+)  # fmt: skip
+def test_wilsons_interval_has_its_known_values(successes, n, low, high):
+    """The last two are of Newcombe (1998), table I, method 3."""
+    interval = wilson(successes, n)
+    assert interval.value == successes / n
+    assert (interval.low, interval.high) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+
+
+def test_the_bootstrap_interval_is_that_of_the_normal_distribution_for_many_values():
+    values = np.random.default_rng(1).normal(2.0, 3.0, 4000)
+    interval, half = bootstrap_mean(values), 1.96 * values.std() / 4000**0.5
+    assert interval.value == values.mean()
+    assert interval.low == pytest.approx(values.mean() - half, rel=0.01)
+    assert interval.high == pytest.approx(values.mean() + half, rel=0.01)
+    assert bootstrap_mean(values) == interval
+    assert bootstrap_mean(np.array([1.5])) == type(interval)(1.5, 1.5, 1.5)
