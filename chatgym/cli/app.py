@@ -36,6 +36,11 @@ class Root(TyperGroup):
             except ChatGymError as error:
                 print_error(str(error))
                 raise typer.Exit(2 if isinstance(error, InvalidValue) else 1) from None
+            except OSError as error:
+                if isinstance(error, BrokenPipeError):
+                    raise  # whoever read our output has enough of it: typer ends quietly
+                print_error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+                raise typer.Exit(1) from None
             except KeyboardInterrupt:
                 raise typer.Exit(INTERRUPTED) from None
 

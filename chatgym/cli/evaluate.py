@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,7 +26,10 @@ SEED = 2_000_000  # chatgym.training.evaluation.EVALUATION_SEED, which isn't imp
 
 def evaluate(
     run_or_agent: Annotated[
-        str, typer.Argument(help="A run folder, or an agent that needs no training, such as random or expert.")
+        str,
+        typer.Argument(
+            metavar="RUN_OR_AGENT", help="A run folder, or an agent that needs no training (random, expert)."
+        ),
     ],
     conversations: Annotated[int, typer.Option(min=1, metavar="N", help="How many to hold.")] = 1000,
     seed: Annotated[
@@ -33,14 +37,17 @@ def evaluate(
     ] = SEED,
     llm: Annotated[
         str | None,
-        typer.Option(help="Who words the partner: template, smollm2-135m, hf:ID-or-folder, or a plugin's engine."),
+        typer.Option(metavar="LLM", help="Who words the partner: template, smollm2-135m, hf:ID-or-folder, ..."),
     ] = None,
     scenario: Annotated[
-        str | None, typer.Option(help="What it is about.", show_default="the run's, or customer_service")
+        str | None,
+        typer.Option(metavar="NAME", help="Its scenario.", show_default="the run's, or customer_service"),
     ] = None,
     error_rate: Annotated[
         float | None,
-        typer.Option(min=0.0, max=1.0, help="How often the agent misunderstands.", show_default="the run's, or 0.1"),
+        typer.Option(
+            min=0.0, max=1.0, metavar="X", help="How often it misunderstands.", show_default="the run's, or 0.1"
+        ),
     ] = None,
     max_turns: Annotated[
         int | None,
@@ -52,7 +59,8 @@ def evaluate(
         ),
     ] = None,
     trace: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="Write the conversations there, for `chatgym replay`.")
+        Path | None,
+        typer.Option(metavar="FILE", dir_okay=False, help="Write the conversations, for `chatgym replay`."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
@@ -72,6 +80,8 @@ def evaluate(
         raise InvalidValue(f"there is no folder {trace.absolute().parent} to write {trace.name} into; make it first")
     agent, task = _find(run_or_agent, scenario, {"error_rate": error_rate, "max_turns": max_turns})
     recorder: Any = Recorder(agent)
+    if llm not in (None, "template") and sys.stderr.isatty():
+        typer.echo(f"{llm} makes its wordings at their first use, which takes minutes; the cache keeps them", err=True)
     from chatgym import training
 
     with progress_bar(run_or_agent, conversations, "conversations") as progress:
@@ -178,7 +188,7 @@ def _print(result: Evaluation, what: str, task: Task) -> None:
     ]
     out.print()
     out.print(table(("outcome", "conversations", "share"), ends, (1, 2)))
-    if result.wording is not None:
+    if result.wording is not None and result.wording["candidates"]:
         out.print()
         out.print(table(("wording", ""), _figures(result.wording), (1,)))
     arguments = "".join(f", {name.replace('_', ' ')} {value}" for name, value in task.arguments.items())

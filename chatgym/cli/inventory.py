@@ -40,7 +40,7 @@ def plugins() -> None:
 
 
 def scenarios(
-    name: Annotated[str | None, typer.Argument(help="One of them, to see it in detail.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="One of them, to see it in detail.")] = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="Measure what random and expert get there, and store it.")
     ] = False,
@@ -134,7 +134,7 @@ def _reference_table(found: References) -> object:
 
 def pull(
     models: Annotated[
-        list[str] | None, typer.Argument(metavar="[MODEL]...", help="Those to fetch; all default models if none.")
+        list[str] | None, typer.Argument(metavar="MODEL", help="Those to fetch; all default models if none.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Fetch it again if it is here.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Fetch nothing; read the files and compare SHA-256.")] = False,

@@ -24,13 +24,16 @@ QUIT = ("q", "quit")
 
 def play(
     run: Annotated[
-        Path | None, typer.Argument(help="A run folder: its scenario, and with --as-partner its agent.")
+        Path | None,
+        typer.Argument(metavar="RUN", help="A run: its scenario, and with --as-partner its agent."),
     ] = None,
     scenario: Annotated[
-        str | None, typer.Option(help="What it is about.", show_default="the run's, or customer_service")
+        str | None,
+        typer.Option(metavar="NAME", help="Its scenario.", show_default="the run's, or customer_service"),
     ] = None,
     llm: Annotated[
-        str, typer.Option(help="Who words the partner: template, smollm2-135m, hf:ID-or-folder, or a plugin's engine.")
+        str,
+        typer.Option(metavar="LLM", help="Who words the partner: template, smollm2-135m, hf:ID-or-folder, ..."),
     ] = "template",
     seed: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="Which conversation.", show_default="another each time")

@@ -11,7 +11,10 @@ from chatgym.cli.terminal import console
 
 
 def replay(
-    trace: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A trace that `evaluate --trace` wrote.")],
+    trace: Annotated[
+        Path,
+        typer.Argument(metavar="TRACE", exists=True, dir_okay=False, help="What `evaluate --trace` wrote."),
+    ],
 ) -> None:
     """Play a trace again and compare every word.
 

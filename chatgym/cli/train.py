@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import shlex
 import types
 import typing
 from collections.abc import Mapping
@@ -80,12 +81,12 @@ def train_group() -> None:
 
 def _common(
     ctx: typer.Context,
-    run: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/AGENT")] = None,
+    run: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Run folder.", show_default="runs/AGENT")] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Turns to train for.", show_default="the agent's")
     ] = None,
     scenario: Annotated[
-        str, typer.Option(help="What the conversations are about, see `chatgym scenarios`.")
+        str, typer.Option(metavar="NAME", help="What the conversations are about, see `chatgym scenarios`.")
     ] = "customer_service",
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, metavar="N", help="Of everything random.")] = 0,
     error_rate: Annotated[
@@ -207,6 +208,8 @@ def _resumed(name: str, folder: Path, steps: int | None, given: set[str], values
     if run.config["agent"] != name:
         raise InvalidValue(f"{folder} trains another agent; go on with `{run.resume_command()}`")
     total = run.config["total_steps"] if steps is None else steps
+    if total < (done := run.turns):
+        raise InvalidValue(f"{folder} is trained for {done:,} turns already; --steps can only make it longer")
     with progress_bar(name, total, "turns", run.turns) as progress:
         return resume(folder, total_steps=steps, progress=progress)
 
@@ -236,5 +239,6 @@ def print_result(run: Run) -> None:
         f"{config['conversations']:,} conversations an evaluation; score: random is 0, the expert 100"
     )
     out.print(f"Run folder: {run.folder} (model/, metrics.jsonl, curve.png, transcripts.jsonl)")
-    out.print(f"Next: `chatgym evaluate {run.folder}` measures it on conversations that it never saw,")
-    out.print(f"      `chatgym play {run.folder} --as-partner` lets you talk to it")
+    folder = shlex.quote(str(run.folder))
+    out.print(f"Next: `chatgym evaluate {folder}` measures it on conversations that it never saw,")
+    out.print(f"      `chatgym play {folder} --as-partner` lets you talk to it")

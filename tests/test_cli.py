@@ -1,0 +1,571 @@
+"""The command line: real commands over real runs of a few steps."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+import pytest
+from chatgym_agents.qlearning import QLearning
+from typer.testing import CliRunner
+
+from chatgym import __version__, plugins, store
+from chatgym.agent import setting
+from chatgym.cli import partner
+from chatgym.cli.app import app
+from chatgym.cli.evaluate import SEED, Recorder
+from chatgym.cli.play import find_acts
+from chatgym.errors import Unavailable
+from chatgym.nlu import Understanding, nlu_of
+from chatgym.scenarios.customer_service import SCENARIO
+from chatgym.training import Run, Task, evaluate, evaluation, references
+
+SMALL = ("--steps", "20000", "--num-envs", "200", "--conversations", "40")
+COMMAND = [sys.executable, "-c", "from chatgym.cli import main; main()"]
+
+
+@dataclass(frozen=True)
+class Said:
+    code: int
+    out: str
+    err: str
+
+
+class Chatgym(Protocol):
+    def __call__(self, *args: object, typed: str | None = None) -> Said: ...
+
+
+@pytest.fixture
+def chatgym(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Chatgym:
+    """Run a command in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: object, typed: str | None = None) -> Said:
+        result = CliRunner().invoke(app, [str(arg) for arg in args], input=typed, prog_name="chatgym")
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Said(result.exit_code, result.stdout, result.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    assert CliRunner().invoke(app, ["train", "qlearning", "--run", str(folder), *SMALL]).exit_code == 0
+    return folder
+
+
+class Odd(QLearning):
+    """An agent with a setting of each type."""
+
+    default_steps: ClassVar[int] = 4000
+
+    @dataclass(frozen=True)
+    class Config(QLearning.Config):
+        bold: bool = setting(True, "whether it dares")
+        style: Literal["plain", "ornate"] = setting("plain", "how it talks")
+        motto: str = setting("", "[red]what it says[/red]")
+        limit: int | None = setting(None, "where it stops", low=1)
+        seed: int = setting(5, "a name that the command has too")
+        sizes: tuple[int, ...] = setting((1, 2), "nothing for a command line")
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> plugins.Registry:
+    """A registry that can be changed, with one more plugin and its agent."""
+    known = plugins.load()
+    changed = plugins.Registry(plugins={**known.plugins, "odd": "odd-agents 1.0"})
+    for kind in plugins.KINDS:
+        for name, source in getattr(known, kind).sources.items():
+            changed._add(kind, name, getattr(known, kind)[name], source)
+    changed._add("agents", "odd", Odd, "odd")
+    monkeypatch.setattr(plugins, "load", lambda: changed)
+    return changed
+
+
+# -- Help and errors ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("args", [["--help"], ["train", "--help"], ["train", "qlearning", "--help"], ["plugins"]])
+def test_help_imports_no_torch(args: list[str]) -> None:
+    code = (
+        "import sys\nfrom chatgym.cli.app import app\n"
+        f"try:\n    app({args!r})\nexcept SystemExit as end:\n    assert not end.code\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_the_version_is_printed(chatgym: Chatgym) -> None:
+    assert chatgym("--version").out == f"chatgym {__version__}\n"
+
+
+def test_every_command_says_what_it_does(chatgym: Chatgym) -> None:
+    listed = chatgym("--help").out.partition("Commands:")[2].split()
+    commands = ["train", "evaluate", "play", "replay", "scenarios", "plugins", "pull"]
+    assert [word for word in listed if word in commands] == commands
+    for command in commands:
+        assert len(chatgym(command, "--help").out.splitlines()) > 5
+
+
+def test_train_help_lists_the_agents_and_imports_none(
+    chatgym: Chatgym, registry: plugins.Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry._add("agents", "broken", "no_such_module:Agent", "odd")
+    said = chatgym("train", "--help")
+    assert said.code == 0
+    for line in ("qlearning  from chatgym", "broken     from odd-agents 1.0"):
+        assert line in said.out
+    assert chatgym("train", "broken").code == 1
+
+
+def test_an_agent_s_settings_are_its_options(chatgym: Chatgym) -> None:
+    text = " ".join(chatgym("train", "qlearning", "--help").out.split())
+    for field in dataclasses.fields(QLearning.Config):
+        assert f"--{field.name.replace('_', '-')} " in text
+        assert field.metadata["help"][2:] in text
+    assert "[default: 0.05; 0.0<=x<=1.0]" in text
+    assert "--double / --no-double" in text
+
+
+def test_options_of_each_type_reach_the_agent(chatgym: Chatgym, registry: plugins.Registry) -> None:
+    text = chatgym("train", "odd", "--help").out
+    assert "[red]what it says[/red]" in text
+    assert "--sizes" not in text
+    options = ("--no-bold", "--style", "ornate", "--motto", "[b]hm[/b]", "--limit", 3, "--agent-seed", 8, "--seed", 9)
+    assert chatgym("train", "odd", "--num-envs", 100, "--conversations", 20, *options).code == 0
+    config = Run.open("runs/odd").config
+    settings = config["settings"]
+    assert config["seed"] == 9
+    assert {name: settings[name] for name in ("bold", "style", "motto", "limit", "seed", "sizes", "num_envs")} == {
+        "bold": False, "style": "ornate", "motto": "[b]hm[/b]", "limit": 3, "seed": 8, "sizes": [1, 2], "num_envs": 100,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (("train", "qlerning"), "Did you mean 'qlearning'?"),
+        (("train", "random"), "chatgym evaluate random"),
+        (("train", "qlearning", "--scenario", "customers"), "`chatgym scenarios` lists them"),
+        (("evaluate", "exprt"), "Did you mean 'expert'?"),
+        (("evaluate", "qlearning"), "chatgym train qlearning"),
+        (("evaluate", "[red]x[/red]"), "'[red]x[/red]'"),
+        (("evaluate", "expert", "--trace", "nowhere/t.jsonl"), "make it first"),
+        (("evaluate", "expert", "--llm", "gpt"), "'template'"),
+        (("play", "--as-partner"), "chatgym play RUN --as-partner"),
+        (("play", "--scenario", "chess"), "unknown scenario 'chess'"),
+        (("scenarios", "chess"), "'customer_service'"),
+        (("pull", "gpt"), "'smollm2-135m'"),
+        (("pull", "--check", "--force"), "choose one"),
+    ],
+)
+def test_a_wrong_value_is_one_line_that_names_the_remedy(chatgym: Chatgym, args: tuple[str, ...], named: str) -> None:
+    said = chatgym(*args)
+    assert (said.code, said.out) == (2, "")
+    assert said.err.startswith("Error: ")
+    assert said.err.count("\n") == 1
+    assert named in said.err
+
+
+def test_a_setting_out_of_range_is_refused(chatgym: Chatgym) -> None:
+    said = chatgym("train", "qlearning", "--epsilon-start", "2")
+    assert said.code == 2
+    assert "--epsilon-start" in said.err
+    assert not Path("runs").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_under_the_output_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*COMMAND, "scenarios"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert "No space left" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "scenarios", "customer_service"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert b"Traceback" not in process.stderr.read()
+    process.wait()
+
+
+# -- train -------------------------------------------------------------------------------------------------------------
+
+
+def test_training_leaves_a_run_folder_and_says_what_came_of_it(chatgym: Chatgym) -> None:
+    said = chatgym("train", "qlearning", *SMALL, "--error-rate", "0.2", "--max-turns", "15", "--learning-rate", "0.4")
+    assert (said.code, said.err) == (0, "")  # quiet: there is no terminal
+    run = Run.open("runs/qlearning")
+    assert {path.name for path in run.folder.iterdir()} >= {"config.json", "metrics.jsonl", "model", "curve.png"}
+    assert run.config["arguments"] == {"error_rate": 0.2, "max_turns": 15}
+    assert run.config["settings"]["learning_rate"] == 0.4
+    assert run.config["settings"]["epsilon_end"] == 0.05
+    last = run.metrics()[-1]
+    for text in (
+        "success rate",
+        "mean return",
+        "score",
+        "95 % interval",
+        "runs/qlearning",
+        "chatgym evaluate runs/qlear",
+    ):
+        assert text in said.out
+    score = f"{last['score']['value']:.1f} {last['score']['low']:.1f} to {last['score']['high']:.1f}"
+    assert score in " ".join(said.out.split())
+
+
+def test_a_second_run_into_the_same_folder_is_refused(chatgym: Chatgym, trained: Path) -> None:
+    before = (trained / "config.json").read_bytes()
+    said = chatgym("train", "qlearning", "--run", trained, *SMALL)
+    assert said.code == 2
+    assert "--resume" in said.err
+    assert "--overwrite" in said.err
+    assert (trained / "config.json").read_bytes() == before
+
+
+def test_overwrite_replaces_a_run_and_resume_makes_it_longer(chatgym: Chatgym) -> None:
+    assert chatgym("train", "qlearning", "--run", "r", *SMALL).code == 0
+    assert chatgym("train", "qlearning", "--run", "r", *SMALL, "--seed", "1", "--overwrite").code == 0
+    assert Run.open("r").config["seed"] == 1
+    said = chatgym("train", "qlearning", "--run", "r", "--resume", "--steps", "30000")
+    assert said.code == 0
+    assert "30,000 turns" in said.out
+    assert Run.open("r").turns == 30_000
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (("train", "qlearning", "--resume", "--seed", "3", "--double"), "leave out --seed, --double"),
+        (("train", "qlearning", "--resume", "--steps", "10"), "20,000 turns already"),
+        (("train", "odd", "--resume"), "chatgym train qlearning"),
+    ],
+)
+def test_resume_changes_nothing_but_the_length(
+    chatgym: Chatgym, registry: plugins.Registry, trained: Path, args: tuple[str, ...], named: str
+) -> None:
+    said = chatgym(*args, "--run", trained)
+    assert said.code == 2
+    assert named in said.err
+
+
+def test_ctrl_c_ends_with_130_and_the_command_that_goes_on(tmp_path: Path, chatgym: Chatgym) -> None:
+    run = tmp_path / "run"
+    args = ["train", "qlearning", "--run", str(run), "--num-envs", "200", "--conversations", "40"]
+    process = subprocess.Popen(
+        [*COMMAND, *args, "--steps", str(10**12)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    while process.poll() is None and not (run / "model").is_dir():  # until it trains
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert process.returncode == 130
+    assert out == b""
+    command = f"chatgym train qlearning --run {run} --resume"
+    assert err.decode() == f"Interrupted; go on with `{command}`\n"
+    more = Run.open(run).turns + 2000
+    said = chatgym(*command.split()[1:], "--steps", more)
+    assert said.code == 0
+    assert Run.open(run).turns >= more
+
+
+def test_on_a_terminal_a_bar_shows_speed_success_and_time_left(tmp_path: Path) -> None:
+    pty = pytest.importorskip("pty")
+    child, terminal = pty.fork()
+    if child == 0:
+        environment = {**os.environ, "COLUMNS": "160", "TERM": "xterm"}
+        args = ["train", "qlearning", "--run", str(tmp_path / "run"), "--steps", "60000", "--conversations", "40"]
+        os.execve(sys.executable, [*COMMAND, *args], environment)
+    shown = b""
+    with contextlib.suppress(OSError):  # the child's end
+        while data := os.read(terminal, 65536):
+            shown += data
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    for text in ("of 60,000 turns", "turns/s", "success ", "ETA"):
+        assert text in shown.decode()
+
+
+# -- evaluate and replay -----------------------------------------------------------------------------------------------
+
+
+def test_evaluate_prints_what_evaluate_computes(chatgym: Chatgym, trained: Path) -> None:
+    said = chatgym("evaluate", trained, "--conversations", 60, "--json")
+    run = Run.open(trained)
+    assert json.loads(said.out) == evaluate(run.agent(), run.task, conversations=60).to_json()
+    table = chatgym("evaluate", trained, "--conversations", 60).out
+    figures = json.loads(said.out)
+    assert f"{100 * figures['success_rate']['value']:.1f} %" in table
+    assert f"{figures['score']['low']:.1f} to {figures['score']['high']:.1f}" in table
+    for outcome, count in figures["outcomes"].items():
+        assert any(line.split()[:2] == [outcome, str(count)] for line in table.splitlines())
+
+
+def test_the_default_seed_is_that_of_evaluations() -> None:
+    assert SEED == evaluation.EVALUATION_SEED
+
+
+def test_evaluate_can_change_the_error_rate_but_not_the_scenario(chatgym: Chatgym, trained: Path) -> None:
+    said = chatgym("evaluate", trained, "--conversations", 20, "--error-rate", "0.0", "--json")
+    assert json.loads(said.out)["identity"]["error_model"]["rate"] == 0.0
+    assert chatgym("evaluate", trained, "--scenario", "chess").code == 2
+
+
+@pytest.mark.parametrize("agent", ["random", "expert"])
+def test_a_trace_holds_the_conversations_evaluated_and_replays(
+    chatgym: Chatgym, monkeypatch: pytest.MonkeyPatch, agent: str
+) -> None:
+    monkeypatch.setattr(evaluation, "ROWS", 3)  # several chunks
+    said = chatgym("evaluate", agent, "--conversations", 7, "--trace", "t.jsonl", "--json")
+    figures = json.loads(said.out)
+    lines = [json.loads(line) for line in Path("t.jsonl").read_text(encoding="utf-8").splitlines()]
+    turns = [line for line in lines if line["type"] == "turn"]
+    assert sum(line["reward"] for line in turns) / 7 == pytest.approx(figures["mean_return"]["value"])
+    outcomes = [line["outcome"] for line in turns if "outcome" in line]
+    assert {name: outcomes.count(name) for name in outcomes} == figures["outcomes"]
+    again = chatgym("replay", "t.jsonl")
+    assert again.code == 0
+    assert f"7 conversations, {len(turns)} turns" in again.out
+    assert f"SHA-256 {lines[-1]['sha256']}" in again.out
+
+
+def test_a_changed_trace_is_an_error(chatgym: Chatgym) -> None:
+    said = chatgym("evaluate", "expert", "--conversations", 2, "--trace", "t.jsonl")
+    assert "chatgym replay t.jsonl" in said.out
+    trace = Path("t.jsonl")
+    trace.write_text(trace.read_text(encoding="utf-8").replace('"reward":-0.02', '"reward":-0.03', 1), encoding="utf-8")
+    said = chatgym("replay", "t.jsonl")
+    assert (said.code, said.out) == (1, "")
+    assert "reward is -0.03, the replay gave -0.02" in said.err
+
+
+def test_what_is_no_trace_is_refused(chatgym: Chatgym, trained: Path) -> None:
+    for path in (trained / "transcripts.jsonl", trained / "curve.png"):
+        said = chatgym("replay", path)
+        assert said.code == 2
+        assert "is no ChatGym trace" in said.err
+    assert chatgym("replay", "nowhere.jsonl").code == 2
+
+
+def test_a_recorder_gives_each_conversation_its_own_acts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "ROWS", 2)
+    import numpy as np
+
+    class Counting:
+        requires: Any = None
+
+        def act(self, observations: Any) -> Any:
+            return observations
+
+    recorder: Any = Recorder(Counting())  # type: ignore[arg-type]
+    for call in ([1, 10], [2, 20], [0, 30], [100]):
+        recorder.act(np.array(call))
+    assert list(recorder.conversations(np.array([2, 3, 1]))) == [1, 2, 10, 20, 30, 100]
+
+
+# -- play --------------------------------------------------------------------------------------------------------------
+
+
+def test_acts_are_found_by_number_name_and_beginning() -> None:
+    acts = ("ask", "ask_topic", "ask_date", "close")
+    assert find_acts("3", acts) == [3]
+    assert find_acts("ask", acts) == [0]
+    assert find_acts("ask_", acts) == [1, 2]
+    assert find_acts("Ask Date", acts) == [2]
+    assert find_acts("4", acts) == find_acts("x", acts) == find_acts("", acts) == []
+
+
+def test_a_person_plays_a_conversation_to_its_end(chatgym: Chatgym) -> None:
+    said = chatgym("play", "--seed", 4, typed="?\nask\nnonsense\n2\nclo\n")
+    assert said.code == 0
+    assert "ask_topic, ask_reference" in said.out
+    assert "There is no act 'nonsense'" in said.out
+    assert "check_satisfaction   (makes no sense now)" in said.out
+    assert "(ask_reference, reward -0.0" in said.out
+    assert "Outcome: abandoned" in said.out
+    assert "in 2 turns" in said.out
+    assert "had in mind: " in said.out
+    assert chatgym("play", "--seed", 4, typed="?\nask\nnonsense\n2\nclo\n").out == said.out
+
+
+@pytest.mark.parametrize("typed", ["1\n", "1\nq\n", ""])
+def test_leaving_early_is_polite(chatgym: Chatgym, typed: str) -> None:
+    said = chatgym("play", typed=typed)
+    assert said.code == 0
+    assert "You left before the end" in said.out
+    assert "Outcome" not in said.out
+    assert "had in mind" not in said.out
+
+
+def test_ctrl_c_while_playing_ends_with_130(chatgym: Chatgym, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.input", interrupted)
+    assert chatgym("play").code == 130
+
+
+class Scripted:
+    """NLU that knows a few lines."""
+
+    LINES: ClassVar[dict[str, Understanding]] = {
+        "hello": Understanding("greet", "greet", {}, 0.9),
+        "my parcel is late": Understanding("state_problem", "state_problem/late_delivery", {}, 0.9),
+        "482913": Understanding("inform", "inform/reference", {"reference": 482913}, 0.8),
+        "bye": Understanding("bye", "bye", {}, 0.9),
+    }
+
+    def understand(self, texts: list[str]) -> list[Understanding]:
+        return [self.LINES.get(text, Understanding("unclear", "", {}, 0.1)) for text in texts]
+
+
+@pytest.fixture
+def expert_run(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run whose agent is the expert, so that its answers are known."""
+    expert = plugins.load().agents["expert"](SCENARIO)
+    monkeypatch.setattr(Run, "agent", lambda self: expert)
+    monkeypatch.setattr(partner, "nlu_of", lambda scenario: Scripted())
+    return trained
+
+
+def test_as_partner_the_agent_answers_to_what_was_understood(chatgym: Chatgym, expert_run: Path) -> None:
+    said = chatgym("play", expert_run, "--as-partner", typed="hello\nmy parcel is late\n482913\nbye\n")
+    assert said.code == 0
+    acts = [line.rpartition("(")[2] for line in said.out.splitlines() if line.startswith("    agent")]
+    assert acts == ["ask_topic)", "ask_reference)", "ask_date)"]  # it knew nothing before it was told
+    assert "understood: inform/reference, reference 482913 (80%)" in said.out
+    assert "You left after 3 turns" in said.out
+
+
+def test_as_partner_what_is_unclear_is_asked_again_and_changes_nothing(chatgym: Chatgym, expert_run: Path) -> None:
+    said = chatgym("play", expert_run, "--as-partner", typed="blub\nmy parcel is late\n")
+    assert partner.ASK_AGAIN in said.out
+    assert "(ask_reference)" in said.out
+    assert said.out.rstrip().endswith("You left.")
+
+
+def test_as_partner_a_conversation_ends_when_the_agent_ends_it() -> None:
+    ends = [act for act, last in zip(SCENARIO.agent_acts, partner._ending_acts(SCENARIO), strict=True) if last]
+    assert ends == ["escalate", "close"]
+
+
+def test_as_partner_words_are_understood_by_the_real_nlu(chatgym: Chatgym, trained: Path) -> None:
+    try:
+        nlu_of(SCENARIO).understand(["hello"])
+    except Unavailable as error:
+        pytest.skip(str(error))
+    said = chatgym("play", trained, "--as-partner", typed="hello\nMy order number is 482913.\nq\n")
+    assert "understood: greet" in said.out
+    assert "understood: inform/reference, reference 482913" in said.out
+
+
+def test_as_partner_other_words_than_one_s_own_are_refused(chatgym: Chatgym, trained: Path) -> None:
+    assert chatgym("play", trained, "--as-partner", "--llm", "smollm2-135m").code == 2
+
+
+# -- plugins, scenarios, pull ------------------------------------------------------------------------------------------
+
+
+def test_plugins_lists_things_with_their_plugin_and_failures_with_the_reason(
+    chatgym: Chatgym, registry: plugins.Registry
+) -> None:
+    registry.failures.append(("sad", "ImportError: [red]no module[/red]"))
+    said = chatgym("plugins")
+    assert (said.code, said.err) == (0, "")
+    rows = [line.split() for line in said.out.splitlines()]
+    assert ["agent", "odd", "odd", "odd-agents", "1.0"] in rows
+    assert ["scenario", "customer_service", "chatgym_agents", "chatgym", __version__] in rows
+    assert "ImportError: [red]no module[/red]" in said.out
+
+
+def test_scenarios_lists_them_and_shows_one(chatgym: Chatgym) -> None:
+    assert SCENARIO.description in chatgym("scenarios").out
+    text = " ".join(chatgym("scenarios", "customer_service").out.split())
+    for one in (*SCENARIO.agent_acts, *SCENARIO.user_acts, *SCENARIO.outcomes, *SCENARIO.reward_terms):
+        assert one in text
+    found = references(Task())
+    assert f"expert {found.expert_return:.3f} {100 * found.expert_success:.1f} %" in text
+
+
+def test_a_scenario_that_can_t_be_imported_is_listed_with_the_reason(
+    chatgym: Chatgym, registry: plugins.Registry
+) -> None:
+    registry._add("scenarios", "moon", "no_such_module:MOON", "odd")
+    said = chatgym("scenarios")
+    assert said.code == 0
+    assert "can't be imported" in said.out
+
+
+def test_measure_stores_references_of_this_simulator(
+    chatgym: Chatgym, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = tmp_path / "references.json"
+    monkeypatch.setattr(sys.modules["chatgym.training.references"], "_path", lambda task: stored)
+    said = chatgym("scenarios", "customer_service", "--measure")
+    assert said.code == 0
+    assert str(stored) in said.out
+    found = json.loads(stored.read_text(encoding="utf-8"))
+    assert found["identity"] == Task().identity()["sha256"]
+    assert f"{found['expert_return']:.3f}" in said.out
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder, offline."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("CHATGYM_CACHE", str(folder))
+    monkeypatch.setenv("CHATGYM_OFFLINE", "1")
+    return folder
+
+
+def _put_model(cache: Path, name: str, size: int) -> Path:
+    folder = cache / "models" / name
+    folder.mkdir(parents=True)
+    weights = folder / store.WEIGHTS
+    weights.write_bytes(bytes(size))
+    files = {store.WEIGHTS: {"size": size, "sha256": store.sha256(weights)}}
+    manifest = {"wheel_sha256": store.MODELS[name].sha256, "files": files}
+    (folder / store.MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    return weights
+
+
+def test_pull_prints_folder_and_size_of_what_is_here(chatgym: Chatgym, cache: Path) -> None:
+    weights = _put_model(cache, "all-minilm-l6-v2", 3_000_000)
+    for args, last in (((), str(weights.parent)), (("--check",), "as unpacked")):
+        said = chatgym("pull", "all-minilm-l6-v2", *args)
+        assert said.code == 0
+        assert "3 MB" in said.out
+        assert said.out.rstrip().endswith(last)
+
+
+def test_check_finds_a_changed_byte(chatgym: Chatgym, cache: Path) -> None:
+    weights = _put_model(cache, "all-minilm-l6-v2", 1000)
+    weights.write_bytes(bytes(999) + b"x")
+    assert chatgym("pull", "all-minilm-l6-v2").code == 0  # which looks at sizes only
+    said = chatgym("pull", "all-minilm-l6-v2", "--check")
+    assert (said.code, said.out) == (1, "")
+    assert "chatgym pull --force all-minilm-l6-v2" in said.err
+
+
+def test_pull_goes_on_with_the_other_models_and_fails_in_the_end(chatgym: Chatgym, cache: Path) -> None:
+    _put_model(cache, "all-minilm-l6-v2", 1000)
+    said = chatgym("pull")
+    assert said.code == 1
+    assert "all-minilm-l6-v2" in said.out
+    assert "CHATGYM_OFFLINE" in said.err
+    assert said.err.count("\n") == 1
