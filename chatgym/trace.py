@@ -142,7 +142,10 @@ def read(path: str | Path) -> list[dict[str, Any]]:
         InvalidValue: When it is no trace, or one of another version.
         Corrupted: When it was cut off or changed.
     """
-    lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
+    except UnicodeDecodeError:
+        raise InvalidValue(f"{path} is no ChatGym trace: it isn't text") from None
     records = []
     for number, line in enumerate(lines, 1):
         try:
@@ -151,7 +154,7 @@ def read(path: str | Path) -> list[dict[str, Any]]:
             raise Corrupted(f"{path}, line {number} is not JSON: {error.msg}") from None
     header = records[0] if records and isinstance(records[0], dict) else {}
     if header.get("format") != FORMAT:
-        raise InvalidValue(f"{path} is no ChatGym trace; `chatgym evaluate` writes one beside a run")
+        raise InvalidValue(f"{path} is no ChatGym trace; `chatgym evaluate ... --trace FILE` writes one")
     if header.get("version") != VERSION:
         raise InvalidValue(f"{path} is a trace of version {header.get('version')}; this ChatGym reads {VERSION}")
     if records[-1].get("type") != "end":

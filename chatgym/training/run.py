@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -220,7 +221,7 @@ class Run:
 
     def resume_command(self) -> str:
         """Return the command line that goes on with the run."""
-        return f"chatgym train {self.config['agent']} --run {self.folder} --resume"
+        return f"chatgym train {self.config['agent']} --run {shlex.quote(str(self.folder))} --resume"
 
 
 def check_free(folder: Path, *, overwrite: bool = False) -> None:
