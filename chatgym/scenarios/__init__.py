@@ -61,9 +61,14 @@ class Scenario:
     - ``note(belief, act, turn)`` writes the agent's own act into its belief (`respond` does it, too);
     - ``hear(belief, said)`` takes in an utterance that was understood exactly as it is in ``said``.
 
-    And three plain ones, for people and language models: ``partner_meaning(said) -> Meaning``,
-    ``agent_meaning(act, belief) -> Meaning`` and ``describe_goal(hidden) -> str``. ``parse(act, part, slots,
-    said)`` writes an understood utterance into ``said`` (the inverse of ``partner_meaning``).
+    And plain ones, for people and language models: ``partner_meaning(said) -> Meaning``,
+    ``agent_meaning(act, belief) -> Meaning`` and ``describe_goal(hidden) -> str``. ``find_slots(text)`` finds the
+    slot values that a text names, and returns them and the text with `examples` (slot name to a surface form) in
+    their place; ``parse(act, part, slots, said)`` writes an understood utterance into ``said`` (the inverse of
+    ``partner_meaning``).
+
+    ``folder`` holds ``sentences.json`` and what commands write beside it (references, NLU head); `code` are the
+    files that decide the course of a conversation.
     """
 
     name: str
@@ -92,20 +97,35 @@ class Scenario:
     agent_meaning: Callable[[int, Any], Meaning]
     describe_goal: Callable[[Any], str]
     parse: Callable[[str, str, Mapping[str, Any], Any], None]
-    source: Path
+    find_slots: Callable[[str], tuple[Mapping[str, Any], str]]
+    examples: Mapping[str, str]
+    folder: Path
+    code: tuple[Path, ...]
     partner_role: str = "customer"
     agent_role: str = "agent"
 
     @functools.cached_property
     def sentences(self) -> dict[str, Any]:
-        """The scenario's sentences, read from the JSON file beside its source."""
-        data: dict[str, Any] = json.loads(self.source.with_suffix(".json").read_text(encoding="utf-8"))
+        """What is said and how, read from ``sentences.json``: see there for its form."""
+        data: dict[str, Any] = json.loads((self.folder / "sentences.json").read_text(encoding="utf-8"))
         return data
 
     @functools.cached_property
+    def sentences_digest(self) -> str:
+        """SHA-256 of the sentences, whatever the file's layout."""
+        return hashlib.sha256(json.dumps(self.sentences, sort_keys=True).encode()).hexdigest()
+
+    @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 of the scenario's code (comments and layout left out): another digest, another simulator."""
-        return code_digest(self.source.read_text(encoding="utf-8"))
+        """SHA-256 of the scenario's `code` (comments and layout left out): another digest, another simulator."""
+        return code_digest(*(path.read_text(encoding="utf-8") for path in self.code))
+
+
+def fill(template: str, slots: Mapping[str, str]) -> str:
+    """Put surface forms in the place of ``{name}``; a sentence that begins with one begins with a capital."""
+    for name, surface in slots.items():
+        template = template.replace("{" + name + "}", surface)
+    return template[:1].upper() + template[1:]
 
 
 def code_digest(*sources: str) -> str:

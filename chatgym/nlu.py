@@ -1,0 +1,273 @@
+"""NLU: what an utterance means. A sentence encoder, softmax heads over a scenario's parts, patterns for slots.
+
+The encoder is all-MiniLM-L6-v2 (Reimers & Gurevych 2019, "Sentence-BERT"), frozen; the heads are logistic
+regressions over its embeddings, trained on the scenario's sentences and kept beside them in ``nlu.npz``. Slot values
+are read by the scenario's patterns and put out of sight (`Scenario.examples`) before the encoder looks, so what is
+said and about which value are understood apart.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from chatgym import store
+from chatgym.errors import Corrupted, Unavailable, unknown
+from chatgym.scenarios import TONES, Scenario, fill
+
+Floats = npt.NDArray[np.float32]
+
+ENCODER = "all-minilm-l6-v2"
+UNCLEAR = "unclear"
+OUT_OF_DOMAIN = "out_of_domain"
+THRESHOLD = 0.4
+"""Least probability of an understood part; below it the utterance is unclear."""
+WEIGHT_DECAY = 3e-4
+MAX_TOKENS = 64
+"""Tokens of an utterance that the encoder looks at; the rest is cut off."""
+
+
+@dataclass(frozen=True)
+class Understanding:
+    """What was understood of an utterance.
+
+    Attributes:
+        act: The dialogue act, ``"unclear"`` when it isn't sure enough.
+        part: Which of the scenario's sentences it is like (``"inform/reference"``), empty when unclear.
+        slots: Name to value of the slots found in it, unclear or not.
+        confidence: Probability of the part.
+    """
+
+    act: str
+    part: str
+    slots: Mapping[str, Any]
+    confidence: float
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """A softmax over labels: ``probabilities = softmax(x @ weights.T + bias)``.
+
+    Attributes:
+        labels: L names.
+        weights: float32[L, 384].
+        bias: float32[L].
+    """
+
+    labels: tuple[str, ...]
+    weights: Floats
+    bias: Floats
+
+    def probabilities(self, embeddings: Floats) -> Floats:
+        """Return float32[B, L] for embeddings float32[B, 384]."""
+        logits = embeddings @ self.weights.T + self.bias
+        exponentials = np.exp(logits - logits.max(1, keepdims=True))
+        result: Floats = exponentials / exponentials.sum(1, keepdims=True)
+        return result
+
+
+class Encoder:
+    """Sentences to vectors of length 1. The model is loaded when it is first needed.
+
+    Mean over the last layer's tokens, normalised, as the model was trained for.
+    """
+
+    def __init__(self) -> None:
+        """Note that nothing is loaded yet."""
+        self._known: dict[str, Floats] = {}
+
+    @functools.cached_property
+    def _model(self) -> tuple[Any, Any]:
+        import torch
+        from transformers import AutoModel, AutoTokenizer
+
+        from chatgym.engines.transformers import quiet_loading
+
+        folder = store.path(ENCODER)
+        with quiet_loading():
+            model = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
+        return AutoTokenizer.from_pretrained(folder), model
+
+    def encode(self, texts: Sequence[str]) -> Floats:
+        """Return the texts' vectors, float32[B, 384]; those seen before are looked up."""
+        new = sorted({text for text in texts if text not in self._known}, key=lambda text: (len(text), text))
+        for first in range(0, len(new), 64):
+            batch = new[first : first + 64]
+            self._known.update(zip(batch, self._forward(batch), strict=True))
+        return np.stack([self._known[text] for text in texts]) if texts else np.zeros((0, 384), np.float32)
+
+    def _forward(self, texts: list[str]) -> Floats:
+        import torch
+
+        tokenizer, model = self._model
+        inputs = tokenizer(texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+        with torch.inference_mode():
+            hidden = model(**inputs).last_hidden_state  # (B, T, 384)
+        mask = inputs["attention_mask"][..., None].to(hidden.dtype)
+        mean = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+        vectors: Floats = torch.nn.functional.normalize(mean, dim=1).numpy()
+        return vectors
+
+
+@functools.cache
+def encoder() -> Encoder:
+    """Return the process's encoder."""
+    return Encoder()
+
+
+class NLU:
+    """Understands the utterances of one scenario, of both roles.
+
+    Attributes:
+        heads: By name: ``"partner"`` and ``"agent"`` (over the parts that the role says, and out of domain),
+            ``"role"`` (who says so), ``"tone"`` (how the partner says it).
+    """
+
+    def __init__(self, scenario: Scenario) -> None:
+        """Read the heads that are kept with the scenario, or train them when it changed since.
+
+        Raises:
+            Corrupted: When the file of the heads can't be read.
+        """
+        self.scenario = scenario
+        self.encoder = encoder()
+        self.heads = _stored(scenario) or train(scenario)
+
+    def understand(self, texts: Sequence[str], role: str = "partner") -> list[Understanding]:
+        """Understand B utterances of a role, ``"partner"`` or ``"agent"``."""
+        if role not in ("partner", "agent"):
+            raise unknown("role", role, ("partner", "agent"))
+        found = [self.scenario.find_slots(text) for text in texts]
+        head, result = self.heads[role], []
+        probabilities = head.probabilities(self.encoder.encode([canonical for _, canonical in found]))
+        for (slots, _), row in zip(found, probabilities, strict=True):
+            part, confidence = head.labels[int(row.argmax())], float(row.max())
+            if part == OUT_OF_DOMAIN or confidence < THRESHOLD:
+                result.append(Understanding(UNCLEAR, "", slots, confidence))
+            else:
+                result.append(Understanding(part.partition("/")[0], part, slots, confidence))
+        return result
+
+    def identity(self) -> dict[str, Any]:
+        """Name the encoder and the heads by content."""
+        return {"encoder": ENCODER, "encoder_sha256": store.MODELS[ENCODER].sha256, "heads_sha256": digest(self.heads),
+                "threshold": THRESHOLD}  # fmt: skip
+
+
+@functools.cache
+def nlu_of(scenario: Scenario) -> NLU:
+    """Return the process's NLU of a scenario."""
+    return NLU(scenario)
+
+
+def labelled(scenario: Scenario) -> Iterator[tuple[str, str, str]]:
+    """Yield (head, label, text) for everything that the heads learn; slots stand there as their examples."""
+    sentences = scenario.sentences
+    for role in ("partner", "agent"):
+        for part, said in sentences[role].items():
+            tones = said if isinstance(said, dict) else {"": said}
+            for tone, texts in tones.items():
+                for text in (fill(text, scenario.examples) for text in texts):
+                    yield role, part, text
+                    yield "role", role, text
+                    if tone:
+                        yield "tone", tone, text
+        for part, texts in sentences["nlu"][role].items():
+            for text in texts:
+                yield role, part, fill(text, scenario.examples)
+        for text in sentences["nlu"]["out_of_domain"]:
+            yield role, OUT_OF_DOMAIN, text
+
+
+def train(scenario: Scenario) -> dict[str, Head]:
+    """Train the heads: multinomial logistic regression, classes weighted equally; the same every time."""
+    data: dict[str, list[tuple[str, str]]] = {}
+    for head, label, text in labelled(scenario):
+        data.setdefault(head, []).append((label, text))
+    return {name: _fit(pairs) for name, pairs in data.items()}
+
+
+def _fit(pairs: list[tuple[str, str]]) -> Head:
+    import torch
+
+    labels = sorted({label for label, _ in pairs}, key=lambda label: TONES.index(label) if label in TONES else 0)
+    x = torch.from_numpy(encoder().encode([text for _, text in pairs])).double()  # (N, 384)
+    y = torch.tensor([labels.index(label) for label, _ in pairs])
+    counts = torch.bincount(y, minlength=len(labels)).double()
+    weights = torch.zeros(len(labels), x.shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(len(labels), dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([weights, bias], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimiser.zero_grad()
+        loss = torch.nn.functional.cross_entropy(x @ weights.T + bias, y, weight=counts.mean() / counts)
+        loss = loss + WEIGHT_DECAY * weights.square().sum() / 2
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    return Head(tuple(labels), weights.detach().float().numpy(), bias.detach().float().numpy())
+
+
+def digest(heads: Mapping[str, Head]) -> str:
+    """SHA-256 of heads, by content."""
+    total = hashlib.sha256()
+    for name in sorted(heads):
+        head = heads[name]
+        total.update("\n".join((name, *head.labels)).encode())
+        total.update(np.ascontiguousarray(head.weights).tobytes() + np.ascontiguousarray(head.bias).tobytes())
+    return total.hexdigest()
+
+
+def _data_digest(scenario: Scenario) -> str:
+    """SHA-256 of all that the heads are made from."""
+    rows = "\n".join("\t".join(row) for row in labelled(scenario))
+    return hashlib.sha256(f"{store.MODELS[ENCODER].sha256}\n{WEIGHT_DECAY}\n{rows}".encode()).hexdigest()
+
+
+def _path(scenario: Scenario) -> Path:
+    return scenario.folder / "nlu.npz"
+
+
+def save(scenario: Scenario, heads: Mapping[str, Head]) -> Path:
+    """Write heads beside the scenario's sentences.
+
+    Raises:
+        Unavailable: When that folder can't be written to.
+    """
+    arrays: dict[str, npt.NDArray[Any]] = {"data_sha256": np.array(_data_digest(scenario))}
+    for name, head in heads.items():
+        arrays |= {f"{name}.labels": np.array(head.labels), f"{name}.weights": head.weights, f"{name}.bias": head.bias}
+    path = _path(scenario)
+    try:
+        np.savez(path, **arrays)  # type: ignore[arg-type]
+    except OSError as error:
+        raise Unavailable(f"{path} can't be written ({error.strerror}); install the scenario editable") from error
+    return path
+
+
+def _stored(scenario: Scenario) -> dict[str, Head] | None:
+    """Read the heads, if they were made from the scenario's sentences as they are now."""
+    path = _path(scenario)
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if str(file["data_sha256"]) != _data_digest(scenario):
+                return None
+            names = sorted({name.partition(".")[0] for name in file.files} - {"data_sha256"})
+            return {
+                name: Head(tuple(file[f"{name}.labels"].tolist()), file[f"{name}.weights"], file[f"{name}.bias"])
+                for name in names
+            }
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        remedy = f"`chatgym scenarios {scenario.name} --train-nlu` makes it anew"
+        raise Corrupted(f"{path} can't be read ({error}); {remedy}") from error

@@ -1,0 +1,151 @@
+"""Between meanings and words: what an utterance says, part by part, and back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from chatgym.scenarios import TONES, Meaning
+from chatgym.scenarios.customer_service.belief import least_sure
+from chatgym.scenarios.customer_service.customer import say
+from chatgym.scenarios.customer_service.policy import *
+
+
+def _surface(slot: int, value: int) -> str:
+    if slot == DATE:
+        if value == 1:
+            return "yesterday"
+        return f"{value // 7} weeks ago" if value % 7 == 0 and value > 7 else f"{value} days ago"
+    return f"{value} euros" if slot == AMOUNT else str(value)
+
+
+def _part(prefix: str, slot: int, value: int) -> str:
+    name = SLOTS[slot]
+    if slot == PROOF:
+        name = "proof_yes" if value else "proof_no"
+    return f"{prefix}/{name}"
+
+
+def _slot_parts(prefix: str, record: Any, slots: list[int]) -> tuple[list[str], dict[str, str]]:
+    parts, surfaces = [], {}
+    for slot in slots:
+        value = int(record[SLOTS[slot]])
+        parts.append(_part(prefix, slot, value))
+        if slot in (REFERENCE, DATE, AMOUNT):
+            surfaces[SLOTS[slot]] = _surface(slot, value)
+    return parts, surfaces
+
+
+def partner_meaning(said: Any) -> Meaning:
+    """Return what the customer's utterance means, for NLG."""
+    act = int(said["act"])
+    name, about = USER_ACTS[act], int(said["about"])
+    named = [slot for slot in range(1, 5) if int(said["slots"]) & (1 << slot)]
+    if act in (INFORM, CORRECT) and about > TOPIC:
+        named.remove(about)
+        parts, surfaces = _slot_parts(name, said, [about])
+    elif act == STATE_PROBLEM:
+        parts, surfaces = [f"state_problem/{TOPICS[said['topic']]}"], {}
+    elif act == CORRECT:
+        parts, surfaces = ["correct/topic", f"state_problem/{TOPICS[said['topic']]}"], {}
+    elif act == BYE and about == TOPIC:
+        parts, surfaces = ["bye/left"], {}
+    elif act == AFFIRM and about < 0:
+        parts, surfaces = ["affirm/understood"], {}
+    else:
+        parts, surfaces = [name], {}
+    more, more_surfaces = _slot_parts("inform", said, named)
+    return Meaning(name, (*parts, *more), {**surfaces, **more_surfaces}, TONES[said["tone"]])
+
+
+def agent_meaning(act: int, belief: Any) -> Meaning:
+    """Return what the agent's act means, given its belief before it speaks."""
+    name = AGENT_ACTS[act]
+    if act == CONFIRM:
+        slot = int(least_sure.py_func(belief))
+        if slot < 0:
+            return Meaning(name, ("ask_topic",))
+        if slot == TOPIC:
+            return Meaning(name, ("confirm/topic",), {"topic": TOPIC_NAMES[belief["topic"]]})
+        parts, surfaces = _slot_parts("confirm", belief, [slot])
+        return Meaning(name, tuple(parts), surfaces)
+    if OFFER_REFUND <= act <= OFFER_CREDIT and belief["sure"][TOPIC]:
+        name_of_topic = TOPICS[belief["topic"]]
+        return Meaning(name, (f"{name}/{name_of_topic}",))
+    return Meaning(name, (name,))
+
+
+TOPIC_NAMES = (
+    "returning an item", "a late delivery", "a broken product", "a wrong charge", "access to your account",
+    "your subscription",
+)  # fmt: skip
+
+
+EXAMPLES = {"reference": "482913", "date": "3 days ago", "amount": "40 euros"}
+"""A surface form of each slot, the one that models see: so their words serve for every value."""
+
+_WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+_NUMBERS = {word: n for n, word in enumerate(_WORDS, 1)}
+_COUNT = rf"(?P<count>\d{{1,3}}|an?|{'|'.join(_NUMBERS)})"
+_PATTERNS = {
+    "date": re.compile(
+        rf"\b(?:(?P<yesterday>yesterday)|last (?P<last>week|month)|{_COUNT} (?P<unit>day|week|month)s? ago)\b", re.I
+    ),
+    "amount": re.compile(
+        r"(?:[€$£]\s?|\bEUR\s?)(?P<before>\d{1,6})(?:[.,]\d\d)?\b|"
+        r"\b(?P<after>\d{1,6})(?:[.,]\d\d)?\s?(?:euros?\b|eur\b|dollars?\b|pounds?\b|bucks\b|[€$£])", re.I),
+    "reference": re.compile(r"(?<![\w.,])\d{6}(?![\w€$£])"),
+}  # fmt: skip
+_DAYS = {"day": 1, "week": 7, "month": 30}
+
+
+def _read(slot: str, found: re.Match[str]) -> int:
+    if slot == "reference":
+        return int(found[0])
+    if slot == "amount":
+        return int(found["before"] or found["after"])
+    if found["yesterday"]:
+        return 1
+    if found["last"]:
+        return _DAYS[found["last"].lower()]
+    count = found["count"].lower()
+    return _DAYS[found["unit"].lower()] * (int(count) if count.isdigit() else _NUMBERS.get(count, 1))
+
+
+def find_slots(text: str) -> tuple[dict[str, int], str]:
+    """Find the number, days, and euros that a text names, and put `EXAMPLES` in their place."""
+    slots: dict[str, int] = {}
+    for slot, pattern in _PATTERNS.items():
+        if found := pattern.search(text):
+            slots[slot] = _read(slot, found)
+            text = pattern.sub(EXAMPLES[slot], text)
+    return slots, text
+
+
+def parse(act: str, part: str, slots: Mapping[str, int], said: Any) -> None:
+    """Write an understood customer utterance (see `chatgym.nlu.Understanding`) into ``said``."""
+    say.py_func(said, USER_ACTS.index(act) if act in USER_ACTS else UNCLEAR)
+    of, _, detail = part.partition("/")
+    values = dict(slots)
+    if of == "state_problem":
+        values["topic"] = TOPICS.index(detail)
+    elif detail.startswith("proof"):
+        values["proof"] = int(detail == "proof_yes")
+    for slot, name in enumerate(SLOTS):
+        if name in values:
+            said[name] = values[name]
+            said["slots"] |= 1 << slot
+            if said["about"] < 0 or detail.startswith(name):
+                said["about"] = slot
+    if part == "bye/left":
+        said["about"] = TOPIC
+
+
+def describe_goal(hidden: Any) -> str:
+    """Return the customer's hidden goal in words, for people."""
+    topic = int(hidden["topic"])
+    right = ("a refund", "a fix", "a credit", "the supervisor")[int(right_resolution(hidden))]
+    facts = [f"number {hidden['reference']}", _surface(DATE, int(hidden["date"]))]
+    facts += [_surface(AMOUNT, int(hidden["amount"])), "has proof" if hidden["proof"] else "has no proof"]
+    return f"{TOPICS[topic].replace('_', ' ')} ({', '.join(facts)}); right: {right}"
