@@ -427,6 +427,7 @@ class Scripted:
         "hello": Understanding("greet", "greet", {}, 0.9),
         "my parcel is late": Understanding("state_problem", "state_problem/late_delivery", {}, 0.9),
         "482913": Understanding("inform", "inform/reference", {"reference": 482913}, 0.8),
+        "this is a disgrace": Understanding("complain", "complain", {}, 0.9),
         "bye": Understanding("bye", "bye", {}, 0.9),
     }
 
@@ -457,6 +458,12 @@ def test_as_partner_what_is_unclear_is_asked_again_and_changes_nothing(chatgym: 
     assert partner.ASK_AGAIN in said.out
     assert "(ask_reference)" in said.out
     assert said.out.rstrip().endswith("You left.")
+
+
+def test_as_partner_the_agent_remembers_what_it_said(chatgym: Chatgym, expert_run: Path) -> None:
+    said = chatgym("play", expert_run, "--as-partner", typed="my parcel is late\nthis is a disgrace\n482913\n")
+    acts = [line.rpartition("(")[2] for line in said.out.splitlines() if line.startswith("    agent")]
+    assert acts == ["ask_reference)", "apologise)", "ask_date)"]  # one apology, for one complaint
 
 
 def test_as_partner_a_conversation_ends_when_the_agent_ends_it() -> None:
