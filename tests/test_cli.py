@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -24,8 +25,9 @@ from chatgym.cli import partner
 from chatgym.cli.app import app
 from chatgym.cli.evaluate import SEED, Recorder
 from chatgym.cli.play import find_acts
+from chatgym.engines import Completion
 from chatgym.errors import Unavailable
-from chatgym.nlu import Understanding, nlu_of
+from chatgym.nlu import NLU, Understanding, nlu_of
 from chatgym.scenarios.customer_service import SCENARIO
 from chatgym.training import Run, Task, evaluate, evaluation, references
 
@@ -91,6 +93,17 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> plugins.Registry:
     changed._add("agents", "odd", Odd, "odd")
     monkeypatch.setattr(plugins, "load", lambda: changed)
     return changed
+
+
+@pytest.fixture
+def real_nlu() -> NLU:
+    """NLU with its encoder in memory; without network and model there is none."""
+    nlu = nlu_of(SCENARIO)
+    try:
+        nlu.understand(["hello"])
+    except Unavailable as error:
+        pytest.skip(str(error))
+    return nlu
 
 
 # -- Help and errors ---------------------------------------------------------------------------------------------------
@@ -344,6 +357,38 @@ def test_a_trace_holds_the_conversations_evaluated_and_replays(
     assert f"SHA-256 {lines[-1]['sha256']}" in again.out
 
 
+class Parrot:
+    """An engine that always says the same."""
+
+    identity = "parrot@1"
+
+    def generate(self, prompts: Sequence[str], **sampling: Any) -> list[Completion]:
+        return [Completion(" Hello, is anybody there?", (), None, "stop") for _ in prompts]
+
+    def score(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[list[float]]:
+        return [[0.0] for _ in prompts]
+
+    def close(self) -> None:
+        pass
+
+
+def test_with_a_model_the_words_are_reported_and_replay_without_it(
+    chatgym: Chatgym, registry: plugins.Registry, real_nlu: NLU, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHATGYM_CACHE", str(tmp_path / "cache"))
+    registry._add("engines", "parrot", lambda spec: Parrot(), "odd")
+    said = chatgym("evaluate", "expert", "--conversations", 3, "--llm", "parrot:x", "--trace", "t.jsonl")
+    assert said.code == 0
+    rows = dict(line.split() for line in said.out.splitlines() if len(line.split()) == 2)
+    assert int(rows["candidates"]) > 0
+    assert 0.0 < float(rows["accepted"]) < 1.0  # it greets well, and nothing else
+    assert int(rows["greet"]) == 1
+    del registry.engines._things["parrot"]
+    assert chatgym("replay", "t.jsonl").code == 0
+    figures = json.loads(chatgym("evaluate", "expert", "--conversations", 3, "--json").out)
+    assert "wording" not in figures
+
+
 def test_a_changed_trace_is_an_error(chatgym: Chatgym) -> None:
     said = chatgym("evaluate", "expert", "--conversations", 2, "--trace", "t.jsonl")
     assert "chatgym replay t.jsonl" in said.out
@@ -471,11 +516,7 @@ def test_as_partner_a_conversation_ends_when_the_agent_ends_it() -> None:
     assert ends == ["escalate", "close"]
 
 
-def test_as_partner_words_are_understood_by_the_real_nlu(chatgym: Chatgym, trained: Path) -> None:
-    try:
-        nlu_of(SCENARIO).understand(["hello"])
-    except Unavailable as error:
-        pytest.skip(str(error))
+def test_as_partner_words_are_understood_by_the_real_nlu(chatgym: Chatgym, trained: Path, real_nlu: NLU) -> None:
     said = chatgym("play", trained, "--as-partner", typed="hello\nMy order number is 482913.\nq\n")
     assert "understood: greet" in said.out
     assert "understood: inform/reference, reference 482913" in said.out
