@@ -2,7 +2,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from chatgym_agents.qlearning import QLearning, QLearningAgent, choose, learn_batch
+from chatgym_agents.qlearning import QLearning, QLearningAgent, Recent, choose, learn_batch
 from gymnasium.vector import AutoresetMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -91,6 +91,12 @@ def test_a_batch_explores_with_probability_epsilon():
     tables[0, 0, 3] = 1.0
     actions = np.concatenate([chosen(tables, np.zeros(5000, np.int64), masks, 0.3, time)[0] for time in range(10)])
     assert np.bincount(actions) / 50_000 == pytest.approx([0.06, 0.06, 0.06, 0.76, 0.06], abs=0.005)
+
+
+def test_exploring_takes_each_allowed_action_equally_often():
+    tables, masks = np.zeros((1, 1, 6)), np.tile([False, True, False, False, True, True], (20_000, 1))
+    actions, _ = chosen(tables, np.zeros(20_000, np.int64), masks, 1.0)
+    assert np.bincount(actions, minlength=6) / 20_000 == pytest.approx([0, 1 / 3, 0, 0, 1 / 3, 1 / 3], abs=0.015)
 
 
 def test_two_tables_choose_together():
@@ -414,6 +420,17 @@ def test_the_metrics_are_mean_return_and_success_rate_of_the_conversations_that_
     assert seen[-1]["mean_return"] == pytest.approx(rewards / ended)
     assert 0.0 <= seen[-1]["success_rate"] < 0.5
     assert seen[-1]["epsilon"] == agent.epsilon(1600) < seen[0]["epsilon"]
+
+
+def test_what_was_long_ago_counts_less_in_the_metrics():
+    recent, ended = Recent(np.zeros(3)), np.ones(1000, bool)
+    for reward, outcome, at_least, at_most in (
+        (0.0, "hung_up", 0.0, 0.0), (1.0, "resolved", 0.6, 0.8), (1.0, "resolved", 0.8, 0.95),
+    ):  # fmt: skip
+        for _ in range(20):
+            recent.add(np.full(1000, reward), ended, {"final_info": {"outcome": np.full(1000, outcome)}}, "resolved")
+        metrics = recent.metrics(0.1)
+        assert at_least <= metrics["success_rate"] == metrics["mean_return"] <= at_most
 
 
 def test_acting_as_in_training_explores_and_acting_deterministically_does_not():
