@@ -183,7 +183,7 @@ def _print(result: Evaluation, what: str, task: Task) -> None:
     rows = measures(result.success_rate, result.mean_return, result.score)
     out.print(table(("", what, "95 % interval"), [*rows, ("turns", f"{result.turns.mean():.1f}", "")], (1, 2)))
     ends = [
-        (outcome, f"{times:,}", f"{times / count:.1%}".replace("%", " %"))
+        (outcome, f"{times:,}", _percent(times / count))
         for outcome, times in Counter(result.outcomes.tolist()).most_common()
     ]
     out.print()
@@ -199,11 +199,15 @@ def _print(result: Evaluation, what: str, task: Task) -> None:
 
 
 def _figures(report: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    """Write a report's figures as rows, one below the other where they are grouped."""
+    """Write a report's counts and shares as rows, one below the other where they are grouped."""
     for name, value in report.items():
         label = name.replace("_", " ")
         if isinstance(value, Mapping):
             yield label, ""
             yield from ((f"  {inner}", text) for inner, text in _figures(value))
         else:
-            yield label, f"{value:.3f}" if isinstance(value, float) else str(value)
+            yield label, _percent(value) if isinstance(value, float) else f"{value:,}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
