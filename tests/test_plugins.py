@@ -158,7 +158,8 @@ def good(tmp_path_factory):
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory):
     modules = {f"broken_{name}": code for name, code in BROKEN.items()}
-    entry_points = {f"x_{name}": f"broken_{name}" for name in BROKEN} | {"x_missing": "module_that_is_not_there"}
+    entry_points = {f"x_{name}": f"broken_{name}" for name in BROKEN if name != "clashing"}
+    entry_points |= {"a_clashing": "broken_clashing", "x_missing": "module_that_is_not_there"}
     return install(tmp_path_factory, "chatgym-broken", modules, entry_points)
 
 
@@ -208,18 +209,18 @@ def test_broken_plugins_are_reported_with_the_last_line_of_their_traceback_and_a
 
 
 def test_a_clashing_name_stays_with_the_first_and_both_plugins_are_named(all_loaded):
-    clash = dict(all_loaded["failures"])["x_clashing"]
+    clash = dict(all_loaded["failures"])["a_clashing"]
     assert clash == (
         "agent 'random' is already registered by plugin 'chatgym_agents', which stays; uninstall or rename one of them"
     )
     assert "chatgym_agents.scripted.Random" in all_loaded["random"]
-    assert all_loaded["sources"]["other"] == "x_clashing"
+    assert all_loaded["sources"]["other"] == "a_clashing"
 
 
 def test_one_warning_names_all_that_failed_and_nothing_else_is_hurt(all_loaded):
     (warning,) = all_loaded["warnings"]
     assert warning == (
-        "plugins with a problem: x_at_exit, x_at_import, x_clashing, x_in_hook, x_missing, x_misspelt; "
+        "plugins with a problem: a_clashing, x_at_exit, x_at_import, x_in_hook, x_missing, x_misspelt; "
         "`chatgym plugins` says which"
     )
     assert {"random", "expert", "qlearning", "bandit"} <= set(all_loaded["agents"])
@@ -231,8 +232,8 @@ def test_without_broken_plugins_nothing_is_said(good):
 
 
 def test_an_environment_variable_restricts_which_plugins_are_loaded(good, broken):
-    chosen = report(good, broken, CHATGYM_LOAD_PLUGINS="bandit, x_clashing")
-    assert set(chosen["plugins"]) == {"chatgym_agents", "bandit", "x_clashing"}
+    chosen = report(good, broken, CHATGYM_LOAD_PLUGINS="bandit, a_clashing")
+    assert set(chosen["plugins"]) == {"chatgym_agents", "bandit", "a_clashing"}
     none = report(good, broken, CHATGYM_LOAD_PLUGINS="")
     assert set(none["plugins"]) == {"chatgym_agents"}
     assert none["failures"] == none["warnings"] == []

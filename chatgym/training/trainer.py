@@ -13,7 +13,6 @@ from typing import Any
 
 from chatgym.agent import Agent, make_config
 from chatgym.errors import InvalidValue
-from chatgym.training import atomic
 from chatgym.training.evaluation import converse, evaluate
 from chatgym.training.run import Run, check_free, find_agent, lock, versions
 from chatgym.training.task import Task
@@ -108,7 +107,6 @@ def resume(folder: str | Path, *, total_steps: int | None = None, progress: Prog
     with lock(run.folder):
         if total_steps is not None and total_steps != run.config["total_steps"]:
             run = run.with_total_steps(total_steps)
-        atomic.recover_folder(run.folder / "model")
         _go(run, progress)
     return run
 
