@@ -1,36 +1,48 @@
 """The wording guard: a language model's words are heard only if they say what was meant.
 
-A weak model flips roles, drops numbers and makes things up. A wording passes when it is one plain sentence or two,
-names exactly the slots that it should, and when NLU recognises the part, the role and the tone in it.
+A weak model flips roles, drops numbers and makes things up. A wording passes when the model itself finds it likely;
+when it is plain English in the scenario's vocabulary, denies nothing that the part's own sentences don't deny, and
+names exactly the slots that it should; and when NLU recognises the part, the role and the tone in it.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from chatgym.interfaces import CHARSET
-from chatgym.nlu import NLU
+from chatgym.nlu import NLU, labelled
 from chatgym.scenarios import Scenario, fill
 
 VERSION = 1
-MAX_CHARS = 140
-MIN_CONFIDENCE = 0.5
-"""Least probability of the intended part."""
+MAX_CHARS = 120
+MIN_LOGPROB = -1.1
+"""Least mean log-probability of a wording's tokens, under the distribution that they were sampled from."""
+MIN_CONFIDENCE = 0.45
+"""Least probability of the parts that name the intended value, …"""
+MIN_ACT = 0.2
+"""… and of the intended one among them: to inform of a value and to correct it sound much alike."""
 MAX_OTHER_ROLE = 0.5
 MIN_TONE = 0.2
 MIN_SIMILARITY = 0.5
-"""Least cosine to the nearest of the part's own sentences."""
+"""Least cosine to the nearest of the part's own sentences in the tone."""
 
-_FURNITURE = re.compile(r"^[\s\-*•\d.)(\"'“”‘’]+(?=\S)|[\s\"“”]+$")
-_STRANGE = re.compile(r"[\[\]{}<>|_#*=\\/@:;]|\.\.|…|https?|www", re.I)
+_MARKS = re.compile(r"^[\s\-*•\d.)(\"'“”‘’]+(?=\S)|[\s\"“”]+$")
+_STRANGE = re.compile(r"[\[\]{}<>|_#*=\\/@:;\"()]|\.\.|…|https?|www", re.I)
 _NAME = re.compile(r"(?<=[a-z,] )(?!I\b|I')[A-Z]\w*")
 _SPAN = re.compile(r"\b(?:days|weeks|months|years|hours|minutes|dollars?|euros?|pounds?|percent)\b", re.I)
-_BEFORE_DATE = re.compile(r"\b(?:exactly|about|around|over|than|almost|nearly|only|just|least|most|until|for|since|in|on|"
-                          r"the|last|past|within|every|at|from|to|by) \{date\}", re.I)  # fmt: skip
+_DENIAL = re.compile(r"\b(?:\w+n't|not|never|nothing|nobody|none|cannot|without|hardly)\b(?: [\w']+){0,2}", re.I)
+_HARMLESS = re.compile(r"not (?:sure|happy|okay|fair|right|working|possible)\b", re.I)
+_UNFINISHED = re.compile(r"\b(?:of|to|for|with|at|from|the|an?|and|or|but|my|your|is|was|it's|i'm)[.!?]+$", re.I)
+_POLITE = re.compile(r"\b(?:sorry|please|thank\w*|appreciate|glad|afraid)\b", re.I)
+_HABITS = re.compile(  # of weak models: they say little, or the other one's part
+    r"\bgoing to\b|\byou're\b|\bI'm here\b|\btell you\b|\bwhat do you mean\b|\bsaid sorry\b|\bwe\b|\bour\b|"
+    r"\bhelp you\b|\bto help\b|\bcan i do\b|\bmay i help\b|\bi can help\b|\bfor you\b|\byou an?\b|\byou said\b|"
+    r"\bi should be\b|\bmeant no\b", re.I,
+)  # fmt: skip
+_WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
 
 
 @dataclass(frozen=True)
@@ -41,19 +53,57 @@ class Verdict:
     reason: str = ""
 
 
+@dataclass(frozen=True)
+class _Part:
+    """What a part's own sentences say.
+
+    Attributes:
+        in_tone: Those in the tone asked for.
+        text: Those of all tones, in lower case.
+        words: Their words.
+        denials: What they deny.
+        slots: The slots that they name.
+    """
+
+    in_tone: tuple[str, ...]
+    text: str
+    words: frozenset[str]
+    denials: frozenset[str]
+    slots: frozenset[str]
+
+
 class Guard:
     """Checks wordings of one scenario's partner."""
 
     def __init__(self, scenario: Scenario, nlu: NLU) -> None:
         """Make a guard that understands by `nlu`."""
         self.scenario, self.nlu = scenario, nlu
+        self._sentences: dict[str, list[str]] = {}
+        for head, label, text in labelled(scenario):
+            if head == "partner":
+                self._sentences.setdefault(label, []).append(text)
+        texts = [text for texts in self._sentences.values() for text in texts]
+        self._vocabulary = {*scenario.sentences["vocabulary"], *_WORD.findall(" ".join(texts).lower())}
 
-    def check(self, texts: Sequence[str], part: str, tone: str) -> list[Verdict]:
-        """Judge wordings of a part in a tone, in which slots stand as `Scenario.examples`."""
-        sentences = self.scenario.sentences["partner"][part]
-        own = [fill(text, self.scenario.examples) for text in sentences.get(tone) or sentences["calm"]]
-        slots = {name for name in self.scenario.examples if "{" + name + "}" in own_template(sentences, tone)}
-        verdicts = [self._form(tidy(text), slots, own) for text in texts]
+    def check(
+        self, texts: Sequence[str], part: str, tone: str, logprobs: Sequence[float] | None = None
+    ) -> list[Verdict]:
+        """Judge wordings.
+
+        Args:
+            texts: N of them; slots stand there as `Scenario.examples`.
+            part: What they should say.
+            tone: And how.
+            logprobs: The mean log-probability of each one's tokens, if it is to count.
+
+        Returns:
+            N verdicts.
+        """
+        own = self._part(part, tone)
+        verdicts = [self._form(tidy(text), own, tone) for text in texts]
+        for i, logprob in enumerate(logprobs or ()):
+            if logprob < MIN_LOGPROB:
+                verdicts[i] = Verdict(None, f"unlikely ({logprob:.2f})")
         passed = [i for i, verdict in enumerate(verdicts) if verdict.wording is not None]
         readable = [fill(str(verdicts[i].wording), self.scenario.examples) for i in passed]
         for i, reason in zip(passed, self._meaning(readable, part, tone, own), strict=True):
@@ -61,44 +111,75 @@ class Guard:
                 verdicts[i] = Verdict(None, reason)
         return verdicts
 
-    def _form(self, text: str, slots: set[str], own: Sequence[str]) -> Verdict:
-        """Check what can be seen without understanding."""
-        if not 2 <= len(text) <= MAX_CHARS:
-            return Verdict(None, "too short or too long")
-        if not set(text) <= CHARSET or _STRANGE.search(text):
-            return Verdict(None, "strange characters or cut off")
-        if text.lower() in (sentence.lower() for sentence in own):
-            return Verdict(None, "an example")
-        if _NAME.search(text):
-            return Verdict(None, "a name")
-        named, _ = self.scenario.find_slots(text)
-        if set(named) != slots:
-            return Verdict(None, f"names {sorted(named) or 'no slot'}")
-        wording = text
-        for slot in slots:
-            wording = re.sub(re.escape(self.scenario.examples[slot]), "{" + slot + "}", wording, flags=re.I)
-            if wording.count("{" + slot + "}") != 1:
-                return Verdict(None, f"another {slot}")
-        if re.search(r"\d", wording) or _SPAN.search(wording) or _BEFORE_DATE.search(wording):
-            return Verdict(None, "a number or a time that was not meant")
-        return Verdict(wording)
+    @functools.cache  # noqa: B019 (as many as there are parts and tones)
+    def _part(self, part: str, tone: str) -> _Part:
+        tones = self.scenario.sentences["partner"][part]
+        templates: list[str] = tones.get(tone) or tones["calm"]
+        text = " \n ".join(self._sentences[part]).lower()
+        slots = frozenset(name for name in self.scenario.examples if "{" + name + "}" in templates[0])
+        if slots:  # a wording around a value says nothing that isn't said around it in some part
+            same = [" ".join(texts) for label, texts in self._sentences.items() if _same_value(label, part)]
+            words = frozenset(_WORD.findall(" ".join(same).lower()))
+        else:
+            words = frozenset(self._vocabulary)
+        in_tone = tuple(fill(template, self.scenario.examples) for template in templates)
+        return _Part(in_tone, text, words, frozenset(_DENIAL.findall(text)), slots)
 
-    def _meaning(self, texts: list[str], part: str, tone: str, own: list[str]) -> list[str]:
+    def _form(self, text: str, own: _Part, tone: str) -> Verdict:
+        """Check what can be seen without understanding."""
+        low = text.lower()
+        strange = not 2 <= len(text) <= MAX_CHARS or not set(text) <= CHARSET or _STRANGE.search(text)
+        if strange or _UNFINISHED.search(text) or _NAME.search(text) or self.scenario.partner_role in low:
+            return Verdict(None, "not a plain sentence")
+        if low in (sentence.lower() for sentence in own.in_tone):
+            return Verdict(None, "an example")
+        if unheard := sorted(set(_WORD.findall(low)) - own.words):
+            return Verdict(None, f"the word {unheard[0]!r}")
+        if foreign := [
+            found for found in _DENIAL.findall(low) if found not in own.denials and not _HARMLESS.match(found)
+        ]:
+            return Verdict(None, f"denies {foreign[0]!r}")
+        habits = _HABITS.findall(low) + (_POLITE.findall(low) if tone == "angry" else [])
+        if foreign := [found for found in habits if found not in own.text]:
+            return Verdict(None, f"says {foreign[0]!r}")
+        return self._slots(text, own)
+
+    def _slots(self, text: str, own: _Part) -> Verdict:
+        """Check that the text names the slots that it should, and put their names in the values' place."""
+        named, _ = self.scenario.find_slots(text)
+        if set(named) != own.slots:
+            return Verdict(None, f"names {', '.join(sorted(named)) or 'no value'}")
+        for slot in own.slots:
+            surface = self.scenario.examples[slot]
+            before, *after = re.split(re.escape(surface), text, flags=re.I)
+            if len(after) != 1:
+                return Verdict(None, f"another {slot}")
+            word = (before.lower().split() or ["-"])[-1]
+            if word != "-" and f"{word} {surface}" not in own.text:
+                return Verdict(None, f"{word!r} before a {slot}")
+            text = f"{before}{{{slot}}}{after[0]}"
+        if re.search(r"\d", text) or _SPAN.search(text):
+            return Verdict(None, "a number or a time that was not meant")
+        return Verdict(text)
+
+    def _meaning(self, texts: list[str], part: str, tone: str, own: _Part) -> list[str]:
         """Check what NLU hears; returns a reason for each text, empty where it passes."""
         if not texts:
             return []
-        nlu, reasons = self.nlu, []
-        vectors = nlu.encoder.encode(texts)
-        similarity = (vectors @ nlu.encoder.encode(own).T).max(1)
-        parts, roles, tones = (nlu.heads[name].probabilities(vectors) for name in ("partner", "role", "tone"))
-        meant = nlu.heads["partner"].labels.index(part)
-        other, sounds = nlu.heads["role"].labels.index("agent"), nlu.heads["tone"].labels.index(tone)
+        heads, encoder = self.nlu.heads, self.nlu.encoder
+        vectors = encoder.encode(texts)
+        similarity = (vectors @ encoder.encode(own.in_tone).T).max(1)
+        parts, roles, tones = (heads[name].probabilities(vectors) for name in ("partner", "role", "tone"))
+        labels = heads["partner"].labels
+        same = [i for i, label in enumerate(labels) if _same_value(label, part)]
+        meant, other, sounds = labels.index(part), heads["role"].labels.index("agent"), heads["tone"].labels.index(tone)
+        reasons = []
         for i in range(len(texts)):
-            heard = nlu.heads["partner"].labels[int(np.argmax(parts[i]))]
-            if heard != part or parts[i, meant] < MIN_CONFIDENCE:
-                reasons.append(f"sounds like {heard} ({parts[i].max():.2f})")
+            heard = int(parts[i].argmax())
+            if heard not in same or parts[i, same].sum() < MIN_CONFIDENCE or parts[i, meant] < MIN_ACT:
+                reasons.append(f"sounds like {labels[heard]} ({parts[i, heard]:.2f})")
             elif roles[i, other] > MAX_OTHER_ROLE:
-                reasons.append(f"the other role ({roles[i, other]:.2f})")
+                reasons.append(f"sounds like the other role ({roles[i, other]:.2f})")
             elif tones[i, sounds] < MIN_TONE:
                 reasons.append(f"another tone ({tones[i, sounds]:.2f})")
             elif similarity[i] < MIN_SIMILARITY:
@@ -108,15 +189,15 @@ class Guard:
         return reasons
 
 
-def own_template(sentences: dict[str, list[str]], tone: str) -> str:
-    """Return a part's canonical sentence in a tone."""
-    return (sentences.get(tone) or sentences["calm"])[0]
+def _same_value(one: str, other: str) -> bool:
+    """Tell whether two parts are the same, or two acts about the same value (``inform/date``, ``correct/date``)."""
+    return one == other or ("/" in one and one.partition("/")[2] == other.partition("/")[2])
 
 
 def tidy(text: str) -> str:
     """Take list marks and quotes off a model's line, and end it like a sentence."""
-    text = _FURNITURE.sub("", text.strip()).strip()
-    text = text.replace("’", "'").replace("‘", "'")
+    text = _MARKS.sub("", text.strip()).strip().replace("’", "'").replace("‘", "'")
+    text = re.sub(r"!{2,}", "!", re.sub(r"\s+", " ", text))
     if text and text[-1] not in ".!?":
         text += "."
     return text[:1].upper() + text[1:]

@@ -29,11 +29,11 @@ from chatgym.guard import Guard
 from chatgym.scenarios import Meaning, Scenario, fill
 
 VERSION = 1
-CANDIDATES = 12
+CANDIDATES = 16
 """Continuations sampled at once for a bank: a batch of its own, so a bank depends on nothing but its prompt."""
-ENOUGH = 3
+ENOUGH = 2
 """With fewer accepted wordings than that, as many candidates are sampled once more."""
-SAMPLING: dict[str, Any] = {"max_new_tokens": 28, "temperature": 0.9, "top_p": 0.95, "stop": ("\n",)}
+SAMPLING: dict[str, Any] = {"max_new_tokens": 24, "temperature": 0.7, "top_p": 0.9, "stop": ("\n",)}
 AGENT = 100
 """Offset of the purposes that choose the agent's wordings from the partner's."""
 
@@ -77,6 +77,7 @@ class Speaker:
 
     Attributes:
         used: Name to wordings of the banks that a model filled and that were drawn from: what a replay needs.
+        progress: Called with how many banks the model filled so far, after each one; it takes a second or two.
     """
 
     def __init__(self, scenario: Scenario, engine: Engine | None = None, *, cache: Cache | None = None) -> None:
@@ -84,8 +85,9 @@ class Speaker:
         self.scenario, self.engine = scenario, engine
         self.banks: dict[str, Bank] = {}
         self.used: dict[str, list[str]] = {}
+        self.progress: Callable[[int], None] | None = None
         self._cache = cache
-        self._utterances = self._by_model = self._with_call = 0
+        self._utterances = self._by_model = self._with_call = self._filled = 0
 
     def say(
         self, meanings: Sequence[Meaning], keys: npt.NDArray[np.uint64], turns: npt.NDArray[np.int64],
@@ -120,14 +122,11 @@ class Speaker:
                 self._with_call += any(name in called for _, name in parts)
         return texts
 
-    def prepare(
-        self, names: Sequence[str] | None = None, progress: Callable[[int, int], None] | None = None
-    ) -> set[str]:
+    def prepare(self, names: Sequence[str] | None = None) -> set[str]:
         """Fill banks by the engine ahead of their use.
 
         Args:
             names: Their names; None for all that the partner could ever draw from.
-            progress: Called with the number of banks that are ready and that of all.
 
         Returns:
             The names of those for which the model was called; the others were known or stored.
@@ -137,14 +136,16 @@ class Speaker:
         if names is None:
             partner = self.scenario.sentences["partner"]
             names = [_name(part, tone) for part, tones in partner.items() for tone in tones]
-        missing, called = [name for name in dict.fromkeys(names) if name not in self.banks], set()
-        for done, name in enumerate(missing, 1):
-            bank, made = self._fetch(name, self.engine)
-            self.banks[name] = bank
+        called = set()
+        for name in dict.fromkeys(names):
+            if name in self.banks:
+                continue
+            self.banks[name], made = self._fetch(name, self.engine)
             if made:
                 called.add(name)
-            if progress is not None:
-                progress(done, len(missing))
+                self._filled += 1
+                if self.progress is not None:
+                    self.progress(self._filled)
         return called
 
     def preload(self, banks: Mapping[str, Sequence[str]]) -> None:
@@ -225,9 +226,10 @@ class Speaker:
         rejected: list[tuple[str, str]] = []
         for round_ in range(2):
             seeds = [int(rng.bits(root, round_, candidate)) for candidate in range(CANDIDATES)]
-            completions = engine.generate([prompt] * CANDIDATES, seeds=seeds, **SAMPLING)
+            completions = engine.generate([prompt] * CANDIDATES, seeds=seeds, logprobs=True, **SAMPLING)
             texts = [c.text if c.finish_reason == "stop" else f"{c.text} ..." for c in completions]
-            for text, verdict in zip(texts, self._guard.check(texts, part, tone), strict=True):
+            likely = [sum(c.logprobs) / len(c.logprobs) if c.logprobs else 0.0 for c in completions]
+            for text, verdict in zip(texts, self._guard.check(texts, part, tone, likely), strict=True):
                 if verdict.wording and verdict.wording not in accepted:
                     accepted[verdict.wording] = None
                 else:

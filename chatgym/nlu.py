@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from chatgym import store
 from chatgym.errors import Corrupted, Unavailable, unknown
-from chatgym.scenarios import TONES, Scenario, fill
+from chatgym.scenarios import Scenario, fill
 
 Floats = npt.NDArray[np.float32]
 
@@ -198,7 +198,7 @@ def train(scenario: Scenario) -> dict[str, Head]:
 def _fit(pairs: list[tuple[str, str]]) -> Head:
     import torch
 
-    labels = sorted({label for label, _ in pairs}, key=lambda label: TONES.index(label) if label in TONES else 0)
+    labels = sorted({label for label, _ in pairs})
     x = torch.from_numpy(encoder().encode([text for _, text in pairs])).double()  # (N, 384)
     y = torch.tensor([labels.index(label) for label, _ in pairs])
     counts = torch.bincount(y, minlength=len(labels)).double()

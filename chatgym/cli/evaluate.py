@@ -85,8 +85,11 @@ def evaluate(
     from chatgym import training
 
     with progress_bar(run_or_agent, conversations, "conversations") as progress:
-        done = None if progress is None else lambda count: progress(count, {})
-        result = training.evaluate(recorder, task, conversations=conversations, seed=seed, llm=llm, progress=done)
+        show = progress or (lambda count, metrics: None)
+        result = training.evaluate(
+            recorder, task, conversations=conversations, seed=seed, llm=llm, progress=lambda count: show(count, {}),
+            wording_progress=lambda banks: show(0, {"wordings": banks}),
+        )  # fmt: skip
     if trace is not None:
         _write_trace(trace, recorder, result, task, llm or "template")
     if as_json:

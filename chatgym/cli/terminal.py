@@ -72,7 +72,7 @@ def progress_bar(what: str, total: int, unit: str, done: int = 0) -> Iterator[Pr
         done: Where it begins.
 
     Yields:
-        A function of how many are done and of metrics, of which ``success_rate`` is shown.
+        A function of how many are done and of metrics, of which ``success_rate`` and ``wordings`` are shown.
     """
     if not sys.stderr.isatty():
         yield None
@@ -89,10 +89,10 @@ def progress_bar(what: str, total: int, unit: str, done: int = 0) -> Iterator[Pr
     plain = "{task.completed:,.0f} of {task.total:,.0f} " + unit
     columns = (
         TextColumn("{task.description}", markup=False), BarColumn(bar_width=None), TextColumn(plain, markup=False),
-        Rate(), TextColumn("{task.fields[success]}", markup=False), TextColumn("ETA"), TimeRemainingColumn(),
+        Rate(), TextColumn("{task.fields[note]}", markup=False), TextColumn("ETA"), TimeRemainingColumn(),
     )  # fmt: skip
     with Bar(*columns, console=Console(stderr=True), expand=True) as bar:
-        task = bar.add_task(what, total=total, completed=done, success="")
+        task = bar.add_task(what, total=total, completed=done, note="")
         latest: tuple[int, Mapping[str, float]] = (done, {})
         shown = 0.0
 
@@ -100,7 +100,9 @@ def progress_bar(what: str, total: int, unit: str, done: int = 0) -> Iterator[Pr
             turns, metrics = latest
             more: dict[str, Any] = {}
             if "success_rate" in metrics:
-                more["success"] = f"success {metrics['success_rate']:.1%}"
+                more["note"] = f"success {metrics['success_rate']:.1%}"
+            elif "wordings" in metrics:
+                more["note"] = f"found words for {metrics['wordings']} kinds of utterance"
             bar.update(task, completed=min(turns, total), **more)
 
         def progress(count: int, metrics: Mapping[str, float]) -> None:

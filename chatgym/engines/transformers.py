@@ -80,7 +80,9 @@ class TransformersEngine:
         ends = {*(end if isinstance(end, list) else [end]), self.tokenizer.eos_token_id} - {None}
         self._ends = frozenset(int(token) for token in ends)
         # Releases before 5.24 know the cache by another name.
-        self._cache_name = "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
+        self._cache_name = (
+            "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
+        )
         self._context: int = model.config.max_position_embeddings
 
     @torch.inference_mode()

@@ -98,6 +98,7 @@ def evaluate(
     deterministic: bool = True,
     references: bool = True,
     progress: Callable[[int], None] | None = None,
+    wording_progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Let an agent hold conversations, and count.
 
@@ -111,6 +112,7 @@ def evaluate(
         deterministic: Whether the agent takes the best known act; else it acts as in training.
         references: Whether to look up (or measure) what random and expert get, for the score.
         progress: Called with the number of conversations that have ended.
+        wording_progress: Called with the number of banks of wordings that `llm` has filled (`Speaker.progress`).
 
     Raises:
         InvalidValue: When `conversations` is below 1.
@@ -125,6 +127,8 @@ def evaluate(
         size = min(ROWS, conversations - first)
         words = {} if llm is None else {"llm": llm, "texts": True}
         envs = task.make_envs(agent.requires, size, **words)
+        if envs.talk.speaker:
+            envs.talk.speaker.progress = wording_progress
         done = None if progress is None else (lambda n, first=first: progress(first + n))
         parts.append(_hold(agent, envs, seed + first, deterministic, done))
         identity = envs.identity()

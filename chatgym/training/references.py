@@ -92,7 +92,7 @@ def store(found: References, task: Task) -> Path:
 
 
 def _path(task: Task) -> Path:
-    return task.find_scenario().source.with_suffix(".references.json")
+    return task.find_scenario().folder / "references.json"
 
 
 def _stored(task: Task) -> References | None:

@@ -1,0 +1,121 @@
+import numpy as np
+import pytest
+
+from chatgym import nlu
+from chatgym.errors import Corrupted, InvalidValue
+from chatgym.scenarios.customer_service import SCENARIO
+
+HELD_OUT = [  # as people type, none of it among the sentences that the heads learn
+    ("hey is anyone around", "greet"),
+    ("my parcel never showed up", "state_problem/late_delivery"),
+    ("package was due last tuesday and still nothing", "state_problem/late_delivery"),
+    ("the mixer I got is busted", "state_problem/broken_product"),
+    ("cant log on, it keeps saying wrong password", "state_problem/account_access"),
+    ("pls stop my monthly plan", "state_problem/subscription"),
+    ("I want to send these trousers back", "state_problem/refund"),
+    ("you guys charged my card two times!!", "state_problem/billing"),
+    ("its 883921", "inform/reference"),
+    ("order no 123456", "inform/reference"),
+    ("it happened two weeks ago", "inform/date"),
+    ("I paid 55 euros", "inform/amount"),
+    ("yes got the receipt right here", "inform/proof_yes"),
+    ("yes thats correct", "affirm"),
+    ("yup", "affirm"),
+    ("okay I get it", "affirm/understood"),
+    ("no thats the wrong number, its 999111", "correct/reference"),
+    ("nope it was 5 days ago", "correct/date"),
+    ("why do you need to know?", "ask_why"),
+    ("this is the worst service ever", "complain"),
+    ("I've been waiting an eternity here", "complain"),
+    ("deal, do that", "accept"),
+    ("sounds great, go ahead with it", "accept"),
+    ("not good enough", "reject"),
+    ("no way, I want my money", "reject"),
+    ("thanks so much, you were great", "thank"),
+    ("how long until I get the money", "ask_more"),
+    ("ok bye", "bye"),
+    ("what do you mean by that?", "ask_repeat"),
+]
+OUT_OF_DOMAIN = [
+    "what is the capital of France", "tell me a joke", "asdf qwer zxcv", "je ne comprends pas", "how old are you",
+    "I love pizza with pineapple", "write me a python function", "", "   ", "🙂🙂🙂", "7", "lorem ipsum " * 500,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def understood():
+    return nlu.nlu_of(SCENARIO).understand
+
+
+def test_what_people_type_is_understood(understood):
+    heard = [u.part for u in understood([text for text, _ in HELD_OUT])]
+    wrong = [(text, part, got) for (text, part), got in zip(HELD_OUT, heard, strict=True) if part != got]
+    assert len(wrong) <= len(HELD_OUT) // 10, wrong
+
+
+def test_what_has_nothing_to_do_with_it_is_unclear(understood):
+    assert [u.act for u in understood(OUT_OF_DOMAIN)] == ["unclear"] * len(OUT_OF_DOMAIN)
+
+
+def test_an_understanding_does_not_depend_on_the_batch(understood):
+    texts = [text for text, _ in HELD_OUT]
+    together, alone = understood(texts), [understood([text])[0] for text in texts]
+    assert [(u.part, u.slots) for u in together] == [(u.part, u.slots) for u in alone]
+    assert [u.confidence for u in together] == pytest.approx([u.confidence for u in alone], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("text", "slots"),
+    [
+        ("My number is 482913.", {"reference": 482913}),
+        ("it was yesterday", {"date": 1}),
+        ("Two weeks ago, I guess", {"date": 14}),
+        ("bought it last month for €25.50", {"date": 30, "amount": 25}),
+        ("about 3 days ago; I paid 120 euros, order 100200", {"date": 3, "amount": 120, "reference": 100200}),
+        ("1234567 is too long for a number", {}),
+        ("I paid 500000 euros", {"amount": 500000}),
+        ("a week ago", {"date": 7}),
+    ],
+)
+def test_slot_values_are_found(text, slots):
+    assert SCENARIO.find_slots(text)[0] == slots
+
+
+def test_slot_values_do_not_change_what_is_understood(understood):
+    one, other = understood(["No, it was 5 days ago.", "No, it was 3 weeks ago."])
+    assert (one.part, one.confidence) == (other.part, other.confidence)  # the encoder saw the same text
+    assert (one.slots, other.slots) == ({"date": 5}, {"date": 21})
+
+
+def test_the_heads_that_are_shipped_were_trained_on_the_sentences_as_they_are():
+    assert nlu._stored(SCENARIO) is not None, "run `chatgym scenarios customer_service --train-nlu`"
+
+
+def test_the_heads_can_be_made_again(understood):
+    again = nlu.train(SCENARIO)
+    shipped = nlu.nlu_of(SCENARIO).heads
+    vectors = nlu.encoder().encode([text for text, _ in HELD_OUT])
+    assert again.keys() == shipped.keys()
+    for name, head in again.items():
+        assert head.labels == shipped[name].labels
+        np.testing.assert_allclose(
+            head.probabilities(vectors), shipped[name].probabilities(vectors), atol=0.01, err_msg=name
+        )
+
+
+def test_damaged_heads_are_an_error_that_says_how_to_make_them_anew(tmp_path, monkeypatch):
+    path = tmp_path / "nlu.npz"
+    path.write_bytes(b"PK\x03\x04 no more of it")
+    monkeypatch.setattr(nlu, "_path", lambda scenario: path)
+    with pytest.raises(Corrupted, match="--train-nlu"):
+        nlu.NLU(SCENARIO)
+
+
+def test_an_unknown_role_is_refused(understood):
+    with pytest.raises(InvalidValue, match="'agent', 'partner'"):
+        understood(["hello"], "customer")
+
+
+def test_the_agents_words_are_understood_too(understood):
+    heard = understood(["Could you tell me your order number?", "I'm so sorry for the trouble."], "agent")
+    assert [u.act for u in heard] == ["ask_reference", "apologise"]
