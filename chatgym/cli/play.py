@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from chatgym.env import ChatEnv
+    from chatgym.scenarios import Scenario
     from chatgym.training import Run, Task
 
 QUIT = ("q", "quit")
@@ -81,14 +82,18 @@ def _be_the_agent(task: Task, llm: str, seed: int | None) -> None:
     env, out = task.make_env(Interface(), llm=llm), console()
     scenario, rate = env.scenario, env.room.error_rate
     out.print(f"{scenario.description} You are the {scenario.agent_role}; at most {env.room.max_turns} turns.")
-    out.print("Answer with an act: its number, its name or the beginning of it; ? lists them, q quits.", style="dim")
+    out.print(
+        "Answer with an act: its number, its name or the beginning of it; ? lists them and the rules, q quits.",
+        style="dim",
+    )
     if rate:
-        out.print(f"What is said is noted wrongly at a rate of {rate:g}: read it back where that matters.", style="dim")
+        out.print(f"What is said is noted wrongly at a rate of {rate:g}: confirm what you doubt.", style="dim")
     _, info = env.reset(seed=seed)
     _print_turn(out, env.transcript()[-1], scenario.partner_role)
     total, over = 0.0, False
     while not over:
-        act = _ask_act(out, scenario.agent_acts, info["action_mask"])
+        out.print(f"{'noted':>9}  {scenario.describe_belief(env.room.belief[0])}", style="dim")
+        act = _ask_act(out, scenario, info["action_mask"])
         if act is None:
             out.print("\nYou left before the end.")
             break
@@ -140,8 +145,9 @@ def read_line(out: Console, prompt: str) -> str | None:
     return line.strip()
 
 
-def _ask_act(out: Console, acts: tuple[str, ...], mask: npt.NDArray[np.bool_]) -> int | None:
+def _ask_act(out: Console, scenario: Scenario, mask: npt.NDArray[np.bool_]) -> int | None:
     """Ask until an act is named; None when the person leaves."""
+    acts = scenario.agent_acts
     while True:
         line = read_line(out, "act> ")
         if line is None or line.lower() in QUIT:
@@ -152,6 +158,7 @@ def _ask_act(out: Console, acts: tuple[str, ...], mask: npt.NDArray[np.bool_]) -
                     f"  {number:>2}  {act}{'' if sensible else '   (makes no sense now)'}",
                     style="" if sensible else "dim",
                 )
+            out.print(scenario.instructions(), soft_wrap=True)
             continue
         matches = find_acts(line, acts)
         if len(matches) == 1:

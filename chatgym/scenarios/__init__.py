@@ -62,7 +62,8 @@ class Scenario:
     - ``hear(belief, said)`` takes in an utterance that was understood exactly as it is in ``said``.
 
     And plain ones, for people and language models: ``partner_meaning(said) -> Meaning``,
-    ``agent_meaning(act, belief) -> Meaning`` and ``describe_goal(hidden) -> str``. ``find_slots(text)`` finds the
+    ``agent_meaning(act, belief) -> Meaning``, ``describe_belief(belief) -> str``, ``describe_goal(hidden) -> str`` and
+    ``instructions() -> str``, what an agent has to know before it begins. ``find_slots(text)`` finds the
     slot values that a text names, and returns them and the text with `examples` (slot name to a surface form) in
     their place; ``parse(act, part, slots, said)`` writes an understood utterance into ``said`` (the inverse of
     ``partner_meaning``).
@@ -95,7 +96,9 @@ class Scenario:
     hear: Callable[..., None]
     partner_meaning: Callable[[Any], Meaning]
     agent_meaning: Callable[[int, Any], Meaning]
+    describe_belief: Callable[[Any], str]
     describe_goal: Callable[[Any], str]
+    instructions: Callable[[], str]
     parse: Callable[[str, str, Mapping[str, Any], Any], None]
     find_slots: Callable[[str], tuple[Mapping[str, Any], str]]
     examples: Mapping[str, str]

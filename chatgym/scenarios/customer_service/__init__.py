@@ -27,8 +27,10 @@ from chatgym.scenarios.customer_service.policy import *
 from chatgym.scenarios.customer_service.words import (
     EXAMPLES,
     agent_meaning,
+    describe_belief,
     describe_goal,
     find_slots,
+    instructions,
     parse,
     partner_meaning,
 )
@@ -60,7 +62,9 @@ SCENARIO = Scenario(
     hear=hear,
     partner_meaning=partner_meaning,
     agent_meaning=agent_meaning,
+    describe_belief=describe_belief,
     describe_goal=describe_goal,
+    instructions=instructions,
     parse=parse,
     find_slots=find_slots,
     examples=EXAMPLES,

@@ -142,6 +142,45 @@ def parse(act: str, part: str, slots: Mapping[str, int], said: Any) -> None:
         said["about"] = TOPIC
 
 
+CASES = {
+    DATE: ("14 days or less ago", "15 to 30 days ago", "longer ago"),
+    AMOUNT: ("up to 100 euros", "over 100 euros"),
+    PROOF: ("no proof", "proof"),
+}
+RESOLUTIONS = ("offer_refund", "offer_fix", "offer_credit", "escalate")
+
+
+def instructions() -> str:
+    """Return what an agent may grant, from the policy's own table."""
+    lines = ["Ask for the order number and for what the case needs, then grant what the policy says, once it is clear:"]
+    for topic, name in enumerate(TOPIC_NAMES):
+        first, second = (int(slot) for slot in REQUIRED[topic])
+        for case_1, words in enumerate(CASES[first]):
+            granted = [RESOLUTIONS[resolution] for resolution in RIGHT[topic, case_1]]
+            if second < 0:
+                what = granted[0]
+            elif granted[0] == granted[1]:
+                what = f"{granted[0]} ({SLOTS[second]}: any, but ask)"
+            else:
+                what = ", ".join(f"{word}: {act}" for word, act in zip(CASES[second], granted, strict=False))
+            lines.append(f"- {name}, {words}: {what}")
+    lines.append("After an accepted offer, check_satisfaction, answer what is asked (explain), and close.")
+    return "\n".join(lines)
+
+
+def describe_belief(belief: Any) -> str:
+    """Return what the agent took down so far, in words, for people."""
+    noted = []
+    for slot, name in enumerate(SLOTS):
+        sure, value = int(belief["sure"][slot]), int(belief[name])
+        if sure:
+            words = (
+                TOPIC_NAMES[value] if slot == TOPIC else CASES[PROOF][value] if slot == PROOF else _surface(slot, value)
+            )
+            noted.append(words + ("", " (unsure)", "", " (confirmed)")[sure])
+    return ", ".join(noted) or "nothing yet"
+
+
 def describe_goal(hidden: Any) -> str:
     """Return the customer's hidden goal in words, for people."""
     topic = int(hidden["topic"])
