@@ -4,6 +4,7 @@ import pytest
 from chatgym.room import ChatRoom
 from chatgym.scenarios import TONES
 from chatgym.scenarios import customer_service as cs
+from chatgym.scenarios.customer_service import words
 
 N = 10_000
 ACT = {name: i for i, name in enumerate(cs.AGENT_ACTS)}
@@ -303,3 +304,26 @@ def test_the_classifier_notices_a_leak_in_one_observation_of_five():
     shown = np.random.default_rng(8).random(room.size) < 0.2
     leaking = np.hstack([features, np.where(shown, proof, 0.5)[:, None].astype(np.float32)])
     assert above_chance(leaking, proof, 2) > 8
+
+
+def test_who_follows_the_instructions_grants_what_is_right():
+    lines = [line for line in cs.SCENARIO.instructions().splitlines() if line.startswith("- ")]
+    room = room_of(300)
+    room.start()
+    for hidden in room.hidden:
+        first, second = cs.REQUIRED[hidden["topic"]]
+        of_case = [
+            words.CASES[slot][cs.case(slot, hidden[cs.SLOTS[slot]])] if slot >= 0 else "" for slot in (first, second)
+        ]
+        start = f"- {words.TOPIC_NAMES[hidden['topic']]}, {of_case[0]}: "
+        (granted,) = [line.removeprefix(start) for line in lines if line.startswith(start)]
+        if ": " in granted:
+            granted = dict(part.split(": ") for part in granted.split(", "))[of_case[1]]
+        assert granted.split(" (")[0] == words.RESOLUTIONS[cs.right_resolution(hidden)]
+
+
+def test_what_was_noted_is_described_with_how_sure_it_is():
+    belief = np.zeros(1, cs.BELIEF)[0]
+    assert cs.SCENARIO.describe_belief(belief) == "nothing yet"
+    belief["topic"], belief["date"], belief["sure"] = 3, 14, [1, 0, 3, 0, 2]
+    assert cs.SCENARIO.describe_belief(belief) == "a wrong charge (unsure), 2 weeks ago (confirmed), no proof"

@@ -160,7 +160,7 @@ def instructions() -> str:
             if second < 0:
                 what = granted[0]
             elif granted[0] == granted[1]:
-                what = f"{granted[0]} ({SLOTS[second]}: any, but ask)"
+                what = f"{granted[0]} (ask for {SLOTS[second]} all the same)"
             else:
                 what = ", ".join(f"{word}: {act}" for word, act in zip(CASES[second], granted, strict=False))
             lines.append(f"- {name}, {words}: {what}")
