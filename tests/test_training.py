@@ -90,6 +90,10 @@ def test_the_transcripts_are_the_same_customers_before_and_after(finished):
         assert one["turns"][0] == other["turns"][0]
         assert one["turns"][-1]["text"] == other["turns"][-1]["text"]  # the goal
         assert one["turns"][-1]["act"] == one["outcome"]
+    run = Run.open(finished)
+    agent = run.new_agent()
+    as_training_began = converse(agent, run.task.make_env(agent.requires), VALIDATION_SEED, deterministic=False)
+    assert before[0] == {"trained_for": 0, **as_training_began}
 
 
 def test_the_same_seed_gives_the_same_run_and_another_one_another_model(finished, tmp_path):
@@ -168,8 +172,8 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(finished, tmp_path, ho
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     run = Run.open(tmp_path / "run")
     assert run.turns < STEPS
-    if run.model.is_dir():  # not before the first checkpoint
-        run.agent()
+    if (how, step) != ("before the folders", 1):  # there it has no model yet
+        run.agent()  # can be used as it is
     resume(tmp_path / "run")
     assert content(tmp_path / "run") == content(finished)
 
@@ -190,7 +194,9 @@ def test_resuming_a_finished_run_changes_nothing_and_more_steps_make_it_longer(f
     longer = resume(run.folder, total_steps=STEPS + EVERY)
     assert longer.turns == STEPS + EVERY
     assert Run.open(run.folder).config["total_steps"] == STEPS + EVERY
-    assert [line["turns"] for line in longer.metrics()][-2:] == [STEPS, STEPS + EVERY]
+    lines = longer.metrics()
+    assert [line["turns"] for line in lines][-2:] == [STEPS, STEPS + EVERY]
+    assert [line["seconds"] for line in lines] == sorted(line["seconds"] for line in lines)  # of all sessions
     with pytest.raises(InvalidValue, match="total_steps is a number from 1 on, not 0"):
         resume(run.folder, total_steps=0)
 
@@ -210,6 +216,8 @@ def test_a_second_run_in_the_same_folder_is_refused_unless_it_is_to_be_replaced(
     before = content(run.folder)
     with pytest.raises(InvalidValue, match=r"already holds a run; go on with it \(--resume\), replace it"):
         train("qlearning", run.folder, **ARGUMENTS)
+    with pytest.raises(InvalidValue, match="already holds a run"):
+        Run.create(run.folder, run.config)
     assert content(run.folder) == before
     (run.folder / "notes.txt").write_text("mine")
     replaced = train("qlearning", run.folder, **{**ARGUMENTS, "total_steps": EVERY}, overwrite=True)
@@ -360,6 +368,15 @@ def test_a_full_disk_at_the_beginning_is_reported_with_the_remedy(disk):
         train("qlearning", disk / "run", **ARGUMENTS)
 
 
+def test_a_line_that_does_not_fit_on_the_disk_is_not_begun(small_disk):
+    path, before = small_disk / "metrics.jsonl", "x" * 4000 + "\n"
+    path.write_text(before)
+    fill(small_disk)
+    with pytest.raises(OSError, match="No space left"):
+        atomic.append_text(path, "y" * 1000 + "\n")  # of which 95 bytes fit
+    assert path.read_text() == before
+
+
 def test_a_full_disk_is_recognised_by_whatever_reports_it(tmp_path):
     def raised_as_its_own():
         try:
@@ -408,6 +425,7 @@ def test_a_folder_that_could_not_be_written_stays_as_it_was(tmp_path):
     with pytest.raises(RuntimeError):
         atomic.replace_folder(folder, fail)
     assert (folder / "a").read_text() == "old"
+    assert os.listdir(tmp_path) == ["model"]
     atomic.replace_folder(folder, lambda new: (new / "b").write_text("new"))
     assert os.listdir(folder) == ["b"]
     assert os.listdir(tmp_path) == ["model"]

@@ -53,11 +53,12 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
 
 def append_text(path: Path, text: str) -> None:
     """Append to a file; if it can't be done wholly, nothing is appended."""
-    with path.open("ab") as file:
+    data = text.encode()
+    with path.open("ab", buffering=0) as file:  # a buffer would write its rest when the file is closed
         before = file.tell()
         try:
-            file.write(text.encode())
-            file.flush()
+            while data:
+                data = data[file.write(data) :]
             os.fsync(file.fileno())
         except OSError:
             os.truncate(path, before)
