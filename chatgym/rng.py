@@ -24,7 +24,8 @@ _S30, _S27, _S31, _S11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(
 _UNIT = 2.0**-53
 
 
-@nb.njit(inline="always")
+# The types are stated: numba would else compile a function anew for each constant that it is called with.
+@nb.njit("uint64(uint64)", cache=True)
 def _mix(z: np.uint64) -> np.uint64:
     """SplitMix64's finaliser, a bijection on uint64."""
     z = (z ^ (z >> _S30)) * _M1
@@ -32,26 +33,26 @@ def _mix(z: np.uint64) -> np.uint64:
     return z ^ (z >> _S31)
 
 
-@nb.njit
+@nb.njit("uint64(uint64, int64, int64)", cache=True)
 def bits(key: np.uint64, turn: int, purpose: int) -> np.uint64:
     """Draw 64 random bits for (key, turn, purpose)."""
     counter = np.uint64(turn) * np.uint64(PURPOSES) + np.uint64(purpose) + np.uint64(1)
     return _mix(_mix(np.uint64(key)) + counter * _GOLDEN)
 
 
-@nb.njit
+@nb.njit("float64(uint64, int64, int64)", cache=True)
 def draw(key: np.uint64, turn: int, purpose: int) -> float:
     """Draw a float64, uniform on [0, 1), for (key, turn, purpose)."""
     return np.float64(bits(key, turn, purpose) >> _S11) * _UNIT
 
 
-@nb.njit
+@nb.njit("int64(uint64, int64, int64, int64)", cache=True)
 def randint(key: np.uint64, turn: int, purpose: int, n: int) -> int:
     """Draw an integer, uniform on 0 … n - 1 (n < 2**32: the bias is below 2**-21)."""
     return int(draw(key, turn, purpose) * n)
 
 
-@nb.njit
+@nb.njit("uint64(uint64, int64)", cache=True)
 def episode_key(root: np.uint64, episode: int) -> np.uint64:
     """Key of a row's `episode`-th conversation since it was seeded with `root`."""
     return bits(root, episode, PURPOSES - 1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,9 +34,15 @@ class _ScenarioCache(FunctionCache):
     notice when a function in another file changes. The digest covers both.
     """
 
-    def __init__(self, py_func: Callable[..., Any], digest: str) -> None:
+    def __init__(self, py_func: Callable[..., Any], digest: str, scenario: str) -> None:
         super().__init__(py_func)
-        self._digest = digest
+        self._digest, self._scenario = digest, scenario
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        found = super().load_overload(sig, target_context)
+        if found is None and self._py_func.__name__ == "start" and sys.stderr.isatty():
+            print(f"Compiling the scenario {self._scenario}; once, it takes about ten seconds ...", file=sys.stderr)
+        return found
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
         return sig, codegen.magic_tuple(), self._digest
@@ -70,7 +77,7 @@ def kernels(scenario: Scenario) -> Kernels:
         digest = hashlib.sha256((scenario.digest + loops_digest()).encode()).hexdigest()
         loops = _loops(scenario)
         for loop in loops.values():
-            loop._cache = _ScenarioCache(loop.py_func, digest)
+            loop._cache = _ScenarioCache(loop.py_func, digest, scenario.name)
         _compiled[scenario] = Kernels(**loops)
     return _compiled[scenario]
 

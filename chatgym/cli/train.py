@@ -88,7 +88,7 @@ def _common(
     scenario: Annotated[
         str, typer.Option(metavar="NAME", help="What the conversations are about, see `chatgym scenarios`.")
     ] = "customer_service",
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, metavar="N", help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=999_999, metavar="N", help="Of everything random.")] = 0,
     error_rate: Annotated[
         float, typer.Option(min=0.0, max=1.0, metavar="X", help="How often the agent misunderstands an act or a value.")
     ] = 0.1,

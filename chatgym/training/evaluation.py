@@ -15,6 +15,7 @@ import numpy.typing as npt
 from chatgym.agent import Agent
 from chatgym.env import ChatEnv
 from chatgym.errors import InvalidValue
+from chatgym.interfaces import check_acts
 from chatgym.training.intervals import Interval, bootstrap_mean, wilson
 from chatgym.training.task import Task
 
@@ -145,19 +146,21 @@ def evaluate(
 def _hold(
     agent: Agent, envs: Any, seed: int, deterministic: bool, progress: Callable[[int], None] | None
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.object_], npt.NDArray[np.int64]]:
-    """Hold one conversation in each row; what a row does after its end isn't looked at."""
-    size = envs.num_envs
+    """Hold one conversation in each row; a row whose conversation has ended costs no more words."""
+    size, room, talk = envs.num_envs, envs.room, envs.talk
     returns, turns, outcomes = np.zeros(size), np.zeros(size, np.int64), np.full(size, "", object)
     going = np.ones(size, bool)
     observations, infos = envs.reset(seed=seed)
+    masks = infos["action_mask"]
     while going.any():
-        acts = agent.act(observations, deterministic=deterministic, action_masks=infos.get("action_mask"))
-        observations, rewards, terminated, truncated, infos = envs.step(acts)
-        returns[going] += rewards[going]
+        acts = agent.act(observations, deterministic=deterministic, action_masks=masks)
+        talk.step(check_acts(acts, size, envs.scenario.agent_acts), going)
+        observations, masks = talk.observe(), room.action_masks()
+        returns[going] += room.rewards[going]
         turns[going] += 1
-        ended = going & (terminated | truncated)
+        ended = going & (room.outcomes > 0)
         if ended.any():
-            outcomes[ended] = infos["outcome"][ended]
+            outcomes[ended] = np.array(envs.scenario.outcomes, object)[room.outcomes[ended]]
             going &= ~ended
             if progress is not None:
                 progress(size - int(going.sum()))
