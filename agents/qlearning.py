@@ -169,7 +169,7 @@ class QLearning:
     """Q-learning over a batch of conversations: ε-greedy among the acts that make sense, one table for all."""
 
     requires: ClassVar[Interface] = Interface(action="act", observation="discrete")
-    default_steps: ClassVar[int] = 30_000_000
+    default_steps: ClassVar[int] = 20_000_000
 
     @dataclass(frozen=True)
     class Config:
