@@ -10,8 +10,9 @@ import numpy as np
 
 from chatgym.engines import Engine
 from chatgym.errors import ChatGymError, InvalidValue
+from chatgym.interfaces import row_of
 from chatgym.rendering import print_turns, to_ansi
-from chatgym.scenarios import Scenario
+from chatgym.scenarios import NO_ACT, Scenario
 from chatgym.talk import DEFAULT_LLM, Talk, root_of
 
 Turn = dict[str, Any]
@@ -22,13 +23,21 @@ class ChatEnv(gym.Env[Any, Any]):
 
     ## Description
     The partner is a user simulator: a hidden goal, a mood and an agenda decide what it does (its dialogue act and
-    slots), a language model only how it says it. The agent (the action) answers with a dialogue act. What the
-    agent understands of the partner's words passes through an error channel: each act and slot value is
-    misunderstood with probability `error_rate`, and comes with a confidence. In ``scenario="customer_service"``
-    the agent finds out what a customer wants, checks it, and grants what the policy allows.
+    slots), a language model only how it says it. The agent (the action) answers with a dialogue act, or with words
+    that are understood as one. What the agent understands of the partner's words passes through an error channel:
+    each act and slot value is misunderstood with probability `error_rate`, and comes with a confidence. In
+    ``scenario="customer_service"`` the agent finds out what a customer wants, checks it, and grants what the policy
+    allows.
 
     ## Action Space
-    ``action="act"``: `Discrete(15)`, one dialogue act of the agent.
+    | `action` | Space | Meaning |
+    |----------|-------|---------|
+    | ``"act"`` | `Discrete(15)` | a dialogue act of the agent |
+    | ``"candidate"`` | `Discrete(15)` | one of the replies in ``info["candidates"]``, shuffled; the rest is padding |
+    | ``"text"`` | `Text(2000)` | what the agent says, any characters; NLU finds the act in it |
+    | ``"token"`` | `Discrete(49152)` | one token of it; the turn ends by the end token, or after 64 |
+
+    The acts of ``scenario="customer_service"``:
 
     | Num | Act | Num | Act | Num | Act |
     |-----|-----|-----|-----|-----|-----|
@@ -38,7 +47,8 @@ class ChatEnv(gym.Env[Any, Any]):
     | 3 | ask_date | 8 | apologise | 13 | escalate |
     | 4 | ask_amount | 9 | offer_refund | 14 | close |
 
-    ``info["action_mask"]`` (bool[15]) marks those that make sense; another is taken, and wastes a turn.
+    ``info["action_mask"]`` (bool[n], where the space is Discrete) marks the actions that make sense; another is
+    taken, and wastes a turn, as do words that aren't understood.
 
     ## Observation Space
     All are functions of what was said and understood; none knows the goal or the mood.
@@ -48,6 +58,7 @@ class ChatEnv(gym.Env[Any, Any]):
     | ``"embedding"`` | `Box(-1, 1, (85,), float32)` | the belief state: last acts, tone, slots, confidence, counts |
     | ``"discrete"`` | `Discrete(6018)` | its number, without turn, tone and counts; 0: it has ended |
     | ``"text"`` | `Text(2000)` | the partner's last words, which no error channel garbles |
+    | ``"token"`` | `Dict(ids, mask)` | all words so far as token ids (ChatML): the last 512, padded on the left |
 
     ## Rewards
     A weighted sum of terms, all of them in ``info["reward_terms"]``. In customer_service:
@@ -81,6 +92,7 @@ class ChatEnv(gym.Env[Any, Any]):
     * ``reward_weights``: reward term to weight, for those to change.
     * ``max_turns``: turns until truncation.
     * ``error_rate``: the semantic error rate, 0 to 1.
+    * ``tokenizer``: for tokens: the name of a stored model, or the folder of one; the partner's model's when None.
     * ``render_mode``: None, ``"ansi"``, ``"human"``.
 
     ``reset(options={"key": k})`` begins one very conversation, as a trace names it.
@@ -107,6 +119,7 @@ class ChatEnv(gym.Env[Any, Any]):
         reward_weights: Mapping[str, float] | None = None,
         max_turns: int | None = None,
         error_rate: float = 0.1,
+        tokenizer: str | None = None,
         render_mode: str | None = None,
     ) -> None:
         """See the class."""
@@ -115,16 +128,17 @@ class ChatEnv(gym.Env[Any, Any]):
         self.talk = Talk(
             1, scenario=scenario, action=action, observation=observation, llm=llm, simulator=simulator,
             reward_model=reward_model, reward_weights=reward_weights, max_turns=max_turns, error_rate=error_rate,
-            texts=True,
+            tokenizer=tokenizer, texts=True,
         )  # fmt: skip
         self.room, self.scenario = self.talk.room, self.talk.scenario
         self.action_space = self.talk.single_action_space
         self.observation_space = self.talk.single_observation_space
         self.render_mode = render_mode
-        self._acts = np.zeros(1, np.int64)
         self._seeded_by: np.random.Generator | None = None
         self._going = False
+        self._last_act = NO_ACT
         self._turns: list[Turn] = []
+        self._unworded: list[tuple[Turn, int, Any, int]] = []  # turns of the agent, worded when they are looked at
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin a conversation; the partner speaks first.
@@ -142,7 +156,7 @@ class ChatEnv(gym.Env[Any, Any]):
             self._seeded_by = self.np_random
         key = (options or {}).get("key")
         self.talk.start(keys=None if key is None else np.array([key], np.uint64))
-        self._going, self._turns = True, []
+        self._going, self._last_act, self._turns, self._unworded = True, NO_ACT, [], []
         self._note(self.scenario.partner_role, self._user_act(), self.talk.texts[0])
         self._show()
         terms = dict.fromkeys(self.scenario.reward_terms, 0.0)
@@ -152,34 +166,34 @@ class ChatEnv(gym.Env[Any, Any]):
         """Say something to the partner, and hear its answer.
 
         Args:
-            action: The index of an agent act.
+            action: One of the action space.
 
         Returns:
             Observation, reward, terminated, truncated, info.
 
         Raises:
-            InvalidValue: When there is no such act.
+            InvalidValue: When it is none.
             ChatGymError: After the conversation's end, before `reset`.
         """
         if not self._going:
             raise ChatGymError("the conversation has ended or never began; call reset() before step()")
-        if not self.action_space.contains(action):
-            acts = self.scenario.agent_acts
-            raise InvalidValue(f"there is no agent act {action!r}; they are 0 to {len(acts) - 1}: {', '.join(acts)}")
-        room = self.room
-        self._acts[0] = action
-        self.talk.step(self._acts)
+        room, talk = self.room, self.talk
+        turn, belief = int(room.turns[0]) + 1, room.belief.copy()
+        act = self._last_act = int(talk.step(self._batch(action))[0])
         reward, terminated, truncated = (
             float(room.rewards[0]),
             bool(room.terminations[0]),
             bool(room.truncations[0]),
         )
-        agent_act = self.scenario.agent_acts[action]
-        self._note(self.scenario.agent_role, agent_act, self.talk.agent_texts[0], reward=reward)
-        self._note(self.scenario.partner_role, self._user_act(), self.talk.texts[0])
-        self._show()
-        terms = dict(zip(self.scenario.reward_terms, room.terms[0].tolist(), strict=True))
-        info = self._info(terms, agent_act)
+        name = talk.act_name(act)
+        if act != NO_ACT:
+            said = {"role": self.scenario.agent_role, "act": name, "text": talk.own_words.get(0, ""), "reward": reward}
+            if 0 not in talk.own_words:
+                self._unworded.append((said, act, belief[0], turn))
+            self._turns.append(said)
+            self._note(self.scenario.partner_role, self._user_act(), talk.texts[0])
+            self._show()
+        info = self._info(dict(zip(self.scenario.reward_terms, room.terms[0].tolist(), strict=True)), name)
         if terminated or truncated:
             self._going = False
             info["outcome"] = self.scenario.outcomes[room.outcomes[0]]
@@ -189,21 +203,22 @@ class ChatEnv(gym.Env[Any, Any]):
         """Return the conversation so far as coloured text (``"ansi"``), or None: ``"human"`` prints as it goes."""
         if self.render_mode is None:
             gym.logger.warn("render() needs a render_mode: gym.make('ChatEnv-v0', render_mode='ansi')")
-        return to_ansi(self._turns, self.scenario) if self.render_mode == "ansi" else None
+        return to_ansi(self._worded_turns(), self.scenario) if self.render_mode == "ansi" else None
 
     def transcript(self) -> list[Turn]:
         """Return the conversation for people: ``role``, ``act``, ``text`` and, of the agent's turns, ``reward``.
 
         Once it is over, a last entry (role ``"goal"``) tells what the partner had in mind and the outcome.
         """
-        if self._going or not self._turns:
-            return list(self._turns)
+        turns = self._worded_turns()
+        if self._going or not turns:
+            return list(turns)
         goal = {
             "role": "goal",
             "act": self.scenario.outcomes[self.room.outcomes[0]],
             "text": self.scenario.describe_goal(self.room.hidden[0]),
         }
-        return [*self._turns, goal]
+        return [*turns, goal]
 
     def identity(self) -> dict[str, Any]:
         """Name all that decides the conversation's course, see `Talk.identity`."""
@@ -218,24 +233,52 @@ class ChatEnv(gym.Env[Any, Any]):
         """The conversation's key, for ``reset(options={"key": key})``."""
         return int(self.room.keys[0])
 
+    @property
+    def agent_text(self) -> str:
+        """What the agent said last, empty before its first turn and within one."""
+        turns = self._worded_turns()
+        return str(turns[-2]["text"]) if len(turns) > 1 and self._last_act != NO_ACT else ""
+
+    def _batch(self, action: Any) -> Any:
+        """Return the action as a batch of one."""
+        if self.talk.action == "text":
+            return [action]
+        if isinstance(action, (int, np.integer)) or (isinstance(action, np.ndarray) and action.shape == ()):
+            return np.array([action])
+        acts = self.scenario.agent_acts if self.talk.action == "act" else ()
+        last = int(self.action_space.n) - 1  # type: ignore[attr-defined]
+        raise InvalidValue(f"there is no action {action!r}; they are 0 to {last}{': ' * bool(acts)}{', '.join(acts)}")
+
+    def _worded_turns(self) -> list[Turn]:
+        """Return the turns, with words in those of the agent too."""
+        for said, act, belief, turn in self._unworded:
+            said["text"] = self.talk.word_agent(act, belief, self.room.keys[0], turn)
+        self._unworded = []
+        return self._turns
+
     def _user_act(self) -> str:
         return self.scenario.user_acts[int(self.room.said["act"][0])]
 
     def _observation(self) -> Any:
-        return self.talk.observe()[0]
+        return row_of(self.talk.observe(), 0)
 
     def _info(self, terms: dict[str, float], agent_act: str) -> dict[str, Any]:
-        return {
+        info = {
             "reward_terms": terms,
             "agent_act": agent_act,
             "user_act": self._user_act(),
             "text": self.talk.texts[0],
-            "action_mask": self.room.action_masks()[0],
         }
+        masks = self.talk.codec.masks()
+        if masks is not None:
+            info["action_mask"] = masks[0]
+        if self.talk.action == "candidate":
+            info["candidates"] = self.talk.candidates(0)
+        return info
 
     def _note(self, role: str, act: str, text: str, **more: float) -> None:
         self._turns.append({"role": role, "act": act, "text": text, **more})
 
     def _show(self) -> None:
         if self.render_mode == "human":
-            print_turns(self._turns[-2:] if len(self._turns) > 1 else self._turns, self.scenario)
+            print_turns(self._worded_turns()[-2:], self.scenario)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,34 +13,24 @@ from gymnasium import spaces
 from chatgym.errors import InvalidValue, unknown
 from chatgym.room import ChatRoom
 from chatgym.scenarios import Scenario
+from chatgym.tokens import ChatTokenizer, TokenHistory, token_space
 
-ACTIONS = ("act",)
-OBSERVATIONS = ("embedding", "discrete", "text", "belief")
+ACTIONS = ("act", "candidate", "text", "token")
+OBSERVATIONS = ("embedding", "discrete", "text", "token", "belief")
 
 MAX_CHARS = 2000
-"""Longest text of an observation, in characters."""
+"""Longest text of an observation or an action, in characters."""
 
 CHARSET = frozenset(string.ascii_letters + string.digits + string.punctuation + " \n€£’‘“”…–—éèêëàâäáíìîïóòôöúùûüñç")
 """Characters of an observed text; NLG says nothing else."""
 
 
-def action_space(scenario: Scenario, action: str) -> spaces.Discrete:
-    """Return the action space of one conversation.
-
-    Raises:
-        InvalidValue: When there is no such action interface.
-    """
-    if action not in ACTIONS:
-        raise unknown("action interface", action, ACTIONS)
-    return spaces.Discrete(len(scenario.agent_acts))
-
-
-def observation_space(scenario: Scenario, observation: str) -> spaces.Space[Any]:
+def observation_space(scenario: Scenario, observation: str, tokenizer: ChatTokenizer | None) -> spaces.Space[Any]:
     """Return the observation space of one conversation.
 
-    ``"embedding"`` is float32[`Scenario.embedding_size`] in [-1, 1], ``"discrete"`` the number of the belief
-    state, ``"text"`` the partner's last words. ``"belief"`` is the belief record itself as bytes, uint8[itemsize], for
-    scripted experts: ``array.view(scenario.belief)``.
+    ``"embedding"`` is float32[`Scenario.embedding_size`] in [-1, 1], ``"discrete"`` the number of the belief state,
+    ``"text"`` the partner's last words, ``"token"`` all words as ids and mask of `tokenizer`. ``"belief"`` is the
+    belief record itself as bytes, uint8[itemsize], for scripted experts: ``array.view(scenario.belief)``.
 
     Raises:
         InvalidValue: When there is no such observation interface.
@@ -50,17 +41,19 @@ def observation_space(scenario: Scenario, observation: str) -> spaces.Space[Any]
         return spaces.Discrete(scenario.n_beliefs)
     if observation == "text":
         return spaces.Text(MAX_CHARS, min_length=0, charset=CHARSET)
+    if observation == "token" and tokenizer is not None:
+        return token_space(tokenizer)
     if observation == "belief":
         return spaces.Box(0, 255, (scenario.belief.itemsize,), np.uint8)
     raise unknown("observation interface", observation, OBSERVATIONS)
 
 
-def observe(room: ChatRoom, observation: str, texts: list[str] | None) -> Any:
+def observe(room: ChatRoom, observation: str, texts: Sequence[str] = (), history: TokenHistory | None = None) -> Any:
     """Return the batch's observations.
 
     Returns:
         float32[B, N] for ``"embedding"``, int64[B] for ``"discrete"``, uint8[B, itemsize] for
-        ``"belief"``, a tuple of B strings for ``"text"``.
+        ``"belief"``, a tuple of B strings for ``"text"``, a dict of ``ids`` and ``mask`` for ``"token"``.
     """
     if observation == "discrete":
         return room.discrete()
@@ -68,7 +61,33 @@ def observe(room: ChatRoom, observation: str, texts: list[str] | None) -> Any:
         return room.embedding()
     if observation == "belief":
         return room.belief.view(np.uint8).reshape(room.size, -1).copy()
-    return tuple(texts or ())
+    if history is not None:
+        return history.observe()
+    return tuple(texts)
+
+
+def row_of(observations: Any, i: int) -> Any:
+    """Return one conversation's observation from a batch of them."""
+    return (
+        {name: array[i] for name, array in observations.items()} if isinstance(observations, dict) else observations[i]
+    )
+
+
+def check_integers(actions: npt.ArrayLike, size: int, count: int, what: str) -> npt.NDArray[np.int64]:
+    """Return a batch of actions as int64[B], each of them 0 … `count` - 1.
+
+    Raises:
+        InvalidValue: When the shape is another, or a number is out of range.
+    """
+    array = np.asarray(actions)
+    if array.shape != (size,) or array.dtype.kind not in "iu":
+        raise InvalidValue(
+            f"expected {size} {what}s as an integer array of shape ({size},), got {array.dtype} {array.shape}"
+        )
+    if array.min() < 0 or array.max() >= count:
+        bad = array[(array < 0) | (array >= count)][0]
+        raise InvalidValue(f"there is no {what} {bad}; they are 0 to {count - 1}")
+    return array.astype(np.int64, copy=False)
 
 
 def check_acts(actions: npt.ArrayLike, size: int, acts: tuple[str, ...]) -> npt.NDArray[np.int64]:
@@ -77,12 +96,7 @@ def check_acts(actions: npt.ArrayLike, size: int, acts: tuple[str, ...]) -> npt.
     Raises:
         InvalidValue: When the shape is another, or an index is none of an agent act.
     """
-    array = np.asarray(actions)
-    if array.shape != (size,) or array.dtype.kind not in "iu":
-        raise InvalidValue(
-            f"expected {size} agent acts as an integer array of shape ({size},), got {array.dtype} {array.shape}"
-        )
-    if array.min() < 0 or array.max() >= len(acts):
-        bad = array[(array < 0) | (array >= len(acts))][0]
-        raise InvalidValue(f"there is no agent act {bad}; they are 0 to {len(acts) - 1}: {', '.join(acts)}")
-    return array.astype(np.int64, copy=False)
+    try:
+        return check_integers(actions, size, len(acts), "agent act")
+    except InvalidValue as error:
+        raise InvalidValue(f"{error}: {', '.join(acts)}") from None

@@ -14,11 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from chatgym import interfaces
+from chatgym.codecs import ActCodec, CandidateCodec, Codec, TextCodec, TokenCodec
 from chatgym.engines import Engine, make_engine
 from chatgym.errors import unknown
 from chatgym.nlg import Speaker
 from chatgym.room import ChatRoom, loops_digest
-from chatgym.scenarios import Scenario
+from chatgym.scenarios import ABOUT, UNCLEAR_ACT, Scenario
+from chatgym.store import MODELS
+from chatgym.tokens import TokenHistory, tokenizer_of
 
 DEFAULT_LLM = "smollm2-135m"
 SIMULATORS = ("agenda",)
@@ -46,9 +49,11 @@ class Talk:
 
     Attributes:
         room: The dynamics.
-        speaker: NLG, or None until words are asked for the first time.
+        codec: Reads actions.
+        speaker: NLG, or None without words.
+        history: What was said as token ids, or None unless the observation is that.
         texts: What the partner said last, B strings; empty without words.
-        agent_texts: What the agent said last, likewise.
+        own_words: Row to what the agent said last, where it chose its words itself.
     """
 
     def __init__(
@@ -64,45 +69,92 @@ class Talk:
         reward_weights: Mapping[str, float] | None = None,
         max_turns: int | None = None,
         error_rate: float = 0.1,
+        tokenizer: str | None = None,
         texts: bool = False,
     ) -> None:
-        """See `chatgym.env.ChatEnv` for the arguments; `texts` asks for words whatever the observation is."""
+        """See `chatgym.env.ChatEnv` for the arguments; `texts` asks for words whatever the interface is."""
         if simulator not in SIMULATORS:
             raise unknown("simulator", simulator, SIMULATORS)
         if reward_model not in ("default", None):
             raise unknown("reward model", reward_model, ("default",), "Or None, for the task's own reward.")
+        if action not in interfaces.ACTIONS:
+            raise unknown("action interface", action, interfaces.ACTIONS)
         self.scenario = find_scenario(scenario)
         self.action, self.observation, self.simulator = action, observation, simulator
-        self.single_action_space = interfaces.action_space(self.scenario, action)
-        self.single_observation_space = interfaces.observation_space(self.scenario, observation)
+        tokens = "token" in (action, observation)
+        self.tokenizer = tokenizer_of(tokenizer or _tokenizer_for(llm)) if tokens else None
+        self.single_observation_space = interfaces.observation_space(self.scenario, observation, self.tokenizer)
         self.room = ChatRoom(
             self.scenario, size, error_rate=error_rate, max_turns=max_turns, reward_weights=reward_weights
         )
-        self.worded = texts or observation == "text"
+        self.history = TokenHistory(size, self.tokenizer) if self.tokenizer and observation == "token" else None
+        self.codec = self._make_codec(action)
+        self.single_action_space = self.codec.space
+        self.worded = texts or observation in ("text", "token") or action == "candidate"
         self.engine = make_engine(llm) if self.worded else None
         self.speaker = Speaker(self.scenario, self.engine) if self.worded else None
         self.texts = [""] * size if self.worded else []
-        self.agent_texts = [""] * size if self.worded else []
+        self.own_words: dict[int, str] = {}
+        self._all, self._none = np.ones(size, bool), np.zeros(size, bool)
 
     def start(self, rows: npt.NDArray[np.bool_] | None = None, keys: npt.NDArray[np.uint64] | None = None) -> None:
         """Begin the next conversation in some rows (all, if None), or those of given keys, uint64[B]."""
         self.room.start(rows, keys)
         if self.worded:
             self._word_partner(rows)
+        if self.history is not None:
             for i in self._indices(rows):
-                self.agent_texts[i] = ""
+                self.history.begin(i, self.texts[i])
+        self.codec.refresh(self._all if rows is None else rows)
 
-    def step(self, acts: npt.NDArray[np.int64], rows: npt.NDArray[np.bool_] | None = None) -> None:
-        """Take one agent act, int64[B], in some rows (all, if None)."""
+    def step(self, actions: Any, rows: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.int64]:
+        """Take one action in some rows (all, if None).
+
+        Returns:
+            int64[B], the act that each agent took; `chatgym.scenarios.NO_ACT` where it took none (yet).
+        """
+        decoded = self.codec.decode(actions, rows)
+        self.own_words = decoded.texts or {}
+        taken, room = decoded.rows, self.room
+        if taken is not None and taken is not rows:  # rows in the middle of a turn
+            waiting = (self._all if rows is None else rows) & ~taken
+            room.rewards[waiting] = room.terms[waiting] = 0.0
+            room.terminations[waiting] = room.truncations[waiting] = False
+            if not taken.any():
+                return decoded.acts
+        if self.history is not None and self.action != "token":
+            for i, text in zip(self._indices(taken), self._agent_texts(decoded.acts, taken), strict=True):
+                self.history.say(i, text)
+        room.step(decoded.acts, taken)
         if self.worded:
-            self._word_agent(acts, rows)
-        self.room.step(acts, rows)
-        if self.worded:
-            self._word_partner(rows)
+            self._word_partner(taken)
+        if self.history is not None:
+            for i in self._indices(taken):
+                self.history.hear(i, self.texts[i])
+        self.codec.refresh(self._none)
+        return decoded.acts
 
     def observe(self) -> Any:
         """Return the observations, see `chatgym.interfaces.observe`."""
-        return interfaces.observe(self.room, self.observation, self.texts)
+        return interfaces.observe(self.room, self.observation, self.texts, self.history)
+
+    def act_name(self, act: int) -> str:
+        """Return the name of an act that `step` returned; empty for none."""
+        return "unclear" if act == UNCLEAR_ACT else "" if act < 0 else self.scenario.agent_acts[act % ABOUT]
+
+    def word_agent(self, act: int, belief: Any, key: np.uint64, turn: int) -> str:
+        """Return the canonical words of an act that the agent took at a turn, having had `belief`."""
+        if self.speaker is None or act < 0:
+            return ""
+        meaning = self.scenario.agent_meaning(act % ABOUT, belief)
+        return self.speaker.say([meaning], np.array([key]), np.array([turn]), "agent")[0]
+
+    def candidates(self, row: int) -> tuple[str, ...]:
+        """Return the replies that an agent with ``action="candidate"`` chooses from, empty ones for padding."""
+        assert isinstance(self.codec, CandidateCodec)
+        room = self.room
+        belief, key, turn = room.belief[row], room.keys[row], int(room.turns[row]) + 1
+        return tuple(self.word_agent(act, belief, key, turn) for act in self.codec.acts[row].tolist())
 
     def identity(self) -> dict[str, Any]:
         """Name all that decides the course of a conversation, each with a version and a content hash.
@@ -120,7 +172,7 @@ class Talk:
                 "sha256": scenario.digest,
                 "rate": room.error_rate,
             },
-            "nlu": None,  # acts are given, not understood from text
+            "nlu": self._nlu_identity(),
             "reward": {
                 "version": scenario.version,
                 "sha256": scenario.digest,
@@ -130,13 +182,34 @@ class Talk:
         }
         digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
         words = self.speaker.identity() if self.speaker else None
+        tokenizer = self.tokenizer and {"name": self.tokenizer.name, "sha256": self.tokenizer.sha256}
         return {"env": "ChatEnv-v0", "sha256": digest, **deciding, "action": self.action,
-                "observation": self.observation, "words": words}  # fmt: skip
+                "observation": self.observation, "words": words, "tokenizer": tokenizer}  # fmt: skip
 
     def close(self) -> None:
         """Free the model, if there is one."""
         if self.engine is not None:
             self.engine.close()
+
+    def _make_codec(self, action: str) -> Codec:
+        if action == "act":
+            return ActCodec(self.room)
+        if action == "candidate":
+            return CandidateCodec(self.room)
+        if action == "text":
+            return TextCodec(self.room)
+        assert self.tokenizer is not None
+        history = self.history
+        on_token = None if history is None else (lambda row, token: history.say(row, [token]))
+        return TokenCodec(self.room, self.tokenizer, on_token)
+
+    def _nlu_identity(self) -> dict[str, Any] | None:
+        """Name the NLU where it decides what happens: where the agent's acts are understood from its words."""
+        if self.action not in ("text", "token"):
+            return None
+        from chatgym.nlu import nlu_of
+
+        return nlu_of(self.scenario).identity()
 
     def _indices(self, rows: npt.NDArray[np.bool_] | None) -> list[int]:
         indices: list[int] = (np.arange(self.room.size) if rows is None else np.flatnonzero(rows)).tolist()
@@ -149,13 +222,20 @@ class Talk:
         for i, text in zip(chosen, self.speaker.say(meanings, room.keys[chosen], room.turns[chosen]), strict=True):
             self.texts[i] = text
 
-    def _word_agent(self, acts: npt.NDArray[np.int64], rows: npt.NDArray[np.bool_] | None) -> None:
-        assert self.speaker is not None
-        chosen, room = self._indices(rows), self.room
-        meanings = [self.scenario.agent_meaning(int(acts[i]), room.belief[i]) for i in chosen]
-        said = self.speaker.say(meanings, room.keys[chosen], room.turns[chosen] + 1, "agent")
-        for i, text in zip(chosen, said, strict=True):
-            self.agent_texts[i] = text
+    def _agent_texts(self, acts: npt.NDArray[np.int64], rows: npt.NDArray[np.bool_] | None) -> list[str]:
+        """Return what the agents of some rows say, before the room goes on."""
+        room = self.room
+        return [
+            self.own_words[i] if i in self.own_words
+            else self.word_agent(int(acts[i]), room.belief[i], room.keys[i], int(room.turns[i]) + 1)
+            for i in self._indices(rows)
+        ]  # fmt: skip
+
+
+def _tokenizer_for(llm: str | Engine) -> str:
+    """Return the tokenizer of the model that words the partner, where it has one, else the default model's."""
+    known = isinstance(llm, str) and (llm in MODELS or llm.startswith("hf:"))
+    return str(llm) if known else DEFAULT_LLM
 
 
 def root_of(generator: np.random.Generator) -> np.uint64:

@@ -33,6 +33,8 @@ def encode_observation(observation: Any) -> int | str:
         return int(observation)
     if isinstance(observation, str):
         return observation
+    if isinstance(observation, dict):
+        observation = np.concatenate([np.ascontiguousarray(observation[name]).ravel() for name in sorted(observation)])
     return "sha256:" + hashlib.sha256(np.ascontiguousarray(observation).tobytes()).hexdigest()
 
 
@@ -86,13 +88,13 @@ def start_record(env: Any, observation: Any, info: dict[str, Any]) -> dict[str, 
     }
 
 
-def turn_record(env: Any, action: int, observation: Any, reward: float, info: dict[str, Any]) -> dict[str, Any]:
+def turn_record(env: Any, action: int | str, observation: Any, reward: float, info: dict[str, Any]) -> dict[str, Any]:
     """Return the line of an agent turn and the partner's answer, just after ``env.step``."""
     line = {
         "type": "turn",
-        "action": int(action),
+        "action": action if isinstance(action, str) else int(action),
         "agent_act": info["agent_act"],
-        "agent_text": env.talk.agent_texts[0],
+        "agent_text": env.agent_text,
         "observation": encode_observation(observation),
         "reward": reward,
         "reward_terms": info["reward_terms"],
@@ -102,7 +104,9 @@ def turn_record(env: Any, action: int, observation: Any, reward: float, info: di
     return {**line, "outcome": info["outcome"]} if "outcome" in info else line
 
 
-def record(env: Any, policy: Callable[[Any, dict[str, Any]], int], path: str | Path, *, keys: Sequence[int]) -> None:
+def record(
+    env: Any, policy: Callable[[Any, dict[str, Any]], int | str], path: str | Path, *, keys: Sequence[int]
+) -> None:
     """Play conversations in a `ChatEnv` and write their trace.
 
     Args:
@@ -215,6 +219,7 @@ def _arguments(identity: dict[str, Any]) -> dict[str, Any]:
         "scenario": identity["scenario"]["name"],
         "action": identity["action"],
         "observation": identity["observation"],
+        "tokenizer": identity["tokenizer"] and identity["tokenizer"]["name"],
         "simulator": identity["simulator"]["name"],
         "llm": "template",
         "max_turns": identity["max_turns"],

@@ -13,9 +13,9 @@ from gymnasium.vector.utils import batch_space
 
 from chatgym.engines import Engine
 from chatgym.errors import ChatGymError, InvalidValue
-from chatgym.interfaces import check_acts
+from chatgym.interfaces import row_of
 from chatgym.room import Snapshot
-from chatgym.scenarios import Scenario
+from chatgym.scenarios import ABOUT, NO_ACT, Scenario
 from chatgym.talk import DEFAULT_LLM, Talk, root_of
 
 BoolArray = npt.NDArray[np.bool_]
@@ -46,6 +46,7 @@ class ChatVectorEnv(VectorEnv[Any, Any, Any]):
         reward_weights: Mapping[str, float] | None = None,
         max_turns: int | None = None,
         error_rate: float = 0.1,
+        tokenizer: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         texts: bool = False,
         render_mode: None = None,
@@ -56,7 +57,7 @@ class ChatVectorEnv(VectorEnv[Any, Any, Any]):
         self.talk = Talk(
             num_envs, scenario=scenario, action=action, observation=observation, llm=llm, simulator=simulator,
             reward_model=reward_model, reward_weights=reward_weights, max_turns=max_turns, error_rate=error_rate,
-            texts=texts,
+            tokenizer=tokenizer, texts=texts,
         )  # fmt: skip
         self.room, self.scenario = self.talk.room, self.talk.scenario
         self.num_envs = num_envs
@@ -67,7 +68,9 @@ class ChatVectorEnv(VectorEnv[Any, Any, Any]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self._user_acts = np.array(self.scenario.user_acts, object)
-        self._agent_acts = np.array([*self.scenario.agent_acts, ""], object)  # -1: none yet
+        self._agent_acts = np.array(
+            [*self.scenario.agent_acts, "unclear", ""], object
+        )  # from the end: NO_ACT, UNCLEAR_ACT
         self._outcomes = np.array(self.scenario.outcomes, object)
         self._everywhere = np.ones(num_envs, bool)
         self._everywhere.flags.writeable = False
@@ -99,25 +102,24 @@ class ChatVectorEnv(VectorEnv[Any, Any, Any]):
         where = self._everywhere if rows is None else rows
         self._ended[where] = False
         self._started = True
-        acts = np.full(self.num_envs, -1)
+        acts = np.full(self.num_envs, NO_ACT)
         return self.talk.observe(), self._infos(acts, where, np.zeros_like(self.room.terms))
 
     def step(self, actions: npt.ArrayLike) -> tuple[Any, npt.NDArray[np.float64], BoolArray, BoolArray, dict[str, Any]]:
         """Take one agent act in each row.
 
         Args:
-            actions: int[B], indices of agent acts.
+            actions: B actions of the interface: int[B], or a sequence of B strings for ``action="text"``.
 
         Returns:
             Observations, rewards float64[B], terminations bool[B], truncations bool[B], infos.
 
         Raises:
-            InvalidValue: When an act doesn't exist.
+            InvalidValue: When an action is none of the action space.
             ChatGymError: Before the first reset, or, with autoreset disabled, past a conversation's end.
         """
         if not self._started:
             raise ChatGymError("call reset() before the first step()")
-        acts = check_acts(actions, self.num_envs, self.scenario.agent_acts)
         room, ended = self.room, self._ended
         fresh = ended if self.autoreset_mode is AutoresetMode.NEXT_STEP and ended.any() else None
         if self.autoreset_mode is AutoresetMode.DISABLED and ended.any():
@@ -126,12 +128,11 @@ class ChatVectorEnv(VectorEnv[Any, Any, Any]):
                 f"the conversations of rows {rows} have ended; reset them with options={{'reset_mask': ...}}, "
                 "or choose another autoreset_mode"
             )
-        if fresh is not None:
-            acts = np.where(fresh, -1, acts)
-        self.talk.step(acts, None if fresh is None else ~fresh)
+        acts = self.talk.step(actions, None if fresh is None else ~fresh)
         rewards, terminations = room.rewards.copy(), room.terminations.copy()
         truncations, terms = room.truncations.copy(), room.terms.copy()
         if fresh is not None:
+            acts = np.where(fresh, NO_ACT, acts)
             rewards[fresh] = terms[fresh] = 0.0
             terminations[fresh] = truncations[fresh] = False
             self.talk.start(fresh)
@@ -193,11 +194,11 @@ class ChatVectorEnv(VectorEnv[Any, Any, Any]):
     ) -> tuple[Any, npt.NDArray[np.float64], BoolArray, BoolArray, dict[str, Any]]:  # fmt: skip
         ended, final = self._ended, np.full(self.num_envs, None, object)
         last = self.talk.observe()
-        for i in np.flatnonzero(ended):
-            final[i] = last[i]
+        for i in np.flatnonzero(ended).tolist():
+            final[i] = row_of(last, i)
         final_info = self._infos(acts, ended, terms)
         self.talk.start(ended)
-        acts, terms = np.where(ended, -1, acts), np.where(ended[:, None], 0.0, terms)
+        acts, terms = np.where(ended, NO_ACT, acts), np.where(ended[:, None], 0.0, terms)
         infos = self._infos(acts, self._everywhere, terms)
         infos.update(final_obs=final, _final_obs=ended, final_info=final_info, _final_info=ended)
         return self.talk.observe(), rewards, terminations, truncations, infos
@@ -210,12 +211,18 @@ class ChatVectorEnv(VectorEnv[Any, Any, Any]):
             reward_terms[name], reward_terms[f"_{name}"] = terms[:, i], where
         infos: dict[str, Any] = {
             "reward_terms": reward_terms,
-            "agent_act": self._agent_acts[acts],
+            "agent_act": self._agent_acts[np.where(acts < 0, acts, acts % ABOUT)],
             "user_act": self._user_acts[room.said["act"]],
-            "action_mask": room.action_masks(),
         }
+        masks = self.talk.codec.masks()
+        if masks is not None:
+            infos["action_mask"] = masks
         if self.talk.worded:
             infos["text"] = np.array(self.talk.texts, object)
+        if self.talk.action == "candidate":
+            infos["candidates"] = np.full(self.num_envs, None, object)
+            for i in np.flatnonzero(where).tolist():
+                infos["candidates"][i] = self.talk.candidates(i)
         for name in tuple(infos):
             infos[f"_{name}"] = where
         over = room.outcomes > 0

@@ -21,6 +21,13 @@ import numpy as np
 
 TONES = ("calm", "annoyed", "angry")
 
+NO_ACT = -1
+"""Stands for the act of an agent that took no turn; no scenario sees it."""
+UNCLEAR_ACT = -2
+"""The act of an agent whose words weren't understood: it costs the turn, and the partner asks what was meant."""
+ABOUT = 256
+"""An act that is about slot s is ``act + ABOUT * (s + 1)``, where its words say so (``confirm/date``)."""
+
 
 @dataclass(frozen=True)
 class Meaning:
@@ -51,9 +58,9 @@ class Scenario:
     The compiled functions (numba ``njit``) see one conversation each; ``key`` is its uint64 key:
 
     - ``start(key, hidden, belief, said, error_rate)`` begins it;
-    - ``respond(key, turn, act, hidden, belief, said, terms, error_rate, last) -> int`` answers an agent act,
-      fills ``terms`` (one float per reward term) and returns an index into `outcomes` (0: goes on; the last
-      one is truncation, returned when ``last`` is true and nothing else ended it);
+    - ``respond(key, turn, act, hidden, belief, said, terms, error_rate, last) -> int`` answers an agent act (an
+      index, perhaps with `ABOUT` a slot, or `UNCLEAR_ACT`), fills ``terms`` (one float per reward term) and returns an index
+      into `outcomes` (0: goes on; the last one is truncation, returned when ``last`` is true and nothing else ended it);
     - ``index(belief) -> int`` is the discrete observation; ``0`` means the conversation has ended;
     - ``embed(belief, out)`` fills the embedding observation, float32[`embedding_size`] in [-1, 1];
     - ``mask(belief, out)`` says which agent acts make sense, bool[len(agent_acts)];
@@ -68,8 +75,9 @@ class Scenario:
     their place; ``parse(act, part, slots, said)`` writes an understood utterance into ``said`` (the inverse of
     ``partner_meaning``).
 
-    ``folder`` holds ``sentences.json`` and what commands write beside it (references, NLU head); `code` are the
-    files that decide the course of a conversation.
+    ``agent_codes`` maps those parts of the agent's sentences that are about a slot to their acts. ``folder`` holds
+    ``sentences.json`` and what commands write beside it (references, NLU head); `code` are the files that decide the
+    course of a conversation.
     """
 
     name: str
@@ -104,8 +112,13 @@ class Scenario:
     examples: Mapping[str, str]
     folder: Path
     code: tuple[Path, ...]
+    agent_codes: Mapping[str, int] = field(default_factory=dict)
     partner_role: str = "customer"
     agent_role: str = "agent"
+
+    def agent_code(self, part: str) -> int:
+        """Return the act of a part of the agent's sentences, as `respond` takes it."""
+        return self.agent_codes.get(part, self.agent_acts.index(part.partition("/")[0]))
 
     @functools.cached_property
     def sentences(self) -> dict[str, Any]:

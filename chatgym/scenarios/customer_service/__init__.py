@@ -25,6 +25,7 @@ from chatgym.scenarios.customer_service.belief import (
 from chatgym.scenarios.customer_service.customer import respond, start
 from chatgym.scenarios.customer_service.policy import *
 from chatgym.scenarios.customer_service.words import (
+    AGENT_CODES,
     EXAMPLES,
     agent_meaning,
     describe_belief,
@@ -68,6 +69,7 @@ SCENARIO = Scenario(
     parse=parse,
     find_slots=find_slots,
     examples=EXAMPLES,
+    agent_codes=AGENT_CODES,
     folder=FOLDER,
     code=tuple(FOLDER / name for name in ("policy.py", "belief.py", "customer.py")),
 )

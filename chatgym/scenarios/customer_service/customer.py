@@ -8,6 +8,7 @@ import numba as nb
 import numpy as np
 
 from chatgym.rng import draw, randint
+from chatgym.scenarios import ABOUT, UNCLEAR_ACT
 from chatgym.scenarios.customer_service.belief import note_own_act, understand
 from chatgym.scenarios.customer_service.policy import *
 
@@ -228,6 +229,9 @@ def take_care(act: int, hidden: Any, belief: Any, said: Any) -> int:
 @nb.njit
 def react(key: np.uint64, turn: int, act: int, hidden: Any, belief: Any, said: Any) -> int:
     """Choose what the customer says next; returns the change of mood."""
+    if act == UNCLEAR_ACT:
+        say(said, ASK_REPEAT)
+        return -1
     if act != APOLOGISE and hidden.mood <= 4 and not hidden.complained and hidden.accepted < 0:
         if draw(key, turn, D_COMPLAIN) < P_COMPLAINS:
             hidden.complained = 1
@@ -277,7 +281,12 @@ def respond(
     last: bool,
 ) -> int:  # fmt: skip
     """Answer an agent act: the customer's next utterance, what the agent understands of it, and the terms."""
+    about = -1
+    if act >= ABOUT:
+        act, about = act % ABOUT, act // ABOUT - 1
     note_own_act(belief, act, turn)
+    if act == CONFIRM and about >= 0:
+        belief.confirming = about if belief.sure[about] > 0 else -1
     mood = hidden.mood
     outcome = ending(act, hidden, belief, said)
     if outcome == GOES_ON:

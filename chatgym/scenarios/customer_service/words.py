@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from chatgym.scenarios import TONES, Meaning
+from chatgym.scenarios import ABOUT, TONES, Meaning
 from chatgym.scenarios.customer_service.belief import least_sure
 from chatgym.scenarios.customer_service.customer import say
 from chatgym.scenarios.customer_service.policy import *
@@ -81,6 +81,12 @@ TOPIC_NAMES = (
     "your subscription",
 )  # fmt: skip
 
+
+AGENT_CODES = {
+    f"confirm/{detail}": CONFIRM + ABOUT * (slot + 1)
+    for slot, details in enumerate((("topic",), ("reference",), ("date",), ("amount",), ("proof_yes", "proof_no")))
+    for detail in details
+}
 
 EXAMPLES = {"reference": "482913", "date": "3 days ago", "amount": "40 euros"}
 """A surface form of each slot, the one that models see: so their words serve for every value."""

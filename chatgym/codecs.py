@@ -1,0 +1,218 @@
+"""Action codecs: from what an agent does, an act, a choice, a text or a token, to its dialogue act.
+
+One dynamics stands behind all of them: whatever the level, `ChatRoom` sees an act.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+
+from chatgym import rng
+from chatgym.errors import InvalidValue
+from chatgym.interfaces import CHARSET, MAX_CHARS, check_acts, check_integers
+from chatgym.room import ChatRoom
+from chatgym.scenarios import NO_ACT, UNCLEAR_ACT, Scenario
+from chatgym.tokens import ChatTokenizer
+
+Rows = npt.NDArray[np.bool_]
+Acts = npt.NDArray[np.int64]
+
+CANDIDATES = rng.WORDING + 200
+"""First purpose of the draws that shuffle candidates."""
+MAX_TURN_TOKENS = 64
+"""A turn of tokens ends by itself after so many."""
+
+
+@dataclass
+class Decoded:
+    """What a batch of actions means.
+
+    Attributes:
+        acts: int64[B], see `chatgym.scenarios.Scenario.respond`; `NO_ACT` where no turn was taken.
+        rows: bool[B], where a turn was taken; None: everywhere.
+        texts: The agent's own words by row, where it chose them.
+    """
+
+    acts: Acts
+    rows: Rows | None
+    texts: dict[int, str] | None = None
+
+
+class Codec(Protocol):
+    """Reads the actions of B conversations in one interface."""
+
+    @property
+    def space(self) -> spaces.Space[Any]:
+        """The action space of one conversation."""
+
+    def refresh(self, began: Rows) -> None:
+        """Take note that conversations went on, and which of them `began`, bool[B]."""
+
+    def decode(self, actions: Any, rows: Rows | None) -> Decoded:
+        """Read a batch of actions, those of some rows (all, if None).
+
+        Raises:
+            InvalidValue: When they aren't of the space.
+        """
+
+    def masks(self) -> Rows | None:
+        """Tell which actions make sense, bool[B, n]; None where there are not finitely many."""
+
+
+class ActCodec:
+    """``action="act"``: the index of a dialogue act."""
+
+    def __init__(self, room: ChatRoom) -> None:
+        """Read acts for a room."""
+        self.room = room
+        self.space = spaces.Discrete(len(room.scenario.agent_acts))
+
+    def refresh(self, began: Rows) -> None:
+        """Do nothing."""
+
+    def decode(self, actions: Any, rows: Rows | None) -> Decoded:
+        """Check the acts and take them as they are."""
+        return Decoded(check_acts(actions, self.room.size, self.room.scenario.agent_acts), rows)
+
+    def masks(self) -> Rows:
+        """Return the acts that make sense."""
+        return self.room.action_masks()
+
+
+class CandidateCodec:
+    """``action="candidate"``: one of K replies, each for another act that makes sense, in a shuffled order.
+
+    The order is a draw of the conversation's key. There are as many places as acts; those left over are padding,
+    and who chooses one says nothing that could be understood.
+
+    Attributes:
+        acts: int64[B, K], the act of each reply; `NO_ACT`: padding.
+    """
+
+    def __init__(self, room: ChatRoom) -> None:
+        """Offer replies in a room."""
+        self.room = room
+        self._count = len(room.scenario.agent_acts)
+        self.space = spaces.Discrete(self._count)
+        self.acts = np.full((room.size, self._count), NO_ACT)
+
+    def refresh(self, began: Rows) -> None:
+        """Draw a new order."""
+        sensible = self.room.action_masks()
+        purposes = CANDIDATES + np.arange(self._count)
+        draws = rng.uniform(self.room.keys[:, None], self.room.turns[:, None], purposes)
+        order = np.where(sensible, draws, 2.0).argsort(1)
+        self.acts = np.where(np.take_along_axis(sensible, order, 1), order, NO_ACT)
+
+    def decode(self, actions: Any, rows: Rows | None) -> Decoded:
+        """Look up the acts of the replies chosen."""
+        chosen = check_integers(actions, self.room.size, self._count, "candidate")
+        acts = np.take_along_axis(self.acts, chosen[:, None], 1)[:, 0]
+        return Decoded(np.where(acts == NO_ACT, UNCLEAR_ACT, acts), rows)
+
+    def masks(self) -> Rows:
+        """Return which places hold a reply."""
+        masks: Rows = self.acts != NO_ACT
+        return masks
+
+
+class TextCodec:
+    """``action="text"``: what the agent says, understood by NLU; what isn't understood costs a turn."""
+
+    def __init__(self, room: ChatRoom) -> None:
+        """Understand texts in a room."""
+        self.room = room
+        self.space = spaces.Text(MAX_CHARS, min_length=0, charset=CHARSET)
+
+    def refresh(self, began: Rows) -> None:
+        """Do nothing."""
+
+    def decode(self, actions: Any, rows: Rows | None) -> Decoded:
+        """Understand B texts, any characters in them.
+
+        Raises:
+            InvalidValue: When they aren't B strings, or one is too long.
+        """
+        texts = _check_texts(actions, self.room.size)
+        wanted = np.arange(self.room.size) if rows is None else np.flatnonzero(rows)
+        said = {i: texts[i] for i in wanted.tolist()}
+        return Decoded(understood_acts(self.room.scenario, said, self.room.size), rows, said)
+
+    def masks(self) -> None:
+        """There are none."""
+
+
+class TokenCodec:
+    """``action="token"``: one token of the agent's turn; the last one ends it, and the text is then understood.
+
+    Attributes:
+        tokens: The tokens of each row's turn so far.
+    """
+
+    def __init__(self, room: ChatRoom, tokenizer: ChatTokenizer, on_token: Callable[[int, int], None] | None) -> None:
+        """Collect tokens in a room; `on_token` is told of each (row, token) that doesn't end a turn."""
+        self.room, self.tokenizer, self._on_token = room, tokenizer, on_token
+        self.space = spaces.Discrete(tokenizer.size)
+        self.tokens: list[list[int]] = [[] for _ in range(room.size)]
+        self._mask = np.ones(tokenizer.size, bool)
+
+    def refresh(self, began: Rows) -> None:
+        """Forget the turns of conversations that just began."""
+        for row in np.flatnonzero(began).tolist():
+            self.tokens[row] = []
+
+    def decode(self, actions: Any, rows: Rows | None) -> Decoded:
+        """Take a token in each row; a turn that ends with it is read as `TextCodec` reads it."""
+        chosen = check_integers(actions, self.room.size, self.tokenizer.size, "token").tolist()
+        where = np.ones(self.room.size, bool) if rows is None else rows
+        done: dict[int, str] = {}
+        for row in np.flatnonzero(where).tolist():
+            tokens, token = self.tokens[row], chosen[row]
+            if token != self.tokenizer.end:
+                tokens.append(token)
+                if self._on_token is not None:
+                    self._on_token(row, token)
+            if token == self.tokenizer.end or len(tokens) >= MAX_TURN_TOKENS:
+                done[row] = clean(self.tokenizer.decode(tokens))[:MAX_CHARS]
+                self.tokens[row] = []
+        ready = np.zeros(self.room.size, bool)
+        ready[list(done)] = True
+        return Decoded(understood_acts(self.room.scenario, done, self.room.size), ready, done)
+
+    def masks(self) -> Rows:
+        """Allow every token."""
+        return np.broadcast_to(self._mask, (self.room.size, self.tokenizer.size))
+
+
+def understood_acts(scenario: Scenario, texts: dict[int, str], size: int) -> Acts:
+    """Return the acts of texts by row, int64[B]; `NO_ACT` in other rows, `UNCLEAR_ACT` where none was understood."""
+    from chatgym.nlu import nlu_of
+
+    acts = np.full(size, NO_ACT)
+    if texts:
+        for row, heard in zip(texts, nlu_of(scenario).understand(list(texts.values()), "agent"), strict=True):
+            acts[row] = scenario.agent_code(heard.part) if heard.part else UNCLEAR_ACT
+    return acts
+
+
+def clean(text: str) -> str:
+    """Return a text that can be stored and printed: no lone surrogates, no control characters."""
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    return "".join(c if c.isprintable() or c == "\n" else " " for c in text).strip()
+
+
+def _check_texts(actions: Any, size: int) -> Sequence[str]:
+    if isinstance(actions, str) or len(actions) != size or not all(isinstance(text, str) for text in actions):
+        raise InvalidValue(
+            f'action="text" takes {size} strings, one for each conversation, not {type(actions).__name__}'
+        )
+    for text in actions:
+        if len(text) > MAX_CHARS:
+            raise InvalidValue(f"a text of {len(text)} characters is too long; the most is {MAX_CHARS}")
+    return [clean(text) for text in actions]
