@@ -160,7 +160,6 @@ class TokenCodec:
         self.room, self.tokenizer, self._on_token = room, tokenizer, on_token
         self.space = spaces.Discrete(tokenizer.size)
         self.tokens: list[list[int]] = [[] for _ in range(room.size)]
-        self._mask = np.ones(tokenizer.size, bool)
 
     def refresh(self, began: Rows) -> None:
         """Forget the turns of conversations that just began."""
@@ -187,7 +186,7 @@ class TokenCodec:
 
     def masks(self) -> Rows:
         """Allow every token."""
-        return np.broadcast_to(self._mask, (self.room.size, self.tokenizer.size))
+        return np.broadcast_to(np.ones(self.tokenizer.size, bool), (self.room.size, self.tokenizer.size))
 
 
 def understood_acts(scenario: Scenario, texts: dict[int, str], size: int) -> Acts:

@@ -174,17 +174,26 @@ def labelled(scenario: Scenario) -> Iterator[tuple[str, str, str]]:
     for role in ("partner", "agent"):
         for part, said in sentences[role].items():
             tones = said if isinstance(said, dict) else {"": said}
-            for tone, texts in tones.items():
-                for text in (fill(text, scenario.examples) for text in texts):
+            for tone, templates in tones.items():
+                for text in _filled(scenario, templates):
                     yield role, part, text
                     yield "role", role, text
                     if tone:
                         yield "tone", tone, text
-        for part, texts in sentences["nlu"][role].items():
-            for text in texts:
-                yield role, part, fill(text, scenario.examples)
+        for part, templates in sentences["nlu"][role].items():
+            for text in _filled(scenario, templates):
+                yield role, part, text
         for text in sentences["nlu"]["out_of_domain"]:
             yield role, OUT_OF_DOMAIN, text
+
+
+def _filled(scenario: Scenario, templates: Sequence[str]) -> Iterator[str]:
+    """Yield sentences with examples in the place of slots, once for each word that a slot with choices may have."""
+    for template in templates:
+        texts = [fill(template, scenario.examples)]
+        for slot, choices in scenario.choices.items():
+            texts = [fill(text, {slot: c}) for text in texts for c in (choices if "{" + slot + "}" in text else ("",))]
+        yield from texts
 
 
 def train(scenario: Scenario) -> dict[str, Head]:

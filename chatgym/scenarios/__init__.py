@@ -59,8 +59,9 @@ class Scenario:
 
     - ``start(key, hidden, belief, said, error_rate)`` begins it;
     - ``respond(key, turn, act, hidden, belief, said, terms, error_rate, last) -> int`` answers an agent act (an
-      index, perhaps with `ABOUT` a slot, or `UNCLEAR_ACT`), fills ``terms`` (one float per reward term) and returns an index
-      into `outcomes` (0: goes on; the last one is truncation, returned when ``last`` is true and nothing else ended it);
+      index, perhaps with `ABOUT` a slot, or `UNCLEAR_ACT`), fills ``terms`` (one float per reward term) and returns
+      an index into `outcomes` (0: goes on; the last one is truncation, returned when ``last`` is true and nothing
+      else ended it);
     - ``index(belief) -> int`` is the discrete observation; ``0`` means the conversation has ended;
     - ``embed(belief, out)`` fills the embedding observation, float32[`embedding_size`] in [-1, 1];
     - ``mask(belief, out)`` says which agent acts make sense, bool[len(agent_acts)];
@@ -75,9 +76,9 @@ class Scenario:
     their place; ``parse(act, part, slots, said)`` writes an understood utterance into ``said`` (the inverse of
     ``partner_meaning``).
 
-    ``agent_codes`` maps those parts of the agent's sentences that are about a slot to their acts. ``folder`` holds
-    ``sentences.json`` and what commands write beside it (references, NLU head); `code` are the files that decide the
-    course of a conversation.
+    ``choices`` are the words that may stand for a slot without a pattern (``{topic}``). ``agent_codes`` maps those
+    parts of the agent's sentences that are about a slot to their acts. ``folder`` holds ``sentences.json`` and what
+    commands write beside it (references, NLU head); `code` are the files that decide the course of a conversation.
     """
 
     name: str
@@ -112,6 +113,7 @@ class Scenario:
     examples: Mapping[str, str]
     folder: Path
     code: tuple[Path, ...]
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     agent_codes: Mapping[str, int] = field(default_factory=dict)
     partner_role: str = "customer"
     agent_role: str = "agent"

@@ -27,6 +27,7 @@ from chatgym.scenarios.customer_service.policy import *
 from chatgym.scenarios.customer_service.words import (
     AGENT_CODES,
     EXAMPLES,
+    TOPIC_NAMES,
     agent_meaning,
     describe_belief,
     describe_goal,
@@ -69,6 +70,7 @@ SCENARIO = Scenario(
     parse=parse,
     find_slots=find_slots,
     examples=EXAMPLES,
+    choices={"topic": TOPIC_NAMES},
     agent_codes=AGENT_CODES,
     folder=FOLDER,
     code=tuple(FOLDER / name for name in ("policy.py", "belief.py", "customer.py")),

@@ -1,0 +1,270 @@
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import chatgym
+from chatgym import trace
+from chatgym.errors import InvalidValue
+from chatgym.interfaces import MAX_CHARS
+from chatgym.scenarios import fill
+from chatgym.scenarios.customer_service import SCENARIO
+from chatgym.tokens import CONTEXT, TokenHistory, tokenizer_of
+from chatgym.vector import ChatVectorEnv
+
+ACTS = SCENARIO.agent_acts
+
+
+def make(**arguments):
+    return gym.make("ChatEnv-v0", **{"llm": "template", **arguments}).unwrapped
+
+
+def sentence(env, act):
+    """Return the first of the sentences for an act in the agent's situation."""
+    meaning = SCENARIO.agent_meaning(act, env.room.belief[0])
+    return " ".join(fill(SCENARIO.sentences["agent"][part][0], meaning.slots) for part in meaning.parts)
+
+
+def expert_act(env):
+    return int(env.room.expert_acts()[0])
+
+
+def play(env, choose, seed):
+    """Play a conversation; returns what the agent heard and got at every turn."""
+    env.reset(seed=seed)
+    moments, over = [], False
+    while not over:
+        for action in choose(env, expert_act(env)):
+            _, reward, terminated, truncated, info = env.step(action)
+        over = terminated or truncated
+        moments.append((info["agent_act"], info["user_act"], info["text"], reward, info.get("outcome")))
+    return moments
+
+
+def by_act(env, act):
+    return [act]
+
+
+def by_candidate(env, act):
+    return [env.talk.codec.acts[0].tolist().index(act)]
+
+
+def by_text(env, act):
+    return [sentence(env, act)]
+
+
+def by_tokens(env, act):
+    tokenizer = env.talk.tokenizer
+    return [*tokenizer.encode(sentence(env, act)), tokenizer.end]
+
+
+@pytest.mark.parametrize(("action", "choose"), [("candidate", by_candidate), ("text", by_text), ("token", by_tokens)])
+def test_every_action_level_has_the_same_dynamics(action, choose):
+    acts, other = make(), make(action=action)
+    for seed in range(25):
+        assert play(other, choose, seed) == play(acts, by_act, seed)
+
+
+@pytest.mark.parametrize("action", ["candidate", "text", "token"])
+@pytest.mark.parametrize("observation", ["embedding", "text", "token"])
+def test_gymnasiums_checker_is_content(action, observation):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(make(action=action, observation=observation), skip_render_check=True)
+
+
+def test_nothing_happens_within_a_turn_of_tokens():
+    env = make(action="token")
+    first, info = env.reset(seed=1)
+    before = (info["text"], info["user_act"])
+    for token in env.talk.tokenizer.encode("What can I do for you"):
+        observation, reward, terminated, truncated, info = env.step(token)
+        assert (reward, terminated, truncated, info["agent_act"]) == (0.0, False, False, "")
+        assert set(info["reward_terms"].values()) == {0.0}
+        assert (info["text"], info["user_act"]) == before
+        np.testing.assert_array_equal(observation, first)
+        assert len(env.transcript()) == 1
+    _, reward, _, _, info = env.step(env.talk.tokenizer.end)
+    assert (info["agent_act"], reward < 0.0, len(env.transcript())) == ("ask_topic", True, 3)
+
+
+def test_a_turn_of_tokens_ends_by_itself():
+    env = make(action="token")
+    env.reset(seed=1)
+    token = env.talk.tokenizer.encode(" the")[0]
+    acts = [env.step(token)[4]["agent_act"] for _ in range(128)]
+    assert [i for i, act in enumerate(acts) if act] == [63, 127]
+
+
+def test_what_is_not_understood_costs_a_turn_and_the_partner_asks_what_was_meant():
+    env = make(action="text")
+    env.reset(seed=1)
+    _, reward, _, _, info = env.step("colourless green ideas sleep furiously")
+    assert (info["agent_act"], info["user_act"]) == ("unclear", "ask_repeat")
+    assert reward == pytest.approx(-0.07)  # a turn, and a point of the mood
+    assert env.transcript()[1]["text"] == "colourless green ideas sleep furiously"
+
+
+def test_a_confirmation_in_words_is_about_the_slot_that_it_names():
+    env = make(action="text", error_rate=0.0)
+    for seed in range(40):
+        env.reset(seed=seed)
+        env.step("What can I do for you?")
+        env.step("Could you give me your order or account number?")
+        if env.room.belief[0]["sure"][1]:
+            break
+    env.step("So you have no proof of that, is that right?")  # nothing was said of a proof
+    assert env.room.belief[0]["confirming"] == -1
+    env.step(f"So your number is {env.room.belief[0]['reference']}, is that right?")
+    assert env.room.belief[0]["confirming"] == 1
+
+
+@given(st.text(max_size=200))
+@settings(max_examples=60)
+def test_any_characters_are_safe(tmp_path_factory, text):
+    env = make(action="text", observation="text", render_mode="ansi")
+    path = tmp_path_factory.mktemp("trace") / "t.jsonl"
+    said = iter([text])
+    trace.record(env, lambda *_: next(said, "goodbye"), path, keys=[5])
+    assert chatgym.replay(path).conversations == 1
+    env.render().encode()
+
+
+@pytest.mark.parametrize("action", ["candidate", "text", "token"])
+def test_a_trace_of_every_action_level_replays(tmp_path, action):
+    env = make(action=action, observation="token")
+    choose = {"candidate": by_candidate, "text": by_text, "token": by_tokens}[action]
+    queue = []
+
+    def policy(observation, info):
+        if not queue:
+            queue.extend(choose(env, expert_act(env)))
+        return queue.pop(0)
+
+    path = tmp_path / "t.jsonl"
+    trace.record(env, policy, path, keys=[1, 2])
+    assert chatgym.replay(path).turns == path.read_text().count('"type":"turn"')
+
+
+@pytest.mark.parametrize("action", ["candidate", "text", "token"])
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
+def test_single_and_vector_agree(action, mode):
+    choose = {"candidate": by_candidate, "text": by_text, "token": by_tokens}[action]
+    envs = ChatVectorEnv(3, action=action, observation="token", llm="template", texts=True, autoreset_mode=mode)
+    singles = [make(action=action, observation="token") for _ in range(3)]
+    observations, infos = envs.reset(seed=10)
+    starts = [env.reset(seed=10 + i) for i, env in enumerate(singles)]
+    queues, ended = [[], [], []], [False] * 3
+    for _ in range(60):
+        actions = []
+        for env, queue, over in zip(singles, queues, ended, strict=True):
+            if not queue and not (over and mode == "NextStep"):
+                queue.extend(choose(env, expert_act(env)))
+            actions.append(queue.pop(0) if queue else ("" if action == "text" else 0))
+        observations, rewards, terminations, truncations, infos = envs.step(actions)
+        for i, env in enumerate(singles):
+            if ended[i] and mode == "NextStep":
+                starts[i] = env.reset()
+                observation, reward, info, ended[i] = starts[i][0], 0.0, starts[i][1], False
+            else:
+                observation, reward, terminated, truncated, info = env.step(actions[i])
+                ended[i] = terminated or truncated
+                assert (terminations[i], truncations[i]) == (terminated, truncated)
+                if ended[i] and mode == "SameStep":
+                    np.testing.assert_array_equal(infos["final_obs"][i]["ids"], observation["ids"])
+                    observation, info = env.reset()
+            np.testing.assert_array_equal(observations["ids"][i], observation["ids"])
+            np.testing.assert_array_equal(observations["mask"][i], observation["mask"])
+            assert rewards[i] == reward
+            assert infos["text"][i] == info["text"]
+            if action == "candidate":
+                assert infos["candidates"][i] == info["candidates"]
+
+
+def test_candidates_are_different_acts_in_another_order_each_turn():
+    env = make(action="candidate")
+    orders = set()
+    for seed in range(5):
+        _, info = env.reset(seed=seed)
+        acts = env.talk.codec.acts[0]
+        there = info["action_mask"]
+        assert (acts[there] >= 0).all()
+        assert (acts[~there] < 0).all()
+        assert sorted(acts[there]) == np.flatnonzero(env.room.action_masks()[0]).tolist()
+        assert all(bool(text) == present for text, present in zip(info["candidates"], there, strict=True))
+        orders.add(tuple(acts.tolist()))
+    assert len(orders) == 5
+
+
+def test_the_agent_says_the_candidate_that_it_chose():
+    env = make(action="candidate")
+    _, info = env.reset(seed=3)
+    choice = by_candidate(env, expert_act(env))[0]
+    env.step(choice)
+    assert env.transcript()[1]["text"] == info["candidates"][choice]
+
+
+def test_a_choice_of_padding_says_nothing():
+    env = make(action="candidate")
+    _, info = env.reset(seed=3)
+    padding = int(np.flatnonzero(~info["action_mask"])[0])
+    assert env.step(padding)[4]["agent_act"] == "unclear"
+
+
+def test_token_observations_are_the_conversation_and_are_never_tokenised_anew():
+    env = make(action="token", observation="token")
+    observation, info = env.reset(seed=2)
+    tokenizer = env.talk.tokenizer
+    assert env.observation_space.contains(observation)
+    odd = tokenizer.encode("Wh")[:1] + tokenizer.encode("at can I do for you?")  # not how the text would be split
+    for token in [*odd, tokenizer.end]:
+        observation, *_, info = env.step(token)
+    ids = observation["ids"][observation["mask"] == 1].tolist()
+    text = tokenizer.decode(ids)
+    assert env.transcript()[0]["text"] in text
+    assert info["text"] in text
+    assert any(ids[i : i + len(odd)] == odd for i in range(len(ids)))
+
+
+def test_a_long_conversation_keeps_its_end():
+    history = TokenHistory(1, tokenizer_of("smollm2-135m"))
+    history.begin(0, "word " * 600)
+    observed = history.observe()
+    assert observed["mask"].sum() == CONTEXT
+    assert observed["ids"][0].tolist() == history.ids[0][-CONTEXT:]
+
+
+@pytest.mark.parametrize(
+    ("action", "given", "words"),
+    [
+        ("text", "x" * (MAX_CHARS + 1), "too long"),
+        ("text", 7, "1 strings"),
+        ("token", 10**6, "there is no token"),
+        ("token", -1, "there is no token"),
+        ("candidate", 15, "there is no candidate"),
+        ("candidate", "greet", "there is no action 'greet'"),
+    ],
+)
+def test_wrong_actions_are_refused(action, given, words):
+    env = make(action=action)
+    env.reset(seed=1)
+    with pytest.raises(InvalidValue, match=words):
+        env.step(given)
+
+
+def test_an_unknown_tokenizer_is_refused_with_those_that_are_known(tmp_path):
+    with pytest.raises(InvalidValue, match="smollm2-135m"):
+        make(action="token", tokenizer=str(tmp_path))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(InvalidValue, match="save_pretrained"):
+        make(action="token", tokenizer=str(tmp_path))
+
+
+def test_the_nlu_is_part_of_the_identity_where_it_decides():
+    assert make().identity()["nlu"] is None
+    assert make(action="text").identity()["nlu"]["heads_sha256"]
+    assert make(action="text").identity()["sha256"] != make().identity()["sha256"]
