@@ -138,7 +138,8 @@ class ChatEnv(gym.Env[Any, Any]):
         self._going = False
         self._last_act = NO_ACT
         self._turns: list[Turn] = []
-        self._unworded: list[tuple[Turn, int, Any, int]] = []  # turns of the agent, worded when they are looked at
+        self._belief = self.room.belief.view(np.uint8)
+        self._unworded: list[tuple[Turn, int, bytes, int]] = []  # turns of the agent, worded when they are looked at
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin a conversation; the partner speaks first.
@@ -178,18 +179,14 @@ class ChatEnv(gym.Env[Any, Any]):
         if not self._going:
             raise ChatGymError("the conversation has ended or never began; call reset() before step()")
         room, talk = self.room, self.talk
-        turn, belief = int(room.turns[0]) + 1, room.belief.copy()
+        turn, belief = int(room.turns[0]) + 1, self._belief.tobytes()
         act = self._last_act = int(talk.step(self._batch(action))[0])
-        reward, terminated, truncated = (
-            float(room.rewards[0]),
-            bool(room.terminations[0]),
-            bool(room.truncations[0]),
-        )
+        reward, terminated, truncated = room.rewards.item(), room.terminations.item(), room.truncations.item()
         name = talk.act_name(act)
         if act != NO_ACT:
             said = {"role": self.scenario.agent_role, "act": name, "text": talk.own_words.get(0, ""), "reward": reward}
             if 0 not in talk.own_words:
-                self._unworded.append((said, act, belief[0], turn))
+                self._unworded.append((said, act, belief, turn))
             self._turns.append(said)
             self._note(self.scenario.partner_role, self._user_act(), talk.texts[0])
             self._show()
@@ -252,7 +249,8 @@ class ChatEnv(gym.Env[Any, Any]):
     def _worded_turns(self) -> list[Turn]:
         """Return the turns, with words in those of the agent too."""
         for said, act, belief, turn in self._unworded:
-            said["text"] = self.talk.word_agent(act, belief, self.room.keys[0], turn)
+            record = np.frombuffer(belief, self.scenario.belief)[0]
+            said["text"] = self.talk.word_agent(act, record, self.room.keys[0], turn)
         self._unworded = []
         return self._turns
 

@@ -84,7 +84,8 @@ def check_integers(actions: npt.ArrayLike, size: int, count: int, what: str) -> 
         raise InvalidValue(
             f"expected {size} {what}s as an integer array of shape ({size},), got {array.dtype} {array.shape}"
         )
-    if array.min() < 0 or array.max() >= count:
+    low, high = (array[0], array[0]) if size == 1 else (array.min(), array.max())  # a reduction costs more than a step
+    if low < 0 or high >= count:
         bad = array[(array < 0) | (array >= count)][0]
         raise InvalidValue(f"there is no {what} {bad}; they are 0 to {count - 1}")
     return array.astype(np.int64, copy=False)

@@ -108,18 +108,19 @@ class Speaker:
         called = set()
         if role == "partner" and self.engine is not None:
             called = self.prepare([name for parts in named for _, name in parts])
-        longest = max((len(parts) for parts in named), default=0)
-        purposes = rng.WORDING + (AGENT if role == "agent" else 0) + np.arange(longest)
-        draws = rng.uniform(np.asarray(keys)[:, None], np.asarray(turns)[:, None], purposes)
+        first = rng.WORDING + (AGENT if role == "agent" else 0)
         texts = []
-        for meaning, parts, row in zip(meanings, named, draws.tolist(), strict=True):
-            banks = [self._wordings(role, part, meaning.tone, name) for part, name in parts]
-            chosen = [bank[int(u * len(bank))] for bank, u in zip(banks, row, strict=False)]
-            texts.append(" ".join(fill(wording, meaning.slots) for wording in chosen))
-            if role == "partner":
-                self._utterances += 1
-                self._by_model += all(name in self.banks and bool(self.banks[name].accepted) for _, name in parts)
-                self._with_call += any(name in called for _, name in parts)
+        for meaning, parts, key, turn in zip(meanings, named, keys, turns, strict=True):
+            said = []
+            for purpose, (part, name) in enumerate(parts, first):
+                bank = self._wordings(role, part, meaning.tone, name)
+                said.append(fill(bank[rng.randint(key, turn, purpose, len(bank))], meaning.slots))
+            texts.append(said[0] if len(said) == 1 else " ".join(said))
+        if role == "partner":
+            self._utterances += len(texts)
+            if self.engine is not None:
+                self._by_model += sum(all(self.banks[name].accepted for _, name in parts) for parts in named)
+                self._with_call += sum(any(name in called for _, name in parts) for parts in named)
         return texts
 
     def prepare(self, names: Sequence[str] | None = None) -> set[str]:

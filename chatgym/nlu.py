@@ -31,6 +31,8 @@ OUT_OF_DOMAIN = "out_of_domain"
 THRESHOLD = 0.4
 """Least probability of an understood part; below it the utterance is unclear."""
 WEIGHT_DECAY = 3e-4
+REMEMBERED = 65_536
+"""Sentences whose vectors are kept in memory (100 MB)."""
 MAX_TOKENS = 64
 """Tokens of an utterance that the encoder looks at; the rest is cut off."""
 
@@ -97,8 +99,10 @@ class Encoder:
         return AutoTokenizer.from_pretrained(folder), model
 
     def encode(self, texts: Sequence[str]) -> Floats:
-        """Return the texts' vectors, float32[B, 384]; those seen before are looked up."""
+        """Return the texts' vectors, float32[B, 384]; those seen before (the last `REMEMBERED`) are looked up."""
         new = sorted({text for text in texts if text not in self._known}, key=lambda text: (len(text), text))
+        if len(self._known) + len(new) > REMEMBERED:
+            self._known = {text: self._known[text] for text in texts if text in self._known}
         for first in range(0, len(new), 64):
             batch = new[first : first + 64]
             self._known.update(zip(batch, self._forward(batch), strict=True))

@@ -5,9 +5,10 @@ Data takes one path: actions -> codec -> room -> NLG -> observation.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from chatgym.engines import Engine, make_engine
 from chatgym.errors import unknown
 from chatgym.nlg import Speaker
 from chatgym.room import ChatRoom, loops_digest
-from chatgym.scenarios import ABOUT, UNCLEAR_ACT, Scenario
+from chatgym.scenarios import ABOUT, UNCLEAR_ACT, Meaning, Scenario
 from chatgym.store import MODELS
 from chatgym.tokens import TokenHistory, tokenizer_of
 
@@ -95,6 +96,8 @@ class Talk:
         self.speaker = Speaker(self.scenario, self.engine) if self.worded else None
         self.texts = [""] * size if self.worded else []
         self.own_words: dict[int, str] = {}
+        self._everyone = list(range(size))
+        self._meaning = _meanings_of(self.scenario)
         self._all, self._none = np.ones(size, bool), np.zeros(size, bool)
 
     def start(self, rows: npt.NDArray[np.bool_] | None = None, keys: npt.NDArray[np.uint64] | None = None) -> None:
@@ -212,14 +215,19 @@ class Talk:
         return nlu_of(self.scenario).identity()
 
     def _indices(self, rows: npt.NDArray[np.bool_] | None) -> list[int]:
-        indices: list[int] = (np.arange(self.room.size) if rows is None else np.flatnonzero(rows)).tolist()
+        if rows is None:
+            return self._everyone
+        indices: list[int] = np.flatnonzero(rows).tolist()
         return indices
 
     def _word_partner(self, rows: npt.NDArray[np.bool_] | None) -> None:
         assert self.speaker is not None
-        chosen, room = self._indices(rows), self.room
-        meanings = [self.scenario.partner_meaning(room.said[i]) for i in chosen]
-        for i, text in zip(chosen, self.speaker.say(meanings, room.keys[chosen], room.turns[chosen]), strict=True):
+        said, keys, turns = self.room.said, self.room.keys, self.room.turns
+        if rows is not None:
+            said, keys, turns = said[rows], keys[rows], turns[rows]
+        # As plain numbers: to read a field of a record costs more than the whole step.
+        texts = self.speaker.say([self._meaning(values) for values in said.tolist()], keys, turns)
+        for i, text in zip(self._indices(rows), texts, strict=True):
             self.texts[i] = text
 
     def _agent_texts(self, acts: npt.NDArray[np.int64], rows: npt.NDArray[np.bool_] | None) -> list[str]:
@@ -230,6 +238,18 @@ class Talk:
             else self.word_agent(int(acts[i]), room.belief[i], room.keys[i], int(room.turns[i]) + 1)
             for i in self._indices(rows)
         ]  # fmt: skip
+
+
+@functools.cache
+def _meanings_of(scenario: Scenario) -> Callable[[tuple[int, ...]], Meaning]:
+    """Return a function from the values of a ``said`` record to its meaning that remembers the last ones."""
+    names = scenario.said.names or ()
+
+    @functools.lru_cache(maxsize=65_536)
+    def meaning(values: tuple[int, ...]) -> Meaning:
+        return scenario.partner_meaning(dict(zip(names, values, strict=True)))
+
+    return meaning
 
 
 def _tokenizer_for(llm: str | Engine) -> str:

@@ -49,7 +49,7 @@ class ChatTokenizer:
         file = folder / "tokenizer.json"
         if not file.is_file():
             raise InvalidValue(
-                f"there is no {file} for tokenizer {name!r}; name a stored model ({', '.join(store.MODELS)}) or a folder"
+                f"there is no {file} for tokenizer {name!r}; name one of {', '.join(store.MODELS)}, or a folder"
             )
         try:
             self._tokenizer = Tokenizer.from_file(str(file))

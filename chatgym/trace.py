@@ -147,7 +147,8 @@ def read(path: str | Path) -> list[dict[str, Any]]:
         Corrupted: When it was cut off or changed.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = Path(path).read_text(encoding="utf-8").split("
+")[:-1]
     except UnicodeDecodeError:
         raise InvalidValue(f"{path} is no ChatGym trace: it isn't text") from None
     records = []

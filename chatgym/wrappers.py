@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
 
 from chatgym.errors import InvalidValue
+from chatgym.interfaces import CHARSET, MAX_CHARS
 
 
 class LegacyAPI:
@@ -52,3 +56,49 @@ class LegacyAPI:
     def close(self) -> None:
         """Close the environment inside."""
         self.env.close()
+
+
+class FlatTokens(gym.ObservationWrapper[npt.NDArray[np.int64], Any, dict[str, npt.NDArray[Any]]]):
+    """``observation="token"`` as one Box for libraries without Dict: the ids, and -1 where there is none."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        """Wrap an environment whose observations are tokens.
+
+        Raises:
+            InvalidValue: When they are something else.
+        """
+        space = env.observation_space
+        if not isinstance(space, spaces.Dict) or set(space.spaces) != {"ids", "mask"}:
+            raise InvalidValue('FlatTokens needs token observations; make the environment with observation="token"')
+        super().__init__(env)
+        ids: Any = space["ids"]
+        self.observation_space = spaces.Box(-1, int(ids.high.max()), ids.shape, np.int64)
+
+    def observation(self, observation: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.int64]:
+        """Return the ids int64[N], with -1 for padding."""
+        flat: npt.NDArray[np.int64] = np.where(observation["mask"] == 1, observation["ids"], -1)
+        return flat
+
+
+class ChatMLMessages(gym.ObservationWrapper[tuple[dict[str, str], ...], Any, Any]):
+    """The conversation as language models take it: a tuple of ``{"role": ..., "content": ...}``.
+
+    The first message, of the role ``system``, says what the agent has to know (`Scenario.instructions`); then the
+    partner is the ``user``, the agent the ``assistant``.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        """Wrap a `chatgym.env.ChatEnv`, whatever its observations are."""
+        super().__init__(env)
+        self._chat: Any = env.unwrapped
+        texts = spaces.Text(10 * MAX_CHARS, min_length=0, charset=CHARSET)
+        roles = spaces.Text(9, charset=frozenset("systemuserassistant"))
+        self.observation_space = spaces.Sequence(spaces.Dict({"role": roles, "content": texts}))
+
+    def observation(self, observation: Any) -> tuple[dict[str, str], ...]:
+        """Return the messages so far; the last one is the partner's."""
+        scenario = self._chat.scenario
+        roles = {scenario.partner_role: "user", scenario.agent_role: "assistant"}
+        said = [turn for turn in self._chat.transcript() if turn["role"] in roles]
+        system = {"role": "system", "content": scenario.instructions()}
+        return (system, *({"role": roles[turn["role"]], "content": str(turn["text"])} for turn in said))

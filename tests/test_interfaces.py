@@ -15,6 +15,7 @@ from chatgym.scenarios import fill
 from chatgym.scenarios.customer_service import SCENARIO
 from chatgym.tokens import CONTEXT, TokenHistory, tokenizer_of
 from chatgym.vector import ChatVectorEnv
+from chatgym.wrappers import ChatMLMessages, FlatTokens
 
 ACTS = SCENARIO.agent_acts
 
@@ -268,3 +269,27 @@ def test_the_nlu_is_part_of_the_identity_where_it_decides():
     assert make().identity()["nlu"] is None
     assert make(action="text").identity()["nlu"]["heads_sha256"]
     assert make(action="text").identity()["sha256"] != make().identity()["sha256"]
+
+
+def test_flat_tokens_are_one_box_with_a_mark_for_padding():
+    env = FlatTokens(make(observation="token"))
+    observation, _ = env.reset(seed=1)
+    assert env.observation_space.contains(observation)
+    inner = env.env.talk.observe()
+    np.testing.assert_array_equal(observation[inner["mask"][0] == 1], inner["ids"][0][inner["mask"][0] == 1])
+    assert set(observation[inner["mask"][0] == 0]) == {-1}
+    with pytest.raises(InvalidValue, match='observation="token"'):
+        FlatTokens(make())
+
+
+def test_messages_are_those_of_a_language_model():
+    env = ChatMLMessages(make(action="text", observation="discrete"))
+    messages, info = env.reset(seed=1)
+    assert [message["role"] for message in messages] == ["system", "user"]
+    assert messages[0]["content"] == SCENARIO.instructions()
+    assert messages[-1]["content"] == info["text"]
+    for _ in range(3):
+        messages, *_, info = env.step("What can I do for you?")
+    assert [message["role"] for message in messages] == ["system", *["user", "assistant"] * 3, "user"]
+    assert (messages[-2]["content"], messages[-1]["content"]) == ("What can I do for you?", info["text"])
+    assert env.observation_space.contains(messages)
