@@ -9,6 +9,7 @@ def register_agents(register: Register) -> None:
     register("random", "chatgym_agents.scripted:Random")
     register("expert", "chatgym_agents.scripted:Expert")
     register("qlearning", "chatgym_agents.qlearning:QLearning")
+    register("dqn", "chatgym_agents.dqn:DQN")
 
 
 @hookimpl

@@ -1,0 +1,1 @@
+"""ChatGym's environments in the shape that other libraries want."""

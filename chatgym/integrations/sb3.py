@@ -1,0 +1,178 @@
+"""ChatVecEnv: B conversations as a Stable-Baselines3 `VecEnv`, still one step of compiled code.
+
+SB3 wants a list of B info dicts a step. Only a row whose conversation has ended gets one of its own; all others
+share one that is empty. There are no other objects per conversation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.vec_env import VecEnv
+
+from chatgym.errors import ChatGymError, InvalidValue
+from chatgym.room import Snapshot
+from chatgym.vector import ChatVectorEnv
+
+Bools = npt.NDArray[np.bool_]
+Indices = None | int | Iterable[int]
+
+
+class ChatVecEnv(VecEnv):
+    """A `ChatVectorEnv` for Stable-Baselines3 (PPO, A2C, DQN) and sb3-contrib (MaskablePPO).
+
+    ```python
+    envs = ChatVecEnv.make(64, scenario="customer_service", llm="template")
+    PPO("MlpPolicy", VecMonitor(envs)).learn(100_000)
+    ```
+
+    Row i is, bit for bit, the single `chatgym.env.ChatEnv` with the i-th seed, but that rewards are float32, as SB3 has
+    them. The info of a conversation's last step has
+
+    * ``terminal_observation``: what it ended in (the observation returned is already the next conversation's);
+    * ``TimeLimit.truncated``: whether it was broken off, so that what would have come still has a value;
+    * ``terminal_action_mask``: the acts that made sense there, where there are masks;
+    * ``outcome`` and ``is_success``.
+
+    An attribute or method is the vector environment's: there is no object per conversation to ask. `get_attr` and
+    `env_method` repeat it for each row, unless it is an array with a row for each.
+    """
+
+    def __init__(self, envs: ChatVectorEnv) -> None:
+        """Adapt an environment.
+
+        Args:
+            envs: Made with ``autoreset_mode="SameStep"``, the way SB3 resets.
+
+        Raises:
+            InvalidValue: When it resets in another way.
+        """
+        if envs.autoreset_mode is not AutoresetMode.SAME_STEP:
+            raise InvalidValue(
+                f"Stable-Baselines3 resets in the same step, this environment has autoreset_mode="
+                f"{envs.autoreset_mode.value!r}; make it with autoreset_mode='SameStep', or use ChatVecEnv.make"
+            )
+        self.envs = envs
+        self._masks: Bools | None = None  # bool[B, A]
+        self._actions: npt.NDArray[Any] = np.zeros(0, np.int64)
+        super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
+
+    @classmethod
+    def make(cls, num_envs: int, **arguments: Any) -> ChatVecEnv:
+        """Make B conversations; `arguments` are those of `ChatVectorEnv`."""
+        return cls(ChatVectorEnv(num_envs, **arguments, autoreset_mode=AutoresetMode.SAME_STEP))
+
+    def reset(self) -> Any:
+        """Begin a conversation in each row and return the observations; see `seed` and `set_options`."""
+        seeds = None if None in self._seeds else self._seeds
+        observations, infos = self.envs.reset(seed=seeds, options=self._keys())
+        self._reset_seeds()
+        self._reset_options()
+        self._masks = infos.get("action_mask")
+        self.reset_infos = [{}] * self.num_envs
+        return observations
+
+    def step_async(self, actions: npt.NDArray[Any]) -> None:
+        """Take the actions for the step, int[B]."""
+        self._actions = actions
+
+    def step_wait(self) -> tuple[Any, npt.NDArray[np.float32], Bools, list[dict[str, Any]]]:
+        """Do the step.
+
+        Returns:
+            Observations, rewards float32[B], dones bool[B], infos.
+        """
+        observations, rewards, terminated, truncated, vector_infos = self.envs.step(self._actions)
+        self._masks = vector_infos.get("action_mask")
+        dones = terminated | truncated
+        infos: list[dict[str, Any]] = [{}] * self.num_envs
+        if dones.any():
+            last, success = vector_infos["final_info"], self.envs.scenario.success
+            for row in np.flatnonzero(dones).tolist():
+                outcome = last["outcome"][row]
+                infos[row] = {
+                    "terminal_observation": vector_infos["final_obs"][row],
+                    "TimeLimit.truncated": bool(truncated[row] and not terminated[row]),
+                    "outcome": outcome,
+                    "is_success": outcome == success,
+                }
+                if "action_mask" in last:
+                    infos[row]["terminal_action_mask"] = last["action_mask"][row]
+        return observations, rewards.astype(np.float32), dones, infos
+
+    def action_masks(self) -> Bools:
+        """Return the acts that make sense now, bool[B, A], as sb3-contrib's MaskablePPO asks for them.
+
+        Raises:
+            ChatGymError: Before the first `reset`, or where the action interface has no masks.
+        """
+        if self._masks is None:
+            raise ChatGymError("there are no action masks before reset(), nor for an action interface without them")
+        return self._masks
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Seed the rows with ``seed``, ``seed + 1``, ... at the next `reset`; None: let them go on as they would."""
+        if seed is None:
+            self._reset_seeds()
+            return self._seeds
+        return super().seed(seed)
+
+    def get_attr(self, attr_name: str, indices: Indices = None) -> list[Any]:
+        """Return an attribute for each row."""
+        value = getattr(self if attr_name == "action_masks" else self.envs, attr_name)
+        return self._by_row(value, indices)
+
+    def set_attr(self, attr_name: str, value: Any, indices: Indices = None) -> None:
+        """Set an attribute of the environment, which all rows share.
+
+        Raises:
+            InvalidValue: When it is to be set for some of them only.
+        """
+        if len(self._rows(indices)) != self.num_envs:
+            raise InvalidValue(f"{attr_name} belongs to all conversations; set it without indices")
+        setattr(self.envs, attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: Indices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Call a method once and return its result for each row."""
+        method = getattr(self if method_name == "action_masks" else self.envs, method_name)
+        return self._by_row(method(*method_args, **method_kwargs), indices)
+
+    def env_is_wrapped(self, wrapper_class: type[Any], indices: Indices = None) -> list[bool]:
+        """Return that no row is in a wrapper: there are none of single environments in here."""
+        return [False for _ in self._rows(indices)]
+
+    def snapshot(self) -> Snapshot:
+        """Copy the state of all conversations, for `restore`."""
+        masks = {} if self._masks is None else {"action_mask": self._masks.copy()}
+        return {**self.envs.snapshot(), **masks}
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back to a snapshot."""
+        rest = dict(snapshot)
+        self._masks = rest.pop("action_mask", None)
+        self.envs.restore(rest)
+
+    def close(self) -> None:
+        """Close the environment."""
+        self.envs.close()
+
+    def _rows(self, indices: Indices) -> list[int]:
+        return list(self._get_indices(indices))
+
+    def _by_row(self, value: Any, indices: Indices) -> list[Any]:
+        each = isinstance(value, np.ndarray) and value.ndim > 0 and len(value) == self.num_envs
+        return [value[row] if each else value for row in self._rows(indices)]
+
+    def _keys(self) -> dict[str, Any] | None:
+        """Return the options of the next reset: ``{"key": k}`` for each row, the conversation to begin, or nothing."""
+        if not any(self._options):
+            return None
+        if any(set(options) != {"key"} for options in self._options):
+            raise InvalidValue('the options of a reset are {"key": k} for each row, see ChatEnv.reset')
+        return {"keys": np.array([options["key"] for options in self._options], np.uint64)}

@@ -1,0 +1,161 @@
+import numpy as np
+import pytest
+from gymnasium import spaces
+from sb3_contrib import MaskablePPO
+from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
+from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.vec_env import VecMonitor
+
+from chatgym.env import ChatEnv
+from chatgym.errors import ChatGymError, InvalidValue
+from chatgym.integrations.sb3 import ChatVecEnv
+from chatgym.vector import ChatVectorEnv
+
+ROWS = 6
+
+
+@pytest.fixture
+def envs():
+    envs = ChatVecEnv.make(ROWS, llm="template", max_turns=7)
+    envs.seed(40)
+    envs.reset()
+    return envs
+
+
+def random_acts(masks, generator):
+    return (generator.random(masks.shape) * masks).argmax(1)
+
+
+@pytest.mark.parametrize("observation", ["embedding", "discrete"])
+def test_each_row_is_the_single_environment_step_for_step(observation):
+    """With few turns, so that conversations are truncated as well as terminated."""
+    arguments = {"llm": "template", "observation": observation, "max_turns": 7}
+    envs = ChatVecEnv.make(ROWS, **arguments)
+    singles = [ChatEnv(**arguments) for _ in range(ROWS)]
+    assert envs.seed(40) == [40, 41, 42, 43, 44, 45]
+    observations = envs.reset()
+    begun = [single.reset(seed=40 + row) for row, single in enumerate(singles)]
+    assert np.array_equal(observations, [one for one, _ in begun])
+    masks = np.array([info["action_mask"] for _, info in begun])
+    generator, endings = np.random.default_rng(0), {True: 0, False: 0}
+    for _ in range(60):
+        assert np.array_equal(envs.action_masks(), masks)
+        acts = random_acts(masks, generator)
+        observations, rewards, dones, infos = envs.step(acts)
+        assert rewards.dtype == np.float32
+        for row, single in enumerate(singles):
+            expected, reward, terminated, truncated, info = single.step(acts[row])
+            assert rewards[row] == np.float32(reward)
+            assert dones[row] == (terminated or truncated)
+            if dones[row]:
+                assert np.array_equal(infos[row]["terminal_observation"], expected)
+                assert np.array_equal(infos[row]["terminal_action_mask"], info["action_mask"])
+                assert infos[row]["TimeLimit.truncated"] is (truncated and not terminated)
+                assert infos[row]["outcome"] == info["outcome"]
+                assert infos[row]["is_success"] == (info["outcome"] == single.scenario.success)
+                endings[infos[row]["TimeLimit.truncated"]] += 1
+                expected, info = single.reset()
+            else:
+                assert infos[row] == {}
+            assert np.array_equal(observations[row], expected)
+            masks[row] = info["action_mask"]
+    assert min(endings.values()) > 5
+
+
+def test_rows_that_go_on_share_one_empty_info_that_no_later_step_sees(envs):
+    generator = np.random.default_rng(0)
+    infos = envs.step(random_acts(envs.action_masks(), generator))[3]
+    assert len({id(info) for info in infos if not info}) == 1
+    infos[0]["written"] = "by a wrapper"
+    assert "written" not in envs.step(random_acts(envs.action_masks(), generator))[3][0]
+
+
+@pytest.mark.parametrize("algorithm", [PPO, A2C, MaskablePPO])
+def test_an_algorithm_of_sb3_learns_through_it(algorithm):
+    envs = VecMonitor(ChatVecEnv.make(8, llm="template"))
+    model = algorithm(
+        "MlpPolicy", envs, n_steps=16, seed=3, device="cpu", **({} if algorithm is A2C else {"n_epochs": 2})
+    )
+    before = [weights.clone() for weights in model.policy.parameters()]
+    model.learn(8 * 16 * 3)
+    assert model.num_timesteps == 8 * 16 * 3
+    assert any((old != new).any() for old, new in zip(before, model.policy.parameters(), strict=True))
+    assert len(model.ep_info_buffer) > 5
+    assert all(1 <= episode["l"] <= 20 for episode in model.ep_info_buffer)
+    assert len(model.ep_success_buffer) == len(model.ep_info_buffer)
+
+
+def test_maskable_ppo_does_what_makes_sense_only():
+    envs = ChatVecEnv.make(8, llm="template")
+    assert is_masking_supported(envs)
+    acted, step = [], envs.step_async
+
+    def recorded(acts):
+        acted.append(envs.action_masks()[np.arange(8), acts])
+        step(acts)
+
+    envs.step_async = recorded
+    MaskablePPO("MlpPolicy", envs, n_steps=16, seed=3, device="cpu").learn(8 * 32)
+    assert len(acted) == 32
+    assert np.all(acted)
+    assert np.array_equal(get_action_masks(envs), envs.action_masks())
+
+
+def test_the_same_seed_gives_the_same_conversations_and_none_lets_them_go_on(envs):
+    first = envs.envs.room.keys.copy()
+    envs.seed(40)
+    envs.reset()
+    assert np.array_equal(envs.envs.room.keys, first)
+    state = np.random.get_state()[1].copy()  # noqa: NPY002
+    assert envs.seed() == [None] * ROWS
+    envs.reset()
+    assert not (envs.envs.room.keys == first).any()
+    assert np.array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+
+
+def test_a_key_for_each_row_names_the_conversations_of_the_next_reset(envs):
+    envs.set_options([{"key": 7 + row} for row in range(ROWS)])
+    envs.reset()
+    assert envs.envs.room.keys.tolist() == list(range(7, 7 + ROWS))
+    envs.reset()
+    assert not np.isin(envs.envs.room.keys, range(7, 7 + ROWS)).any()
+    envs.set_options({"topic": "refund"})
+    with pytest.raises(InvalidValue, match="key"):
+        envs.reset()
+
+
+def test_attributes_and_methods_are_given_for_each_row(envs):
+    assert envs.get_attr("scenario") == [envs.envs.scenario] * ROWS
+    assert envs.env_method("expert_acts", indices=[1, 4]) == envs.envs.expert_acts()[[1, 4]].tolist()
+    assert np.array_equal(envs.env_method("action_masks", indices=2)[0], envs.action_masks()[2])
+    assert envs.env_is_wrapped(VecMonitor, indices=[0, 1]) == [False, False]
+    assert not envs.has_attr("nothing")
+    assert envs.render_mode is None
+    envs.set_attr("note", "all")
+    assert envs.get_attr("note", 3) == ["all"]
+    with pytest.raises(InvalidValue, match="all conversations"):
+        envs.set_attr("note", "one", indices=[0])
+
+
+def test_a_restored_environment_goes_on_as_before(envs):
+    generator = np.random.default_rng(0)
+    snapshot, masks = envs.snapshot(), envs.action_masks()
+    acts = random_acts(masks, generator)
+    first = envs.step(acts)
+    envs.restore(snapshot)
+    assert np.array_equal(envs.action_masks(), masks)
+    again = envs.step(acts)
+    assert all(np.array_equal(one, other) for one, other in zip(first[:3], again[:3], strict=True))
+
+
+def test_spaces_are_those_of_one_conversation(envs):
+    assert isinstance(envs.observation_space, spaces.Box)
+    assert envs.observation_space == envs.envs.single_observation_space
+    assert envs.action_space == envs.envs.single_action_space
+
+
+def test_what_can_not_be_adapted_is_refused_with_the_remedy():
+    with pytest.raises(InvalidValue, match="autoreset_mode='SameStep'"):
+        ChatVecEnv(ChatVectorEnv(2, llm="template"))
+    with pytest.raises(ChatGymError, match=r"before reset\(\)"):
+        ChatVecEnv.make(2, llm="template").action_masks()
