@@ -147,8 +147,8 @@ def read(path: str | Path) -> list[dict[str, Any]]:
         Corrupted: When it was cut off or changed.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("
-")[:-1]
+        # Not splitlines: it splits at characters that stand unescaped in what people write.
+        lines = [line for line in Path(path).read_text(encoding="utf-8").split("\n") if line]
     except UnicodeDecodeError:
         raise InvalidValue(f"{path} is no ChatGym trace: it isn't text") from None
     records = []
