@@ -97,6 +97,7 @@ class Talk:
         self.texts = [""] * size if self.worded else []
         self.own_words: dict[int, str] = {}
         self._everyone = list(range(size))
+        self._said = self.room.said.view(f"V{self.scenario.said.itemsize}")  # as bytes: those can be looked up
         self._meaning = _meanings_of(self.scenario)
         self._all, self._none = np.ones(size, bool), np.zeros(size, bool)
 
@@ -222,11 +223,10 @@ class Talk:
 
     def _word_partner(self, rows: npt.NDArray[np.bool_] | None) -> None:
         assert self.speaker is not None
-        said, keys, turns = self.room.said, self.room.keys, self.room.turns
+        said, keys, turns = self._said, self.room.keys, self.room.turns
         if rows is not None:
             said, keys, turns = said[rows], keys[rows], turns[rows]
-        # As plain numbers: to read a field of a record costs more than the whole step.
-        texts = self.speaker.say([self._meaning(values) for values in said.tolist()], keys, turns)
+        texts = self.speaker.say([self._meaning(record) for record in said.tolist()], keys, turns)
         for i, text in zip(self._indices(rows), texts, strict=True):
             self.texts[i] = text
 
@@ -241,12 +241,14 @@ class Talk:
 
 
 @functools.cache
-def _meanings_of(scenario: Scenario) -> Callable[[tuple[int, ...]], Meaning]:
-    """Return a function from the values of a ``said`` record to its meaning that remembers the last ones."""
+def _meanings_of(scenario: Scenario) -> Callable[[bytes], Meaning]:
+    """Return a function from the bytes of a ``said`` record to its meaning that remembers the last ones."""
     names = scenario.said.names or ()
 
     @functools.lru_cache(maxsize=65_536)
-    def meaning(values: tuple[int, ...]) -> Meaning:
+    def meaning(record: bytes) -> Meaning:
+        # As plain numbers: to read a record's field takes longer than the rest of the step.
+        values = np.frombuffer(record, scenario.said)[0].item()
         return scenario.partner_meaning(dict(zip(names, values, strict=True)))
 
     return meaning
