@@ -1,4 +1,6 @@
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,3 +16,29 @@ def test_the_textbook_loop_learns_to_serve_customers():
     early, late = (float(share) / 100 for share in re.findall(r"conversations: +([0-9.]+)%", done.stdout))
     assert early < 0.05
     assert late > early + 0.1
+
+
+def test_a_scenario_needs_only_its_own_files(tmp_path):
+    """The restaurant is a distribution of its own: installed with pip, it is found, trained on and talked to."""
+    source = shutil.copytree(EXAMPLES / "restaurant", tmp_path / "source")
+    pip = ["install", "--quiet", "--no-deps", "--no-build-isolation", "--target", str(tmp_path / "site"), str(source)]
+    subprocess.run([sys.executable, "-m", "pip", *pip], check=True)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+
+    def chatgym(*arguments, **how):
+        command = [str(Path(sys.executable).with_name("chatgym")), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=True, **how)
+
+    shown = chatgym("scenarios", "restaurant", "--measure").stdout
+    random, expert = (float(share) for share in re.findall(r"([0-9.]+) %", shown))
+    assert random < 15 < 75 < expert
+    assert chatgym("scenarios", "restaurant", "--train-nlu").stdout.startswith("Trained")
+    steps = ("--steps", "200000", "--conversations", "300", "--num-envs", "200", "--evaluate-every", "100000")
+    trained = chatgym("train", "qlearning", "--scenario", "restaurant", "--run", "run", *steps).stdout
+    assert float(re.search(r"score +\S+ +(\S+)", trained)[1]) > 80
+    chatgym("evaluate", "run", "--conversations", "20", "--trace", "t.jsonl")
+    assert "20" in chatgym("replay", "t.jsonl").stdout
+    said = "A table for 5 people please\nOn Sunday\nAt 18:00\nbye\n"
+    talk = chatgym("play", "run", "--as-partner", input=said).stdout
+    assert "understood: inform" in talk
+    assert "(ask_" in talk
