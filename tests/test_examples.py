@@ -41,4 +41,3 @@ def test_a_scenario_needs_only_its_own_files(tmp_path):
     said = "A table for 5 people please\nOn Sunday\nAt 18:00\nbye\n"
     talk = chatgym("play", "run", "--as-partner", input=said).stdout
     assert "understood: inform" in talk
-    assert "(ask_" in talk
