@@ -28,4 +28,5 @@ lint: setup
 	$(BIN)/mypy chatgym agents
 
 bench: setup
-	$(BIN)/python benchmarks/env_speed.py
+	$(BIN)/python -m pip install --quiet --constraint constraints/cpu.txt ".[bench]"
+	taskset -c 0 $(BIN)/python benchmarks/env_speed.py --write

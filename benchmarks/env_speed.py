@@ -1,92 +1,229 @@
-"""Turns a second of the environment, as ratios in one run: `python benchmarks/env_speed.py`.
+"""Turns a second of the environment beside its peers, as ratios of one run: ``python benchmarks/env_speed.py``.
 
-Each figure is min / median / max over the runs; runs of the compared environments take turns, so that a machine
-whose speed drifts doesn't favour one.
+Every subject runs for a slice of time, one after the other, round after round, so that a machine whose speed drifts
+favours none; the figures are medians over the rounds. Use one core (``taskset -c 0``). The peers GEM and TextArena are
+there after ``pip install -c constraints/cpu.txt '.[bench]'``. ``--write`` puts the result into ``docs/speed.md``.
 """
 
 from __future__ import annotations
 
 import argparse
+import cProfile
+import io
+import itertools
+import os
+import platform
+import pstats
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
-from rich.console import Console
-from rich.table import Table
+from rich.progress import track
 
-import chatgym  # noqa: F401 (registers the environment)
+from chatgym import plugins
+from chatgym.scenarios import fill
+from chatgym.talk import find_scenario
 from chatgym.vector import ChatVectorEnv
 
-Step = Callable[[int], None]
+PAGE = Path(__file__).parent.parent / "docs" / "speed.md"
+POLE = "CartPole-v1's vector environment"
 
 
-def chat_vector(observation: str, batch: int) -> Step:
-    envs = ChatVectorEnv(batch, observation=observation, llm="template")
-    return stepper(envs, batch, 13)
+@dataclass
+class Subject:
+    """Something whose steps are counted: `step` takes one, of `turns` turns."""
+
+    name: str
+    turns: int
+    step: Callable[[], object]
 
 
-def chat_sync(batch: int) -> Step:
-    make = [lambda: gym.make("ChatEnv-v0", llm="template", observation="discrete")] * batch
-    return stepper(gym.vector.SyncVectorEnv(make), batch, 13)
-
-
-def cartpole(batch: int) -> Step:
-    return stepper(gym.make_vec("CartPole-v1", batch, vectorization_mode="vector_entry_point"), batch, 2)
-
-
-def stepper(envs: gym.vector.VectorEnv, batch: int, acts: int) -> Step:
-    actions = np.random.default_rng(0).integers(0, acts, (64, batch))
+def vector(envs: gym.vector.VectorEnv, actions: Iterator) -> Callable[[], object]:
     envs.reset(seed=0)
-    return lambda i: envs.step(actions[i % 64])
+    return lambda: envs.step(next(actions))
 
 
-def single() -> Step:
-    env = gym.make("ChatEnv-v0", llm="template", observation="discrete")
+def random_acts(count: int, batch: int) -> Iterator:
+    return itertools.cycle(np.random.default_rng(0).integers(0, count, (64, batch)))
+
+
+def single(env: gym.Env, actions: Iterator) -> Callable[[], object]:
     env.reset(seed=0)
-    actions = np.random.default_rng(0).integers(0, 13, 64).tolist()
 
-    def step(i: int) -> None:
-        if any(env.step(actions[i % 64])[2:4]):
+    def step() -> None:
+        if any(env.step(next(actions))[2:4]):
             env.reset()
 
     return step
 
 
-def rate(step: Step, batch: int, seconds: float) -> float:
-    done, start = 0, time.perf_counter()
-    while (passed := time.perf_counter() - start) < seconds:
-        for i in range(20):
-            step(done + i)
-        done += 20
-    return done * batch / passed
+def chat_subjects(scenario: str, batches: list[int]) -> Iterator[Subject]:
+    acts = len(find_scenario(scenario).agent_acts) - 1  # without the last one, which ends the conversation
+    for batch in batches:
+        for observation in ("discrete", "embedding"):
+            envs = ChatVectorEnv(batch, scenario=scenario, observation=observation, llm="template")
+            yield Subject(f"{scenario}, {observation}, B = {batch}", batch, vector(envs, random_acts(acts, batch)))
+
+    def make() -> gym.Env:
+        return gym.make("ChatEnv-v0", scenario=scenario, observation="discrete", llm="template")
+
+    scalars = itertools.cycle(np.random.default_rng(0).integers(0, acts, 64).tolist())
+    yield Subject(f"{scenario}, gym.make, with words", 1, single(make(), scalars))
+    sync = gym.vector.SyncVectorEnv([make] * 16)
+    yield Subject(f"{scenario}, SyncVectorEnv, B = 16", 16, vector(sync, random_acts(acts, 16)))
+
+
+def text_subjects(batch: int) -> Iterator[Subject]:
+    """Text in and text out, and the encoder alone over the same number of sentences that are all new."""
+    from chatgym.nlu import encoder
+
+    scenario = find_scenario("customer_service")
+    known = [fill(t, {"topic": "a late delivery", **scenario.examples}) for ts in scenario.sentences["agent"].values()
+             for t in ts]  # fmt: skip
+    chosen = np.random.default_rng(0).integers(0, len(known), (64, batch))
+    texts = itertools.cycle([[known[i] for i in row] for row in chosen])
+    envs = ChatVectorEnv(batch, action="text", observation="text", llm="template")
+    yield Subject(f"customer_service, text in and out, B = {batch}", batch, vector(envs, texts))
+    numbers = itertools.count()
+    yield Subject("the sentence encoder alone, new sentences", 64,
+                  lambda: encoder()._forward([f"{t} {next(numbers)}" for t in known[:64]]))  # fmt: skip
+
+
+def gymnasium_subjects(batches: list[int]) -> Iterator[Subject]:
+    for batch in batches:
+        envs = gym.make_vec("CartPole-v1", batch, vectorization_mode="vector_entry_point")
+        yield Subject(f"{POLE}, B = {batch}", batch, vector(envs, random_acts(2, batch)))
+    sync = gym.vector.SyncVectorEnv([lambda: gym.make("CartPole-v1")] * 16)
+    yield Subject("CartPole-v1, SyncVectorEnv, B = 16", 16, vector(sync, random_acts(2, 16)))
+
+
+def async_subjects() -> Iterator[Subject]:
+    def make() -> gym.Env:
+        return gym.make("ChatEnv-v0", observation="discrete", llm="template")
+
+    envs = gym.vector.AsyncVectorEnv([make] * 4)
+    yield Subject("customer_service, AsyncVectorEnv, B = 4", 4, vector(envs, random_acts(14, 4)))
+
+
+def peer_subjects() -> Iterator[Subject]:
+    try:
+        import gem
+        import textarena
+    except ImportError:
+        print("GEM and TextArena aren't installed: pip install -c constraints/cpu.txt '.[bench]'")
+        return
+    guess = gem.make("game:GuessTheNumber-v0-easy")
+    guess.reset()
+    answers = itertools.cycle([f"\\boxed{{{n}}}" for n in range(1, 11)])
+
+    def guess_step() -> None:
+        if any(guess.step(next(answers))[2:4]):
+            guess.reset()
+
+    yield Subject("GEM, GuessTheNumber", 1, guess_step)
+    table = textarena.make("SimpleNegotiation-v0")
+    table.reset(num_players=2)
+    offers = itertools.cycle(["[Offer: 1 Wood -> 1 Brick]", "[Deny] No."])
+
+    def table_step() -> None:
+        table.get_observation()
+        if table.step(next(offers))[0]:
+            table.reset(num_players=2)
+
+    yield Subject("TextArena, SimpleNegotiation", 1, table_step)
+
+
+def qlearning_subject(batch: int) -> Subject:
+    """The Q-learning trainer's whole loop, evaluation left out."""
+    from chatgym_agents.qlearning import QLearning
+
+    scenario = find_scenario("customer_service")
+
+    def forever() -> Iterator[None]:
+        import queue
+        import threading
+
+        turns: queue.Queue = queue.Queue(1)
+        agent = QLearning(scenario, QLearning.Config(num_envs=batch))
+
+        def make(num_envs: int, **more: object) -> ChatVectorEnv:
+            return ChatVectorEnv(num_envs, observation="discrete", llm="template", **more)
+
+        threading.Thread(target=lambda: agent.learn(make, 2**60, lambda n, _: turns.put(n)), daemon=True).start()
+        while True:
+            turns.get()
+            yield None
+
+    loop = forever()
+    return Subject(f"customer_service, Q-learning's training loop, B = {batch}", batch, lambda: next(loop))
+
+
+def measure(subjects: list[Subject], rounds: int, seconds: float) -> dict[str, list[float]]:
+    rates: dict[str, list[float]] = {subject.name: [] for subject in subjects}
+    for turn in track(range(rounds + 1), "rounds", transient=True):
+        for subject in subjects:
+            done, start = 0, time.perf_counter()
+            while (passed := time.perf_counter() - start) < seconds:
+                for _ in range(8):
+                    subject.step()
+                done += 8
+            if turn:  # the first round warms up
+                rates[subject.name].append(done * subject.turns / passed)
+    return rates
+
+
+def profile(batch: int) -> str:
+    envs = ChatVectorEnv(batch, observation="discrete", llm="template")
+    step = vector(envs, random_acts(14, batch))
+    profiler = cProfile.Profile()
+    for _ in range(50):
+        step()
+    profiler.enable()
+    for _ in range(2000):
+        step()
+    profiler.disable()
+    out = io.StringIO()
+    pstats.Stats(profiler, stream=out).sort_stats("tottime").print_stats(8)
+    lines = [line for line in out.getvalue().splitlines() if line.strip()]
+    return "\n".join(line.replace(str(Path.cwd()) + os.sep, "") for line in lines[-9:])
+
+
+def page(rates: dict[str, list[float]], reference: str, where: str) -> str:
+    lines = [
+        "# Speed", "",
+        "Made by `taskset -c 0 python benchmarks/env_speed.py --write`, all in one run on one core. The last column is "
+        f"the median ratio to {reference}, round by round.", "",
+        "| environment | turns/s: median (lowest to highest) | ratio |", "|---|---:|---:|",
+    ]  # fmt: skip
+    for name, values in rates.items():
+        ratio = statistics.median(a / b for a, b in zip(values, rates[reference], strict=True))
+        middle = f"{statistics.median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})"
+        lines.append(f"| {name} | {middle} | {ratio:.3g} |")
+    return "\n".join([*lines, "", "Where a step of 1,024 conversations takes its time:", "", "```", where, "```", ""])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=0.5, help="of each run")
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=0.3, help="of each subject in a round")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 256, 1024, 8192])
+    parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
     options = parser.parse_args()
-    subjects: list[tuple[str, int, Step]] = [("single ChatEnv, gym.make", 1, single())]
-    for batch in options.batches:
-        subjects += [(f"ChatVectorEnv, {kind}", batch, chat_vector(kind, batch)) for kind in ("discrete", "embedding")]
-        subjects.append(("CartPole-v1's vector env", batch, cartpole(batch)))
-    subjects.append(("SyncVectorEnv over ChatEnv", 16, chat_sync(16)))
-    rates: dict[tuple[str, int], list[float]] = {}
-    for run in range(-1, options.runs):  # the first one warms up
-        for name, batch, step in subjects:
-            value = rate(step, batch, options.seconds)
-            if run >= 0:
-                rates.setdefault((name, batch), []).append(value)
-    table = Table("environment", "B", "turns/s (min / median / max)", "of CartPole at this B")
-    for (name, batch), values in rates.items():
-        pole = rates.get(("CartPole-v1's vector env", batch))
-        ratio = f"{statistics.median(a / b for a, b in zip(values, pole, strict=True)):.2f}" if pole else ""
-        figures = " / ".join(f"{f(values):,.0f}" for f in (min, statistics.median, max))
-        table.add_row(name, str(batch), figures, ratio)
-    Console().print(table)
+    subjects = list(gymnasium_subjects(options.batches))
+    for scenario in plugins.load().scenarios:
+        subjects += chat_subjects(scenario, options.batches)
+    subjects += [*text_subjects(256), qlearning_subject(1024), *async_subjects(), *peer_subjects()]
+    rates = measure(subjects, options.rounds, options.seconds)
+    reference = f"{POLE}, B = {1024 if 1024 in options.batches else options.batches[-1]}"
+    text = page(rates, reference, profile(1024))
+    print(text)
+    if options.write:
+        PAGE.write_text(text, encoding="utf-8")
+        print(f"written to {PAGE.name}; {platform.python_version()}")
 
 
 if __name__ == "__main__":

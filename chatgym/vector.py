@@ -203,6 +203,10 @@ class ChatVectorEnv(VectorEnv[Any, Any, Any]):
         infos.update(final_obs=final, _final_obs=ended, final_info=final_info, _final_info=ended)
         return self.talk.observe(), rewards, terminations, truncations, infos
 
+    def _names(self, acts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return indices of names: acts without the slots that words may add to them."""
+        return acts if self.talk.action == "act" else np.where(acts < 0, acts, acts % ABOUT)
+
     def _infos(self, acts: npt.NDArray[np.int64], where: BoolArray, terms: npt.NDArray[np.float64]) -> dict[str, Any]:
         """Return the infos of the rows in `where`, as Gymnasium lays them out: an array and its mask."""
         room = self.room
@@ -211,7 +215,7 @@ class ChatVectorEnv(VectorEnv[Any, Any, Any]):
             reward_terms[name], reward_terms[f"_{name}"] = terms[:, i], where
         infos: dict[str, Any] = {
             "reward_terms": reward_terms,
-            "agent_act": self._agent_acts[np.where(acts < 0, acts, acts % ABOUT)],
+            "agent_act": self._agent_acts[self._names(acts)],
             "user_act": self._user_acts[room.said["act"]],
         }
         masks = self.talk.codec.masks()
