@@ -16,7 +16,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
-from chatgym.agent import Callback, Interface, MakeEnvs, make_config, setting
+from chatgym.agent import Callback, Interface, MakeEnvs, Range, make_config, setting
 from chatgym.errors import Corrupted, InvalidValue
 from chatgym.scenarios import Scenario
 
@@ -45,25 +45,30 @@ class DQN:
     class Config:
         """How it learns."""
 
-        learning_rate: float = setting(5e-4, "step size of Adam", low=0.0, high=1.0)
-        discount_factor: float = setting(1.0, "γ: the worth of a reward one turn later", low=0.0, high=1.0)
+        learning_rate: float = setting(5e-4, "step size of Adam", low=0.0, high=1.0, tune=Range(1e-4, 2e-3, log=True))
+        discount_factor: float = setting(
+            0.98, "γ: the worth of a reward one turn later", low=0.0, high=1.0, tune=Range(0.94, 1.0)
+        )
         double: bool = setting(True, "the network chooses the next act, the target network values it")
         n_steps: int = setting(
-            5, "turns whose rewards are in a target, as long as no exploring act comes between", low=1
+            1, "turns whose rewards are in a target, as long as no exploring act comes between", low=1, tune=(1, 3, 5)
         )
         buffer_size: int = setting(200_000, "turns that are remembered", low=1)
         learning_starts: int = setting(5_000, "random turns before it learns", low=0)
         batch_size: int = setting(256, "remembered turns in a gradient step", low=1)
         train_freq: int = setting(1, "steps of all conversations between trainings", low=1)
-        gradient_steps: int = setting(4, "gradient steps in a training", low=1)
-        target_update_interval: int = setting(4_000, "turns between copies to the target network", low=1)
+        gradient_steps: int = setting(4, "gradient steps in a training", low=1, tune=(1, 2, 4, 8))
+        target_update_interval: int = setting(
+            4_000, "turns between copies to the target network", low=1, tune=Range(1000, 16_000, log=True)
+        )
         max_grad_norm: float = setting(10.0, "gradients are cut to this norm", low=0.0)
         epsilon_start: float = setting(1.0, "share of random acts at first", low=0.0, high=1.0)
         epsilon_end: float = setting(0.05, "share of random acts in the end", low=0.0, high=1.0)
         epsilon_fraction: float = setting(
-            0.4, "share of the training in which ε falls from start to end, linearly", low=0.001, high=1.0
-        )
-        hidden_size: int = setting(128, "width of the network", low=1)
+            0.4, "share of the training in which ε falls from start to end, linearly", low=0.001, high=1.0,
+            tune=Range(0.1, 0.6),
+        )  # fmt: skip
+        hidden_size: int = setting(256, "width of the network", low=1, tune=(64, 128, 256))
         hidden_layers: int = setting(2, "depth of the network", low=0)
         num_envs: int = setting(64, "conversations at once", low=1, high=1_000_000)
         device: str = setting("cpu", "where the network is: cpu, cuda; only on cpu the same seed gives the same bytes")

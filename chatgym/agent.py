@@ -90,9 +90,39 @@ class Agent(Protocol):
         """
 
 
-def setting(default: Any, help: str, *, low: float | None = None, high: float | None = None) -> Any:
-    """Declare a field of an agent's `Config`: its default, what it does, and the range that it may lie in."""
-    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high})
+@dataclass(frozen=True)
+class Range:
+    """Where a tuning looks for a number.
+
+    Attributes:
+        low, high: The bounds, which belong to it.
+        log: Whether it looks at orders of magnitude.
+        points: How many values a grid has of it, equally far apart.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+    points: int = 4
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    tune: Range | tuple[Any, ...] | None = None,
+) -> Any:
+    """Declare a field of an agent's `Config`.
+
+    Args:
+        default: Its value when none is given.
+        help: What it does.
+        low, high: The range that it may lie in.
+        tune: Where `chatgym tune` looks for its best value: a `Range`, or the values to try. None: it is left alone.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high, "tune": tune})
 
 
 def make_config(config_class: type, values: Mapping[str, Any] | None = None) -> Any:

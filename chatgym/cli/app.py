@@ -10,14 +10,14 @@ import typer
 from typer.core import TyperGroup
 
 from chatgym import __version__
-from chatgym.cli import evaluate, inventory, play, replay, train
+from chatgym.cli import evaluate, inventory, play, replay, train, tune
 from chatgym.cli.terminal import print_error
 from chatgym.errors import ChatGymError, InvalidValue
 
 INTERRUPTED = 130
 
 
-ORDER = ("train", "evaluate", "play", "replay", "scenarios", "plugins", "pull")
+ORDER = ("train", "tune", "evaluate", "play", "replay", "scenarios", "plugins", "pull")
 
 
 class Root(TyperGroup):
@@ -78,6 +78,7 @@ def chatgym(
 
 
 app.add_typer(train.app, name="train")
+app.command("tune")(tune.tune)
 app.command("evaluate")(evaluate.evaluate)
 app.command("play")(play.play)
 app.command("replay")(replay.replay)

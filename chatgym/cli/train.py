@@ -103,6 +103,10 @@ def _common(
         ),
     ] = None,
     conversations: Annotated[int, typer.Option(min=1, metavar="N", help="Conversations in each evaluation.")] = 1000,
+    from_study: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Take the best settings of a `chatgym tune`; options here go before them."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run; more --steps make it longer.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in the folder.")] = False,
 ) -> None:
@@ -187,6 +191,10 @@ def _begun(name: str, folder: Path, steps: int | None, given: set[str], values: 
     if values["max_turns"] is not None:
         arguments["max_turns"] = values["max_turns"]
     settings = {key.removeprefix(SETTING): values[key] for key in given if key.startswith(SETTING)}
+    if values["from_study"] is not None:
+        from chatgym.training.tuning import best_settings
+
+        settings = {**best_settings(values["from_study"], name), **settings}
     total = getattr(find_agent(name), "default_steps", DEFAULT_STEPS) if steps is None else steps
     with progress_bar(name, total, "turns") as progress:
         return train(

@@ -1,0 +1,127 @@
+"""What a tuning chooses from: ranges of an agent's `Config`, or what the user says instead."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from chatgym.agent import Range, make_config
+from chatgym.errors import InvalidValue, unknown
+
+Space = Mapping[str, "Range | tuple[Any, ...]"]
+"""Names of settings, and what each is chosen from: a range, or values."""
+
+GRID_LIMIT = 1000
+
+
+def search_space(config: type, params: Iterable[str] = ()) -> dict[str, Range | tuple[Any, ...]]:
+    """Return the space of an agent's `Config`.
+
+    Args:
+        config: The agent's `Config`.
+        params: ``"name"`` (its own range), ``"name=0.1,0.3"`` (these values), ``"name=0.1:0.5"`` (this range) or
+            ``"name=1e-4:1e-2:log"`` (its orders of magnitude). None at all: every setting that has a range of its own.
+
+    Raises:
+        InvalidValue: When a name, a value or a range isn't one of the agent's.
+    """
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    own = {name: field.metadata["tune"] for name, field in fields.items() if field.metadata.get("tune") is not None}
+    types_of = typing.get_type_hints(config)
+    space: dict[str, Range | tuple[Any, ...]] = {}
+    for param in params:
+        name, equals, text = param.partition("=")
+        name = name.strip().replace("-", "_")
+        if name not in fields:
+            raise unknown("setting", name, fields)
+        if not equals and name not in own:
+            raise InvalidValue(f"{name} has no range of its own; say what to try, such as --param {name}=1,2,3")
+        space[name] = _parse(name, text, types_of[name]) if equals else own[name]
+    space = space or own
+    if not space:
+        raise InvalidValue("the agent declares nothing to tune; name settings and what to try: --param name=1,2,3")
+    for name, choices in space.items():
+        for value in (choices.low, choices.high) if isinstance(choices, Range) else choices:
+            make_config(config, {name: _cast(value, types_of[name])})  # refuses what is out of range
+    return {name: _typed(choices, types_of[name]) for name, choices in space.items()}
+
+
+def grid(space: Space) -> list[dict[str, Any]]:
+    """Return every combination of the values, those of a range being its `Range.points`.
+
+    Raises:
+        InvalidValue: When there are too many.
+    """
+    axes = {name: points(choices) for name, choices in space.items()}
+    if (size := math.prod(map(len, axes.values()))) > GRID_LIMIT:
+        raise InvalidValue(
+            f"the grid over {', '.join(axes)} has {size:,} points; name fewer settings (--param), or use --method tpe"
+        )
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def points(choices: Range | tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the values of a grid along one setting."""
+    if not isinstance(choices, Range):
+        return choices
+    low, high = (math.log(end) if choices.log else end for end in (choices.low, choices.high))
+    between = [low + (high - low) * k / max(choices.points - 1, 1) for k in range(choices.points)]
+    values = [math.exp(value) if choices.log else value for value in between]
+    if isinstance(choices.low, int) and isinstance(choices.high, int):
+        return tuple(dict.fromkeys(round(value) for value in values))
+    return tuple(min(max(float(f"{value:.6g}"), choices.low), choices.high) for value in values)
+
+
+def _parse(name: str, text: str, hint: Any) -> Range | tuple[Any, ...]:
+    """Read what stands after ``name=``."""
+    if ":" in text and _kind(hint) in (int, float):
+        low, high, *more = text.split(":")
+        if more not in ([], ["log"]):
+            raise InvalidValue(f"{name}={text} is no range; write it as low:high or low:high:log")
+        made = Range(_read(name, low, hint), _read(name, high, hint), log=bool(more))
+        if not made.low < made.high or (made.log and made.low <= 0):
+            raise InvalidValue(f"{name}={text} is no range: its low end is below its high end, and above 0 with log")
+        return made
+    return tuple(dict.fromkeys(_read(name, value, hint) for value in text.split(",")))
+
+
+def _read(name: str, text: str, hint: Any) -> Any:
+    text, kind = text.strip(), _kind(hint)
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise InvalidValue(f"{name} is true or false, not {text!r}")
+        return text.lower() == "true"
+    if typing.get_origin(kind) is typing.Literal:
+        if text not in (allowed := typing.get_args(kind)):
+            raise InvalidValue(f"{name} is one of {', '.join(map(str, allowed))}, not {text!r}")
+        return text
+    if kind not in (int, float, str):
+        raise InvalidValue(f"{name} is of a type that can't be tuned")
+    try:
+        return kind(text)
+    except ValueError:
+        raise InvalidValue(f"{name} is of type {kind.__name__}, not {text!r}") from None
+
+
+def _kind(hint: Any) -> Any:
+    """Return the type without ``| None``."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        inner = [argument for argument in typing.get_args(hint) if argument is not type(None)]
+        return inner[0] if len(inner) == 1 else None
+    return hint
+
+
+def _cast(value: Any, hint: Any) -> Any:
+    return int(value) if _kind(hint) is int else float(value) if _kind(hint) is float else value
+
+
+def _typed(choices: Range | tuple[Any, ...], hint: Any) -> Range | tuple[Any, ...]:
+    """Give numbers the setting's type, so that an integer's range is one of integers."""
+    if isinstance(choices, Range):
+        return dataclasses.replace(choices, low=_cast(choices.low, hint), high=_cast(choices.high, hint))
+    return tuple(_cast(value, hint) for value in choices)

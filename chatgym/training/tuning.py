@@ -1,0 +1,351 @@
+"""Tuning: trainings with different settings, in an Optuna study that several processes may work on.
+
+All trials of a study are queued when it begins, each with a place: a grid's with their values, the others empty, to be
+filled when a process takes one up. So however many processes share it, each point is tried once. A process that works
+shows it by a heartbeat; what a killed one had begun is queued again by the next that looks.
+
+The study's folder holds ``study.json`` (what is tuned), ``study.db`` (unless another storage is named), ``best.json``
+(the best settings so far, for ``chatgym train --from-study``), ``trials.csv`` and ``study.png``.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from chatgym.agent import Range, make_config
+from chatgym.errors import Corrupted, InvalidValue
+from chatgym.training import atomic
+from chatgym.training.evaluation import evaluate
+from chatgym.training.run import find_agent
+from chatgym.training.space import Space, grid, points
+from chatgym.training.storage import open_storage, quiet
+from chatgym.training.task import Task
+from chatgym.training.trainer import DEFAULT_STEPS, VALIDATION_SEED
+
+METHODS = ("grid", "random", "tpe")
+EVALUATIONS = 5
+"""Evaluations in a training, of which all but the last may end it."""
+
+POLL_SECONDS = 0.5
+PLACE = "place"
+DONE = (TrialState.COMPLETE, TrialState.PRUNED)
+FORMAT = "chatgym-study"
+
+Progress = Callable[[int, Mapping[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study does; two processes that share one have the same.
+
+    Attributes:
+        agent: Name of an agent.
+        task: What it is trained on.
+        space: What each trial's settings are chosen from.
+        method: ``"grid"``, ``"random"`` or ``"tpe"``.
+        steps: Turns of each training.
+        seeds: Seeds of a trial's trainings; its value is the mean over them.
+        conversations: Conversations in an evaluation.
+        settings: Fields of the agent's `Config` that are the same in all.
+        seed: Of the choices.
+    """
+
+    agent: str
+    space: Space
+    task: Task = dataclasses.field(default_factory=Task)
+    method: str = "tpe"
+    steps: int = DEFAULT_STEPS
+    seeds: tuple[int, ...] = (0,)
+    conversations: int = 500
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InvalidValue(f"the method is one of {', '.join(METHODS)}, not {self.method!r}")
+        if self.steps < 1 or self.conversations < 1 or not self.seeds:
+            raise InvalidValue("a tuning needs steps, conversations and seeds, each at least one")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what two processes must agree on, JSON-able."""
+        space = {
+            name: dataclasses.asdict(choices) if isinstance(choices, Range) else list(choices)
+            for name, choices in self.space.items()
+        }
+        return {
+            "agent": self.agent, "scenario": self.task.scenario, "arguments": dict(self.task.arguments),
+            "identity": self.task.identity()["sha256"], "method": self.method, "space": space, "steps": self.steps,
+            "seeds": list(self.seeds), "conversations": self.conversations, "settings": dict(self.settings),
+            "seed": self.seed,
+        }  # fmt: skip
+
+
+def tune(
+    plan: Plan,
+    folder: str | Path,
+    *,
+    trials: int = 50,
+    name: str | None = None,
+    storage: str | None = None,
+    progress: Progress | None = None,
+) -> optuna.Study:
+    """Work on a study until it has no trial left, or begin it; other processes may do so at the same time.
+
+    Args:
+        plan: What to do.
+        folder: The study's folder.
+        trials: How many it has in all; a grid has its points.
+        name: The study's name in its storage; that of the folder when None.
+        storage: A SQLAlchemy URL; a SQLite file in the folder when None.
+        progress: Called with the turns done by this process, and metrics.
+
+    Returns:
+        The study. Its values are mean returns.
+
+    Raises:
+        InvalidValue: When there is a study of that name with another plan.
+        Unavailable: When the storage can't be reached.
+    """
+    folder = Path(folder)
+    name = name or folder.name
+    if (folder / "study.json").exists():
+        read_study(folder)  # refuses what isn't one
+    folder.mkdir(parents=True, exist_ok=True)
+    with quiet(), open_storage(storage or f"sqlite:///{folder.absolute() / 'study.db'}") as database:
+        study = _join(plan, name, database)
+        about = {"format": FORMAT, "version": 1, "name": name, **plan.to_json()}
+        atomic.write_text(folder / "study.json", json.dumps(about, indent=2) + "\n")
+        try:
+            _work(study, plan, trials, folder, progress)
+        except KeyboardInterrupt:
+            _fill(study, plan, trials)  # what was interrupted
+            report(study, plan, folder)
+            raise
+        report(study, plan, folder)
+    return study
+
+
+def best_settings(folder: str | Path, agent: str) -> dict[str, Any]:
+    """Return the best settings of a study.
+
+    Raises:
+        InvalidValue: When the folder holds no study, another agent's, or one without a finished trial.
+        Corrupted: When its files can't be read.
+    """
+    folder = Path(folder)
+    found = read_study(folder)
+    if found["agent"] != agent:
+        raise InvalidValue(f"{folder} tuned {found['agent']}, not {agent}; `chatgym train {found['agent']}` can use it")
+    path = folder / "best.json"
+    if not path.exists():
+        raise InvalidValue(f"no trial of {folder} has finished yet; go on with `chatgym tune {agent}`")
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        return dict(settings)
+    except (ValueError, KeyError, TypeError) as error:
+        raise Corrupted(f"{path} can't be read ({error}); the same `chatgym tune` writes it again") from error
+
+
+def read_study(folder: Path) -> dict[str, Any]:
+    """Return the content of ``study.json``.
+
+    Raises:
+        InvalidValue: When there is none, or it is something else's.
+        Corrupted: When it can't be read.
+    """
+    path = folder / "study.json"
+    if not path.exists():
+        raise InvalidValue(f"{folder} holds no study: there is no {path}; `chatgym tune` makes one")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        form = found.get("format")
+    except (ValueError, AttributeError) as error:
+        raise Corrupted(f"{path} can't be read ({error}); the same `chatgym tune` writes it again") from error
+    if form != FORMAT:
+        raise InvalidValue(f"{folder} holds no study: {path} is something else's")
+    return dict(found)
+
+
+def finished(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the trials that were trained to their end, the best first."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return sorted(complete, key=lambda trial: -(trial.value if trial.value is not None else 0.0))
+
+
+def report(study: optuna.Study, plan: Plan, folder: Path) -> None:
+    """Write ``best.json``, ``trials.csv`` and ``study.png``, as far as there is something to write."""
+    from chatgym.training.landscape import draw_study
+
+    if not (ranked := finished(study)):
+        return
+    _write_best(ranked[0], plan, folder)
+    names = list(plan.space)
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["trial", "state", "mean_return", "success_rate", *names])
+    for trial in study.get_trials(deepcopy=False, states=DONE):
+        value, success = trial.value, trial.user_attrs.get("success_rate")
+        table.writerow([trial.number, trial.state.name.lower(), value, success, *map(trial.params.get, names)])
+    atomic.write_text(folder / "trials.csv", text.getvalue())
+    atomic.write_file(folder / "study.png", lambda path: draw_study(study, plan, path))
+
+
+def _join(plan: Plan, name: str, storage: optuna.storages.RDBStorage) -> optuna.Study:
+    """Return the study of that name, a new one if there is none."""
+    pruner = optuna.pruners.NopPruner() if plan.method == "grid" else optuna.pruners.MedianPruner(4, 0)
+    study = optuna.create_study(
+        storage=storage, study_name=name, direction="maximize", pruner=pruner, load_if_exists=True
+    )
+    here = plan.to_json()
+    there = study.user_attrs.get("plan")
+    if there is None:
+        study.set_user_attr("plan", here)
+    elif differing := sorted(key for key in here if here[key] != there.get(key)):
+        what = ", ".join(f"{key} is {there.get(key)!r} there and {here[key]!r} here" for key in differing)
+        raise InvalidValue(f"the study {name!r} was begun with another plan: {what}; name another study (--study)")
+    return study
+
+
+def _fill(study: optuna.Study, plan: Plan, trials: int) -> None:
+    """Queue the places that no trial has, or only a failed one.
+
+    Where two processes queue a place at once, the first trial of it counts.
+    """
+    fixed = grid(plan.space) if plan.method == "grid" else [{}] * trials
+    taken = {
+        trial.user_attrs.get(PLACE) for trial in study.get_trials(deepcopy=False) if trial.state is not TrialState.FAIL
+    }
+    for place, values in enumerate(fixed):
+        if place not in taken:
+            study.enqueue_trial(values, user_attrs={PLACE: place})
+
+
+class _Surplus(Exception):
+    """This trial isn't one of the plan's: another process took the last one, or has done this one before."""
+
+
+def _work(study: optuna.Study, plan: Plan, trials: int, folder: Path, progress: Progress | None) -> None:
+    """Take up one trial after the other, until all are done, those of other processes too."""
+    worker = _Worker(study, plan, progress)
+    while True:
+        optuna.storages.fail_stale_trials(study)
+        _fill(study, plan, trials)
+        states = [trial.state for trial in study.get_trials(deepcopy=False)]
+        if TrialState.WAITING in states:
+            study.optimize(worker, n_trials=1, catch=(_Surplus,))
+            if ranked := finished(study):
+                _write_best(ranked[0], plan, folder)
+        elif TrialState.RUNNING in states:
+            time.sleep(POLL_SECONDS)
+        else:
+            return
+
+
+def _write_best(trial: FrozenTrial, plan: Plan, folder: Path) -> None:
+    best = {
+        "agent": plan.agent, "settings": {**plan.settings, **trial.params}, "mean_return": trial.value,
+        "success_rate": trial.user_attrs.get("success_rate"), "trial": trial.number,
+    }  # fmt: skip
+    atomic.write_text(folder / "best.json", json.dumps(best, indent=2) + "\n")
+
+
+class _Worker:
+    """Does a trial: trains with each seed, and returns the mean of the mean returns."""
+
+    def __init__(self, study: optuna.Study, plan: Plan, progress: Progress | None) -> None:
+        self.study, self.plan, self.progress = study, plan, progress
+        self.done = len(study.get_trials(deepcopy=False, states=DONE)) * plan.steps * len(plan.seeds)
+
+    def __call__(self, trial: optuna.Trial) -> float:
+        place = trial.user_attrs.get(PLACE)
+        if place is None or self._done_before(trial.number, place):
+            raise _Surplus
+        plan, begun = self.plan, self.done
+        self.study.sampler = _sampler(plan, place)
+        params = {
+            name: _suggest(trial, name, points(choices) if plan.method == "grid" else choices)
+            for name, choices in plan.space.items()
+        }
+        results = []
+        try:
+            for number, seed in enumerate(plan.seeds):
+                results.append(self._train(trial, params, seed, number))
+        finally:
+            self.done = begun + plan.steps * len(plan.seeds)
+        returns, successes = zip(*results, strict=True)
+        trial.set_user_attr("success_rate", sum(successes) / len(successes))
+        return float(sum(returns) / len(returns))
+
+    def _done_before(self, number: int, place: int) -> bool:
+        """Whether another trial has this place: a finished one, or an earlier one that is being done."""
+        return any(
+            other.user_attrs.get(PLACE) == place
+            and (other.state in DONE or (other.state is TrialState.RUNNING and other.number < number))
+            for other in self.study.get_trials(deepcopy=False)
+            if other.number != number
+        )
+
+    def _train(self, trial: optuna.Trial, params: Mapping[str, Any], seed: int, number: int) -> tuple[float, float]:
+        """Train once, with evaluations on the way by which the trial may be pruned.
+
+        Returns:
+            Mean return and success rate.
+        """
+        plan, made_by = self.plan, find_agent(self.plan.agent)
+        config = make_config(made_by.Config, {**plan.settings, **params})
+        agent = made_by(plan.task.find_scenario(), config, seed=seed)
+        every, reported = max(plan.steps // EVALUATIONS, 1), 0
+
+        def measure() -> tuple[float, float]:
+            result = evaluate(
+                agent, plan.task, conversations=plan.conversations, seed=VALIDATION_SEED, references=False
+            )
+            return float(result.returns.mean()), result.success_rate.value
+
+        def callback(turns: int, metrics: Mapping[str, float]) -> None:
+            nonlocal reported
+            if self.progress is not None:
+                self.progress(self.done + min(turns, plan.steps), metrics)
+            if turns // every > reported and turns < plan.steps and plan.method != "grid":
+                reported = turns // every
+                trial.report(measure()[0], number * EVALUATIONS + reported)
+                if trial.should_prune():
+                    raise optuna.TrialPruned
+
+        agent.learn(
+            lambda num_envs, **overrides: plan.task.make_envs(agent.requires, num_envs, **overrides),
+            plan.steps, callback,
+        )  # fmt: skip
+        self.done += plan.steps
+        value, success = measure()
+        if plan.method != "grid":
+            trial.report(value, (number + 1) * EVALUATIONS)
+        return value, success
+
+
+def _sampler(plan: Plan, place: int) -> optuna.samplers.BaseSampler:
+    """Return the sampler of a place: seeded by it, so that no two processes draw the same."""
+    seed = (plan.seed * 1_000_003 + place) % 2**32
+    if plan.method == "tpe":
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=8, constant_liar=True)
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def _suggest(trial: optuna.Trial, name: str, choices: Range | Sequence[Any]) -> Any:
+    """Let the sampler choose; a grid's values are queued with the trial."""
+    if not isinstance(choices, Range):
+        return trial.suggest_categorical(name, list(choices))
+    if isinstance(choices.low, int) and isinstance(choices.high, int):
+        return trial.suggest_int(name, choices.low, choices.high, log=choices.log)
+    return trial.suggest_float(name, choices.low, choices.high, log=choices.log)
