@@ -1,0 +1,200 @@
+"""Between meanings and words: what an utterance says, part by part, and back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+from chatgym.scenarios import TONES, Meaning
+from chatgym.scenarios.education.policy import *
+from chatgym.scenarios.education.problems import question, surface
+from chatgym.scenarios.education.student import say
+
+SKILL_NAMES = tuple(name.replace("_", " ") for name in SKILLS)
+EXAMPLES_FROM = 1000
+"""First number of the questions that are worked out for the student; those asked are numbered 1, 2, …"""
+
+LESSONS = {
+    ARITHMETIC: (
+        "add the ones first and carry the ten.",
+        "products come before sums and differences.",
+        "multiply before you subtract.",
+    ),
+    FRACTIONS: (
+        "with equal denominators, add the numerators and keep the denominator.",
+        "bring both to a common denominator before you add.",
+        "to divide by a fraction, multiply by its inverse.",
+    ),
+    PERCENTAGES: (
+        "percent means hundredths, so multiply and divide by a hundred.",
+        "first work out how much the percentage is, then take it off.",
+        "what you have is more than the whole, so divide to get back.",
+    ),
+    RATIOS: (
+        "find what one costs, then multiply.",
+        "count the parts, find what one part is, then multiply.",
+        "with more hands it takes less time: multiply first, then divide.",
+    ),
+    EQUATIONS: (
+        "do the same on both sides until x stands alone.",
+        "take the number away on both sides, then divide.",
+        "bring everything with x to one side first.",
+    ),
+    WORD_PROBLEMS: (
+        "write down what you know, then work in steps.",
+        "work out each group by itself, then add them up.",
+        "call the unknown number x and write an equation.",
+    ),
+}
+
+
+def partner_meaning(said: Any) -> Meaning:
+    """Return what the student's utterance means, for NLG."""
+    act, again = int(said["act"]), bool(said["about"])
+    name, part, slots = USER_ACTS[act], USER_ACTS[act], {}
+    if act == STATE_GOAL:
+        part = f"state_goal/{SKILLS[said['goal']]}"
+    elif act == ANSWER:
+        part = "answer/again" if again else "answer"
+        slots = {"answer": surface(int(said["num"]), int(said["den"]))}
+    elif act == BYE and again:
+        part = "bye/left"
+    return Meaning(name, (part,), slots, TONES[said["tone"]])
+
+
+def agent_meaning(act: int, belief: Any) -> Meaning:
+    """Return what the tutor's act means, given its belief before it speaks; its question and numbers included."""
+    name, skill, part = AGENT_ACTS[act], int(belief["skill"]), AGENT_ACTS[act]
+    if skill < 0 and (EXPLAIN <= act <= NEXT or act == PLAN):
+        return Meaning(name, ("ask_goal",))
+    slots: dict[str, str] = {}
+    if act == EXPLAIN:
+        part = "explain/arithmetic" if skill == ARITHMETIC else part
+        slots = {"skill": SKILL_NAMES[skill], "lesson": LESSONS[skill][(int(belief["turn"]) + 1) % 3]}
+    elif act == EXAMPLE:
+        shown, solved = question(int(belief["seed"]), EXAMPLES_FROM + int(belief["turn"]), skill, EASY)
+        slots = {"skill": SKILL_NAMES[skill], "question": shown, "answer": solved}
+    elif ASK_EASY <= act <= ASK_HARD:
+        slots = {"question": question(int(belief["seed"]), int(belief["asked"]) + 1, skill, act - ASK_EASY)[0]}
+    elif act == CHECK:
+        if not belief["den"]:
+            return Meaning(name, ("ask_feeling",))
+        slots = {"answer": surface(int(belief["num"]), int(belief["den"]))}
+    elif act == HINT:
+        about, difficulty = (int(belief["question_skill"]), int(belief["difficulty"]))
+        slots = {"lesson": LESSONS[about if about >= 0 else skill][max(difficulty, 0)]}
+    elif act == REVIEW:
+        slots = {"skill": SKILL_NAMES[BUILDS_ON[skill] if BUILDS_ON[skill] >= 0 else skill]}
+    elif act == NEXT:
+        slots = {"skill": SKILL_NAMES[above.py_func(int(belief["goal"]), skill)]}
+    elif act == PLAN:
+        slots = {"plan": _plan(int(belief["goal"]))}
+    return Meaning(name, (part,), slots)
+
+
+def _chain(goal: int) -> list[int]:
+    """Return the goal and what it builds on, the first thing first."""
+    steps = [goal]
+    while BUILDS_ON[steps[0]] >= 0:
+        steps.insert(0, int(BUILDS_ON[steps[0]]))
+    return steps
+
+
+def _plan(goal: int) -> str:
+    return ", then ".join(SKILL_NAMES[skill] for skill in _chain(goal))
+
+
+EXAMPLES = {
+    "answer": "12", "question": "What is 12 + 12?", "skill": "fractions", "plan": "arithmetic, then fractions",
+    "lesson": "bring both to a common denominator before you add.",
+}  # fmt: skip
+"""A surface form of each slot, the one that models see: so their words serve for every value."""
+
+_NUMBER = re.compile(
+    r"(?<![\w./])(?P<sign>[-−]?)(?P<whole>\d{1,6})(?:\s?/\s?(?P<den>\d{1,6})|[.,](?P<decimals>\d{1,4}))?(?![\w/])"
+)
+_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+_WORDS = {word: str(number) for number, word in enumerate(_DIGITS)}
+_ALONE = re.compile(
+    rf"^(?P<before>\W*(?:(?:it'?s|is it|i get|i think|maybe)\s)?)(?P<word>{'|'.join(_WORDS)})(?=\W*$)", re.I
+)
+
+
+def _read(found: re.Match[str]) -> Fraction | None:
+    value = Fraction(int(found["whole"]))
+    if found["den"]:
+        if int(found["den"]) == 0:
+            return None
+        value /= int(found["den"])
+    elif found["decimals"]:
+        value += Fraction(int(found["decimals"]), 10 ** len(found["decimals"]))
+    return -value if found["sign"] else value
+
+
+def find_slots(text: str) -> tuple[dict[str, str], str]:
+    """Find the number that a text gives as an answer (the last one), and put `EXAMPLES` in the numbers' place."""
+    text = _ALONE.sub(lambda found: found["before"] + _WORDS[found["word"].lower()], text)
+    values = [value for found in _NUMBER.finditer(text) if (value := _read(found)) is not None]
+    if not values:
+        return {}, text
+    return {"answer": str(values[-1])}, _NUMBER.sub(EXAMPLES["answer"], text)
+
+
+def parse(act: str, part: str, slots: Mapping[str, Any], said: Any) -> None:
+    """Write an understood student's utterance (see `chatgym.nlu.Understanding`) into ``said``."""
+    say.py_func(said, USER_ACTS.index(act) if act in USER_ACTS else UNCLEAR)
+    of, _, detail = part.partition("/")
+    if of == "state_goal":
+        said["goal"] = SKILLS.index(detail)
+    elif of == "answer" and "answer" in slots:
+        value = Fraction(slots["answer"])
+        said["num"], said["den"] = value.numerator, value.denominator
+    said["about"] = int(detail in ("again", "left"))
+
+
+def instructions() -> str:
+    """Return how a lesson goes, from what skills build on."""
+    lines = ["Find out what the student wants to learn, teach it, and end the lesson once it is learned."]
+    lines += [f"- {SKILL_NAMES[goal]}: {_plan(goal)}" for goal in range(1, N_SKILLS)]
+    lines += [
+        "Nobody learns a skill without what it builds on: review that first, and next_skill leads back to the goal.",
+        "Ask to see what is known; check_answer if you aren't sure of what you heard. Some learn from explain, others "
+        "from worked_example.",
+        "A bored or frustrated student needs a break, praise for a right answer, or a question that fits; at worst it "
+        "leaves. Time counts.",
+    ]
+    return "\n".join(lines)
+
+
+def describe_belief(belief: Any) -> str:
+    """Return what the tutor makes of the student so far, in words, for people."""
+    goal, skill = int(belief["goal"]), int(belief["skill"])
+    if goal < 0:
+        return "nothing yet"
+    words = [f"wants {SKILL_NAMES[goal]}" + (" (unsure)" if belief["goal_sure"] == 1 else "")]
+    words += [f"{SKILL_NAMES[step]} {belief['known'][step]:.0%} known" for step in _chain(goal)]
+    words.append(f"now at {SKILL_NAMES[skill]}")
+    if belief["answered"] in (RIGHT, WRONG):
+        unsure = " (unsure)" if belief["sure"] == 1 else ""
+        words.append(f"answered {surface(int(belief['num']), int(belief['den']))}{unsure}")
+        words[-1] += ", right" if belief["answered"] == RIGHT else ", wrong"
+    if belief["feeling"]:
+        words.append(("", "bored", "frustrated")[belief["feeling"]])
+    return "; ".join(words)
+
+
+def describe_goal(hidden: Any) -> str:
+    """Return what the student wants and knows in words, for people."""
+    goal = int(hidden["goal"])
+    steps = _chain(goal)
+
+    def names(known: int) -> str:
+        return ", ".join(SKILL_NAMES[step] for step in steps if known >> step & 1) or "none of it"
+
+    way = "examples" if hidden["style"] else "explanations"
+    return (
+        f"{SKILL_NAMES[goal]} (of {_plan(goal)}; knew {names(int(hidden['known_first']))}, now knows "
+        f"{names(int(hidden['known']))}; learns better from {way})"
+    )

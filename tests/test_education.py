@@ -1,0 +1,533 @@
+import operator
+import re
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from chatgym import nlu
+from chatgym.room import ChatRoom
+from chatgym.scenarios import TONES, fill
+from chatgym.scenarios import education as ed
+from chatgym.scenarios.education import problems, words
+from chatgym.scenarios.education.belief import depth, status
+
+N = 10_000
+ACT = {name: i for i, name in enumerate(ed.AGENT_ACTS)}
+TEACHING = [ACT[name] for name in ("explain", "worked_example")]
+ASKING = [ACT[name] for name in ("ask_easy", "ask_medium", "ask_hard")]
+CASES = [(skill, difficulty) for skill in range(ed.N_SKILLS) for difficulty in range(3)]
+
+
+def room_of(size=N, **arguments):
+    room = ChatRoom(ed.SCENARIO, size, **arguments)
+    room.seed(np.arange(size, dtype=np.uint64) + np.uint64(10**9))
+    return room
+
+
+def uniform(room, generator, masked=True):
+    allowed = room.action_masks() if masked else np.ones((room.size, len(ACT)))
+    return np.argmax(generator.random(allowed.shape) * allowed, axis=1)
+
+
+def random_policy(masked):
+    generator = np.random.default_rng(0)
+    return lambda room: uniform(room, generator, masked)
+
+
+def expert(room):
+    return room.expert_acts()
+
+
+def fixed(*names):
+    acts = np.array([ACT[name] for name in names] + [ACT["end"]] * 30)
+    return lambda room: acts[room.turns]
+
+
+@pytest.fixture(scope="module")
+def expert_play(play):
+    return play(room_of(), expert)
+
+
+# -- Balance -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_random_acts_teach_less_than_15_percent(play, masked):
+    assert play(room_of(), random_policy(masked)).share("learned") < 0.15
+
+
+def test_the_expert_teaches_75_to_95_percent_in_6_to_12_turns(expert_play):
+    assert 0.75 < expert_play.share("learned") < 0.95
+    learned = expert_play.turns[[outcome == "learned" for outcome in expert_play.outcomes]]
+    assert 6 <= np.median(learned) <= 12
+    assert 6 <= learned.mean() <= 12
+
+
+def test_the_experts_acts_in_a_fixed_order_do_at_least_20_points_worse(play, expert_play):
+    both, more = ("worked_example", "explain"), ("suggest_break", "worked_example", "explain")
+    best = 0.0
+    for opening in (("ask_goal",), ("ask_goal", "study_plan")):
+        for basis in (
+            (),
+            ("review", *both),
+            ("review", "ask_medium", *both),
+            ("review", "review", *both, "next_skill", *both),
+        ):
+            for lesson in (
+                both,
+                (*both, "worked_example"),
+                (*both, "ask_medium"),
+                (*both, *more),
+                (*both, "ask_hard", *more),
+            ):
+                order = (*opening, *basis, *(("next_skill",) if basis else ()), *lesson)
+                best = max(best, play(room_of(), fixed(*order)).share("learned"))
+    climbed = (  # the best that a thousand random changes of these led to
+        "ask_goal", "study_plan", "review", "ask_hard", "worked_example", "ask_hard", "suggest_break", "ask_hard",
+        "ask_hard", "ask_hard", "next_skill", "explain", "ask_hard", "worked_example", "ask_hard", "suggest_break",
+        "ask_medium", "ask_hard",
+    )  # fmt: skip
+    best = max(best, play(room_of(), fixed(*climbed)).share("learned"))
+    assert best < expert_play.share("learned") - 0.20
+
+
+def test_every_outcome_is_reached(play):
+    seen = set()
+    for policy in (random_policy(True), expert, fixed(*["study_plan"] * 30)):
+        seen |= set(play(room_of(max_turns=12), policy).outcomes)
+    assert seen == set(ed.OUTCOMES[1:])
+
+
+def test_more_misunderstanding_means_worse_results(play):
+    shares = [play(room_of(error_rate=rate), expert).share("learned") for rate in (0.0, 0.1, 0.3)]
+    assert shares[0] > shares[1] + 0.03 > shares[2] + 0.06
+
+
+def test_asking_again_is_worth_its_turn_when_the_answer_was_misheard(play, expert_play):
+    def trusting(room):
+        """End as soon as one answer was heard right, however unsure."""
+        heard = (room.belief["answered"] == ed.RIGHT) & (room.belief["skill"] == room.belief["goal"])
+        return np.where(heard, ACT["end"], room.expert_acts())
+
+    careful = play(room_of(error_rate=0.3), expert)
+    assert play(room_of(error_rate=0.3), trusting).share("little_learned") > careful.share("little_learned") + 0.03
+    assert expert_play.share("little_learned") < 0.05
+
+
+def test_neglecting_how_the_student_feels_loses_it(play, expert_play):
+    def heartless(room):
+        belief = room.belief.copy()
+        belief["feeling"] = belief["tone"] = 0
+        return room.expert_acts(belief)
+
+    played = play(room_of(), heartless)
+    assert played.share("gave_up") > expert_play.share("gave_up") + 0.1
+    assert played.returns.mean() < expert_play.returns.mean() - 0.1
+
+
+# -- The student -------------------------------------------------------------------------------------------------
+
+
+def taught(room, goal, known, act, skill, style=0):
+    """Start lessons on a goal with students who know the given skills (bits); take an act at a skill."""
+    room.start()
+    room.hidden["goal"], room.hidden["known"], room.hidden["style"] = goal, known, style
+    room.hidden["boredom"] = room.hidden["frustration"] = 2
+    room.belief["goal"], room.belief["goal_sure"], room.belief["skill"] = goal, 2, skill
+    room.step(np.full(room.size, ACT[act]))
+    return room
+
+
+def learned(room, skill):
+    return (room.hidden["known"] >> skill & 1).mean()
+
+
+def test_a_skill_is_hardly_learned_without_what_it_builds_on():
+    without = taught(room_of(), ed.FRACTIONS, 0, "explain", ed.FRACTIONS)
+    with_ = taught(room_of(), ed.FRACTIONS, 1 << ed.ARITHMETIC, "explain", ed.FRACTIONS)
+    expected = ed.LEARNS * ed.LIKED
+    assert abs(learned(with_, ed.FRACTIONS) - expected) < 0.02
+    assert abs(learned(without, ed.FRACTIONS) - expected * ed.WITHOUT_BASIS) < 0.02
+
+
+def test_students_learn_better_their_own_way():
+    for style, (better, worse) in enumerate([("explain", "worked_example"), ("worked_example", "explain")]):
+        shares = [learned(taught(room_of(), ed.EQUATIONS, 1, act, ed.EQUATIONS, style), ed.EQUATIONS)
+                  for act in (better, worse)]  # fmt: skip
+        assert abs(shares[0] - ed.LEARNS * ed.LIKED) < 0.02
+        assert abs(shares[1] - ed.LEARNS * ed.DISLIKED) < 0.02
+
+
+@pytest.mark.parametrize("difficulty", range(3))
+def test_answers_slip_and_are_guessed_at_their_rates(difficulty):
+    for known, expected in ((3, 1 - ed.SLIPS * ed.SLIP_OF[difficulty]), (1, ed.GUESSES * ed.GUESS_OF[difficulty])):
+        room = taught(room_of(), ed.FRACTIONS, known, ed.AGENT_ACTS[ASKING[difficulty]], ed.FRACTIONS)
+        assert abs(room.hidden["succeeded"].mean() - expected) < 0.015
+
+
+def test_the_gain_is_normalised():
+    everything = (1 << ed.ARITHMETIC) | (1 << ed.FRACTIONS) | (1 << ed.RATIOS)
+    assert ed.score(ed.RATIOS, 0) == 0.0
+    assert ed.score(ed.RATIOS, everything) == 1.0
+    assert ed.score(ed.RATIOS, 1 << ed.RATIOS) == 0.5
+    assert ed.score(ed.RATIOS, 1 << ed.ARITHMETIC) == 0.25
+    room = room_of(100)
+    room.start()
+    room.hidden["goal"], room.hidden["known_first"] = ed.RATIOS, 1 << ed.ARITHMETIC
+    room.hidden["known"] = everything & ~(1 << ed.FRACTIONS)
+    room.step(np.full(room.size, ACT["end"]))
+    assert (room.terms[:, 0] == (0.75 - 0.25) / (1 - 0.25)).all()
+    assert (room.outcomes == ed.LEARNED).all()
+
+
+def test_no_student_knows_the_goal_and_few_know_a_thing_without_its_basis():
+    room = room_of()
+    room.start()
+    known, goal = room.hidden["known"], room.hidden["goal"]
+    assert not (known >> goal & 1).any()
+    assert set(goal) == set(range(1, ed.N_SKILLS))
+    has_basis, has_fractions = known & 1 == 1, known >> ed.FRACTIONS & 1 == 1
+    others = goal != ed.FRACTIONS
+    assert has_fractions[others & has_basis].mean() > 3 * has_fractions[others & ~has_basis].mean()
+
+
+def test_what_is_too_easy_bores_and_what_is_too_hard_frustrates():
+    def felt(known, act):
+        room = taught(room_of(2000), ed.FRACTIONS, known, act, ed.FRACTIONS)
+        return room.hidden["boredom"].mean() - 2, room.hidden["frustration"].mean() - 2
+
+    assert felt(3, "ask_easy")[0] > felt(3, "ask_medium")[0] > felt(3, "ask_hard")[0]
+    assert felt(3, "explain")[0] > 3
+    assert felt(1, "ask_easy")[1] < felt(1, "ask_medium")[1] < felt(1, "ask_hard")[1]
+
+
+def test_a_student_states_its_goal_again_when_led_elsewhere():
+    room = room_of(2000, error_rate=0.0)
+    room.start()
+    room.hidden["goal"] = ed.RATIOS
+    room.belief["goal"] = room.belief["skill"] = ed.EQUATIONS
+    room.step(np.full(room.size, ACT["explain"]))
+    assert (room.said["act"] == ed.STATE_GOAL).all()
+    assert (room.belief["goal"] == ed.RATIOS).all()
+    assert (room.belief["skill"] == ed.RATIOS).all()
+
+
+def test_a_plan_makes_sure_of_the_goal():
+    room = taught(room_of(2000, error_rate=0.0), ed.RATIOS, 3, "study_plan", ed.RATIOS)
+    assert (room.belief["goal_sure"] == 2).all()
+    assert (room.said["act"] == ed.AGREE).all()
+
+
+# -- Questions and answers ---------------------------------------------------------------------------------------
+
+
+def solve(text):
+    """Solve a question by other means than the generators do: from its text alone, by search where it's an equation."""
+    n = [Fraction(int(number)) for number in re.findall(r"\d+", text)]
+    if text.startswith("What is") and "%" not in text:
+        expression = re.sub(r"(\d+)", r"Fraction(\1)", text.removeprefix("What is ").rstrip("?"))
+        left, divided, right = expression.replace("×", "*").partition(" divided by ")
+        return eval(f"({left})/({right})" if divided else left)
+    if text.endswith("What is x?"):
+        left, right = (re.sub(r"(\d)x", r"\1*x", side) for side in text.split(".")[0].split("="))
+        return next(Fraction(x) for x in range(200) if eval(left, {"x": x}) == eval(right, {"x": x}))
+    first = text.split()[0]
+    if "ratio" in text:
+        return max(n[0] * n[1] / (n[1] + n[2]), n[0] * n[2] / (n[1] + n[2]))
+    if "older" in text:
+        return next(Fraction(age) for age in range(200) if age + (age + n[0]) == n[1])
+    rules = {"What": lambda: n[1] * n[0] / 100, "A": lambda: n[0] - n[0] * n[1] / 100,
+             "After": lambda: next(Fraction(p) for p in range(5000) if p + p * n[0] / 100 == n[1]),
+             "Mia": lambda: sum([n[2]] * int(n[1]), n[0])}  # fmt: skip
+    if "ticket" in text:
+        return n[0] + n[0] + sum([n[1]] * int(n[3]))
+    if "pens" in text:
+        return n[2] * operator.truediv(n[1], n[0])
+    if "painters" in text:
+        return Fraction(int(n[0] * n[1]), int(n[2]))
+    return rules[first]()
+
+
+@pytest.mark.parametrize(("skill", "difficulty"), CASES)
+def test_a_right_answer_is_the_right_number_and_a_typical_mistake_is_not(skill, difficulty):
+    texts = set()
+    for number in range(300):
+        text, answer = problems.question(number // 10, number, skill, difficulty)
+        _, (num, den, wrong_num, wrong_den) = problems.problem(np.uint64(number // 10), number, skill, difficulty)
+        assert Fraction(num, den) == Fraction(answer) == solve(text), text
+        assert Fraction(wrong_num, wrong_den) != Fraction(num, den), text
+        assert (num, den) == Fraction(num, den).as_integer_ratio()
+        assert num > 0
+        assert wrong_num > 0
+        texts.add(text)
+    assert len(texts) > 25
+
+
+def test_what_students_answer_is_right_when_they_know_it_and_plausible_when_not():
+    seen = 0
+    for skill, difficulty in CASES:
+        room = room_of(300, error_rate=0.0)
+        room.start()
+        room.belief["goal"] = room.hidden["goal"] = max(skill, 1)
+        room.belief["skill"] = skill
+        room.hidden["boredom"] = room.hidden["frustration"] = 0
+        for _ in range(2):
+            belief = room.belief.copy()
+            room.step(np.full(room.size, ASKING[difficulty]))
+            for i in np.flatnonzero(room.said["act"] == ed.ANSWER):
+                asked = words.agent_meaning(ASKING[difficulty], belief[i]).slots["question"]
+                given = Fraction(ed.partner_meaning(room.said[i]).slots["answer"])
+                assert (given == solve(asked)) == bool(room.hidden["succeeded"][i])
+                assert room.belief["answered"][i] == (ed.RIGHT if room.hidden["succeeded"][i] else ed.WRONG)
+                seen += 1
+    assert seen > 5000
+
+
+def test_a_checked_answer_is_the_same_answer():
+    room = room_of(5000, error_rate=0.3)
+    room.start()
+    room.belief["goal"] = room.hidden["goal"] = room.belief["skill"] = ed.FRACTIONS
+    room.step(np.full(room.size, ACT["ask_medium"]))
+    first, heard = room.said.copy(), room.belief.copy()
+    answered = (heard["answered"] > 0) & (heard["den"] > 0)
+    room.step(np.full(room.size, ACT["check_answer"]), answered)
+    again = answered & (room.said["act"] == ed.ANSWER)
+    assert again.sum() > 1500
+    assert (room.said["num"][again] == first["num"][again]).all()
+    right = room.belief["num"] * first["den"] == first["num"] * room.belief["den"]
+    sure = again & (room.belief["sure"] == 2)
+    assert right[sure].mean() > (heard["num"] == first["num"])[answered].mean() + 0.05
+
+
+def test_the_error_channel_errs_at_its_rate_and_often_knows_it():
+    room = room_of(50_000)
+    room.start()
+    room.belief["goal"] = room.hidden["goal"] = room.belief["skill"] = ed.EQUATIONS
+    room.hidden["boredom"] = room.hidden["frustration"] = 0
+    room.step(np.full(room.size, ACT["ask_medium"]))
+    heard = (room.said["act"] == ed.ANSWER) & (room.belief["heard"] == ed.ANSWER)
+    wrong = (room.belief["num"] * room.said["den"] != room.said["num"] * room.belief["den"])[heard]
+    unsure = room.belief["sure"][heard] == 1
+    assert 0.09 < wrong.mean() < 0.11
+    assert 0.67 < unsure[wrong].mean() < 0.73
+    assert 0.13 < unsure[~wrong].mean() < 0.17
+
+
+# -- Observations ------------------------------------------------------------------------------------------------
+
+
+def test_the_table_numbers_every_belief_within_its_space_and_0_only_at_the_end():
+    assert ed.SCENARIO.n_beliefs <= 20_000
+    room = room_of(20_000)
+    room.start()
+    generator = np.random.default_rng(4)
+    seen = set()
+    for _ in range(30):
+        room.step(np.where(generator.random(room.size) < 0.5, uniform(room, generator), room.expert_acts()))
+        numbers = room.discrete()
+        assert ((numbers >= 0) & (numbers < ed.SCENARIO.n_beliefs)).all()
+        assert np.array_equal(numbers == 0, room.terminations)
+        seen |= set(numbers.tolist())
+        room.start(room.terminations | room.truncations)
+    assert len(seen) > 3000
+
+
+def test_the_embedding_stays_between_minus_one_and_one_and_tells_apart_what_the_table_does():
+    room = room_of(5000)
+    room.start()
+    generator = np.random.default_rng(5)
+    by_vector: dict[bytes, int] = {}
+    for _ in range(12):
+        room.step(uniform(room, generator))
+        vectors = room.embedding()
+        assert np.abs(vectors).max() <= 1.0
+        for number, vector in zip(room.discrete().tolist(), vectors, strict=True):
+            assert by_vector.setdefault(vector.tobytes(), number) == number
+        room.start(room.terminations | room.truncations)
+
+
+def test_knowledge_tracing_knows_more_than_chance_and_is_calibrated():
+    room = room_of(20_000)
+    room.start()
+    for _ in range(8):
+        room.step(room.expert_acts(), room.outcomes == 0)
+    going = np.flatnonzero((room.outcomes == 0) & (room.belief["goal"] == room.hidden["goal"]))
+    skill = room.belief["skill"][going]
+    thought = room.belief["known"][going, skill]
+    truth = room.hidden["known"][going] >> skill & 1
+    assert truth[thought > 0.8].mean() > 0.75
+    assert truth[thought < 0.2].mean() < 0.25
+    assert np.mean((thought - truth) ** 2) < 0.8 * truth.var()
+
+
+def above_chance(features, goal, classes):
+    """How far a small classifier, trained on one half, is above the commonest class on the other, in deviations."""
+    from torch import Generator, nn, no_grad, optim, tensor
+
+    half, generator = len(goal) // 2, Generator().manual_seed(0)
+    x, y = tensor(features), tensor(goal.astype(np.int64))
+    model = nn.Sequential(nn.Linear(x.shape[1], 32), nn.ReLU(), nn.Linear(32, classes))
+    for weights in model.parameters():
+        nn.init.uniform_(weights, -0.1, 0.1, generator=generator)
+    optimiser = optim.Adam(model.parameters(), 0.01, weight_decay=1e-3)
+    for _ in range(60):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(model(x[:half]), y[:half]).backward()
+        optimiser.step()
+    with no_grad():
+        accuracy = (model(x[half:]).argmax(1) == y[half:]).float().mean().item()
+    chance = (goal[half:] == np.bincount(goal[:half], minlength=classes).argmax()).mean()
+    return (accuracy - chance) / np.sqrt(chance * (1 - chance) / half)
+
+
+@pytest.mark.parametrize("moment", [0, 2, 4])
+def test_no_classifier_learns_from_observations_what_no_answer_showed(moment):
+    """Before anything is asked or taught, what the student knows and how it learns must stay at chance."""
+    room = room_of(30_000)
+    room.start()
+    generator = np.random.default_rng(7)
+    small_talk = np.array([ACT[a] for a in ("greet", "praise", "ask_feeling", "suggest_break")])
+    for _ in range(moment):
+        room.step(generator.choice(small_talk, room.size), room.outcomes == 0)
+    going = room.outcomes == 0
+    features, hidden = room.embedding(), room.hidden
+    goals = hidden["goal"]
+    for what, rows, classes in (
+        (hidden["style"], going, 2),
+        (hidden["known"] & 1, going, 2),
+        (hidden["known"] >> ed.FRACTIONS & 1, going & (goals == ed.RATIOS), 2),
+        (goals - 1, going & (hidden["told"] == 0), 5),
+    ):
+        assert rows.sum() > 3000
+        assert above_chance(features[rows], what[rows], classes) < 4
+
+
+def test_the_classifier_notices_a_leak_in_one_observation_of_five():
+    room = room_of(20_000)
+    room.start()
+    features, style = room.embedding(), room.hidden["style"].copy()
+    shown = np.random.default_rng(8).random(room.size) < 0.2
+    leaking = np.hstack([features, np.where(shown, style, 0.5)[:, None].astype(np.float32)])
+    assert above_chance(leaking, style, 2) > 8
+
+
+def test_the_public_seed_of_the_questions_tells_nothing_of_the_student():
+    room = room_of(20_000)
+    room.start()
+    bits = (room.belief["seed"][:, None] >> np.arange(64, dtype=np.uint64)) & np.uint64(1)
+    assert above_chance(bits.astype(np.float32), room.hidden["style"].copy(), 2) < 4
+    assert above_chance(bits.astype(np.float32), room.hidden["known"] & 1, 2) < 4
+
+
+def test_acts_that_make_no_sense_are_masked():
+    room = room_of(2000)
+    room.start()
+    masks = room.action_masks()
+    led = room.belief["skill"] >= 0
+    assert np.array_equal(masks[:, ACT["explain"]], led)
+    assert not masks[:, ACT["check_answer"]].any()
+    assert not masks[:, ACT["hint"]].any()
+    assert not masks[:, ACT["next_skill"]].any()
+    assert masks[:, ACT["end"]].all()
+
+
+# -- Words -------------------------------------------------------------------------------------------------------
+
+
+def test_every_part_has_six_wordings_in_each_tone_and_what_nlu_needs():
+    sentences = ed.SCENARIO.sentences
+    assert set(sentences["partner"]) == set(sentences["nlu"]["partner"]) == set(sentences["situations"])
+    assert set(sentences["agent"]) == set(sentences["nlu"]["agent"])
+    assert {part.partition("/")[0] for part in sentences["partner"]} == set(ed.USER_ACTS)
+    assert {part.partition("/")[0] for part in sentences["agent"]} == set(ed.AGENT_ACTS)
+    for tones in sentences["partner"].values():
+        assert set(tones) == set(TONES)
+        assert all(len(set(texts)) >= 6 for texts in tones.values())
+    for role in ("partner", "agent"):
+        assert all(len(set(texts)) >= 10 for texts in sentences["nlu"][role].values())
+    assert len(set(sentences["nlu"]["out_of_domain"])) >= 40
+
+
+def test_everything_that_is_ever_said_has_words_with_every_value_filled_in():
+    sentences = ed.SCENARIO.sentences
+    room = room_of(400)
+    room.start()
+    generator = np.random.default_rng(6)
+    said_parts, agent_parts = set(), set()
+    for _ in range(25):
+        mixed = generator.random(room.size) < 0.5
+        acts = np.where(mixed, uniform(room, generator, masked=False), room.expert_acts())
+        for act, belief in zip(acts, room.belief, strict=True):
+            meaning = ed.agent_meaning(int(act), belief)
+            for part in meaning.parts:
+                agent_parts.add(part)
+                assert all("{" not in fill(text, meaning.slots) for text in sentences["agent"][part])
+        room.step(acts)
+        for said in room.said:
+            meaning = ed.partner_meaning(said)
+            said_parts.update(meaning.parts)
+            texts = sentences["partner"][meaning.parts[0]][meaning.tone]
+            assert all("{" not in fill(text, meaning.slots) for text in texts)
+        room.start(room.terminations | room.truncations)
+    assert said_parts == set(sentences["partner"])
+    assert agent_parts == set(sentences["agent"])
+
+
+def test_an_utterance_survives_being_worded_read_and_parsed():
+    room = room_of(300, error_rate=0.0)
+    room.start()
+    for _ in range(10):
+        for said in room.said:
+            meaning = ed.partner_meaning(said)
+            for text in ed.SCENARIO.sentences["partner"][meaning.parts[0]][meaning.tone]:
+                slots, _ = ed.find_slots(fill(text, meaning.slots))
+                assert ("answer" in slots) == ("answer" in meaning.slots)
+                parsed = np.zeros(1, ed.SAID)[0]
+                ed.parse(meaning.act, meaning.parts[0], slots, parsed)
+                for name in ("act", "goal", "num", "den", "about"):
+                    assert parsed[name] == said[name]
+        room.step(room.expert_acts(), room.outcomes == 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [("it's 12", "12"), ("3/4", "3/4"), ("I get 6/8.", "3/4"), ("x = 7!", "7"), ("about 0,5?", "1/2"), ("1.25", "5/4"),
+     ("-3", "-3"), ("seven", "7"), ("it's eight.", "8"), ("4 + 5 is 9", "9"), ("I'm the one", None), ("3x", None),
+     ("1/0", None), ("no idea", None)],
+)  # fmt: skip
+def test_numbers_are_read_as_people_write_them(text, answer):
+    assert ed.find_slots(text)[0].get("answer") == answer
+
+
+def test_the_student_is_understood_in_words_of_its_own():
+    understood = nlu.nlu_of(ed.SCENARIO)
+    said = {
+        "hmm, i think that would be 3/8": "answer", "wait i really dont understand this": "confused",
+        "ok that makes total sense now": "understood", "we're learning percentages at school": "state_goal",
+        "no clue at all, sorry": "dont_know", "this lesson is super boring": "bored", "ok cool, lets do that": "agree",
+        "i'm too dumb for this, it's so frustrating": "frustrated", "thanks a lot!": "thank", "bye for now": "bye",
+    }  # fmt: skip
+    heard = [understanding.act for understanding in understood.understand(list(said))]
+    assert sum(map(operator.eq, heard, said.values())) >= len(said) - 1
+    assert nlu._stored(ed.SCENARIO) is not None, "run `chatgym scenarios education --train-nlu`"
+
+
+def test_what_the_tutor_makes_of_the_student_is_described():
+    belief = np.zeros(1, ed.BELIEF)[0]
+    belief["goal"] = belief["skill"] = -1
+    assert ed.SCENARIO.describe_belief(belief) == "nothing yet"
+    belief["goal"], belief["skill"], belief["goal_sure"], belief["known"] = 2, 1, 1, [0.9, 0.5, 0.02, 0, 0, 0]
+    belief["answered"], belief["num"], belief["den"], belief["sure"], belief["feeling"] = ed.WRONG, 3, 4, 1, 2
+    assert ed.SCENARIO.describe_belief(belief) == (
+        "wants percentages (unsure); arithmetic 90% known; fractions 50% known; percentages 2% known; now at "
+        "fractions; answered 3/4 (unsure), wrong; frustrated"
+    )
+    assert status.py_func(belief) == 1
+    assert depth.py_func(belief) == 1
+
+
+def test_instructions_name_what_each_goal_builds_on():
+    text = ed.SCENARIO.instructions()
+    for goal in range(1, ed.N_SKILLS):
+        assert f"- {words.SKILL_NAMES[goal]}: arithmetic" in text
