@@ -164,7 +164,7 @@ def take_in(belief: Any, heard: int) -> None:
     skill = int(belief.skill)
     basis = int(BUILDS_ON[skill])
     teaching = belief.act == EXPLAIN or belief.act == EXAMPLE
-    asking = ASK_EASY <= belief.act <= ASK_HARD
+    asking = ASK_EASY <= belief.act <= ASK_HARD or belief.act == HINT
     if teaching and (heard == UNDERSTOOD or heard == CONFUSED or heard == ASK_HELP):
         way = 1 if belief.act == EXAMPLE else -1
         if heard == UNDERSTOOD:
