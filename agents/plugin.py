@@ -17,3 +17,4 @@ def register_scenarios(register: Register) -> None:
     """Register the built-in scenarios."""
     register("customer_service", "chatgym.scenarios.customer_service:SCENARIO")
     register("education", "chatgym.scenarios.education:SCENARIO")
+    register("social", "chatgym.scenarios.social:SCENARIO")

@@ -1,0 +1,254 @@
+"""The supporter's belief: what it understands through the error channel, what it sees of that, and the expert."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba as nb
+import numpy as np
+
+from chatgym.rng import draw, randint
+from chatgym.scenarios.social.policy import *
+
+# -- What the supporter understands ------------------------------------------------------------------------------
+
+
+@nb.njit
+def value_of(record: Any, fact: int) -> int:
+    """Return a fact's value in any of the three records."""
+    if fact == PROBLEM:
+        return record.problem
+    return record.feeling if fact == FEELING else record.cause
+
+
+@nb.njit
+def set_value(record: Any, fact: int, value: int) -> None:
+    """Set a fact's value in any of the three records."""
+    if fact == PROBLEM:
+        record.problem = value
+    elif fact == FEELING:
+        record.feeling = value
+    else:
+        record.cause = value
+
+
+@nb.njit
+def to_restate(belief: Any) -> int:
+    """Return what a restatement says back: the less certain one of problem and cause, or -1."""
+    problem, cause = belief.sure[PROBLEM], belief.sure[CAUSE]
+    if cause > 0 and (problem == 0 or cause < problem):
+        return CAUSE
+    return PROBLEM if problem > 0 else -1
+
+
+@nb.njit
+def is_comfort(act: int) -> bool:
+    """Tell whether an act is one of the `STRATEGIES` that soothe without advice."""
+    return act == DISCLOSE or act == REASSURE or act == GIVE_INFO or act == PICTURE
+
+
+@nb.njit
+def note_own_act(belief: Any, act: int, turn: int) -> None:
+    """Write the supporter's own act into its belief."""
+    belief.turn = turn
+    belief.act = act
+    belief.repeating = -1
+    if act < 0:
+        return
+    belief.uses[act] = min(belief.uses[act] + 1, 9)
+    if act == RESTATE:
+        belief.repeating = to_restate(belief)
+    elif act == REFLECT:
+        belief.repeating = FEELING if belief.sure[FEELING] > 0 else -1
+    elif is_comfort(act):
+        belief.comforts = min(belief.comforts + 1, 9)
+    if act != CLOSE:
+        belief.better = 0 if act == CHECK else belief.better
+
+
+@nb.njit
+def understand(key: np.uint64, turn: int, belief: Any, said: Any, error_rate: float) -> None:
+    """Pass an utterance through the error channel into the supporter's belief."""
+    heard = said.act
+    if draw(key, turn, D_ACT_ERROR) < error_rate:
+        heard = UNCLEAR if draw(key, turn, D_ACT_CONFUSED) < 0.5 else CONFUSED[heard]
+    if heard != UNCLEAR:
+        for fact in range(3):
+            if said.slots & (1 << fact):
+                hear_fact(key, turn, belief, fact, value_of(said, fact), error_rate)
+    take_in(belief, heard)
+    belief.tone = said.tone
+
+
+@nb.njit
+def hear_fact(key: np.uint64, turn: int, belief: Any, fact: int, value: int, error_rate: float) -> None:
+    """Hear one fact, perhaps another one in its place, with a confidence."""
+    wrong = draw(key, turn, D_ERROR + fact) < error_rate
+    if wrong:
+        value = (value + 1 + randint(key, turn, D_CONFUSED + fact, SIZES[fact] - 1)) % SIZES[fact]
+    p_low = P_LOW_IF_WRONG if wrong else LOW_IF_RIGHT_PER_ERROR * error_rate
+    sure = 1 if draw(key, turn, D_CONFIDENCE + fact) < p_low else 2
+    if belief.sure[fact] > 0 and value_of(belief, fact) == value:
+        sure = max(2, belief.sure[fact])  # heard twice
+    set_value(belief, fact, value)
+    belief.sure[fact] = sure
+
+
+@nb.njit
+def take_in(belief: Any, heard: int) -> None:
+    """Update what the supporter takes the conversation's state to be after an understood user act."""
+    belief.heard = heard
+    if (heard == AFFIRM or heard == OPEN_UP) and belief.repeating >= 0:
+        belief.sure[belief.repeating] = 3
+    elif heard == WANT_ADVICE:
+        belief.wants = 1
+    elif heard == WANT_LISTENING:
+        belief.wants = 2
+    elif heard == TAKE_ADVICE:
+        belief.advised = 1
+    elif heard == REJECT_ADVICE and belief.advised != 1:
+        belief.advised = 2
+    elif heard == FEEL_BETTER and belief.act == CHECK:
+        belief.better = 1
+    belief.worked = 0
+    if belief.act >= 0 and is_comfort(belief.act):
+        belief.worked = 1 if heard == AFFIRM or heard == OPEN_UP or heard == FEEL_BETTER else 2
+
+
+@nb.njit
+def hear(belief: Any, said: Any) -> None:
+    """Take in an utterance exactly as it is (a person's, understood by NLU)."""
+    understand(np.uint64(0), belief.turn, belief, said, 0.0)
+
+
+# -- What the supporter sees -------------------------------------------------------------------------------------
+
+PHASES = 6  # open, held back or turned down, unclear, affirmed or opened up, not better, better (or not begun)
+EARLY = 3 * 3 * 3 * PHASES * 3
+LATE = 4 * 3 * 3 * 3 * PHASES * 5 * 4
+N_BELIEFS = 1 + EARLY + LATE
+
+
+@nb.njit
+def phase(belief: Any) -> int:
+    """Return how the person took the last act."""
+    heard = belief.heard
+    if belief.turn == 0 or belief.better:
+        return 5
+    if heard == UNCLEAR or heard == ASK_REPEAT:
+        return 2
+    if belief.act == CHECK:
+        return 4
+    if heard == DEFLECT or heard == REJECT_ADVICE or heard == CORRECT:
+        return 1
+    return 3 if heard == AFFIRM or heard == OPEN_UP else 0
+
+
+@nb.njit
+def understood(belief: Any) -> bool:
+    """Tell whether problem, feeling and cause were heard, however surely."""
+    return belief.sure[PROBLEM] > 0 and belief.sure[FEELING] > 0 and belief.sure[CAUSE] > 0
+
+
+@nb.njit
+def index(belief: Any) -> int:
+    """Number the belief state: a table's view, blind to turn, tone, problem and which comfort was given when."""
+    if belief.ended:
+        return 0
+    if not understood(belief):
+        code = 0
+        for fact in range(3):
+            code = code * 3 + min(belief.sure[fact], 2)
+        code = code * PHASES + phase(belief)
+        return 1 + code * 3 + min(belief.comforts, 2)
+    content = min(belief.sure[PROBLEM], belief.sure[CAUSE])
+    if content == 2 and max(belief.sure[PROBLEM], belief.sure[CAUSE]) == 3:
+        content = 3
+    advice = 3 if belief.advised == 1 else (4 if belief.advised == 2 else belief.wants)
+    code = (belief.feeling * 3 + belief.cause) * 3 + belief.sure[FEELING] - 1
+    code = ((code * 3 + content - 1) * PHASES + phase(belief)) * 5 + advice
+    return 1 + EARLY + code * 4 + min(belief.comforts, 3)
+
+
+EMBEDDING_SIZE = 95
+
+
+@nb.njit
+def embed(belief: Any, out: Any) -> None:
+    """Write the whole belief as numbers in [-1, 1]."""
+    out[:] = 0.0
+    if belief.act >= 0:
+        out[belief.act] = 1.0
+    out[16 + belief.heard] = 1.0
+    out[33 + belief.tone] = 1.0
+    if belief.sure[PROBLEM]:
+        out[36 + belief.problem] = 1.0
+    if belief.sure[FEELING]:
+        out[43 + belief.feeling] = 1.0
+    if belief.sure[CAUSE]:
+        out[47 + belief.cause] = 1.0
+    for fact in range(3):
+        out[50 + 4 * fact + belief.sure[fact]] = 1.0
+    out[62 + belief.wants] = 1.0
+    out[65 + belief.advised] = 1.0
+    out[68 + belief.worked] = 1.0
+    for act in range(16):
+        out[71 + act] = min(belief.uses[act], 4) / 4
+    out[87] = min(belief.turn / 20.0, 1.0)
+    out[88] = belief.better
+    out[89] = belief.ended
+    out[90 + min(belief.comforts, 3)] = 1.0
+    if belief.repeating >= 0:
+        out[94] = (1 + belief.repeating) / 3
+
+
+@nb.njit
+def mask(belief: Any, out: Any) -> None:
+    """Mark the acts that make sense: one can only say back what one has heard."""
+    out[:] = True
+    out[RESTATE] = to_restate(belief) >= 0
+    out[REFLECT] = belief.sure[FEELING] > 0
+
+
+@nb.njit
+def next_comfort(belief: Any) -> int:
+    """Return the strategy that soothes the believed feeling most, the less used the better."""
+    best, highest = REASSURE, -9.0
+    for i in range(4):
+        act = STRATEGIES[i]
+        worth = SOOTHES[belief.feeling, i] - 0.9 * belief.uses[act]
+        if act == belief.act:
+            worth -= 1.0
+            if belief.worked == 2:
+                worth -= 1.0
+        if worth > highest:
+            best, highest = act, worth
+    return best
+
+
+@nb.njit
+def expert(belief: Any) -> int:
+    """Return the scripted expert's act: explore, say back what was heard, then comfort or advise as is wished."""
+    if belief.better or belief.turn >= 18:
+        return CLOSE
+    if belief.turn == 0 and belief.sure[PROBLEM] == 0:
+        return GREET
+    if belief.sure[FEELING] == 1 and belief.uses[REFLECT] < 3:
+        return REFLECT
+    if to_restate(belief) >= 0 and belief.sure[to_restate(belief)] == 1 and belief.uses[RESTATE] < 4:
+        return RESTATE
+    for fact in range(3):
+        if belief.sure[fact] == 0:
+            return ASK_PROBLEM + fact
+    if belief.sure[FEELING] < 3 and belief.uses[REFLECT] < 3:
+        return REFLECT
+    if belief.wants == 0 and belief.advised == 0 and belief.uses[ASK_ADVICE] < 2:
+        return ASK_ADVICE
+    if belief.wants == 1 and belief.advised == 0:
+        return SUGGEST_TALK + belief.cause
+    if belief.wants == 2 and belief.sure[CAUSE] < 3 and belief.uses[RESTATE] < 3:
+        return RESTATE
+    settled = belief.advised == 1 or belief.comforts >= 1
+    if settled and belief.act != CHECK and (belief.worked != 2 or belief.heard == UNCLEAR):
+        return CHECK
+    return next_comfort(belief)

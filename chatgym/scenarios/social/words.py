@@ -1,0 +1,148 @@
+"""Between meanings and words: what an utterance says, part by part, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from chatgym.scenarios import ABOUT, TONES, Meaning
+from chatgym.scenarios.social.belief import to_restate
+from chatgym.scenarios.social.person import say
+from chatgym.scenarios.social.pictures import PICTURES, picture_for
+from chatgym.scenarios.social.policy import *
+
+NAMES = (PROBLEMS, FEELINGS, CAUSES)
+PROBLEM_NAMES = (
+    "trouble at work", "your breakup", "your exams", "trouble with a friend", "being alone so much",
+    "losing someone dear to you", "money worries",
+)  # fmt: skip
+FEELING_NAMES = ("anxious", "angry", "sad", "ashamed")
+CAUSE_NAMES = (
+    "a quarrel that was never settled", "too much being on your shoulders", "not knowing what comes next",
+)  # fmt: skip
+
+EXAMPLES: dict[str, str] = {}
+"""No slot has a value to be found by a pattern."""
+CHOICES = {
+    "problem": PROBLEM_NAMES, "feeling": FEELING_NAMES, "cause": CAUSE_NAMES,
+    "picture": tuple(picture.caption for picture in PICTURES.values()),
+}  # fmt: skip
+
+AGENT_CODES = {
+    "restate/problem": RESTATE + ABOUT * (PROBLEM + 1),
+    "restate/cause": RESTATE + ABOUT * (CAUSE + 1),
+}
+
+
+def _part(said: Any, fact: int) -> str:
+    name = FACTS[fact]
+    return f"state_{name}/{NAMES[fact][said[name]]}"
+
+
+def partner_meaning(said: Any) -> Meaning:
+    """Return what the person's utterance means, for NLG."""
+    act = int(said["act"])
+    name, about = USER_ACTS[act], int(said["about"])
+    named = [fact for fact in range(3) if int(said["slots"]) & (1 << fact)]
+    if about in named:  # what it is about goes first
+        named.remove(about)
+        named.insert(0, about)
+    parts = [_part(said, fact) for fact in named]
+    if act == BYE and about == PROBLEM:
+        parts = ["bye/left"]
+    elif not STATE_PROBLEM <= act <= STATE_CAUSE:
+        parts.insert(0, name)
+    return Meaning(name, tuple(parts), {}, TONES[said["tone"]])
+
+
+def agent_meaning(act: int, belief: Any) -> Meaning:
+    """Return what the supporter's act means, given its belief before it speaks."""
+    name = AGENT_ACTS[act]
+    if act == RESTATE:
+        fact = int(to_restate.py_func(belief))
+        if fact == PROBLEM:
+            return Meaning(name, ("restate/problem",), {"problem": PROBLEM_NAMES[belief["problem"]]})
+        if fact == CAUSE:
+            return Meaning(name, ("restate/cause",), {"cause": CAUSE_NAMES[belief["cause"]]})
+        return Meaning(name, ("restate",))
+    if act == REFLECT:
+        if belief["sure"][FEELING]:
+            return Meaning(name, ("reflect_feeling/feeling",), {"feeling": FEELING_NAMES[belief["feeling"]]})
+        return Meaning(name, ("reflect_feeling",))
+    if act == PICTURE:
+        feeling = int(belief["feeling"]) if belief["sure"][FEELING] else ANXIETY
+        picture = picture_for(FEELINGS[feeling], int(belief["turn"]))
+        return Meaning(name, (name,), {"picture": PICTURES[picture].caption})
+    return Meaning(name, (name,))
+
+
+def find_slots(text: str) -> tuple[dict[str, Any], str]:
+    """Find nothing: this scenario's slots have no values besides what its sentences say."""
+    return {}, text
+
+
+def parse(act: str, part: str, slots: Mapping[str, Any], said: Any) -> None:
+    """Write an understood utterance of the person (see `chatgym.nlu.Understanding`) into ``said``."""
+    say.py_func(said, USER_ACTS.index(act) if act in USER_ACTS else UNCLEAR)
+    of, _, detail = part.partition("/")
+    values = dict(slots)
+    name = of.removeprefix("state_")
+    if name in FACTS:
+        values[name] = detail
+    for fact, name in enumerate(FACTS):
+        if name in values:
+            said[name] = NAMES[fact].index(values[name])
+            said["slots"] |= 1 << fact
+            if said["about"] < 0:
+                said["about"] = fact
+    if part == "bye/left":
+        said["about"] = PROBLEM
+
+
+def instructions() -> str:
+    """Return what helps whom, from the scenario's own tables."""
+    lines = [
+        "Ask for the problem, then the feeling, then its cause; say back what you heard (restate, reflect_feeling),",
+        "first of all where you are unsure. Never advise or comfort before you know all three. Then ask_advice.",
+        "Who wants advice takes the one that fits the cause:",
+    ]
+    lines += [f"- {cause}: {AGENT_ACTS[SUGGEST_TALK + i]}" for i, cause in enumerate(CAUSE_NAMES)]
+    lines.append(
+        "Comfort soothes by feeling (best first; each wears off, and not everybody likes stories or pictures):"
+    )
+    for feeling, name in enumerate(FEELING_NAMES):
+        order = sorted(range(len(STRATEGIES)), key=lambda i: -SOOTHES[feeling, i])
+        fitting = [AGENT_ACTS[STRATEGIES[i]] for i in order if SOOTHES[feeling, i] > 0]
+        lines.append(f"- {name}: {', '.join(fitting)}")
+    lines.append("Then check_feeling, and close once the person feels better.")
+    return "\n".join(lines)
+
+
+def describe_belief(belief: Any) -> str:
+    """Return what the supporter took in so far, in words, for people."""
+    names = (PROBLEM_NAMES, FEELING_NAMES, CAUSE_NAMES)
+    noted = []
+    for fact, name in enumerate(FACTS):
+        if sure := int(belief["sure"][fact]):
+            noted.append(names[fact][belief[name]] + ("", " (unsure)", "", " (confirmed)")[sure])
+    if belief["wants"]:
+        noted.append(("wants advice", "wants to be heard")[belief["wants"] - 1])
+    if belief["better"]:
+        noted.append("feels better")
+    return ", ".join(noted) or "nothing yet"
+
+
+def describe_goal(hidden: Any) -> str:
+    """Return what the person really feels and needs, in words, for people."""
+    wants = "wants advice" if hidden["wants_advice"] else "wants to be heard"
+    likes = [
+        name
+        for name, likes in (("stories", hidden["likes_disclosure"]), ("pictures", hidden["likes_pictures"]))
+        if likes
+    ]
+    liked = " and ".join(likes) or "neither"
+    return (
+        f"{PROBLEMS[hidden['problem']]}, {FEELINGS[hidden['feeling']]} ({hidden['intensity']} of 10, "
+        f"at first {hidden['at_first']}), {CAUSES[hidden['cause']]}; {wants}; likes {liked}; "
+        f"rapport {hidden['rapport']} of {RAPPORT_MAX}"
+    )
