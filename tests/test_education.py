@@ -158,6 +158,37 @@ def test_answers_slip_and_are_guessed_at_their_rates(difficulty):
         assert abs(room.hidden["succeeded"].mean() - expected) < 0.015
 
 
+def test_a_student_says_the_worse_of_its_feelings():
+    for boredom, frustration, act in ((7, 2, ed.BORED), (2, 7, ed.FRUSTRATED), (1, 1, ed.FINE)):
+        room = room_of(200)
+        room.start()
+        room.hidden["boredom"], room.hidden["frustration"] = boredom, frustration
+        room.step(np.full(room.size, ACT["ask_feeling"]))
+        assert (room.said["act"] == act).all()
+
+
+def test_a_student_who_leaves_costs_the_gave_up_term():
+    room = room_of(200)
+    room.start()
+    room.hidden["boredom"] = 9
+    room.step(np.full(room.size, ACT["suggest_break"]))
+    room.hidden["boredom"] = 9
+    room.hidden["breaks"] = 2
+    room.step(np.full(room.size, ACT["suggest_break"]))
+    assert (room.outcomes == ed.GAVE_UP).all()
+    assert (room.terms[:, 1] == -1.0).all()
+    assert (room.terms[:, 0] == 0.0).all()
+
+
+def test_an_answer_heard_again_counts_once():
+    room = taught(room_of(2000, error_rate=0.0), ed.FRACTIONS, 3, "ask_medium", ed.FRACTIONS)
+    before = room.belief["known"].copy()
+    answered = (room.said["act"] == ed.ANSWER) & (room.outcomes == 0)
+    room.step(np.full(room.size, ACT["check_answer"]), answered)
+    assert answered.sum() > 1000
+    assert np.allclose(room.belief["known"][answered], before[answered], atol=1e-6)
+
+
 def test_the_gain_is_normalised():
     everything = (1 << ed.ARITHMETIC) | (1 << ed.FRACTIONS) | (1 << ed.RATIOS)
     assert ed.score(ed.RATIOS, 0) == 0.0
