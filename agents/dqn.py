@@ -45,7 +45,10 @@ class DQN:
     class Config:
         """How it learns."""
 
-        learning_rate: float = setting(5e-4, "step size of Adam", low=0.0, high=1.0, tune=Range(1e-4, 2e-3, log=True))
+        learning_rate: float = setting(
+            5e-4, "step size of Adam at first", low=0.0, high=1.0, tune=Range(1e-4, 2e-3, log=True)
+        )
+        learning_rate_end: float = setting(5e-4, "the step size goes linearly to this one", low=0.0, high=1.0)
         discount_factor: float = setting(
             0.98, "γ: the worth of a reward one turn later", low=0.0, high=1.0, tune=Range(0.94, 1.0)
         )
@@ -92,9 +95,7 @@ class DQN:
         inputs, actions = spaces.Box(-1.0, 1.0, (n_inputs,), np.float32), spaces.Discrete(n_actions)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            self.policy = DQNPolicy(
-                inputs, actions, lambda _: config.learning_rate, self._layers(), optimizer_kwargs={"fused": True}
-            )
+            self.policy = DQNPolicy(inputs, actions, self._rate, self._layers(), optimizer_kwargs={"fused": True})
         try:
             self.policy.to(config.device)
         except (RuntimeError, AssertionError) as error:
@@ -102,6 +103,10 @@ class DQN:
 
     def _layers(self) -> list[int]:
         return [self.config.hidden_size] * self.config.hidden_layers
+
+    def _rate(self, remaining: float) -> float:
+        """Return the learning rate when this share of the training remains, as SB3 asks for it."""
+        return self.config.learning_rate_end + remaining * (self.config.learning_rate - self.config.learning_rate_end)
 
     @property
     def turns(self) -> int:
@@ -205,7 +210,7 @@ class DQN:
         config, state, counters = self.config, self._state, self.counters
         with torch.random.fork_rng(devices=[]):  # it makes a network, which ours replaces
             model = MaskedDQN(
-                env, draws=self.seed, double=config.double, n_steps=config.n_steps, learning_rate=config.learning_rate,
+                env, draws=self.seed, double=config.double, n_steps=config.n_steps, learning_rate=self._rate,
                 buffer_size=config.buffer_size, learning_starts=config.learning_starts, batch_size=config.batch_size,
                 gamma=config.discount_factor, train_freq=config.train_freq, gradient_steps=config.gradient_steps,
                 target_update_interval=max(config.target_update_interval, config.num_envs),
