@@ -31,7 +31,8 @@ def draw_study(study: optuna.Study, plan: Plan, path: Path) -> None:
 
     figure = Figure(figsize=(9, 4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(f"{plan.agent} in {plan.task.scenario}, {plan.steps:,} turns, {len(plan.seeds)} seed(s)")
+    count = "one seed" if len(plan.seeds) == 1 else f"{len(plan.seeds)} seeds"
+    figure.suptitle(f"{plan.agent} in {plan.task.scenario}, {plan.steps:,} turns, {count}")
     many = [name for name in plan.space if len(points(plan.space[name])) > 1]
     if plan.method == "grid" and len(many) == 2:
         _heat_map(figure, study, plan, many)
