@@ -1,7 +1,12 @@
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from chatgym import nlu
+from chatgym import nlu, plugins
 from chatgym.errors import Corrupted, InvalidValue
 from chatgym.scenarios.customer_service import SCENARIO
 
@@ -40,6 +45,20 @@ OUT_OF_DOMAIN = [
     "what is the capital of France", "tell me a joke", "asdf qwer zxcv", "je ne comprends pas", "how old are you",
     "I love pizza with pineapple", "write me a python function", "", "   ", "🙂🙂🙂", "7", "lorem ipsum " * 500,
 ]  # fmt: skip
+FLOORS = {  # scenario and role: least macro-F1 of the held-out test half, and most of out-of-domain accepted
+    ("customer_service", "partner"): (0.86, 0.06),
+    ("customer_service", "agent"): (0.93, 0.03),
+}
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    """The module `benchmarks/nlu.py`."""
+    path = Path(__file__).parent.parent / "benchmarks" / "nlu.py"
+    spec = importlib.util.spec_from_file_location("nlu_benchmark", path)
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +94,11 @@ def test_an_understanding_does_not_depend_on_the_batch(understood):
         ("1234567 is too long for a number", {}),
         ("I paid 500000 euros", {"amount": 500000}),
         ("a week ago", {"date": 7}),
+        ("a couple of weeks ago", {"date": 14}),
+        ("not 5 days ago, 8 days ago", {"date": 8}),
+        ("it's not 123456, it's 654321", {"reference": 654321}),
+        ("1,250 euros and 99 cents", {"amount": 1250}),
+        ("€1.250,00", {"amount": 1250}),
     ],
 )
 def test_slot_values_are_found(text, slots):
@@ -119,3 +143,46 @@ def test_an_unknown_role_is_refused(understood):
 def test_the_agents_words_are_understood_too(understood):
     heard = understood(["Could you tell me your order number?", "I'm so sorry for the trouble."], "agent")
     assert [u.act for u in heard] == ["ask_reference", "apologise"]
+
+
+@pytest.mark.parametrize(("name", "role"), FLOORS)
+def test_people_are_understood_as_well_as_is_published(benchmark, name, role):
+    least_f1, most_accepted = FLOORS[name, role]
+    scores = benchmark.evaluate(plugins.load().scenarios[name], role, "test")
+    assert scores.macro_f1 >= least_f1
+    assert scores.false_accepts <= most_accepted
+
+
+def test_every_scenario_with_held_out_utterances_has_floors(benchmark):
+    assert {path.stem for path in benchmark.HELD_OUT.glob("*.json")} == {name for name, _ in FLOORS}
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in FLOORS}))
+def test_no_held_out_utterance_is_learnt(benchmark, name):
+    scenario = plugins.load().scenarios[name]
+    learnt = {spelling for _, _, text in nlu.labelled(scenario) for spelling in spellings(scenario, text)}
+    for role in ("partner", "agent"):
+        for utterance in benchmark.held_out(name, role):
+            assert not spellings(scenario, utterance.text) & learnt, utterance
+
+
+def spellings(scenario, text):
+    """A text as it is and with its values out of sight, in lower case and without punctuation; as it is, if no more."""
+    words = {" ".join(re.findall(r"\w+", one.lower())) for one in (text, scenario.find_slots(text)[1])}
+    return words if words - {""} else {text}
+
+
+@pytest.mark.parametrize("role", ["partner", "agent"])
+def test_every_act_has_enough_held_out_utterances(benchmark, role):
+    acts = SCENARIO.agent_acts if role == "agent" else SCENARIO.user_acts
+    said = list(benchmark.held_out("customer_service", role))
+    counts = {act: sum(u.act == act for u in said) for act in acts}
+    assert min(counts.values()) >= 40, counts
+    assert sum(not u.label for u in said) >= 200
+    learnt = {label for head, label, _ in nlu.labelled(SCENARIO) if head == role} - {nlu.OUT_OF_DOMAIN}
+    assert {u.label for u in said if u.label} == learnt
+
+
+def test_chat_spelling_is_written_out():
+    assert nlu.written_out("Heyyy, CANT log in pls, idk why") == "hey, can't log in please, I don't know why"
+    assert nlu.written_out("1000 + 111 = 1111, all good") == "1000 + 111 = 1111, all good"

@@ -93,16 +93,19 @@ EXAMPLES = {"reference": "482913", "date": "3 days ago", "amount": "40 euros"}
 
 _WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 _NUMBERS = {word: n for n, word in enumerate(_WORDS, 1)}
-_COUNT = rf"(?P<count>\d{{1,3}}|an?|{'|'.join(_NUMBERS)})"
+_NUMBERS["a couple of"] = 2
+_COUNT = rf"(?P<count>\d{{1,3}}|{'|'.join(_NUMBERS)}|an?)"
+_SUM = r"\d{1,3}(?:[.,]\d{3})+|\d{1,6}"
 _PATTERNS = {
     "date": re.compile(
         rf"\b(?:(?P<yesterday>yesterday)|last (?P<last>week|month)|{_COUNT} (?P<unit>day|week|month)s? ago)\b", re.I
     ),
     "amount": re.compile(
-        r"(?:[€$£]\s?|\bEUR\s?)(?P<before>\d{1,6})(?:[.,]\d\d)?\b|"
-        r"\b(?P<after>\d{1,6})(?:[.,]\d\d)?\s?(?:euros?\b|eur\b|dollars?\b|pounds?\b|bucks\b|[€$£])", re.I),
+        rf"(?:[€$£]\s?|\bEUR\s?)(?P<before>{_SUM})(?:[.,]\d\d)?\b|"
+        rf"\b(?P<after>{_SUM})(?:[.,]\d\d)?\s?(?:euros?\b|eur\b|dollars?\b|pounds?\b|bucks\b|[€$£])", re.I),
     "reference": re.compile(r"(?<![\w.,])\d{6}(?![\w€$£])"),
 }  # fmt: skip
+_DENIED = re.compile(r"\b(?:not|isn't|wasn't) $", re.I)
 _DAYS = {"day": 1, "week": 7, "month": 30}
 
 
@@ -110,7 +113,7 @@ def _read(slot: str, found: re.Match[str]) -> int:
     if slot == "reference":
         return int(found[0])
     if slot == "amount":
-        return int(found["before"] or found["after"])
+        return int(re.sub(r"\D", "", found["before"] or found["after"]))
     if found["yesterday"]:
         return 1
     if found["last"]:
@@ -120,11 +123,15 @@ def _read(slot: str, found: re.Match[str]) -> int:
 
 
 def find_slots(text: str) -> tuple[dict[str, int], str]:
-    """Find the number, days, and euros that a text names, and put `EXAMPLES` in their place."""
+    """Find the number, days, and euros that a text names, and put `EXAMPLES` in their place.
+
+    Of several values the first one that isn't denied counts ("not 5 days ago, 8 days ago").
+    """
     slots: dict[str, int] = {}
     for slot, pattern in _PATTERNS.items():
-        if found := pattern.search(text):
-            slots[slot] = _read(slot, found)
+        if found := list(pattern.finditer(text)):
+            meant = [match for match in found if not _DENIED.search(text, 0, match.start())]
+            slots[slot] = _read(slot, (meant or found)[0])
             text = pattern.sub(EXAMPLES[slot], text)
     return slots, text
 
