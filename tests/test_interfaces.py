@@ -110,6 +110,32 @@ def test_what_is_not_understood_costs_a_turn_and_the_partner_asks_what_was_meant
     assert env.transcript()[1]["text"] == "colourless green ideas sleep furiously"
 
 
+@pytest.mark.parametrize("scenario", ["customer_service", "education", "social"])
+def test_in_every_scenario_the_partner_asks_what_an_unclear_agent_meant(scenario):
+    env = make(action="text", scenario=scenario)
+    env.reset(seed=1)
+    _, reward, _, _, info = env.step("qwrt zzxv plmk 12 #!")
+    assert (info["agent_act"], info["user_act"]) == ("unclear", "ask_repeat")
+    assert reward < 0.0
+
+
+@pytest.mark.parametrize("scenario", ["customer_service", "social"])
+def test_the_experts_own_words_are_as_good_as_its_acts(scenario):
+    texts, acts = make(action="text", scenario=scenario), make(scenario=scenario)
+    for seed in range(10):
+        rewards = []
+        for env in (texts, acts):
+            env.reset(seed=seed)
+            total, over = 0.0, False
+            while not over:
+                act, room = expert_act(env), env.room
+                said = env.talk.word_agent(act, room.belief[0], room.keys[0], int(room.turns[0]) + 1)
+                _, reward, terminated, truncated, _ = env.step(said if env is texts else act)
+                total, over = total + reward, terminated or truncated
+            rewards.append(total)
+        assert rewards[0] == rewards[1]
+
+
 def test_a_confirmation_in_words_is_about_the_slot_that_it_names():
     env = make(action="text", error_rate=0.0)
     for seed in range(40):

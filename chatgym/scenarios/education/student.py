@@ -8,6 +8,7 @@ import numba as nb
 import numpy as np
 
 from chatgym.rng import bits, draw, randint
+from chatgym.scenarios import UNCLEAR_ACT
 from chatgym.scenarios.education.belief import note_own_act, understand
 from chatgym.scenarios.education.policy import *
 from chatgym.scenarios.education.problems import problem
@@ -239,6 +240,9 @@ def take_care(act: int, hidden: Any, belief: Any, said: Any) -> None:
 @nb.njit
 def react(key: np.uint64, turn: int, act: int, before: int, hidden: Any, belief: Any, said: Any) -> None:
     """Choose what the student says next."""
+    if act == UNCLEAR_ACT:
+        say(said, ASK_REPEAT)
+        return
     lesson = EXPLAIN <= act <= NEXT
     if lesson and act != CHECK and max(hidden.boredom, hidden.frustration) >= BAD:
         if draw(key, turn, D_FEELING) < P_SAYS_FEELING:  # and doesn't listen
