@@ -133,9 +133,10 @@ missing punctuation, two acts in one. They stand in `benchmarks/heldout/`, each 
 among the sentences that the heads learn (a test checks that). Beside them stand utterances that have nothing to do
 with any scenario: chit-chat, abuse, other languages, gibberish, prompt injections, code, emojis.
 
-Every second utterance of a label is the development half. On it the threshold ({threshold}) and the weight decay were
-chosen, and its errors showed which paraphrases the training data lacked. The figures here are of the other half, the
-test half. Slots are found by patterns, and those of customer service were extended after a look at both halves.
+Every second utterance of a label is the development half. On that of customer service the threshold ({threshold}) and
+the weight decay were chosen for all scenarios, and its errors showed which paraphrases the training data lacked. The
+figures here are of the other half, the test half. Slots are found by patterns, and those of customer service were
+extended after a look at both halves.
 
 - *accuracy*, *macro-F1*: of the dialogue acts; an utterance that was not understood (`unclear`) is a miss.
 - *part right*: of the utterances labelled with a part of an act (`inform/date`), those whose part was heard, too.
