@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from chatgym.interfaces import CHARSET
-from chatgym.nlu import NLU, labelled
+from chatgym.nlu import NLU, OUT_OF_DOMAIN, labelled
 from chatgym.scenarios import Scenario, fill
 
 VERSION = 1
@@ -80,7 +80,7 @@ class Guard:
         self.scenario, self.nlu = scenario, nlu
         self._sentences: dict[str, list[str]] = {}
         for head, label, text in labelled(scenario):
-            if head == "partner":
+            if head == "partner" and label != OUT_OF_DOMAIN:
                 self._sentences.setdefault(label, []).append(text)
         texts = [text for texts in self._sentences.values() for text in texts]
         self._vocabulary = {*scenario.sentences["vocabulary"], *_WORD.findall(" ".join(texts).lower())}

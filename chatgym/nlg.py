@@ -26,6 +26,7 @@ from chatgym.engines import Engine
 from chatgym.errors import Corrupted
 from chatgym.guard import VERSION as GUARD_VERSION
 from chatgym.guard import Guard
+from chatgym.nlu import data_digest
 from chatgym.scenarios import Meaning, Scenario, fill
 
 VERSION = 1
@@ -240,7 +241,8 @@ class Speaker:
         return Bank(tuple(accepted), tuple(rejected))
 
     def _key(self, prompt: str, engine: Engine) -> str:
-        parts = [VERSION, GUARD_VERSION, self.scenario.sentences_digest, engine.identity, prompt, CANDIDATES, SAMPLING]
+        guard = [GUARD_VERSION, data_digest(self.scenario)]
+        parts = [VERSION, guard, self.scenario.sentences_digest, engine.identity, prompt, CANDIDATES, SAMPLING]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

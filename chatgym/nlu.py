@@ -267,7 +267,8 @@ def digest(heads: Mapping[str, Head]) -> str:
     return total.hexdigest()
 
 
-def _data_digest(scenario: Scenario) -> str:
+@functools.cache
+def data_digest(scenario: Scenario) -> str:
     """SHA-256 of all that the heads are made from."""
     rows = "\n".join("\t".join(row) for row in labelled(scenario))
     made_with = f"{store.MODELS[ENCODER].sha256}\n{WEIGHT_DECAY}\n{sorted(SHORT_FORMS.items())}"
@@ -284,7 +285,7 @@ def save(scenario: Scenario, heads: Mapping[str, Head]) -> Path:
     Raises:
         Unavailable: When that folder can't be written to.
     """
-    arrays: dict[str, npt.NDArray[Any]] = {"data_sha256": np.array(_data_digest(scenario))}
+    arrays: dict[str, npt.NDArray[Any]] = {"data_sha256": np.array(data_digest(scenario))}
     for name, head in heads.items():
         arrays |= {f"{name}.labels": np.array(head.labels), f"{name}.weights": head.weights, f"{name}.bias": head.bias}
     path = _path(scenario)
@@ -302,7 +303,7 @@ def _stored(scenario: Scenario) -> dict[str, Head] | None:
         return None
     try:
         with np.load(path, allow_pickle=False) as file:
-            if str(file["data_sha256"]) != _data_digest(scenario):
+            if str(file["data_sha256"]) != data_digest(scenario):
                 return None
             names = sorted({name.partition(".")[0] for name in file.files} - {"data_sha256"})
             return {
