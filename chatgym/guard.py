@@ -16,7 +16,7 @@ from chatgym.interfaces import CHARSET
 from chatgym.nlu import NLU, OUT_OF_DOMAIN, labelled
 from chatgym.scenarios import Scenario, fill
 
-VERSION = 1
+VERSION = 2
 MAX_CHARS = 120
 MIN_LOGPROB = -1.1
 """Least mean log-probability of a wording's tokens, under the distribution that they were sampled from."""
@@ -42,6 +42,7 @@ _HABITS = re.compile(  # of weak models: they say little, or the other one's par
     r"\bhelp you\b|\bto help\b|\bcan i do\b|\bmay i help\b|\bi can help\b|\bfor you\b|\byou an?\b|\byou said\b|"
     r"\bi should be\b|\bmeant no\b", re.I,
 )  # fmt: skip
+_OPENING = re.compile(r"(?:no|yes|you're|you)\b")  # decides what the rest means
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
 
 
@@ -142,6 +143,9 @@ class Guard:
         habits = _HABITS.findall(low) + (_POLITE.findall(low) if tone == "angry" else [])
         if foreign := [found for found in habits if found not in own.text]:
             return Verdict(None, f"says {foreign[0]!r}")
+        opening = _OPENING.match(low)
+        if "yes, no" in low or (opening and not re.search(rf"^\s*{opening[0]}\b", own.text, re.M)):
+            return Verdict(None, f"opens with {low.split()[0]!r}")
         return self._slots(text, own)
 
     def _slots(self, text: str, own: _Part) -> Verdict:
