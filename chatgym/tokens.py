@@ -7,7 +7,6 @@ The ids are ChatML: the partner is the ``user``, the agent the ``assistant``.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,7 +55,7 @@ class ChatTokenizer:
         except Exception as error:  # the library's own, which is a bare Exception
             raise InvalidValue(f"{file} can't be read ({error}); save it with `tokenizer.save_pretrained`") from error
         self._tokenizer.no_truncation()
-        self.name, self.sha256 = name, hashlib.sha256(file.read_bytes()).hexdigest()
+        self.name, self.sha256 = name, store.sha256(file)
         self.size = int(self._tokenizer.get_vocab_size())
         self.end = self._end(folder)
 

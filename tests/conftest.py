@@ -71,3 +71,27 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 4 MiB."""
     with mounted(tmp_path / "disk", "4m") as folder:
         yield folder
+
+
+@pytest.fixture(scope="session")
+def above_chance() -> Callable[..., float]:
+    def above_chance(features, goal, classes):
+        """How far a small classifier, trained on one half, is above the commonest class on the other, in deviations."""
+        from torch import Generator, nn, no_grad, optim, tensor
+
+        half, generator = len(goal) // 2, Generator().manual_seed(0)
+        x, y = tensor(features), tensor(goal.astype(np.int64))
+        model = nn.Sequential(nn.Linear(x.shape[1], 32), nn.ReLU(), nn.Linear(32, classes))
+        for weights in model.parameters():
+            nn.init.uniform_(weights, -0.1, 0.1, generator=generator)
+        optimiser = optim.Adam(model.parameters(), 0.01, weight_decay=1e-3)
+        for _ in range(60):
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(model(x[:half]), y[:half]).backward()
+            optimiser.step()
+        with no_grad():
+            accuracy = (model(x[half:]).argmax(1) == y[half:]).float().mean().item()
+        chance = (goal[half:] == np.bincount(goal[:half], minlength=classes).argmax()).mean()
+        return (accuracy - chance) / np.sqrt(chance * (1 - chance) / half)
+
+    return above_chance

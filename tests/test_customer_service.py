@@ -259,28 +259,8 @@ def hidden_parts(room):
     }
 
 
-def above_chance(features, goal, classes):
-    """How far a small classifier, trained on one half, is above the commonest class on the other, in deviations."""
-    from torch import Generator, nn, no_grad, optim, tensor
-
-    half, generator = len(goal) // 2, Generator().manual_seed(0)
-    x, y = tensor(features), tensor(goal.astype(np.int64))
-    model = nn.Sequential(nn.Linear(x.shape[1], 32), nn.ReLU(), nn.Linear(32, classes))
-    for weights in model.parameters():
-        nn.init.uniform_(weights, -0.1, 0.1, generator=generator)
-    optimiser = optim.Adam(model.parameters(), 0.01, weight_decay=1e-3)
-    for _ in range(60):
-        optimiser.zero_grad()
-        nn.functional.cross_entropy(model(x[:half]), y[:half]).backward()
-        optimiser.step()
-    with no_grad():
-        accuracy = (model(x[half:]).argmax(1) == y[half:]).float().mean().item()
-    chance = (goal[half:] == np.bincount(goal[:half], minlength=classes).argmax()).mean()
-    return (accuracy - chance) / np.sqrt(chance * (1 - chance) / half)
-
-
 @pytest.mark.parametrize("moment", [0, 2, 4])
-def test_no_classifier_learns_unsaid_parts_of_the_goal_from_observations(moment):
+def test_no_classifier_learns_unsaid_parts_of_the_goal_from_observations(moment, above_chance):
     """Reactions to offers may tell (they are said); before any offer the unsaid must stay at chance."""
     room = room_of(40_000)
     room.start()
@@ -297,7 +277,7 @@ def test_no_classifier_learns_unsaid_parts_of_the_goal_from_observations(moment)
     assert tested >= 3
 
 
-def test_the_classifier_notices_a_leak_in_one_observation_of_five():
+def test_the_classifier_notices_a_leak_in_one_observation_of_five(above_chance):
     room = room_of(20_000)
     room.start()
     features, proof = room.embedding(), room.hidden["proof"].copy()

@@ -322,28 +322,8 @@ def test_knowledge_tracing_knows_more_than_chance_and_is_calibrated():
     assert np.mean((thought - truth) ** 2) < 0.8 * truth.var()
 
 
-def above_chance(features, goal, classes):
-    """How far a small classifier, trained on one half, is above the commonest class on the other, in deviations."""
-    from torch import Generator, nn, no_grad, optim, tensor
-
-    half, generator = len(goal) // 2, Generator().manual_seed(0)
-    x, y = tensor(features), tensor(goal.astype(np.int64))
-    model = nn.Sequential(nn.Linear(x.shape[1], 32), nn.ReLU(), nn.Linear(32, classes))
-    for weights in model.parameters():
-        nn.init.uniform_(weights, -0.1, 0.1, generator=generator)
-    optimiser = optim.Adam(model.parameters(), 0.01, weight_decay=1e-3)
-    for _ in range(60):
-        optimiser.zero_grad()
-        nn.functional.cross_entropy(model(x[:half]), y[:half]).backward()
-        optimiser.step()
-    with no_grad():
-        accuracy = (model(x[half:]).argmax(1) == y[half:]).float().mean().item()
-    chance = (goal[half:] == np.bincount(goal[:half], minlength=classes).argmax()).mean()
-    return (accuracy - chance) / np.sqrt(chance * (1 - chance) / half)
-
-
 @pytest.mark.parametrize("moment", [0, 2, 4])
-def test_no_classifier_learns_from_observations_what_no_answer_showed(moment):
+def test_no_classifier_learns_from_observations_what_no_answer_showed(moment, above_chance):
     """Before anything is asked or taught, what the student knows and how it learns must stay at chance."""
     room = room_of(30_000)
     room.start()
@@ -364,7 +344,7 @@ def test_no_classifier_learns_from_observations_what_no_answer_showed(moment):
         assert above_chance(features[rows], what[rows], classes) < 4
 
 
-def test_the_classifier_notices_a_leak_in_one_observation_of_five():
+def test_the_classifier_notices_a_leak_in_one_observation_of_five(above_chance):
     room = room_of(20_000)
     room.start()
     features, style = room.embedding(), room.hidden["style"].copy()
@@ -373,7 +353,7 @@ def test_the_classifier_notices_a_leak_in_one_observation_of_five():
     assert above_chance(leaking, style, 2) > 8
 
 
-def test_the_public_seed_of_the_questions_tells_nothing_of_the_student():
+def test_the_public_seed_of_the_questions_tells_nothing_of_the_student(above_chance):
     room = room_of(20_000)
     room.start()
     bits = (room.belief["seed"][:, None] >> np.arange(64, dtype=np.uint64)) & np.uint64(1)

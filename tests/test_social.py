@@ -286,28 +286,8 @@ def hidden_parts(room):
     return facts | likes
 
 
-def above_chance(features, goal, classes):
-    """How far a small classifier, trained on one half, is above the commonest class on the other, in deviations."""
-    from torch import Generator, nn, no_grad, optim, tensor
-
-    half, generator = len(goal) // 2, Generator().manual_seed(0)
-    x, y = tensor(features), tensor(goal.astype(np.int64))
-    model = nn.Sequential(nn.Linear(x.shape[1], 32), nn.ReLU(), nn.Linear(32, classes))
-    for weights in model.parameters():
-        nn.init.uniform_(weights, -0.1, 0.1, generator=generator)
-    optimiser = optim.Adam(model.parameters(), 0.01, weight_decay=1e-3)
-    for _ in range(60):
-        optimiser.zero_grad()
-        nn.functional.cross_entropy(model(x[:half]), y[:half]).backward()
-        optimiser.step()
-    with no_grad():
-        accuracy = (model(x[half:]).argmax(1) == y[half:]).float().mean().item()
-    chance = (goal[half:] == np.bincount(goal[:half], minlength=classes).argmax()).mean()
-    return (accuracy - chance) / np.sqrt(chance * (1 - chance) / half)
-
-
 @pytest.mark.parametrize("moment", [0, 3])
-def test_no_classifier_learns_what_is_unsaid_from_observations(moment):
+def test_no_classifier_learns_what_is_unsaid_from_observations(moment, above_chance):
     """Reactions to comfort and advice tell (they are said); before any of them the unsaid must stay at chance."""
     room = room_of(20_000)
     room.start()
@@ -324,7 +304,7 @@ def test_no_classifier_learns_what_is_unsaid_from_observations(moment):
     assert tested >= 5
 
 
-def test_the_classifier_notices_a_leak_in_one_observation_of_five():
+def test_the_classifier_notices_a_leak_in_one_observation_of_five(above_chance):
     room = room_of(20_000)
     room.start()
     wish = room.hidden["wants_advice"].copy()
