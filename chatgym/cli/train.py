@@ -72,6 +72,7 @@ def train_group() -> None:
       chatgym train qlearning                        into runs/qlearning
       chatgym train qlearning --run runs/short --steps 5000000 --learning-rate 0.3
       chatgym train qlearning --run runs/short --resume
+      chatgym train qlearning --log csv,tensorboard  and watch it: tensorboard --logdir runs
 
     A run folder holds config.json (everything to repeat the run), metrics.jsonl (an evaluation a line), model/ (the
     agent), curve.png and transcripts.jsonl. It can be interrupted at any moment, by Ctrl-C or a kill, and goes on
@@ -103,6 +104,10 @@ def _common(
         ),
     ] = None,
     conversations: Annotated[int, typer.Option(min=1, metavar="N", help="Conversations in each evaluation.")] = 1000,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FORMAT", help="Log as csv or tensorboard, too; can be given twice."),
+    ] = None,
     from_study: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Take the best settings of a `chatgym tune`; options here go before them."),
@@ -200,7 +205,7 @@ def _begun(name: str, folder: Path, steps: int | None, given: set[str], values: 
         return train(
             name, folder, task=Task(values["scenario"], arguments), total_steps=steps, seed=values["seed"],
             settings=settings, evaluate_every=values["evaluate_every"], conversations=values["conversations"],
-            overwrite=values["overwrite"], progress=progress,
+            log=values["log"] or (), overwrite=values["overwrite"], progress=progress,
         )  # fmt: skip
 
 
@@ -234,6 +239,7 @@ def _interrupted(folder: Path) -> None:
 def print_result(run: Run) -> None:
     """Print what a run came to: before and after, and what to do with it."""
     from chatgym.training.intervals import Interval
+    from chatgym.training.logs import FORMATS
 
     lines, config, out = run.metrics(), run.config, console()
     before, after = (
@@ -246,7 +252,8 @@ def print_result(run: Run) -> None:
         f"\n{config['agent']} in {config['scenario']}, {lines[-1]['turns']:,} turns; "
         f"{config['conversations']:,} conversations an evaluation; score: random is 0, the expert 100"
     )
-    out.print(f"Run folder: {run.folder} (model/, metrics.jsonl, curve.png, transcripts.jsonl)")
+    logged = "".join(f"{FORMATS[name]}, " for name in run.log)
+    out.print(f"Run folder: {run.folder} (model/, metrics.jsonl, {logged}curve.png, transcripts.jsonl)")
     folder = shlex.quote(str(run.folder))
     out.print(f"Next: `chatgym evaluate {folder}` measures it on conversations that it never saw,")
     out.print(f"      `chatgym play {folder} --as-partner` lets you talk to it")

@@ -1,8 +1,8 @@
 """A run folder: all that a training leaves, and all that it needs to go on.
 
 ``config.json`` (everything to repeat it), ``metrics.jsonl`` (a line per evaluation), ``model/`` (the agent as of
-the last checkpoint), ``curve.png``, ``transcripts.jsonl``. A checkpoint first appends its metrics, then puts the
-new model in place; lines later than the model are cut off when the run is resumed.
+the last checkpoint), ``curve.png``, ``transcripts.jsonl``, and the logs that were asked for. A checkpoint first appends
+its metrics, then puts the new model in place; lines later than the model are cut off when the run is resumed.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from chatgym.agent import Agent, make_config
 from chatgym.errors import Corrupted, InvalidValue, Unavailable, unknown
 from chatgym.store import sha256
 from chatgym.training import atomic
+from chatgym.training.logs import FORMATS
 from chatgym.training.task import Task
 
 CHECKPOINT = "checkpoint.json"
@@ -31,7 +32,8 @@ FORMAT = "chatgym-run"
 VERSION = 1
 KEYS = {"agent", "arguments", "conversations", "evaluate_every", "identity", "scenario", "seed", "settings",
         "total_steps", "validation_seed", "version", "versions"}  # fmt: skip
-CONTENT = ("metrics.jsonl", "curve.png", "transcripts.jsonl", "model", ".new-model", ".old-model", "config.json")
+CONTENT = ("metrics.jsonl", *FORMATS.values(), "curve.png", "transcripts.jsonl", "model", ".new-model", ".old-model",
+           "config.json")  # fmt: skip
 
 
 class Run:
@@ -99,6 +101,11 @@ class Run:
     def task(self) -> Task:
         """What the run trains on."""
         return Task(self.config["scenario"], self.config["arguments"])
+
+    @property
+    def log(self) -> list[str]:
+        """The formats that it logs as; a run from before there were any has none."""
+        return list(self.config.get("log", ()))
 
     def new_agent(self) -> Agent:
         """Return the agent as it was before the training."""

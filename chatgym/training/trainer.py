@@ -6,13 +6,14 @@ import dataclasses
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from chatgym.agent import Agent, make_config
 from chatgym.errors import InvalidValue
+from chatgym.training import logs
 from chatgym.training.evaluation import converse, evaluate
 from chatgym.training.run import Run, check_free, find_agent, lock, versions
 from chatgym.training.task import Task
@@ -37,6 +38,7 @@ def train(
     settings: Mapping[str, Any] | None = None,
     evaluate_every: int | None = None,
     conversations: int = 1000,
+    log: str | Sequence[str] = (),
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Run:
@@ -54,12 +56,14 @@ def train(
         settings: Fields of the agent's `Config` by name.
         evaluate_every: Turns between evaluations (each with a checkpoint); a twentieth of all when None.
         conversations: Conversations in an evaluation.
+        log: What to log as beside ``metrics.jsonl``: ``"csv"``, ``"tensorboard"`` or both, see
+            `chatgym.training.logs`.
         overwrite: Whether to replace a run that is in the folder.
         progress: Called after each iteration with the turns done and the agent's metrics.
 
     Raises:
         InvalidValue: When a name or value is not allowed, or the folder is taken.
-        Unavailable: When the disk is full; the run can be resumed.
+        Unavailable: When a log's package isn't installed; when the disk is full, and then the run can be resumed.
     """
     task, folder, made_by = task or Task(), Path(folder), find_agent(agent)
     default = getattr(made_by, "default_steps", DEFAULT_STEPS)
@@ -78,6 +82,7 @@ def train(
         "agent": agent, "settings": dataclasses.asdict(make_config(made_by.Config, settings)),
         "scenario": task.scenario, "arguments": dict(task.arguments), "seed": seed, "total_steps": total,
         "evaluate_every": every, "conversations": conversations, "validation_seed": VALIDATION_SEED,
+        "log": logs.formats(log),
         "identity": task.identity(), "versions": versions(agent),
     }  # fmt: skip
     check_free(folder, overwrite=overwrite)
@@ -93,11 +98,12 @@ def resume(folder: str | Path, *, total_steps: int | None = None, progress: Prog
     Raises:
         InvalidValue: When the folder holds no run, or was made with another simulator than is here.
         Corrupted: When a file of the run isn't what it was.
-        Unavailable: When the disk is full, or another process trains in the folder.
+        Unavailable: When the disk is full, a log's package isn't installed, or another process trains in the folder.
     """
     if total_steps is not None and total_steps < 1:
         raise InvalidValue(f"total_steps is a number from 1 on, not {total_steps}")
     run = Run.open(folder)
+    logs.formats(run.log)
     before, here = run.config["identity"]["sha256"], run.task.identity()["sha256"]
     if before != here:
         raise InvalidValue(
@@ -113,7 +119,11 @@ def resume(folder: str | Path, *, total_steps: int | None = None, progress: Prog
 
 def _go(run: Run, progress: Progress | None) -> None:
     """Train from the last checkpoint, or from the beginning, to the end."""
-    loop = _Loop(run, progress)
+    with logs.logging(run.folder, run.log) as log:
+        _train(run, _Loop(run, log, progress))
+
+
+def _train(run: Run, loop: _Loop) -> None:
     with _deferred_interrupt(loop):
         if run.model.is_dir():
             loop.begin_again(run.agent())
@@ -132,8 +142,8 @@ def _go(run: Run, progress: Progress | None) -> None:
 class _Loop:
     """The callback of a training: evaluates and saves when it is time, and stops at Ctrl-C."""
 
-    def __init__(self, run: Run, progress: Progress | None) -> None:
-        self.run, self.progress, self.interrupted = run, progress, False
+    def __init__(self, run: Run, log: logs.Logs, progress: Progress | None) -> None:
+        self.run, self.log, self.progress, self.interrupted = run, log, progress, False
         self.every: int = run.config["evaluate_every"]
         self.agent: Agent
         self.turns = 0
@@ -149,6 +159,8 @@ class _Loop:
         self.turns = self.run.turns
         self.run.keep_metrics(self.turns)
         lines = self.run.metrics()
+        with self.run.writing():
+            self.log.write(lines)
         self.seconds = lines[-1]["seconds"] if lines else 0.0
 
     def __call__(self, turns: int, metrics: Mapping[str, float]) -> None:
@@ -192,6 +204,8 @@ class _Loop:
             "training": dict(metrics),
         }  # fmt: skip
         self.run.checkpoint(self.agent, self.turns, line)
+        with self.run.writing():
+            self.log.write(self.run.metrics())
 
 
 class _deferred_interrupt:
