@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from chatgym.cli.terminal import console, measures, progress_bar, table
-from chatgym.errors import InvalidValue, unknown
+from chatgym.cli.compare import compare_all, find
+from chatgym.cli.terminal import console, measures, percent, progress_bar, table
+from chatgym.errors import InvalidValue
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,12 +26,16 @@ SEED = 2_000_000  # chatgym.training.evaluation.EVALUATION_SEED, which isn't imp
 
 
 def evaluate(
-    run_or_agent: Annotated[
-        str,
+    what: Annotated[
+        list[str],
         typer.Argument(
-            metavar="RUN_OR_AGENT", help="A run folder, or an agent that needs no training (random, expert)."
+            metavar="RUN_OR_AGENT",
+            help="A run folder, or an agent that needs no training (random, expert); several with --compare.",
         ),
     ],
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Compare several over the same conversations, in a table and a picture.")
+    ] = False,
     conversations: Annotated[int, typer.Option(min=1, metavar="N", help="How many to hold.")] = 1000,
     seed: Annotated[
         int, typer.Option(min=0, metavar="N", help="Seed of the first one; the next ones count on from it.")
@@ -62,6 +67,10 @@ def evaluate(
         Path | None,
         typer.Option(metavar="FILE", dir_okay=False, help="Write the conversations, for `chatgym replay`."),
     ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", dir_okay=False, help="The picture of a comparison.", show_default="compare.png"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Measure an agent over unseen conversations.
@@ -69,16 +78,31 @@ def evaluate(
     Prints success rate, mean return and score (random is 0, the expert 100) with 95 % intervals, and how the
     conversations ended. The words don't change what happens, so there are none unless --llm or --trace asks for them.
 
+    With --compare, runs that differ in their seed alone are taken together; differences are to the one named first.
+
     \b
     Examples:
       chatgym evaluate runs/qlearning
       chatgym evaluate expert --conversations 200 --error-rate 0.3
       chatgym evaluate runs/qlearning --conversations 100 --llm smollm2-135m
       chatgym evaluate runs/qlearning --conversations 20 --trace t.jsonl && chatgym replay t.jsonl
+      chatgym evaluate --compare runs/qlearning runs/dqn expert
     """
-    if trace is not None and not trace.absolute().parent.is_dir():
-        raise InvalidValue(f"there is no folder {trace.absolute().parent} to write {trace.name} into; make it first")
-    agent, task = _find(run_or_agent, scenario, {"error_rate": error_rate, "max_turns": max_turns})
+    for path in (trace, picture):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise InvalidValue(f"there is no folder {path.absolute().parent} to write {path.name} into; make it first")
+    changes = {"error_rate": error_rate, "max_turns": max_turns}
+    if compare:
+        if llm is not None or trace is not None:
+            raise InvalidValue("a comparison is without words: leave out --llm and --trace, or evaluate one by one")
+        compare_all(what, scenario, changes, conversations, seed, picture or Path("compare.png"), as_json)
+        return
+    if len(what) > 1 or picture is not None:
+        raise InvalidValue(
+            f"only a comparison takes several, and --picture: chatgym evaluate --compare {' '.join(what)}"
+        )
+    run_or_agent = what[0]
+    agent, task = find(run_or_agent, scenario, changes)
     recorder: Any = Recorder(agent)
     if llm not in (None, "template") and sys.stderr.isatty():
         typer.echo(f"{llm} makes its wordings at their first use, which takes minutes; the cache keeps them", err=True)
@@ -98,31 +122,6 @@ def evaluate(
     _print(result, run_or_agent, task)
     if trace is not None:
         console().print(f"\nTrace: {trace}; `chatgym replay {trace}` plays it again and compares every word")
-
-
-def _find(run_or_agent: str, scenario: str | None, changes: Mapping[str, Any]) -> tuple[Agent, Task]:
-    """Return the agent of a run folder, or the one of that name, and what it is measured on."""
-    from chatgym import plugins
-    from chatgym.training import Run, Task
-
-    changed = {name: value for name, value in changes.items() if value is not None}
-    agents = plugins.load().agents
-    if run_or_agent in agents and not (Path(run_or_agent) / "config.json").exists():
-        made_by = agents[run_or_agent]
-        if getattr(made_by, "default_steps", None) != 0:
-            raise InvalidValue(
-                f"the agent {run_or_agent!r} knows nothing before it is trained; run `chatgym train {run_or_agent}`, "
-                f"then `chatgym evaluate runs/{run_or_agent}`"
-            )
-        task = Task(scenario or "customer_service", changed)
-        return made_by(task.find_scenario()), task
-    if not Path(run_or_agent).exists():
-        untrained = [name for name in agents if getattr(agents[name], "default_steps", None) == 0]
-        raise unknown("agent or run folder", run_or_agent, untrained, "`chatgym train` makes run folders.")
-    run = Run.open(run_or_agent)
-    if scenario not in (None, run.task.scenario):
-        raise InvalidValue(f"{run_or_agent} was trained for {run.task.scenario!r}, it knows nothing of {scenario!r}")
-    return run.agent(), Task(run.task.scenario, {**run.task.arguments, **changed})
 
 
 class Recorder:
@@ -186,7 +185,7 @@ def _print(result: Evaluation, what: str, task: Task) -> None:
     rows = measures(result.success_rate, result.mean_return, result.score)
     out.print(table(("", what, "95 % interval"), [*rows, ("turns", f"{result.turns.mean():.1f}", "")], (1, 2)))
     ends = [
-        (outcome, f"{times:,}", _percent(times / count))
+        (outcome, f"{times:,}", percent(times / count))
         for outcome, times in Counter(result.outcomes.tolist()).most_common()
     ]
     out.print()
@@ -209,8 +208,4 @@ def _figures(report: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
             yield label, ""
             yield from ((f"  {inner}", text) for inner, text in _figures(value))
         else:
-            yield label, _percent(value) if isinstance(value, float) else f"{value:,}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+            yield label, percent(value) if isinstance(value, float) else f"{value:,}"

@@ -61,6 +61,11 @@ def measures(success_rate: Interval, mean_return: Interval, score: Interval) -> 
     ]
 
 
+def percent(share: float) -> str:
+    """Write a share."""
+    return f"{100 * share:.1f} %"
+
+
 @contextlib.contextmanager
 def progress_bar(what: str, total: int, unit: str, done: int = 0) -> Iterator[Progress | None]:
     """Show a bar on a terminal while the block runs; without a terminal, yield None and show nothing.

@@ -41,3 +41,31 @@ def bootstrap_mean(values: npt.NDArray[np.float64], seed: int = 0) -> Interval:
     means = np.concatenate([values[generator.integers(0, n, (part, n))].mean(1) for part in parts])
     low, high = np.quantile(means, [0.025, 0.975])
     return Interval(float(values.mean()), float(low), float(high))
+
+
+def iqm(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the mean of the middle half of each row of float64[..., N], float64[...] (Agarwal et al. 2021).
+
+    A quarter of the values, rounded down, is left out at each end, so that of fewer than four it is the mean.
+    """
+    cut = values.shape[-1] // 4
+    middle: npt.NDArray[np.float64] = np.sort(values, -1)[..., cut : values.shape[-1] - cut].mean(-1)
+    return middle
+
+
+def resampled_means(columns: npt.NDArray[np.float64], seed: int = 0) -> npt.NDArray[np.float64]:
+    """Return the means of float64[N, C] over its rows, and over rows drawn with replacement, float64[1 + RESAMPLES, C].
+
+    The first row is of the sample itself. A draw is the same for all columns: they stay paired.
+    """
+    generator, n = np.random.default_rng(seed), len(columns)
+    rows = max(min(4_000_000 // n, RESAMPLES), 1)  # draws at once: bounds the memory
+    parts = [min(rows, RESAMPLES - first) for first in range(0, RESAMPLES, rows)]
+    drawn = [generator.multinomial(n, np.full(n, 1 / n), part) @ columns / n for part in parts]
+    return np.concatenate([columns.mean(0)[None], *drawn])
+
+
+def percentiles(values: npt.NDArray[np.float64]) -> Interval:
+    """Return the interval of a statistic, float64[1 + RESAMPLES]: of the sample itself, then of its resamples."""
+    low, high = np.quantile(values[1:], [0.025, 0.975])
+    return Interval(float(values[0]), float(low), float(high))

@@ -1,0 +1,168 @@
+"""``chatgym evaluate --compare``: several runs and agents over the same conversations, side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from chatgym.cli.terminal import console, percent, progress_bar, table
+from chatgym.errors import InvalidValue, unknown
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from chatgym.agent import Agent
+    from chatgym.training import Comparison, Entrant, Task
+    from chatgym.training.intervals import Interval
+
+
+def find(run_or_agent: str, scenario: str | None, changes: Mapping[str, Any]) -> tuple[Agent, Task]:
+    """Return the agent of a run folder, or the one of that name, and what it is measured on."""
+    from chatgym import plugins
+    from chatgym.training import Run, Task
+
+    changed = {name: value for name, value in changes.items() if value is not None}
+    agents = plugins.load().agents
+    if run_or_agent in agents and not (Path(run_or_agent) / "config.json").exists():
+        made_by = agents[run_or_agent]
+        if getattr(made_by, "default_steps", None) != 0:
+            raise InvalidValue(
+                f"the agent {run_or_agent!r} knows nothing before it is trained; run `chatgym train {run_or_agent}`, "
+                f"then `chatgym evaluate runs/{run_or_agent}`"
+            )
+        task = Task(scenario or "customer_service", changed)
+        return made_by(task.find_scenario()), task
+    if not Path(run_or_agent).exists():
+        untrained = [name for name in agents if getattr(agents[name], "default_steps", None) == 0]
+        raise unknown("agent or run folder", run_or_agent, untrained, "`chatgym train` makes run folders.")
+    run = Run.open(run_or_agent)
+    if scenario not in (None, run.task.scenario):
+        raise InvalidValue(f"{run_or_agent} was trained for {run.task.scenario!r}, it knows nothing of {scenario!r}")
+    return run.agent(), Task(run.task.scenario, {**run.task.arguments, **changed})
+
+
+def compare_all(
+    names: Sequence[str], scenario: str | None, changes: Mapping[str, Any],
+    conversations: int, seed: int, picture: Path, as_json: bool,
+) -> None:  # fmt: skip
+    """Compare runs and agents, draw the picture, and print the figures."""
+    from chatgym.training import atomic, compare
+    from chatgym.training.forest import draw_comparison
+
+    entrants = _entrants(names, scenario, changes)
+    with progress_bar("compare", conversations * len(entrants), "conversations") as progress:
+        show = progress or (lambda count, metrics: None)
+        found = compare(entrants, conversations=conversations, seed=seed, progress=lambda count: show(count, {}))
+    with atomic.disk_space(picture, "free some, or draw elsewhere (--picture)"):
+        atomic.write_file(picture, lambda temporary: draw_comparison(found, temporary))
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=2))
+        return
+    _print(found)
+    console().print(f"Picture: {picture}")
+
+
+def _entrants(names: Sequence[str], scenario: str | None, changes: Mapping[str, Any]) -> list[Entrant]:
+    """Find all that are to be compared; an agent that needs no training is in every task that a run is in."""
+    from chatgym.training import Entrant, Run, Task
+
+    if len(names) < 2:
+        raise InvalidValue(f"a comparison takes at least two runs or agents, such as {names[0]} and expert")
+    if twice := [name for name in names if [Path(other).resolve() for other in names].count(Path(name).resolve()) > 1]:
+        raise InvalidValue(f"{twice[0]} is named twice; leave one out")
+    runs = {name: find(name, scenario, changes) for name in names if _is_run(name)}
+    tasks = {task.identity()["sha256"]: task for _, task in runs.values()}
+    changed = {name: value for name, value in changes.items() if value is not None}
+    tasks = tasks or {"": Task(scenario or "customer_service", changed)}
+    entrants = []
+    for name in names:
+        if name in runs:
+            entrants.append(Entrant(name, *runs[name], Run.open(name).config))
+        else:
+            for task in tasks.values():
+                entrants.append(Entrant(name, *find(name, task.scenario, task.arguments), {"agent": name}))
+    return entrants
+
+
+def _is_run(name: str) -> bool:
+    """Tell a run folder, also one that isn't one any more, from the name of an agent."""
+    from chatgym import plugins
+
+    return (Path(name) / "config.json").exists() or name not in plugins.load().agents
+
+
+def _print(found: Comparison) -> None:
+    out, sides = console(), found.sides
+    out.print(_scores(found))
+    if len(sides) > 1:
+        out.print()
+        out.print(_differences(found))
+    if len(sides) > 2:
+        out.print()
+        out.print(_improvement(found))
+    for name, task in found.tasks.items():
+        out.print()
+        out.print(_outcomes(found, name, task))
+    grouped = [f"{side.label}: {', '.join(side.names)}" for side in sides if {side.label} != {*side.names}]
+    out.print("\n" + "".join(f"{line}\n" for line in grouped) + _notes(found))
+
+
+def _scores(found: Comparison) -> Table:
+    rows = [
+        (side.label, str(len(side.names)), percent(success.value), *_cells(mean), *_cells(middle))
+        for side, success, mean, middle in zip(found.sides, found.success_rate, found.mean, found.iqm, strict=True)
+    ]
+    columns = ("", "runs", "success rate", "score", "95 % interval", "IQM", "95 % interval")
+    return table(columns, rows, range(1, len(columns)))
+
+
+def _differences(found: Comparison) -> Table:
+    rows = [
+        (side.label, *_cells(difference, "+.1f"), *_cells(row[0].scaled(0, 0.01), unit=" %"))
+        for side, difference, row in zip(found.sides, found.difference, found.improvement, strict=True)
+        if row[0] is not None
+    ]
+    columns = (f"against {found.sides[0].label}", "score", "95 % interval", "better conversations", "95 % interval")
+    return table(columns, rows, range(1, len(columns)))
+
+
+def _improvement(found: Comparison) -> Table:
+    rows = [
+        (f"{number}  {side.label}", *("" if cell is None else percent(cell.value) for cell in row))
+        for number, (side, row) in enumerate(zip(found.sides, found.improvement, strict=True), 1)
+    ]
+    columns = ("better conversations than", *(str(number) for number in range(1, len(found.sides) + 1)))
+    return table(columns, rows, range(1, len(columns)))
+
+
+def _cells(interval: Interval, form: str = ".1f", unit: str = "") -> tuple[str, str]:
+    return f"{interval.value:{form}}{unit}", f"{interval.low:{form}} to {interval.high:{form}}{unit}"
+
+
+def _outcomes(found: Comparison, name: str, task: Task) -> Table:
+    """Make the table of why conversations ended as they did: a row for each outcome that came about."""
+    shares = [side.outcomes(name) for side in found.sides]
+    rows = [
+        (outcome, *(percent(share.get(outcome, 0.0)) for share in shares))
+        for outcome in task.find_scenario().outcomes
+        if any(outcome in share for share in shares)
+    ]
+    title = f"outcome in {name}" if len(found.tasks) > 1 else "outcome"
+    return table((title, *(side.label for side in found.sides)), rows, range(1, len(shares) + 1))
+
+
+def _notes(found: Comparison) -> str:
+    tasks = [
+        ", ".join([name, *(f"{key.replace('_', ' ')} {value}" for key, value in task.arguments.items())])
+        for name, task in found.tasks.items()
+    ]
+    seeds = f"seeds {found.seed} to {found.seed + found.conversations - 1}"
+    return (
+        f"{found.conversations:,} conversations of {' and '.join(tasks)}, the same for all; {seeds}\n"
+        "score: random is 0, the expert 100; IQM: mean of the middle half of the runs (of fewer than four: of all);\n"
+        "better conversations: how often it got more than the other with the same partner, a tie counting half"
+    )
