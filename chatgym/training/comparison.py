@@ -157,8 +157,7 @@ class Comparison:
         drawn = np.take_along_axis(
             resampled_means(better, number)[:, None], first * self.sides[other].seeds + second, 2
         )
-        means: npt.NDArray[np.float64] = drawn.mean((1, 2))
-        return means
+        return np.asarray(drawn.mean((1, 2)), np.float64)
 
 
 def compare(
@@ -218,7 +217,7 @@ def _check_scales(runs: Mapping[str, Sequence[Evaluation]]) -> None:
 def _measured(run: Evaluation, measure: str) -> npt.NDArray[np.float64]:
     """Return a measure of each conversation, float64[N]."""
     if measure == "success":
-        return (run.outcomes == run.success).astype(np.float64)
+        return np.asarray(run.outcomes == run.success, np.float64)
     assert run.references is not None
     zero, hundred = run.references.random_return, run.references.expert_return
     return np.asarray(100 * (run.returns - zero) / (hundred - zero), np.float64)

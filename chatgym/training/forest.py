@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from chatgym.training.curve import BLUE, GREEN, GREY
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from chatgym.training.comparison import Comparison
     from chatgym.training.intervals import Interval
 
@@ -22,12 +24,12 @@ LINE = 0.17  # inches
 
 
 def draw_comparison(found: Comparison, path: Path) -> None:
-    """Draw a comparison into a PNG file.
+    """Draw a comparison, of any number of sides and tasks, into a PNG file."""
+    forest(found).savefig(path, format="png")
 
-    Args:
-        found: Of any number of sides and tasks.
-        path: PNG file to write.
-    """
+
+def forest(found: Comparison) -> Figure:
+    """Return the picture as matplotlib's figure."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -46,7 +48,7 @@ def draw_comparison(found: Comparison, path: Path) -> None:
         _scores(figure.add_subplot(grid[0, :]), found, labels)
     for row, task in enumerate(found.tasks):
         _outcomes(figure.add_subplot(grid[row + 1, :]), found, task, labels)
-    figure.savefig(path, format="png")
+    return figure
 
 
 def _rows(axes: Any, labels: list[str]) -> None:
