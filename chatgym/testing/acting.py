@@ -1,0 +1,151 @@
+"""How an agent acts in a batch: the part of `check_agent` that looks at ``act``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from chatgym import rng
+from chatgym.testing.findings import Findings
+from chatgym.vector import ChatVectorEnv
+
+MOMENTS = (0, 2, 5)
+"""Turns after which the conversations are shown to the agent."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What B conversations look like.
+
+    Attributes:
+        observations: As the agent's interface gives them.
+        masks: bool[B, n], or None.
+    """
+
+    observations: Any
+    masks: Any
+
+    def __len__(self) -> int:
+        first = next(iter(self.observations.values())) if isinstance(self.observations, dict) else self.observations
+        return len(first)
+
+    def rows(self, rows: Any) -> Moment:
+        """Return copies of some rows, by their numbers."""
+        return Moment(_rows(self.observations, rows), None if self.masks is None else self.masks[rows].copy())
+
+
+def _rows(observations: Any, rows: Any) -> Any:
+    if isinstance(observations, dict):
+        return {name: array[rows].copy() for name, array in observations.items()}
+    if isinstance(observations, tuple):
+        return tuple(observations[i] for i in rows)
+    return observations[rows].copy()
+
+
+def check_acting(findings: Findings, load: Callable[[], Any], envs: ChatVectorEnv, learns: bool) -> None:
+    """Show conversations to agents fresh from `load`, and compare what they do.
+
+    Args:
+        findings: Where problems go.
+        load: Makes the same agent every time.
+        envs: B conversations of its interface.
+        learns: Whether its deterministic actions have to follow from the observation alone.
+    """
+    moments = _moments(envs)
+    space, size = envs.single_action_space, envs.num_envs
+    every, half = np.arange(size), np.arange(size // 2)
+    with findings.global_randomness_kept("act()", 3):
+        firsts = [_act(load(), moment) for moment in moments]
+        if not all(_well_formed(findings, actions, space, size) for actions in firsts):
+            return
+        actions, moment = firsts[-1], moments[-1]
+        given = moment.rows(every)
+        load().act(given.observations, deterministic=True, action_masks=given.masks)
+        findings.expect(
+            _same(given.observations, moment.observations) and _same(given.masks, moment.masks),
+            "act() writes into the observations or masks that it is given. Work on a copy.",
+        )
+        findings.expect(
+            _same(_act(load(), moment), actions),
+            "two agents loaded from the same folder act differently on the same observations. Whatever is drawn has to "
+            "follow from the seed, which is saved.",
+        )
+        beside = np.concatenate([half, half[::-1]])
+        findings.expect(
+            _same(_act(load(), moment.rows(half)), actions[: len(half)])
+            and _same(_act(load(), moment.rows(half[:1])), actions[:1])
+            and _same(_act(load(), moment.rows(beside))[: len(half)], actions[: len(half)]),
+            "what a row's agent does depends on the rows beside it, or on how many there are. Normalise by no batch, "
+            "and draw for each row by itself (`chatgym.rng.uniform` with the row's number as key).",
+        )
+        if learns:
+            _deterministic(findings, load(), moments, firsts)
+        explored = load().act(moment.observations, deterministic=False, action_masks=moment.masks)
+        _well_formed(findings, explored, space, size)
+        with findings.trying("act() without action_masks"):
+            _well_formed(findings, load().act(moment.observations), space, size)
+
+
+def _deterministic(findings: Findings, agent: Any, moments: list[Moment], firsts: list[Any]) -> None:
+    order = np.arange(len(moments[0]))[::-1]
+    findings.expect(
+        all(_same(_act(agent, m), actions) for _ in range(2) for m, actions in zip(moments, firsts, strict=True)),
+        "with deterministic=True the same observations get other actions at another call. Take the best known one; "
+        "draw and remember nothing.",
+    )
+    findings.expect(
+        all(_same(_act(agent, m.rows(order))[order], a) for m, a in zip(moments, firsts, strict=True)),
+        "with deterministic=True a row in another place gets another action. It has to follow from the row's own "
+        "observation.",
+    )
+
+
+def _act(agent: Any, moment: Moment) -> Any:
+    return agent.act(moment.observations, deterministic=True, action_masks=moment.masks)
+
+
+def _well_formed(findings: Findings, actions: Any, space: spaces.Space[Any], size: int) -> bool:
+    if not isinstance(space, spaces.Discrete):
+        return findings.expect(
+            len(actions) == size and all(isinstance(text, str) for text in actions),
+            f"act() doesn't return {size} strings for {size} conversations. Return one text for each.",
+        )
+    n = int(space.n)
+    got = f"{actions.dtype}{list(actions.shape)}" if isinstance(actions, np.ndarray) else type(actions).__name__
+    right = isinstance(actions, np.ndarray) and actions.dtype == np.int64 and actions.shape == (size,)
+    return findings.expect(
+        right, f"act() returns {got} for {size} conversations. Return a numpy array int64[{size}]."
+    ) and findings.expect(
+        ((actions >= 0) & (actions < n)).all(),
+        f"act() returns actions from {actions.min()} to {actions.max()}; there are 0 to {n - 1}.",
+    )
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return all(np.array_equal(a[name], b[name]) for name in b)
+    return np.array_equal(a, b) if isinstance(a, np.ndarray) else bool(a == b)
+
+
+def _moments(envs: ChatVectorEnv) -> list[Moment]:
+    """Let conversations go on by acts drawn at random, and look at them now and then."""
+    observations, infos = envs.reset(seed=11)
+    found = []
+    for turn in range(max(MOMENTS) + 1):
+        masks = infos.get("action_mask")
+        moment = Moment(observations, masks)
+        if turn in MOMENTS:
+            found.append(moment.rows(np.arange(envs.num_envs)))
+        observations, _, _, _, infos = envs.step(_random(envs.single_action_space, masks, envs.num_envs, turn))
+    return found
+
+
+def _random(space: spaces.Space[Any], masks: Any, size: int, time: int) -> Any:
+    if not isinstance(space, spaces.Discrete):
+        return ["Hello, how can I help you?"] * size
+    chosen = (rng.uniform(np.arange(size), time, 0) * masks.sum(1)).astype(np.int64)
+    return (masks.cumsum(1) > chosen[:, None]).argmax(1)  # the chosen-th that is True

@@ -1,0 +1,179 @@
+"""How conversations go on and end: the part of `check_scenario` about a scenario's compiled functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from chatgym.room import ChatRoom, kernels
+from chatgym.scenarios import TONES, UNCLEAR_ACT, Scenario
+from chatgym.testing.findings import Findings
+from chatgym.testing.played import expert, fixed, hold, mixed_policy, random_policy, raw, room_of
+
+SHORT = 6
+"""Most turns of those conversations that are to be truncated: before anybody loses patience."""
+SCRIPT = 12
+"""Turns for which conversations are played again."""
+
+
+def _filled(findings: Findings, scenario: Scenario) -> None:
+    """Check that functions fill all of their arrays, and change nothing else."""
+    room, loops = room_of(scenario, 500), kernels(scenario)
+    hold(room, random_policy(7))
+    room.start(room.turns > 5)
+    belief = room.belief.copy()
+    for name, filled, values in (
+        ("embed", loops.embed, (np.zeros((500, scenario.embedding_size), np.float32), np.float32(0.5))),
+        ("mask", loops.mask, (np.zeros((500, len(scenario.agent_acts)), bool), True)),
+    ):
+        empty, other = values[0], np.full_like(values[0], values[1])
+        filled(room.belief, empty)
+        filled(room.belief, other)
+        findings.expect(
+            np.array_equal(empty, other, equal_nan=True),
+            f"`{name}` leaves places of `out` as they were before. Fill all of it: it isn't cleared for you.",
+        )
+    room.discrete()
+    room.expert_acts()
+    findings.expect(
+        np.array_equal(raw(belief), raw(room.belief)),
+        "one of `index`, `embed`, `mask`, `expert` changes the belief that it reads. Only `respond`, `note` and `hear` "
+        "write into it.",
+    )
+
+
+def _keyed(findings: Findings, scenario: Scenario) -> None:
+    """Check that a conversation is a function of its key and its acts."""
+    size, acts = 64, mixed_policy(scenario, 8)
+    leader = room_of(scenario, size)
+    leader.start()
+    keys, script = leader.keys.copy(), []
+    for _ in range(SCRIPT):
+        script.append(acts(leader))
+        leader.step(script[-1], leader.outcomes == 0)
+    rows, alone = np.arange(size), [0, 5, 40]
+    used = room_of(scenario, size, root=77)
+    hold(used, random_policy(9))
+    first = _course(ChatRoom(scenario, size), keys, script, rows)
+    findings.expect(
+        _course(ChatRoom(scenario, size), keys, script, rows) == first,
+        "the same keys and acts give other conversations the second time. Draw by `chatgym.rng.draw` only.",
+    )
+    findings.expect(
+        _course(used, keys, script, rows) == first,
+        "a conversation depends on the one before it in its row. Let `start` fill every field of `hidden`, `belief` "
+        "and `said`.",
+    )
+    turned = rows[::-1]
+    findings.expect(
+        _course(ChatRoom(scenario, size), keys, script, turned) == [turn[::-1] for turn in first]
+        and all(
+            _course(ChatRoom(scenario, 1), keys, script, rows[i : i + 1]) == [turn[i : i + 1] for turn in first]
+            for i in alone
+        ),
+        "a conversation depends on those beside it, or on its place among them. Let it follow from its key, its acts "
+        "and its own records only.",
+    )
+    other = _course(ChatRoom(scenario, size), keys + np.uint64(1), script, rows)
+    findings.expect(
+        other != first,
+        "other keys give the same conversations. Draw goals and answers by `chatgym.rng.draw`.",
+    )
+
+
+def _course(room: ChatRoom, keys: Any, script: list[Any], rows: Any) -> list[list[Any]]:
+    """Play a script of acts in the conversations of some keys; returns by turn and row all that there is of it."""
+    room.start(keys=keys[rows])
+    course = []
+    for acts in script:
+        room.step(acts[rows], room.outcomes == 0)
+        records = (raw(part).tolist() for part in (room.hidden, room.belief, room.said))
+        terms = [row.tobytes() for row in room.terms]  # NaN is the same as itself
+        course.append(list(zip(*records, room.outcomes.tolist(), terms, strict=True)))
+    return course
+
+
+def _reached(findings: Findings, scenario: Scenario) -> None:
+    """Check that conversations are truncated when it is time, and end in all the ways that are declared."""
+    seen: set[int] = set()
+    overlong = False
+    policies = [fixed([act]) for act in range(len(scenario.agent_acts))]
+    policies += [expert, random_policy(1), mixed_policy(scenario, 2), mixed_policy(scenario, 3)]
+    for policy in policies:
+        for most in (SHORT, scenario.max_turns):
+            room = room_of(scenario, 500, max_turns=min(most, scenario.max_turns))
+            held = hold(room, policy)
+            seen |= set(held.outcomes.tolist())
+            overlong |= bool((held.turns > room.max_turns).any() or (held.outcomes == 0).any())
+    findings.expect(
+        not overlong,
+        "conversations go on after `max_turns`. Where `last` is true and nothing else ended it, `respond` returns the "
+        "last outcome, 'truncated'.",
+    )
+    never = [name for i, name in enumerate(scenario.outcomes) if i and i not in seen]
+    findings.expect(
+        not never,
+        f"no conversation ever ends as {', '.join(never)}, by random acts, the expert, or one act all the time. "
+        "Let it, or drop the outcome.",
+    )
+
+
+def _unclear(findings: Findings, scenario: Scenario) -> None:
+    """Check what the partner says to words that weren't understood."""
+    room = room_of(scenario, 1000)
+    room.start()
+    acts = np.full(room.size, UNCLEAR_ACT)
+    answers: set[str] = set()
+    over = 0
+    for _ in range(2):
+        going = room.outcomes == 0
+        room.step(acts, going)
+        over += int((going & (room.outcomes > 0)).sum())
+        said = room.said["act"][going & (room.outcomes == 0)]
+        answers |= {scenario.user_acts[act] for act in said.tolist() if 0 <= act < len(scenario.user_acts)}
+    findings.expect(
+        len(answers) == 1 and over < room.size / 2,
+        f"to words that weren't understood (UNCLEAR_ACT) the partner says {', '.join(sorted(answers)) or 'nothing'}, "
+        f"and {over} of {room.size} conversations end by two of them. Let it ask what was meant, by one act of its "
+        "own, and lose patience.",
+    )
+    if "tone" in (scenario.said.names or ()):
+        tones = room.said["tone"]
+        findings.expect(
+            ((tones >= 0) & (tones < len(TONES))).all(), f"`said.tone` is {tones.max()}. It is a number into {TONES}."
+        )
+
+
+def _heard(findings: Findings, scenario: Scenario) -> None:
+    """Check that `note` and `hear` do to the belief what `respond` does where nothing is misunderstood."""
+    room = room_of(scenario, 60, error_rate=0.0)
+    room.start()
+    apart: set[str] = set()
+    for turn in range(1, 6):
+        going, before, acts = room.outcomes == 0, room.belief.copy(), room.expert_acts()
+        room.step(acts, going)
+        for i in np.flatnonzero(going & (room.outcomes == 0)):
+            scenario.note(before[i], int(acts[i]), turn)
+            scenario.hear(before[i], room.said[i])
+            apart |= {
+                name
+                for name in scenario.belief.names or ()
+                if before[name][i].tobytes() != room.belief[name][i].tobytes()
+            }
+    findings.expect(
+        not apart,
+        f"`note` and `hear` leave other beliefs than `respond` does at error rate 0, in field "
+        f"{', '.join(sorted(apart))}. All of them take in the same utterance: let them share a function.",
+    )
+
+
+DYNAMICS: Mapping[str, Callable[[Findings, Scenario], None]] = {
+    "filling arrays": _filled,
+    "playing conversations again": _keyed,
+    "coming to an end": _reached,
+    "playing acts that weren't understood": _unclear,
+    "noting and hearing": _heard,
+}
+"""The checks, by what they do."""

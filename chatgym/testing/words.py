@@ -1,0 +1,161 @@
+"""Whether a scenario has words for all that happens in it: the part of `check_scenario` about sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from chatgym.scenarios import TONES, Meaning, Scenario, fill
+from chatgym.testing.findings import Findings
+from chatgym.testing.played import Turns
+
+LOOKED_AT = 1500
+"""Utterances of each role whose words are looked up."""
+
+
+def check_words(findings: Findings, scenario: Scenario, turns: Turns) -> None:
+    """Check sentences, descriptions and NLU data against conversations that were played."""
+    chosen = np.random.default_rng(4).choice(turns.acts.size, min(LOOKED_AT, turns.acts.size), replace=False)
+    said = np.concatenate([turns.opening[:300], turns.said.ravel()[chosen]])
+    before, acts = turns.before.ravel()[chosen], turns.acts.ravel()[chosen]
+    with findings.trying("describing goals and beliefs in words"):
+        _descriptions(findings, scenario, turns.hidden.ravel()[chosen[:300]], before[:300])
+    path = scenario.folder / "sentences.json"
+    if not findings.expect(path.is_file(), f"there is no {path}. Write it: nobody can talk without sentences."):
+        return
+    with findings.trying("reading sentences.json"):
+        _nlu_data(findings, scenario)
+    with findings.trying("wording what the partner says"):
+        _partner(findings, scenario, said)
+    with findings.trying("wording what the agent says"):
+        _agent(findings, scenario, acts, before)
+    with findings.trying("parsing what was understood"):
+        _parsed(findings, scenario, said[:300])
+
+
+def _descriptions(findings: Findings, scenario: Scenario, hidden: Any, beliefs: Any) -> None:
+    rules = scenario.instructions()
+    findings.expect(
+        isinstance(rules, str) and rules.strip(),
+        "instructions() is empty. Say all that an agent has to know before it begins: a language model reads it.",
+    )
+    for name, describe, records in (
+        ("describe_goal", scenario.describe_goal, hidden), ("describe_belief", scenario.describe_belief, beliefs)
+    ):  # fmt: skip
+        texts = [describe(record) for record in records]
+        findings.expect(
+            all(isinstance(text, str) and text.strip() for text in texts) and len(set(texts)) > 1,
+            f"{name}() gives {len(set(texts))} text for {len(texts)} records, or an empty one. Describe what is in "
+            "them: people read it beside a conversation.",
+        )
+
+
+def _nlu_data(findings: Findings, scenario: Scenario) -> None:
+    sentences = scenario.sentences
+    lacking = [key for key in ("partner", "agent", "situations", "nlu") if key not in sentences]
+    if not findings.expect(not lacking, f"sentences.json lacks {', '.join(lacking)}. See a scenario that comes along."):
+        return
+    nlu: Mapping[str, Any] = sentences["nlu"]
+    for role in ("partner", "agent"):
+        untaught = sorted(part for part in sentences[role] if not nlu.get(role, {}).get(part))
+        findings.expect(
+            not untaught,
+            f"NLU has no paraphrases of the {role}'s {', '.join(untaught)}. Write some under nlu/{role}.",
+        )
+        acts = scenario.user_acts if role == "partner" else scenario.agent_acts
+        strange = sorted(part for part in sentences[role] if part.partition("/")[0] not in acts)
+        findings.expect(
+            not strange,
+            f"the {role}'s sentences have parts of no act: {', '.join(strange)}. A part is an act's name, or "
+            "act/something.",
+        )
+    findings.expect(
+        nlu.get("out_of_domain"),
+        "sentences.json has nothing under nlu/out_of_domain. Write texts that mean none of the acts: else everything "
+        "is understood as one.",
+    )
+    situations = sorted(set(sentences["partner"]) - set(sentences["situations"]))
+    findings.expect(
+        not situations, f"no situation is given for {', '.join(situations)}. A language model is prompted with it."
+    )
+
+
+def _partner(findings: Findings, scenario: Scenario, said: Any) -> None:
+    names = scenario.said.names or ()
+    sentences = scenario.sentences["partner"]
+    lacking, unfilled, unlike = set(), set(), set()
+    for record in said:
+        meaning = scenario.partner_meaning(record)
+        if meaning != scenario.partner_meaning(dict(zip(names, record.item(), strict=True))):
+            unlike.add(meaning.act)
+        for part in meaning.parts:
+            if meaning.tone not in TONES or not (sentences.get(part, {}).get(meaning.tone) or _calm(sentences, part)):
+                lacking.add(f"{part} ({meaning.tone})")
+            else:
+                unfilled |= _unfilled(part, sentences[part].get(meaning.tone) or _calm(sentences, part), meaning)
+    findings.expect(
+        not lacking,
+        f"the partner has no words for {', '.join(sorted(lacking))}. Write sentences, at least calm ones.",
+    )
+    findings.expect(not unfilled, _left_open("partner", unfilled))
+    findings.expect(
+        not unlike,
+        f"partner_meaning() means something else where it is given a dict: {', '.join(sorted(unlike))}. "
+        "Read fields as said['act'].",
+    )
+
+
+def _calm(sentences: Mapping[str, Any], part: str) -> Any:
+    return sentences.get(part, {}).get("calm")
+
+
+def _agent(findings: Findings, scenario: Scenario, acts: Any, beliefs: Any) -> None:
+    sentences = scenario.sentences["agent"]
+    lacking, unfilled, other = set(), set(), set()
+    for act, belief in zip(acts.tolist(), beliefs, strict=True):
+        if not 0 <= act < len(scenario.agent_acts):
+            continue
+        meaning = scenario.agent_meaning(act, belief)
+        if meaning.act != scenario.agent_acts[act]:
+            other.add(f"{scenario.agent_acts[act]} as {meaning.act}")
+        for part in meaning.parts:
+            if not sentences.get(part):
+                lacking.add(part)
+                continue
+            unfilled |= _unfilled(part, sentences[part], meaning)
+    findings.expect(
+        not lacking, f"the agent has no words for {', '.join(sorted(lacking))}. Write sentences for it under agent."
+    )
+    findings.expect(not unfilled, _left_open("agent", unfilled))
+    findings.expect(not other, f"agent_meaning() gives acts as others: {', '.join(sorted(other))}. Keep its name.")
+
+
+def _unfilled(part: str, templates: list[str], meaning: Meaning) -> set[str]:
+    return {f"{part}: {text!r}" for text in templates if "{" in fill(text, meaning.slots)}
+
+
+def _left_open(role: str, unfilled: set[str]) -> str:
+    few = ", ".join(sorted(unfilled)[:3])
+    return f"a slot stays open in the {role}'s words of {few}. Name it in the meaning's `slots`, or leave it out."
+
+
+def _parsed(findings: Findings, scenario: Scenario, said: Any) -> None:
+    """What the partner says in its first template has to mean the same once its slots were found and parsed."""
+    sentences, changed = scenario.sentences["partner"], set()
+    for record in said:
+        meaning = scenario.partner_meaning(record)
+        if len(meaning.parts) != 1 or not _calm(sentences, meaning.parts[0]):
+            continue
+        slots, _ = scenario.find_slots(fill(_calm(sentences, meaning.parts[0])[0], meaning.slots))
+        parsed = np.zeros(1, scenario.said)[0]
+        scenario.parse(meaning.act, meaning.parts[0], slots, parsed)
+        again = scenario.partner_meaning(parsed)
+        if (again.act, dict(again.slots)) != (meaning.act, dict(meaning.slots)):
+            changed.add(f"{meaning.parts[0]} {dict(meaning.slots)} to {again.parts[0]} {dict(again.slots)}")
+    findings.expect(
+        not changed,
+        f"what is said, found by find_slots() and written by parse() means something else: "
+        f"{', '.join(sorted(changed)[:3])}. parse() is the inverse of partner_meaning().",
+    )
