@@ -10,14 +10,14 @@ import typer
 from typer.core import TyperGroup
 
 from chatgym import __version__
-from chatgym.cli import evaluate, inventory, play, replay, train, tune
+from chatgym.cli import audit, evaluate, inventory, play, replay, train, tune
 from chatgym.cli.terminal import print_error
 from chatgym.errors import ChatGymError, InvalidValue
 
 INTERRUPTED = 130
 
 
-ORDER = ("train", "tune", "evaluate", "play", "replay", "scenarios", "plugins", "pull")
+ORDER = ("train", "tune", "evaluate", "play", "replay", "audit", "scenarios", "plugins", "pull")
 
 
 class Root(TyperGroup):
@@ -82,6 +82,7 @@ app.command("tune")(tune.tune)
 app.command("evaluate")(evaluate.evaluate)
 app.command("play")(play.play)
 app.command("replay")(replay.replay)
+app.command("audit")(audit.audit)
 app.command("scenarios")(inventory.scenarios)
 app.command("plugins")(inventory.plugins)
 app.command("pull")(inventory.pull)

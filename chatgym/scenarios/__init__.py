@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 import tokenize
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,9 @@ class Scenario:
     name: str
     version: int
     description: str
+
+    ``audit(conversation)`` finds the partner's contradictions, see `chatgym.scenarios.contradictions`; None: only those
+    that any partner can have are looked for.
     agent_acts: tuple[str, ...]
     user_acts: tuple[str, ...]
     outcomes: tuple[str, ...]
@@ -120,6 +123,7 @@ class Scenario:
 
     def agent_code(self, part: str) -> int:
         """Return the act of a part of the agent's sentences, as `respond` takes it."""
+    audit: Callable[[Sequence[Any]], Iterable[Any]] | None = None
         return self.agent_codes.get(part, self.agent_acts.index(part.partition("/")[0]))
 
     @functools.cached_property

@@ -12,6 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from chatgym.scenarios import Scenario
+from chatgym.scenarios.customer_service.audit import audit
 from chatgym.scenarios.customer_service.belief import (
     EMBEDDING_SIZE,
     N_BELIEFS,
@@ -72,6 +73,7 @@ SCENARIO = Scenario(
     examples=EXAMPLES,
     choices={"topic": TOPIC_NAMES},
     agent_codes=AGENT_CODES,
+    audit=audit,
     folder=FOLDER,
     code=tuple(FOLDER / name for name in ("policy.py", "belief.py", "customer.py")),
 )

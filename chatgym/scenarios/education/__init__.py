@@ -13,6 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from chatgym.scenarios import Scenario
+from chatgym.scenarios.education.audit import audit
 from chatgym.scenarios.education.belief import (
     EMBEDDING_SIZE,
     N_BELIEFS,
@@ -26,6 +27,7 @@ from chatgym.scenarios.education.belief import (
 from chatgym.scenarios.education.policy import *
 from chatgym.scenarios.education.student import respond, start
 from chatgym.scenarios.education.words import (
+    CHOICES,
     EXAMPLES,
     agent_meaning,
     describe_belief,
@@ -69,6 +71,8 @@ SCENARIO = Scenario(
     parse=parse,
     find_slots=find_slots,
     examples=EXAMPLES,
+    choices=CHOICES,
+    audit=audit,
     folder=FOLDER,
     code=tuple(FOLDER / name for name in ("policy.py", "problems.py", "belief.py", "student.py")),
     partner_role="student",

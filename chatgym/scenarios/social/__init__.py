@@ -15,6 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from chatgym.scenarios import Scenario
+from chatgym.scenarios.social.audit import audit
 from chatgym.scenarios.social.belief import (
     EMBEDDING_SIZE,
     N_BELIEFS,
@@ -75,6 +76,7 @@ SCENARIO = Scenario(
     examples=EXAMPLES,
     choices=CHOICES,
     agent_codes=AGENT_CODES,
+    audit=audit,
     folder=FOLDER,
     code=tuple(FOLDER / name for name in ("policy.py", "belief.py", "person.py")),
     partner_role="person",
