@@ -143,13 +143,13 @@ train("qlearning", sys.argv[1], **json.loads(sys.argv[2]), log=["csv", "tensorbo
 
 @pytest.mark.parametrize(
     ("how", "at"),
-    [("while it trains", 60), ("after a line", 3), ("before the logs", 3), ("between the logs", 3)],
+    [("while it trains", 60), ("after a line", 3), ("before the logs", 5), ("between the logs", 3)],
 )
 def test_a_kill_neither_doubles_a_row_nor_loses_one(tmp_path, how, at):
     command = [sys.executable, "-c", KILLED, str(tmp_path / "run"), json.dumps(ARGUMENTS), how, str(at)]
     killed = subprocess.run(command, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert Run.open(tmp_path / "run").turns < STEPS
+    assert not (tmp_path / "run" / "transcripts.jsonl").exists()  # it wasn't at its end
     resume(tmp_path / "run")
     assert whole(check_logs(tmp_path / "run"))
 
@@ -259,6 +259,7 @@ def compared(*sides):
 
 def test_the_estimates_are_those_of_the_plain_formulas():
     one, other = np.random.default_rng(0).normal(50, 30, (2, 5, 40)).round(-1)
+    other = other[:3]
     found = compared(one, other)
     scores = one.mean(1)
     assert found.mean[0].value == pytest.approx(one.mean())
