@@ -61,13 +61,9 @@ def check_reward_model(reward_model: RewardModel) -> None:
 
 
 def _check(findings: Findings, model: RewardModel) -> None:
-    given = copy.deepcopy(list(CONVERSATIONS))
-    first = _scores(findings, model, given, "")
+    first = _scores(findings, model, CONVERSATIONS, "")
     if first is None:
         return
-    findings.expect(
-        given == list(CONVERSATIONS), "score() changes the conversations that it is given. Work on a copy of them."
-    )
     again = _scores(findings, model, CONVERSATIONS, "")
     findings.expect(
         again is not None and np.array_equal(first, again),
@@ -99,8 +95,12 @@ def _check(findings: Findings, model: RewardModel) -> None:
 
 
 def _scores(findings: Findings, model: RewardModel, conversations: Any, what: str) -> Any:
-    """Return the scores, or None if they are none."""
-    scores: Any = model.score(conversations)
+    """Return the scores, or None if they are none; the model sees a copy."""
+    given = copy.deepcopy(list(conversations))
+    scores: Any = model.score(given)
+    findings.expect(
+        given == list(conversations), "score() changes the conversations that it is given. Work on a copy of them."
+    )
     size, which = len(conversations), f"score() {what}".rstrip()
     right = isinstance(scores, np.ndarray) and scores.shape == (size,) and scores.dtype == np.float32
     got = f"{scores.dtype}{list(scores.shape)}" if isinstance(scores, np.ndarray) else type(scores).__name__
