@@ -29,6 +29,8 @@ def test_a_scenario_needs_only_its_own_files(tmp_path):
         command = [str(Path(sys.executable).with_name("chatgym")), *arguments]
         return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=True, **how)
 
+    own_test = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_restaurant.py"]
+    subprocess.run(own_test, check=True, env=environment, cwd=source)
     shown = chatgym("scenarios", "restaurant", "--measure").stdout
     random, expert = (float(share) for share in re.findall(r"([0-9.]+) %", shown))
     assert random < 15 < 75 < expert

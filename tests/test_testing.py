@@ -360,6 +360,19 @@ class Mute(Greeter):
         return np.zeros(len(observations), np.int64)
 
 
+class MyAgent(acts(lambda self, chosen, *_: chosen.astype(np.int32))):
+    def tell(self, callback):
+        np.random.rand()
+        super().tell(callback)
+
+
+def test_the_problems_that_the_documentation_shows_are_told_in_these_words():
+    with pytest.raises(NonConforming) as raised:
+        check_agent(MyAgent, RESTAURANT, total_steps=TOTAL)
+    shown = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text(encoding="utf-8")
+    assert " ".join(str(raised.value).split()) in " ".join(shown.split())
+
+
 def test_an_agent_may_write_and_then_has_to_return_texts():
     check_agent(Greeter)
     assert "act() doesn't return 64 strings for 64 conversations" in problems(check_agent, Mute)
