@@ -119,7 +119,7 @@ class Audit:
         for first in range(0, conversations, ROWS):
             size = min(ROWS, conversations - first)
             talk = Talk(size, scenario=self.scenario, error_rate=self.error_rate, llm="template")
-            for row, conversation in enumerate(self._hold(talk, agent, seed + first)):
+            for row, conversation in enumerate(self.hold(talk, agent, seed + first)):
                 self._judge(agent, int(talk.room.keys[row]), conversation)
             if progress is not None:
                 progress(first + size)
@@ -135,7 +135,7 @@ class Audit:
             assert talk.speaker is not None
             talk.speaker.progress = self.wording_progress
             texts: list[list[str]] = []
-            for row, conversation in enumerate(self._hold(talk, agent, seed + first, texts)):
+            for row, conversation in enumerate(self.hold(talk, agent, seed + first, texts)):
                 said = [exchange.meaning for exchange in conversation]
                 heard = nlu.understand(words := [texts[exchange.turn][row] for exchange in conversation])
                 for exchange, meaning, text, understood in zip(conversation, said, words, heard, strict=True):
@@ -198,7 +198,7 @@ class Audit:
             "findings": findings,
         }  # fmt: skip
 
-    def _hold(
+    def hold(
         self, talk: Talk, agent: str, seed: int, texts: list[list[str]] | None = None
     ) -> Iterator[list[Exchange]]:
         """Hold one conversation in each row and return their records; `texts` takes in the words of each turn."""

@@ -20,9 +20,13 @@ def audit(conversation: Conversation) -> Iterator[Finding]:
     """Find a customer's contradictions in a conversation."""
     stands_by: dict[int, int] = {}  # slot to the value that the customer said or affirmed last
     unasked: set[int] = set()
+    explained = False  # what it asked further
     for exchange in conversation:
         for what in _denied(exchange, conversation[0], stands_by):
             yield Finding(exchange.turn, "denies", what)
+        if explained and exchange.said["act"] == ASK_MORE:
+            yield Finding(exchange.turn, "denies", "asks again what it gave thanks for")
+        explained |= exchange.act == EXPLAIN and exchange.said["act"] == THANK
         if not _answers(exchange, stands_by):
             unasked.add(exchange.turn)
             if not _interrupts(exchange, stands_by):
