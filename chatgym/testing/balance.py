@@ -12,10 +12,10 @@ from chatgym.scenarios import Scenario
 from chatgym.testing.findings import Findings
 from chatgym.testing.played import expert, fixed, hold, random_policy, room_of
 
-CONVERSATIONS = 4000
+CONVERSATIONS = 10_000
 TRIED = 1000
 """Conversations in which an order of acts is tried while the best one is looked for."""
-CHANGES = 200
+CHANGES = 600
 """How many random changes of the best order so far are tried."""
 SHORTEST, LONGEST = 3.0, 0.8
 """The expert's turns on average: at least so many, and at most this share of `max_turns`."""
@@ -90,7 +90,7 @@ def _expert_orders(room: ChatRoom) -> list[list[int]]:
     going = np.ones(room.size, bool)
     taken: list[Any] = []
     while going.any() and len(taken) < room.max_turns:
-        acts = room.expert_acts()
+        acts = expert(room)
         taken.append(np.where(going, acts, -1))
         room.step(acts, going)
         going &= ~(room.terminations | room.truncations)

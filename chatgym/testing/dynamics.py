@@ -147,7 +147,7 @@ def _heard(findings: Findings, scenario: Scenario) -> None:
     room.start()
     apart: set[str] = set()
     for turn in range(1, 6):
-        going, before, acts = room.outcomes == 0, room.belief.copy(), room.expert_acts()
+        going, before, acts = room.outcomes == 0, room.belief.copy(), expert(room)
         room.step(acts, going)
         for i in np.flatnonzero(going & (room.outcomes == 0)):
             scenario.note(before[i], int(acts[i]), turn)

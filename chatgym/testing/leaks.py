@@ -55,7 +55,7 @@ def _later(findings: Findings, scenario: Scenario) -> None:
         other.step(acts)
         room.step(acts)
         same = meaning_of(room.said) == meaning_of(other.said)
-        same &= (room.outcomes > 0) == (other.outcomes > 0)
+        same &= room.outcomes == other.outcomes
         for name in scenario.belief.names or ():
             if (raw(room.belief[name][same]) != raw(other.belief[name][same])).any():
                 leaking.add(name)

@@ -48,15 +48,16 @@ def mixed_policy(scenario: Scenario, seed: int) -> Policy:
 
     def policy(room: ChatRoom) -> Acts:
         which = generator.random(room.size)
-        acts = np.where(which < 0.5, room.expert_acts(), sensible(room))
+        acts = np.where(which < 0.5, expert(room), sensible(room))
         return np.where(which > 0.8, generator.choice(codes, room.size), acts)
 
     return policy
 
 
 def expert(room: ChatRoom) -> Acts:
-    """Return the scripted expert's acts."""
-    return room.expert_acts()
+    """Return the scripted expert's acts; the first act for what is none, which compiled code can't be given."""
+    acts = room.expert_acts()
+    return np.where((acts >= 0) & (acts < len(room.scenario.agent_acts)), acts, 0)
 
 
 def fixed(order: Any) -> Policy:
