@@ -35,7 +35,7 @@ correction is.
   a shade off; a yes to what is wrong, a no to what is right; a change of mind.
 - *answers what wasn't asked*: its act is no answer to the agent's, and it has no reason of its own to interrupt.
 - *repeats itself unasked*: the same act and content twice in a row.
-- *leaves though it would stay*, *stays though it would leave*: against mood, rapport or patience, or past the last turn.
+- *leaves though it would stay*, *stays though it would leave*: against mood, rapport or patience; past the last turn.
 - *is misheard*: NLU finds another act than was meant in the partner's words, is too unsure to find one, or reads
   another value. Utterances that say one thing are counted apart from those that say several, of which it is enough
   that one is heard. The utterances of a conversation, and the same sentence said often, count one by one.

@@ -230,9 +230,11 @@ def test_a_repetition_is_found_without_the_scenario_s_help_unless_it_was_asked_f
         (one, exchange.turn) for one in _held("customer_service", "random") for exchange in one[:-2] if where(exchange)
     )
     pair = conversation[at : at + 2]
-    for act, found in ((cs.ASK_DATE, []), (cs.ASK_AMOUNT, ["repeats"])):
+    for act, found in ((cs.ASK_DATE, []), (cs.ASK_PROOF, ["repeats"])):
         again = dataclasses.replace(pair[1], act=act, said={**pair[0].said, "tone": 2})
         assert [finding.kind for finding in repeats([pair[0], again])] == found
+    yes = {**pair[0].said, "act": cs.AFFIRM, "slots": 0, "about": cs.DATE}
+    assert list(repeats([dataclasses.replace(one, said=yes) for one in pair])) == []
 
 
 def test_the_checks_decide_nothing_about_a_conversation_s_course() -> None:

@@ -79,8 +79,9 @@ Conversation = Sequence[Exchange]
 
 
 def asked_again(exchange: Exchange, before: Exchange) -> bool:
-    """Tell whether the agent's words were about the same as the turn before."""
-    return exchange.asked.parts == before.asked.parts
+    """Tell whether the agent's words were about the same as the turn before, or may be answered by a mere yes."""
+    names = exchange.meaning.slots or any("/" in part for part in exchange.meaning.parts)
+    return not names or exchange.asked.parts == before.asked.parts
 
 
 def repeats(conversation: Conversation, asked: Callable[[Exchange, Exchange], bool] = asked_again) -> Iterator[Finding]:
@@ -92,7 +93,8 @@ def repeats(conversation: Conversation, asked: Callable[[Exchange, Exchange], bo
     """
     run = 1
     for before, exchange in itertools.pairwise(conversation):
-        same = exchange.said == {**before.said, "tone": exchange.said["tone"]}
+        one, other = before.meaning, exchange.meaning
+        same = (one.act, one.parts, one.slots) == (other.act, other.parts, other.slots)
         run = run + 1 if same and not asked(exchange, before) else 1
         if run == REPEATS:
             what = " + ".join(exchange.meaning.parts)
