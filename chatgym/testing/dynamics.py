@@ -38,7 +38,7 @@ def _filled(findings: Findings, scenario: Scenario) -> None:
     room.discrete()
     room.expert_acts()
     findings.expect(
-        np.array_equal(raw(belief), raw(room.belief)),
+        belief.tobytes() == room.belief.tobytes(),
         "one of `index`, `embed`, `mask`, `expert` changes the belief that it reads. Only `respond`, `note` and `hear` "
         "write into it.",
     )

@@ -153,5 +153,5 @@ def play(scenario: Scenario, rows: int, turns: int) -> Turns:
 
 
 def raw(records: Any) -> npt.NDArray[np.void]:
-    """Return records as bytes, to be compared: fields that are NaN, and padding, too."""
+    """Return records[...] as bytes each, to be compared after ``tolist()``."""
     return np.ascontiguousarray(records).view(f"V{records.dtype.itemsize}")
