@@ -211,8 +211,8 @@ class Iterations(BaseCallback):
 
     def _on_step(self) -> bool:
         dones, infos = self.locals["dones"], self.locals["infos"]
-        outcomes = np.array([info.get("outcome") for info in infos], object)
-        self.recent.add(self.locals["rewards"], dones, {"final_info": {"outcome": outcomes}}, self.success)
+        outcomes = [infos[row]["outcome"] for row in np.flatnonzero(dones)]
+        self.recent.add(self.locals["rewards"], outcomes, self.success)
         self.epsilon = self.model.exploration_rate  # type: ignore[attr-defined]
         return True
 

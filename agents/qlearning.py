@@ -7,6 +7,7 @@ plain loop would do with the same transitions in that order, also where two rows
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -117,8 +118,8 @@ def choose(
 @nb.njit(cache=True)
 def learn_batch(
     tables: Floats, visits: Ints, states: Ints, actions: Ints, rewards: Floats, next_states: Ints, next_masks: Bools,
-    terminated: Bools, ended: Bools, greedy: Bools, trace: Ints, traced: Ints, rates: Floats, discount: float,
-    decay: float, seed: int, time: int,
+    terminated: Bools, ended: Bools, fresh: Bools, greedy: Bools, trace: Ints, traced: Ints, rates: Floats,
+    discount: float, decay: float, seed: int, time: int,
 ) -> None:  # fmt: skip
     """Learn from one step of each row, row after row: Watkins's Q(λ), with λ = 0 plain Q-learning.
 
@@ -133,6 +134,7 @@ def learn_batch(
         next_masks: bool[B, A], the actions allowed in the next states.
         terminated: bool[B], where nothing comes after. A truncated conversation has a next state with a value.
         ended: bool[B], where the conversation is over in either way.
+        fresh: bool[B], where a conversation only began: there is nothing to learn.
         greedy: bool[B], where nothing better than the action was known.
         trace: int64[B, L, 2], changed. L is 1 when λ = 0.
         traced: int64[B], changed: length of each trace.
@@ -142,6 +144,8 @@ def learn_batch(
     """
     double = tables.shape[0] == 2
     for i in range(states.shape[0]):
+        if fresh[i]:
+            continue
         state, action = states[i], actions[i]
         which = 0
         if double:
@@ -229,7 +233,7 @@ class QLearning:
     def learn(self, make_envs: MakeEnvs, total_steps: int, callback: Callback) -> None:
         """Train, see `chatgym.agent.Agent`; metrics: mean return and success rate of late, and ε."""
         config, size = self.config, self.config.num_envs
-        envs: Any = make_envs(size, autoreset_mode=AutoresetMode.SAME_STEP)
+        envs: Any = make_envs(size, autoreset_mode=AutoresetMode.NEXT_STEP)
         self._prepare(envs)
         state, rates, recent = self._state, self._rates(), Recent(self._state["recent"])
         actions, greedy = np.empty(size, np.int64), np.empty(size, bool)
@@ -240,20 +244,16 @@ class QLearning:
                     self.tables, state["states"], state["masks"], epsilon, self.seed, self.iteration, actions, greedy
                 )
                 states, rewards, terminated, truncated, infos = envs.step(actions)
-                after, masks, ended = states, infos["action_mask"], terminated | truncated
-                if truncated.any():  # their next state is the one they broke off in, not the new conversation's
-                    after, masks = states.copy(), masks.copy()
-                    after[truncated] = infos["final_obs"][truncated].astype(np.int64)
-                    masks[truncated] = infos["final_info"]["action_mask"][truncated]
+                masks, fresh, ended = infos["action_mask"], state["fresh"], terminated | truncated
                 learn_batch(
-                    self.tables, self.visits, state["states"], actions, rewards, after, masks, terminated, ended,
-                    greedy, state["trace"], state["traced"], rates, config.discount_factor, config.trace_decay,
+                    self.tables, self.visits, state["states"], actions, rewards, states, masks, terminated, ended,
+                    fresh, greedy, state["trace"], state["traced"], rates, config.discount_factor, config.trace_decay,
                     self.seed, self.iteration,
                 )  # fmt: skip
-                state["states"], state["masks"] = states, infos["action_mask"]
-                self.turns += size
+                state["states"], state["masks"], state["fresh"] = states, masks, ended
+                self.turns += size - int(np.count_nonzero(fresh))
                 self.iteration += 1
-                recent.add(rewards, ended, infos, self.success)
+                recent.add(rewards, infos["outcome"][ended] if ended.any() else (), self.success)
                 callback(self.turns, recent.metrics(epsilon))
         finally:
             self._state.update(_prefixed(envs.snapshot()))
@@ -323,8 +323,8 @@ class QLearning:
             if (fading := config.discount_factor * config.trace_decay) > 0.0:
                 depth = 32 if fading == 1.0 else min(32, 1 + int(np.log(0.01) / np.log(fading)))
             size = config.num_envs
-            state.update(states=states, masks=infos["action_mask"], traced=np.zeros(size, np.int64),
-                         trace=np.zeros((size, depth, 2), np.int64), recent=np.zeros(3))  # fmt: skip
+            state.update(states=states, masks=infos["action_mask"], fresh=np.zeros(size, bool), recent=np.zeros(3),
+                         traced=np.zeros(size, np.int64), trace=np.zeros((size, depth, 2), np.int64))  # fmt: skip
         self._envs = envs
 
     def _rates(self) -> Floats:
@@ -345,12 +345,11 @@ class Recent:
         """Go on with what was counted before."""
         self.totals = totals
 
-    def add(self, rewards: Floats, ended: Bools, infos: dict[str, Any], success: str) -> None:
-        """Take in a step of B conversations."""
+    def add(self, rewards: Floats, outcomes: Sequence[str] | npt.NDArray[np.object_], success: str) -> None:
+        """Take in the rewards of a step of B conversations, and the outcomes of those that ended with it."""
         self.totals[2] += rewards.sum()
-        if ended.any():
-            outcomes = infos["final_info"]["outcome"][ended]
-            self.totals[:2] += len(outcomes), (outcomes == success).sum()
+        if len(outcomes):
+            self.totals[:2] += len(outcomes), sum(outcome == success for outcome in outcomes)
         if self.totals[0] > 20_000:
             self.totals /= 2
 

@@ -139,6 +139,7 @@ class ChatEnv(gym.Env[Any, Any]):
         self._last_act = NO_ACT
         self._turns: list[Turn] = []
         self._belief = self.room.belief.view(np.uint8)
+        self._user_act_code = self.room.said["act"]
         self._unworded: list[tuple[Turn, int, bytes, int]] = []  # turns of the agent, worded when they are looked at
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -179,8 +180,8 @@ class ChatEnv(gym.Env[Any, Any]):
         if not self._going:
             raise ChatGymError("the conversation has ended or never began; call reset() before step()")
         room, talk = self.room, self.talk
-        turn, belief = int(room.turns[0]) + 1, self._belief.tobytes()
-        act = self._last_act = int(talk.step(self._batch(action))[0])
+        turn, belief = room.turns.item() + 1, self._belief.tobytes()
+        act = self._last_act = talk.step(self._batch(action)).item()
         reward, terminated, truncated = room.rewards.item(), room.terminations.item(), room.truncations.item()
         name = talk.act_name(act)
         if act != NO_ACT:
@@ -190,7 +191,7 @@ class ChatEnv(gym.Env[Any, Any]):
             self._turns.append(said)
             self._note(self.scenario.partner_role, self._user_act(), talk.texts[0])
             self._show()
-        info = self._info(dict(zip(self.scenario.reward_terms, room.terms[0].tolist(), strict=True)), name)
+        info = self._info(dict(zip(self.scenario.reward_terms, room.terms.tolist()[0], strict=True)), name)
         if terminated or truncated:
             self._going = False
             info["outcome"] = self.scenario.outcomes[room.outcomes[0]]
@@ -255,7 +256,7 @@ class ChatEnv(gym.Env[Any, Any]):
         return self._turns
 
     def _user_act(self) -> str:
-        return self.scenario.user_acts[int(self.room.said["act"][0])]
+        return self.scenario.user_acts[int(self._user_act_code[0])]
 
     def _observation(self) -> Any:
         return row_of(self.talk.observe(), 0)

@@ -84,11 +84,12 @@ def check_integers(actions: npt.ArrayLike, size: int, count: int, what: str) -> 
         raise InvalidValue(
             f"expected {size} {what}s as an integer array of shape ({size},), got {array.dtype} {array.shape}"
         )
-    low, high = (array[0], array[0]) if size == 1 else (array.min(), array.max())  # a reduction costs more than a step
-    if low < 0 or high >= count:
+    array = array.astype(np.int64, copy=False)
+    unsigned = array.view(np.uint64)  # where what is below 0 is large: one reduction, each as dear as a step
+    if (unsigned[0] if size == 1 else unsigned.max()) >= count:
         bad = array[(array < 0) | (array >= count)][0]
         raise InvalidValue(f"there is no {what} {bad}; they are 0 to {count - 1}")
-    return array.astype(np.int64, copy=False)
+    return array
 
 
 def check_acts(actions: npt.ArrayLike, size: int, acts: tuple[str, ...]) -> npt.NDArray[np.int64]:

@@ -88,6 +88,7 @@ class Speaker:
         self.used: dict[str, list[str]] = {}
         self.progress: Callable[[int], None] | None = None
         self._cache = cache
+        self._in_use: dict[tuple[str, str], Sequence[str]] = {}  # (role, name of a bank) to what is drawn from
         self._utterances = self._by_model = self._with_call = self._filled = 0
 
     def say(
@@ -105,23 +106,22 @@ class Speaker:
         Returns:
             B texts.
         """
-        named = [[(part, _name(part, meaning.tone)) for part in meaning.parts] for meaning in meanings]
         called = set()
         if role == "partner" and self.engine is not None:
-            called = self.prepare([name for parts in named for _, name in parts])
+            called = self.prepare([name for meaning in meanings for name in meaning.banks])
         first = rng.WORDING + (AGENT if role == "agent" else 0)
         texts = []
-        for meaning, parts, key, turn in zip(meanings, named, keys, turns, strict=True):
+        for meaning, key, turn in zip(meanings, keys.tolist(), turns.tolist(), strict=True):
             said = []
-            for purpose, (part, name) in enumerate(parts, first):
-                bank = self._wordings(role, part, meaning.tone, name)
+            for purpose, (part, name) in enumerate(zip(meaning.parts, meaning.banks, strict=True), first):
+                bank = self._in_use.get((role, name)) or self._wordings(role, part, meaning.tone, name)
                 said.append(fill(bank[rng.randint(key, turn, purpose, len(bank))], meaning.slots))
             texts.append(said[0] if len(said) == 1 else " ".join(said))
         if role == "partner":
             self._utterances += len(texts)
             if self.engine is not None:
-                self._by_model += sum(all(self.banks[name].accepted for _, name in parts) for parts in named)
-                self._with_call += sum(any(name in called for _, name in parts) for parts in named)
+                self._by_model += sum(all(self.banks[name].accepted for name in meaning.banks) for meaning in meanings)
+                self._with_call += sum(not called.isdisjoint(meaning.banks) for meaning in meanings)
         return texts
 
     def prepare(self, names: Sequence[str] | None = None) -> set[str]:
@@ -137,7 +137,7 @@ class Speaker:
             return set()
         if names is None:
             partner = self.scenario.sentences["partner"]
-            names = [_name(part, tone) for part, tones in partner.items() for tone in tones]
+            names = [f"{part}|{tone}" for part, tones in partner.items() for tone in tones]
         called = set()
         for name in dict.fromkeys(names):
             if name in self.banks:
@@ -154,6 +154,7 @@ class Speaker:
         """Take banks from elsewhere, such as a trace; they go before any others."""
         for name, wordings in banks.items():
             self.banks[name] = Bank(tuple(wordings))
+            self._in_use.pop(("partner", name), None)
 
     def identity(self) -> dict[str, Any]:
         """Name all that decides the words, by version and content."""
@@ -187,15 +188,17 @@ class Speaker:
         )
 
     def _wordings(self, role: str, part: str, tone: str, name: str) -> Sequence[str]:
+        """Look up what is drawn from, and remember it."""
+        wordings: Sequence[str]
         if role == "agent":
-            wordings: list[str] = self.scenario.sentences["agent"][part]
-            return wordings
-        sentences = _sentences(self.scenario, part, tone)
-        if name not in self.banks:
-            return sentences
-        accepted = self.banks[name].accepted
-        self.used.setdefault(name, list(accepted))
-        return accepted or sentences[:1]
+            wordings = self.scenario.sentences["agent"][part]
+        else:
+            wordings = _sentences(self.scenario, part, tone)
+            if name in self.banks:
+                self.used[name] = list(self.banks[name].accepted)
+                wordings = self.banks[name].accepted or wordings[:1]
+        self._in_use[role, name] = wordings
+        return wordings
 
     @functools.cached_property
     def _guard(self) -> Guard:
@@ -244,10 +247,6 @@ class Speaker:
         guard = [GUARD_VERSION, data_digest(self.scenario)]
         parts = [VERSION, guard, self.scenario.sentences_digest, engine.identity, prompt, CANDIDATES, SAMPLING]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _name(part: str, tone: str) -> str:
-    return f"{part}|{tone}"
 
 
 def _sentences(scenario: Scenario, part: str, tone: str) -> list[str]:

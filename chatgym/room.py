@@ -103,11 +103,21 @@ def _loops(scenario: Scenario) -> dict[str, Any]:  # noqa: C901 (six loops, each
 
     @nb.njit
     def step(  # type: ignore[no-untyped-def]
-        rows, acts, keys, turns, hidden, belief, said, outcomes, rewards, terms, weights, terminations,
-        truncations, max_turns, error_rate,
+        rows, fresh, acts, keys, roots, episodes, turns, hidden, belief, said, outcomes, rewards, terms, weights,
+        terminations, truncations, max_turns, error_rate,
     ):  # fmt: skip
         for i in range(rows.shape[0]):
-            if not rows[i]:
+            rewards[i] = 0.0
+            terminations[i] = truncations[i] = False
+            for term in range(weights.shape[0]):
+                terms[i, term] = 0.0
+            if fresh[i]:
+                keys[i] = rng.episode_key(roots[i], episodes[i])
+                episodes[i] += 1
+                turns[i] = 0
+                outcomes[i] = 0
+                begin(keys[i], hidden[i], belief[i], said[i], error_rate)
+            if fresh[i] or not rows[i]:
                 continue
             turns[i] += 1
             last = turns[i] >= max_turns
@@ -198,7 +208,7 @@ class ChatRoom:
         self.error_rate, self.max_turns, self.reward_weights = float(error_rate), int(turns), weights
         self._weights = np.array(list(weights.values()))
         self._kernels = kernels(scenario)
-        self._all = np.ones(size, bool)
+        self._all, self._none = np.ones(size, bool), np.zeros(size, bool)
         self.keys = np.zeros(size, np.uint64)
         self.roots = np.zeros(size, np.uint64)
         self.episodes = np.zeros(size, np.int64)
@@ -229,12 +239,23 @@ class ChatRoom:
             where, self.keys, self.turns, self.hidden, self.belief, self.said, self.outcomes, self.error_rate
         )
 
-    def step(self, acts: npt.NDArray[np.int64], rows: npt.NDArray[np.bool_] | None = None) -> None:
-        """Take one agent act, int64[B], in the rows of a bool[B] mask (all, if None); see the attributes."""
+    def step(
+        self,
+        acts: npt.NDArray[np.int64],
+        rows: npt.NDArray[np.bool_] | None = None,
+        fresh: npt.NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Take one agent act, int64[B], in the rows of a bool[B] mask (all, if None); see the attributes.
+
+        Rows in `fresh`, bool[B], begin their next conversation instead, as `start` does. `rewards`, `terms`,
+        `terminations` and `truncations` are new arrays; they are 0 and False where no act was taken.
+        """
+        self.rewards, self.terms = np.empty(self.size), np.empty((self.size, len(self._weights)))
+        self.terminations, self.truncations = np.empty(self.size, bool), np.empty(self.size, bool)
         self._kernels.step(
-            self._all if rows is None else rows, acts, self.keys, self.turns, self.hidden, self.belief, self.said,
-            self.outcomes, self.rewards, self.terms, self._weights, self.terminations, self.truncations,
-            self.max_turns, self.error_rate,
+            self._all if rows is None else rows, self._none if fresh is None else fresh, acts, self.keys, self.roots,
+            self.episodes, self.turns, self.hidden, self.belief, self.said, self.outcomes, self.rewards, self.terms,
+            self._weights, self.terminations, self.truncations, self.max_turns, self.error_rate,
         )  # fmt: skip
 
     def discrete(self) -> npt.NDArray[np.int64]:
@@ -279,6 +300,8 @@ class ChatRoom:
                     f"the snapshot doesn't fit this room of {self.size} {self.scenario.name!r} conversations: "
                     f"{name!r} differs; restore it into a room made with the same arguments"
                 )
+        for name in ("rewards", "terms", "terminations", "truncations"):  # the old ones were given away
+            setattr(self, name, np.empty_like(getattr(self, name)))
         for name in self._STATE:
             getattr(self, name)[...] = snapshot[name]
 

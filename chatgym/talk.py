@@ -111,31 +111,31 @@ class Talk:
                 self.history.begin(i, self.texts[i])
         self.codec.refresh(self._all if rows is None else rows)
 
-    def step(self, actions: Any, rows: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.int64]:
-        """Take one action in some rows (all, if None).
+    def step(
+        self, actions: Any, rows: npt.NDArray[np.bool_] | None = None, fresh: npt.NDArray[np.bool_] | None = None
+    ) -> npt.NDArray[np.int64]:
+        """Take one action in some rows (all, if None), and begin the next conversation in those of `fresh`.
 
         Returns:
             int64[B], the act that each agent took; `chatgym.scenarios.NO_ACT` where it took none (yet).
         """
+        if fresh is not None:
+            rows = ~fresh if rows is None else rows & ~fresh
         decoded = self.codec.decode(actions, rows)
         self.own_words = decoded.texts or {}
         taken, room = decoded.rows, self.room
-        if taken is not None and taken is not rows:  # rows in the middle of a turn
-            waiting = (self._all if rows is None else rows) & ~taken
-            room.rewards[waiting] = room.terms[waiting] = 0.0
-            room.terminations[waiting] = room.truncations[waiting] = False
-            if not taken.any():
-                return decoded.acts
         if self.history is not None and self.action != "token":
             for i, text in zip(self._indices(taken), self._agent_texts(decoded.acts, taken), strict=True):
                 self.history.say(i, text)
-        room.step(decoded.acts, taken)
+        room.step(decoded.acts, taken, fresh)
         if self.worded:
-            self._word_partner(taken)
+            self._word_partner(taken if taken is None or fresh is None else taken | fresh)
         if self.history is not None:
             for i in self._indices(taken):
                 self.history.hear(i, self.texts[i])
-        self.codec.refresh(self._none)
+            for i in () if fresh is None else self._indices(fresh):
+                self.history.begin(i, self.texts[i])
+        self.codec.refresh(self._none if fresh is None else fresh)
         return decoded.acts
 
     def observe(self) -> Any:

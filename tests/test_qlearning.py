@@ -129,7 +129,7 @@ class Batch:
         self.discount, self.decay, self.seed, self.rows = discount, decay, seed % 1000, rows
 
     def random_step(self):
-        """Return states, actions, rewards, next states and masks, terminated, ended, greedy."""
+        """Return states, actions, rewards, next states and masks, terminated, ended, fresh, greedy."""
         g, (_, states, actions) = self.generator, self.tables.shape
         masks = g.random((self.rows, actions)) < 0.6
         masks[np.arange(self.rows), g.integers(0, actions, self.rows)] = True
@@ -137,7 +137,7 @@ class Batch:
         return [
             g.integers(0, states, self.rows), g.integers(0, actions, self.rows), g.normal(size=self.rows),
             g.integers(0, states, self.rows), masks, terminated, terminated | (g.random(self.rows) < 0.1),
-            g.random(self.rows) < 0.7,
+            g.random(self.rows) < 0.2, g.random(self.rows) < 0.7,
         ]  # fmt: skip
 
     def learn(self, step, time=0):
@@ -197,14 +197,16 @@ def test_a_batch_learns_row_after_row_what_the_plain_equations_say(
 ):
     """With few states many rows share a (state, action), so this also says what happens then."""
     batch = Batch(seed, rows, states, actions, tables, discount, decay)
-    plain = Plain(batch)
+    plain, learnt = Plain(batch), 0
     for time in range(12):
         step = batch.random_step()
-        for row in range(rows):
-            plain.learn(row, *(column[row] for column in step), time)
+        *rest, fresh, greedy = step
+        for row in np.flatnonzero(~fresh):
+            plain.learn(row, *(column[row] for column in rest), greedy[row], time)
+        learnt += int((~fresh).sum())
         batch.learn(step, time)
         assert batch.tables == pytest.approx(plain.tables(), abs=1e-9)
-    assert batch.visits.sum() == 12 * rows
+    assert batch.visits.sum() == learnt
 
 
 @settings(max_examples=50)
@@ -212,6 +214,7 @@ def test_a_batch_learns_row_after_row_what_the_plain_equations_say(
 def test_where_no_two_rows_meet_all_rows_may_learn_at_once(seed):
     batch = Batch(seed, rows=6, states=12)
     step = batch.random_step()
+    step[7][:] = False
     step[0], step[3] = np.arange(6), np.arange(6, 12)  # neither is a row's state another one's, nor its next state
     values, (states, actions, rewards, after, masks, terminated, *_) = batch.tables[0].copy(), step
     following = np.where(terminated, 0.0, np.where(masks, values[after], -np.inf).max(1))
@@ -225,7 +228,7 @@ def test_two_rows_that_share_a_state_and_action_learn_one_after_the_other():
     batch.tables[:] = 0.0
     yes, no = np.ones(2, bool), np.zeros(2, bool)
     zeros, mask = np.zeros(2, np.int64), np.ones((2, 1), bool)
-    batch.learn([zeros, zeros, np.array([1.0, 3.0]), zeros + 1, mask, yes, yes, no])
+    batch.learn([zeros, zeros, np.array([1.0, 3.0]), zeros + 1, mask, yes, yes, no, no])
     assert batch.tables[0, 0, 0] == 0.5 + 0.3 * (3.0 - 0.5)  # the second visit's rate is 0.3
     assert batch.visits[0, 0] == 2
 
@@ -234,10 +237,8 @@ def one_step(terminated, ended):
     batch = Batch(0, rows=1, states=2, actions=2, discount=0.5)
     batch.tables[:] = [[[0.0, 0.0], [8.0, 9.0]]]
     masks = np.array([[True, False]])  # the better one isn't allowed
-    zero = np.zeros(1, np.int64)
-    batch.learn(
-        [zero, zero, np.array([1.0]), zero + 1, masks, np.array([terminated]), np.array([ended]), ~zero.astype(bool)]
-    )
+    zero, yes = np.zeros(1, np.int64), np.ones(1, bool)
+    batch.learn([zero, zero, np.array([1.0]), zero + 1, masks, np.array([terminated]), np.array([ended]), ~yes, yes])
     return batch.tables[0, 0, 0]
 
 
@@ -295,24 +296,23 @@ class Recorder:
         self.max_turns, self.steps = max_turns, []
 
     def __call__(self, num_envs, **overrides):
-        assert overrides == {"autoreset_mode": AutoresetMode.SAME_STEP}
+        assert overrides == {"autoreset_mode": AutoresetMode.NEXT_STEP}
         self.envs = TASK.make_envs(QLearning.requires, num_envs, max_turns=self.max_turns, **overrides)
         step, reset = self.envs.step, self.envs.reset
 
         def recorded_reset(**arguments):
             states, infos = reset(**arguments)
-            self.states, self.masks = states.copy(), infos["action_mask"].copy()
+            self.states, self.masks, self.fresh = states.copy(), infos["action_mask"].copy(), np.zeros(num_envs, bool)
             return states, infos
 
         def recorded_step(actions):
             actions = actions.copy()
             states, rewards, terminated, truncated, infos = step(actions)
             ended, after, masks = terminated | truncated, states.copy(), infos["action_mask"].copy()
-            for row in np.flatnonzero(ended):
-                after[row] = infos["final_obs"][row]
-                masks[row] = infos["final_info"]["action_mask"][row]
-            self.steps.append((self.states, self.masks, actions, rewards.copy(), after, masks, terminated, ended))
-            self.states, self.masks = states.copy(), infos["action_mask"].copy()
+            self.steps.append(
+                (self.states, self.masks, actions, rewards.copy(), after, masks, terminated, ended, self.fresh)
+            )
+            self.states, self.masks, self.fresh = after, masks, ended
             return states, rewards, terminated, truncated, infos
 
         self.envs.step, self.envs.reset = recorded_step, recorded_reset
@@ -329,13 +329,15 @@ def test_the_trainer_learns_what_the_equations_say_of_the_conversations_it_held(
     )
     agent = QLearning(SCENARIO, config, seed=5)
     agent.learn(recorder, 16 * 100, lambda turns, metrics: None)
-    assert len(recorder.steps) == 100
+    taken = sum(16 - fresh.sum() for *_, fresh in recorder.steps)
+    assert agent.turns == taken
+    assert 16 * 100 <= taken < 16 * 101
 
     batch = Batch(5, 16, SCENARIO.n_beliefs, len(SCENARIO.agent_acts), tables, 0.9, decay)
     batch.tables[:], batch.rates = 0.0, agent._rates()
     plain = Plain(batch)
     truncations = 0
-    for time, (states, before, actions, rewards, after, masks, terminated, ended) in enumerate(recorder.steps):
+    for time, (states, before, actions, rewards, after, masks, terminated, ended, fresh) in enumerate(recorder.steps):
         assert before[np.arange(16), actions].all()
         truncations += int((ended & ~terminated).sum())
         greedy = []
@@ -344,7 +346,7 @@ def test_the_trainer_learns_what_the_equations_say_of_the_conversations_it_held(
             greedy.append(
                 worth[actions[row]] >= max(w for w, allowed in zip(worth, before[row], strict=True) if allowed)
             )
-        for row in range(16):
+        for row in np.flatnonzero(~fresh):
             plain.learn(
                 row, states[row], actions[row], rewards[row], after[row], masks[row], terminated[row], ended[row],
                 greedy[row], time,
@@ -419,16 +421,17 @@ def test_the_metrics_are_mean_return_and_success_rate_of_the_conversations_that_
     ended = sum(step[7].sum() for step in recorder.steps)
     assert seen[-1]["mean_return"] == pytest.approx(rewards / ended)
     assert 0.0 <= seen[-1]["success_rate"] < 0.5
+    agent.turns -= 16 - int(recorder.steps[-1][8].sum())  # ε is that of the last step's beginning
     assert seen[-1]["epsilon"] == agent.epsilon(1600) < seen[0]["epsilon"]
 
 
 def test_what_was_long_ago_counts_less_in_the_metrics():
-    recent, ended = Recent(np.zeros(3)), np.ones(1000, bool)
+    recent = Recent(np.zeros(3))
     for reward, outcome, at_least, at_most in (
         (0.0, "hung_up", 0.0, 0.0), (1.0, "resolved", 0.6, 0.8), (1.0, "resolved", 0.8, 0.95),
     ):  # fmt: skip
         for _ in range(20):
-            recent.add(np.full(1000, reward), ended, {"final_info": {"outcome": np.full(1000, outcome)}}, "resolved")
+            recent.add(np.full(1000, reward), [outcome] * 1000, "resolved")
         metrics = recent.metrics(0.1)
         assert at_least <= metrics["success_rate"] == metrics["mean_return"] <= at_most
 

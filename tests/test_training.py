@@ -19,6 +19,13 @@ from chatgym.training.trainer import VALIDATION_SEED
 SETTINGS = {"num_envs": 64}
 STEPS = 64 * 100
 EVERY = 64 * 25
+
+
+def about(turns):
+    """A step takes a turn in most of the 64 conversations, and begins the next one in those that had ended."""
+    return pytest.approx(turns, abs=64)
+
+
 ARGUMENTS = {"total_steps": STEPS, "evaluate_every": EVERY, "conversations": 20, "settings": SETTINGS, "seed": 7}
 
 
@@ -66,7 +73,7 @@ def test_a_run_leaves_all_that_is_needed_to_look_at_it_and_to_repeat_it(finished
 
 def test_a_line_of_metrics_is_written_at_the_beginning_and_at_each_evaluation(finished):
     lines = Run.open(finished).metrics()
-    assert [line["turns"] for line in lines] == [0, EVERY, 2 * EVERY, 3 * EVERY, STEPS]
+    assert [line["turns"] for line in lines] == about([0, EVERY, 2 * EVERY, 3 * EVERY, STEPS])
     for line in lines:
         for name in ("success_rate", "mean_return", "score"):
             assert line[name]["low"] <= line[name]["value"] <= line[name]["high"]
@@ -77,7 +84,7 @@ def test_the_last_line_of_metrics_is_of_the_model_that_is_left(finished):
     run = Run.open(finished)
     result = evaluate(run.agent(), run.task, conversations=20, seed=VALIDATION_SEED)
     assert run.metrics()[-1]["mean_return"] == dataclasses.asdict(result.mean_return)
-    assert run.turns == run.agent().turns == STEPS
+    assert run.turns == run.agent().turns == about(STEPS)
 
 
 def test_the_transcripts_are_the_same_customers_before_and_after(finished):
@@ -85,7 +92,7 @@ def test_the_transcripts_are_the_same_customers_before_and_after(finished):
     before, after = transcripts[:5], transcripts[5:]
     assert [one["seed"] for one in before] == [one["seed"] for one in after]
     assert {one["trained_for"] for one in before} == {0}
-    assert {one["trained_for"] for one in after} == {STEPS}
+    assert {one["trained_for"] for one in after} == {Run.open(finished).turns}
     for one, other in zip(before, after, strict=True):
         assert one["turns"][0] == other["turns"][0]
         assert one["turns"][-1]["text"] == other["turns"][-1]["text"]  # the goal
@@ -106,7 +113,11 @@ def test_the_same_seed_gives_the_same_run_and_another_one_another_model(finished
 def test_progress_is_told_after_each_iteration(tmp_path):
     told = []
     train("qlearning", tmp_path / "run", **ARGUMENTS, progress=lambda turns, metrics: told.append((turns, metrics)))
-    assert [turns for turns, _ in told] == list(range(64, STEPS + 1, 64))
+    turns = np.array([turns for turns, _ in told])
+    assert turns[0] == 64
+    assert turns[-2] < STEPS <= turns[-1]
+    assert (np.diff(turns) > 0).all()
+    assert (np.diff(turns) <= 64).all()
     assert set(told[0][1]) == {"mean_return", "success_rate", "epsilon"}
 
 
@@ -183,7 +194,7 @@ def test_a_run_that_was_stopped_by_ctrl_c_is_saved_where_it_was_and_ends_as_if_i
     assert stopped.returncode != 0
     assert stopped.stderr.rstrip().endswith("KeyboardInterrupt")
     run = Run.open(tmp_path / "run")
-    assert run.turns == 60 * 64  # nothing is lost, though the last evaluation was at the 50th step
+    assert run.turns > 51 * 64  # nothing is lost, though the last evaluation was at 50 * 64 turns
     assert (run.folder / "curve.png").exists()
     resume(tmp_path / "run")
     assert content(tmp_path / "run") == content(finished)
@@ -192,10 +203,10 @@ def test_a_run_that_was_stopped_by_ctrl_c_is_saved_where_it_was_and_ends_as_if_i
 def test_resuming_a_finished_run_changes_nothing_and_more_steps_make_it_longer(finished, run):
     assert content(resume(run.folder).folder) == content(finished)
     longer = resume(run.folder, total_steps=STEPS + EVERY)
-    assert longer.turns == STEPS + EVERY
+    assert longer.turns == about(STEPS + EVERY)
     assert Run.open(run.folder).config["total_steps"] == STEPS + EVERY
     lines = longer.metrics()
-    assert [line["turns"] for line in lines][-2:] == [STEPS, STEPS + EVERY]
+    assert [line["turns"] for line in lines][-2:] == about([STEPS, STEPS + EVERY])
     assert [line["seconds"] for line in lines] == sorted(line["seconds"] for line in lines)  # of all sessions
     with pytest.raises(InvalidValue, match="total_steps is a number from 1 on, not 0"):
         resume(run.folder, total_steps=0)
@@ -221,7 +232,7 @@ def test_a_second_run_in_the_same_folder_is_refused_unless_it_is_to_be_replaced(
     assert content(run.folder) == before
     (run.folder / "notes.txt").write_text("mine")
     replaced = train("qlearning", run.folder, **{**ARGUMENTS, "total_steps": EVERY}, overwrite=True)
-    assert replaced.turns == EVERY
+    assert replaced.turns == about(EVERY)
     assert (run.folder / "notes.txt").read_text() == "mine"
 
 
@@ -345,18 +356,18 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before_and_the_run_can_be_re
 
     def progress(turns, metrics):
         told.append(turns)
-        if turns == EVERY + 64:
+        if turns > EVERY + 64:
             fill(disk)
 
     with pytest.raises(Unavailable, match=r"no space left on the disk of .*free some, then go on with `chatgym train"):
         train("qlearning", disk / "run", **ARGUMENTS, progress=progress)
-    assert told[-1] == 2 * EVERY
+    assert told[-1] == about(2 * EVERY)
     run = Run.open(disk / "run")
-    assert run.turns == run.agent().turns == EVERY
-    assert [line["turns"] for line in run.metrics()] in ([0, EVERY], [0, EVERY, 2 * EVERY])
+    assert run.turns == run.agent().turns == about(EVERY)
+    assert [line["turns"] for line in run.metrics()] == about([0, EVERY, 2 * EVERY][: len(run.metrics())])
     with pytest.raises(Unavailable, match="no space left"):
         resume(disk / "run")
-    assert Run.open(disk / "run").agent().turns == EVERY
+    assert Run.open(disk / "run").agent().turns == about(EVERY)
     (disk / "filler").unlink()
     resume(disk / "run")
     assert content(disk / "run") == content(finished)

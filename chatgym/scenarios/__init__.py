@@ -46,6 +46,11 @@ class Meaning:
     slots: Mapping[str, str] = field(default_factory=dict)
     tone: str = "calm"
 
+    @functools.cached_property
+    def banks(self) -> tuple[str, ...]:
+        """Names of the banks of wordings that its parts are drawn from (`chatgym.nlg`)."""
+        return tuple(f"{part}|{self.tone}" for part in self.parts)
+
 
 @dataclass(frozen=True, eq=False)
 class Scenario:
@@ -79,14 +84,14 @@ class Scenario:
     ``choices`` are the words that may stand for a slot without a pattern (``{topic}``). ``agent_codes`` maps those
     parts of the agent's sentences that are about a slot to their acts. ``folder`` holds ``sentences.json`` and what
     commands write beside it (references, NLU head); `code` are the files that decide the course of a conversation.
+
+    ``audit(conversation)`` finds the partner's contradictions, see `chatgym.scenarios.contradictions`; None: only those
+    that any partner can have are looked for.
     """
 
     name: str
     version: int
     description: str
-
-    ``audit(conversation)`` finds the partner's contradictions, see `chatgym.scenarios.contradictions`; None: only those
-    that any partner can have are looked for.
     agent_acts: tuple[str, ...]
     user_acts: tuple[str, ...]
     outcomes: tuple[str, ...]
@@ -118,12 +123,12 @@ class Scenario:
     code: tuple[Path, ...]
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     agent_codes: Mapping[str, int] = field(default_factory=dict)
+    audit: Callable[[Sequence[Any]], Iterable[Any]] | None = None
     partner_role: str = "customer"
     agent_role: str = "agent"
 
     def agent_code(self, part: str) -> int:
         """Return the act of a part of the agent's sentences, as `respond` takes it."""
-    audit: Callable[[Sequence[Any]], Iterable[Any]] | None = None
         return self.agent_codes.get(part, self.agent_acts.index(part.partition("/")[0]))
 
     @functools.cached_property

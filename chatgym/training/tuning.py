@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 
 from chatgym.agent import Range, make_config
@@ -125,7 +126,8 @@ def tune(
     with quiet(), open_storage(storage or f"sqlite:///{folder.absolute() / 'study.db'}") as database:
         study = _join(plan, name, database)
         about = {"format": FORMAT, "version": 1, "name": name, **plan.to_json()}
-        atomic.write_text(folder / "study.json", json.dumps(about, indent=2) + "\n")
+        with _alone(folder):
+            atomic.write_text(folder / "study.json", json.dumps(about, indent=2) + "\n")
         try:
             _work(study, plan, trials, folder, progress)
         except KeyboardInterrupt:
@@ -197,8 +199,14 @@ def report(study: optuna.Study, plan: Plan, folder: Path) -> None:
     for trial in study.get_trials(deepcopy=False, states=DONE):
         value, success = trial.value, trial.user_attrs.get("success_rate")
         table.writerow([trial.number, trial.state.name.lower(), value, success, *map(trial.params.get, names)])
-    atomic.write_text(folder / "trials.csv", text.getvalue())
-    atomic.write_file(folder / "study.png", lambda path: draw_study(study, plan, path))
+    with _alone(folder):
+        atomic.write_text(folder / "trials.csv", text.getvalue())
+        atomic.write_file(folder / "study.png", lambda path: draw_study(study, plan, path))
+
+
+def _alone(folder: Path) -> FileLock:
+    """Return a lock to write under: processes that share a study may share its folder."""
+    return FileLock(folder / ".lock")
 
 
 def _join(plan: Plan, name: str, storage: optuna.storages.RDBStorage) -> optuna.Study:
@@ -257,7 +265,8 @@ def _write_best(trial: FrozenTrial, plan: Plan, folder: Path) -> None:
         "agent": plan.agent, "settings": {**plan.settings, **trial.params}, "mean_return": trial.value,
         "success_rate": trial.user_attrs.get("success_rate"), "trial": trial.number,
     }  # fmt: skip
-    atomic.write_text(folder / "best.json", json.dumps(best, indent=2) + "\n")
+    with _alone(folder):
+        atomic.write_text(folder / "best.json", json.dumps(best, indent=2) + "\n")
 
 
 class _Worker:
