@@ -15,7 +15,7 @@ from chatgym.errors import ChatGymError
 from chatgym.scenarios import Meaning
 from chatgym.testing import NonConforming, balance, check_scenario, dynamics, leaks, scenarios, words
 from chatgym.testing.findings import Findings
-from chatgym.testing.played import play
+from chatgym.testing.played import fixed, hold, play, room_of
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "restaurant"))
 from chatgym_restaurant import AFFIRM, BELIEF, BOOK, CLOSE, GREET, THANK
@@ -325,6 +325,15 @@ BALANCE = [
 def test_a_scenario_that_needs_no_policy_is_noticed(scenario, words, monkeypatch):
     monkeypatch.setattr(balance, "CHANGES", 5)
     assert words in found(balance.check_balance, scenario)
+
+
+def test_the_search_for_a_fixed_order_goes_uphill(monkeypatch):
+    order = [1, 2, 3, 4, 5, 6]  # asks for all, confirms once, books, closes
+    monkeypatch.setattr(balance, "_expert_orders", lambda room: [order])
+    before, after = (
+        hold(room_of(RESTAURANT, 1000), fixed(each)).returns.mean() for each in (order, balance._best_order(RESTAURANT))
+    )
+    assert after > before + 0.1
 
 
 def means(**fields):
