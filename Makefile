@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint bench
+# `make mutants` plants faults and shows that the tests notice each of them.
+.PHONY: setup demo test lint mutants bench
 
 setup: $(STAMP)
 
@@ -26,6 +27,9 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy chatgym agents
+
+mutants: setup
+	$(BIN)/python tests/mutants.py
 
 bench: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints/cpu.txt ".[bench]"

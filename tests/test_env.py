@@ -6,7 +6,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
-from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import chatgym
 from chatgym.scenarios.customer_service import SCENARIO
@@ -28,23 +27,6 @@ def run_to_end(env, policy=None, **reset):
         moments.append((observation, reward, info))
         over = terminated or truncated
     return moments
-
-
-@pytest.mark.parametrize("observation", OBSERVATIONS)
-def test_gymnasiums_checker_is_content(observation):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        env = make(observation=observation)
-        check_env(env.unwrapped, skip_render_check=True)
-    assert env.observation_space.contains(env.reset(seed=1)[0])
-
-
-@pytest.mark.parametrize("observation", ["embedding", "discrete"])
-def test_stable_baselines3s_checker_is_content(observation):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        sb3_check_env(make(observation=observation).unwrapped)
-    assert make(observation=observation).action_space.n == 15
 
 
 def test_gymnasiums_checker_is_content_with_rendering(capsys):

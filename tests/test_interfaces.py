@@ -1,9 +1,6 @@
-import warnings
-
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -68,14 +65,6 @@ def test_every_action_level_has_the_same_dynamics(action, choose):
     acts, other = make(), make(action=action)
     for seed in range(25):
         assert play(other, choose, seed) == play(acts, by_act, seed)
-
-
-@pytest.mark.parametrize("action", ["candidate", "text", "token"])
-@pytest.mark.parametrize("observation", ["embedding", "text", "token"])
-def test_gymnasiums_checker_is_content(action, observation):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        check_env(make(action=action, observation=observation), skip_render_check=True)
 
 
 def test_nothing_happens_within_a_turn_of_tokens():

@@ -1,0 +1,186 @@
+"""Plants faults, one line each, and looks whether the tests notice: ``make mutants``.
+
+Each fault is planted in a fresh copy of the tree, in which the tests that should notice are run until one fails. A
+fault that none notices is a hole in them; the command names it and exits with 1. Words after the command choose the
+faults whose name or file contains one of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+ROOT = Path(__file__).parent.parent
+SURVIVED, UNFIT = "SURVIVED", "UNFIT"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`old`, which stands once in the file, becomes `new`; `tests` should notice."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+RNG, ROOM, VECTOR, CODECS = "chatgym/rng.py", "chatgym/room.py", "chatgym/vector.py", "chatgym/codecs.py"
+CUSTOMER = "chatgym/scenarios/customer_service/customer.py"
+CUSTOMER_BELIEF = "chatgym/scenarios/customer_service/belief.py"
+STUDENT, PERSON = "chatgym/scenarios/education/student.py", "chatgym/scenarios/social/person.py"
+QLEARNING, DQN, SB3 = "agents/qlearning.py", "agents/masked_dqn.py", "chatgym/integrations/sb3.py"
+
+FAULTS = [
+    # Draws
+    Fault("the turn is no part of a draw", RNG, "np.uint64(turn) * np.uint64(PURPOSES) + np.uint64(purpose)",
+          "np.uint64(purpose)", "rng"),
+    Fault("a draw never comes near one", RNG, "_UNIT = 2.0**-53", "_UNIT = 2.0**-54", "rng"),
+    Fault("a row's conversations are all the same one", RNG, "return bits(root, episode, PURPOSES - 1)",
+          "return bits(root, 0, PURPOSES - 1)", "rng room vector"),
+    # The room
+    Fault("the last turn comes one too late", ROOM, "last = turns[i] >= max_turns", "last = turns[i] > max_turns",
+          "room env"),
+    Fault("a truncation is a termination", ROOM, "terminations[i] = 0 < outcome < truncated",
+          "terminations[i] = 0 < outcome", "room vector"),
+    Fault("a reward term is left out", ROOM, "for term in range(weights.shape[0]):\n                reward",
+          "for term in range(weights.shape[0] - 1):\n                reward", "room"),
+    Fault("terms are not cleared where a conversation begins", ROOM, "terms[i, term] = 0.0", "pass", "vector"),
+    Fault("a new conversation goes on counting turns", ROOM,
+          "episodes[i] += 1\n                turns[i] = 0", "episodes[i] += 1", "vector"),
+    Fault("a fork has the first row's hidden state", ROOM, "getattr(room, name)[...] = getattr(self, name)[index]",
+          "getattr(room, name)[...] = getattr(self, name)[0 if name == 'hidden' else index]", "room"),
+    # Partners
+    Fault("date and amount are swapped", CUSTOMER, "if slot == DATE and hidden.misremembers & (1 << DATE):",
+          "if slot == AMOUNT and hidden.misremembers & (1 << DATE):", "customer_service"),
+    Fault("the customer accepts what the policy doesn't grant as readily as a right offer", CUSTOMER,
+          "p_accepts, mood = 0.15, -2", "p_accepts, mood = 0.95, -2", "customer_service"),
+    Fault("granting too much is no violation", CUSTOMER,
+          "hidden.verdict = POLICY_VIOLATION if worth > due else WRONG_RESOLUTION", "hidden.verdict = RESOLVED",
+          "customer_service"),
+    Fault("an order of somebody else's may be granted", CUSTOMER, "elif belief.reference != hidden.reference:",
+          "elif False:", "customer_service"),
+    Fault("patience costs nothing", CUSTOMER, "- int(turn > hidden.patience)", "- 0", "customer_service"),
+    Fault("the mood's term has the wrong sign", CUSTOMER, "terms[2] = hidden.mood - mood",
+          "terms[2] = mood - hidden.mood", "customer_service"),
+    Fault("a failure may satisfy", CUSTOMER, "hidden.mood / MOOD_MAX if outcome == RESOLVED else 0.0",
+          "hidden.mood / MOOD_MAX", "customer_service"),
+    Fault("the error channel is off", CUSTOMER_BELIEF, "wrong = draw(key, turn, D_ERROR + slot) < error_rate",
+          "wrong = False", "customer_service"),
+    Fault("all slots err together", CUSTOMER_BELIEF, "draw(key, turn, D_ERROR + slot)", "draw(key, turn, D_ERROR)",
+          "customer_service"),
+    Fault("the belief holds what was not understood", CUSTOMER_BELIEF, "    belief.turn = turn\n    belief.act = act\n",
+          "    belief.turn = turn\n    belief.act = act\n    belief.amount = belief.proof\n", "customer_service"),
+    Fault("a student that knows a skill slips as often as it guesses", STUDENT,
+          "p = (1.0 - hidden.slips[skill] * SLIP_OF[difficulty])", "p = (hidden.slips[skill] * SLIP_OF[difficulty])",
+          "education"),
+    Fault("a skill needs no basis", STUDENT, "p *= WITHOUT_BASIS", "p *= 1.0", "education"),
+    Fault("the gain counts whenever the lesson stops", STUDENT, "terms[0] = gain(hidden) if act == END else 0.0",
+          "terms[0] = gain(hidden)", "education"),
+    Fault("advice never backfires", PERSON, "if hidden.told & UNDERSTOOD != UNDERSTOOD or not hidden.heard:",
+          "if False:", "social"),
+    Fault("any advice fits", PERSON, "fits = act - SUGGEST_TALK == hidden.cause", "fits = True", "social"),
+    Fault("relief has the wrong sign", PERSON, "terms[1] = (intensity - hidden.intensity) / hidden.at_first",
+          "terms[1] = (hidden.intensity - intensity) / hidden.at_first", "social"),
+    # Interfaces
+    Fault("candidates stand in the same order in every turn", CODECS,
+          "draws = rng.uniform(self.room.keys[:, None], self.room.turns[:, None], purposes)",
+          "draws = rng.uniform(self.room.keys[:, None], 0, purposes)", "interfaces"),
+    Fault("padding is an act", CODECS, "np.where(acts == NO_ACT, UNCLEAR_ACT, acts)",
+          "np.where(acts == NO_ACT, 0, acts)", "interfaces"),
+    Fault("the end token stands in the text", CODECS, "if token != self.tokenizer.end:", "if True:", "interfaces"),
+    Fault("a turn of tokens is one too long", CODECS, "len(tokens) >= MAX_TURN_TOKENS", "len(tokens) > MAX_TURN_TOKENS",
+          "interfaces"),
+    Fault("the final observation is the next conversation's", VECTOR, "        last = self.talk.observe()\n",
+          "        last = None\n        self.talk.start(ended)\n        last = self.talk.observe()\n", "vector"),
+    Fault("a disabled autoreset resets", VECTOR,
+          "fresh = ended if self.autoreset_mode is AutoresetMode.NEXT_STEP and ended.any() else None",
+          "fresh = ended if ended.any() else None", "vector"),
+    Fault("an int seed is every row's", VECTOR, "seed = range(int(seed), int(seed) + self.num_envs)",
+          "seed = [int(seed)] * self.num_envs", "vector"),
+    # Q-learning
+    Fault("a termination has a value", QLEARNING, "if not terminated[i]:", "if True:", "qlearning"),
+    Fault("a truncation has none", QLEARNING, "if not terminated[i]:", "if not ended[i]:", "qlearning"),
+    Fault("double Q-learning's tables are swapped", QLEARNING, "1 - which if double else 0", "which", "qlearning"),
+    Fault("ε falls too far", QLEARNING, "config.epsilon_start + done * (config.epsilon_end - config.epsilon_start)",
+          "config.epsilon_start - done * config.epsilon_start", "qlearning"),
+    Fault("the maximum is over acts that make no sense, too", QLEARNING, "if mask[action]:", "if True:", "qlearning"),
+    Fault("traces outlive an exploring act", QLEARNING, "trace.shape[1] - 1) if greedy[i] else 0",
+          "trace.shape[1] - 1)", "qlearning"),
+    Fault("what only begins is learnt from", QLEARNING, "if fresh[i]:", "if False:", "qlearning"),
+    # Stable-Baselines3
+    Fault("no done", SB3, "dones = terminated | truncated", "dones = terminated", "sb3"),
+    Fault("the terminal observation is the next one", SB3, '"terminal_observation": vector_infos["final_obs"][row]',
+          '"terminal_observation": observations[row]', "sb3"),
+    Fault("the truncation flag is the termination's", SB3, "bool(truncated[row] and not terminated[row])",
+          "bool(terminated[row])", "sb3"),
+    Fault("the masks are those before the step", SB3, 'self._masks = vector_infos.get("action_mask")', "pass", "sb3"),
+    Fault("double DQN's networks are swapped", DQN, "choosing = self.q_net(next_obs) if self.double else target_values",
+          "choosing = target_values", "dqn"),
+    Fault("DQN's maximum ignores the masks", DQN, "choosing_values.masked_fill(~next_masks, -torch.inf)",
+          "choosing_values", "dqn"),
+    Fault("DQN values what comes after the end", DQN, "following.masked_fill(terminated, 0.0)", "following", "dqn"),
+]  # fmt: skip
+
+
+def plant(fault: Fault, folder: Path) -> None:
+    """Copy the tree into a folder and plant a fault there.
+
+    Raises:
+        LookupError: When its line doesn't stand once in the file.
+    """
+    for name in ("pyproject.toml", "chatgym", "agents", "tests", "examples", "benchmarks", "docs", "README.md"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
+        copy(ROOT / name, folder / name)  # with what numba compiled before: that of the other files still fits
+    (folder / "chatgym_agents").symlink_to("agents")  # as the installed package maps it
+    path = folder / fault.file
+    text = path.read_text(encoding="utf-8")
+    if text.count(fault.old) != 1:
+        raise LookupError(f"{fault.old!r} stands {text.count(fault.old)} times in {fault.file}")
+    path.write_text(text.replace(fault.old, fault.new), encoding="utf-8")
+
+
+def noticed_by(fault: Fault) -> str:
+    """Return the test that noticed a fault, `SURVIVED`, or `UNFIT` and why."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        try:
+            plant(fault, folder)
+        except LookupError as error:
+            return f"{UNFIT}: {error}"
+        files = [f"tests/test_{test}.py" for test in fault.tests.split()]
+        environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-n", "0", *files]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode == 0:
+        return SURVIVED
+    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return failed[0].partition(" ")[2].partition(" - ")[0] if failed else f"{UNFIT}: {done.stdout[-500:]}"
+
+
+def main() -> int:
+    """Plant the faults, tell of each, and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", help="only faults with one of these in their name or file")
+    words = parser.parse_args().words
+    chosen = [f for f in FAULTS if not words or any(word in f.name or word in f.file for word in words)]
+    console, missed = Console(soft_wrap=True), 0
+    for number, fault in enumerate(chosen, 1):
+        with console.status(f"{number} of {len(chosen)}: {fault.name}"):
+            result = noticed_by(fault)
+        missed += result.startswith((SURVIVED, UNFIT))
+        console.print(f"{number:3} {fault.file}: {fault.name}\n    {result}", highlight=False, markup=False)
+    console.print(f"{len(chosen) - missed} of {len(chosen)} faults were noticed")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
