@@ -121,13 +121,15 @@ def _print(found: Audit, folder: Path, interrupted: bool) -> None:
     from chatgym.training.probes import AGENTS
 
     out = console()
-    out.print(table(("the partner", "found in", "share", "95 % interval"), _rates(found), (1, 2, 3)))
+    if rates := list(_rates(found)):
+        out.print(table(("the partner", "found in", "share", "95 % interval"), rates, (1, 2, 3)))
     agents = [
         (name, f"{found.played[name]:,}", f"{found.contradictions(name):,}", AGENTS[name])
         for name in AGENTS if found.played[name]
     ]  # fmt: skip
-    out.print()
-    out.print(table(("agent", "conversations", "contradictions", "which"), agents, (1, 2)))
+    if agents:
+        out.print()
+        out.print(table(("agent", "conversations", "contradictions", "which"), agents, (1, 2)))
     whats = Counter((one.finding.kind, one.finding.what) for one in found.found).most_common(SHOWN)
     if whats:
         out.print()
