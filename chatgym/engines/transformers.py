@@ -70,20 +70,24 @@ class TransformersEngine:
         self.device = pick_device()
         self.dtype = dtype or pick_dtype(self.device)
         self.identity = identity
-        with quiet_loading():
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=self.dtype, use_safetensors=True, trust_remote_code=False
-            )
-        self.model: Any = model.to(self.device).eval()
+        self.model: Any = self._load_model(Path(folder), self.dtype)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        end = model.generation_config.eos_token_id
+        end = self.model.generation_config.eos_token_id
         ends = {*(end if isinstance(end, list) else [end]), self.tokenizer.eos_token_id} - {None}
         self._ends = frozenset(int(token) for token in ends)
         # Releases before 5.24 know the cache by another name.
         self._cache_name = (
-            "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
+            "cache" if "cache" in inspect.signature(type(self.model).forward).parameters else "past_key_values"
         )
-        self._context: int = model.config.max_position_embeddings
+        self._context: int = self.model.config.max_position_embeddings
+
+    def _load_model(self, folder: Path, dtype: torch.dtype) -> Any:
+        """Return the model in evaluation mode, on `self.device`; where another engine hands in its own."""
+        with quiet_loading():
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            )
+        return model.to(self.device).eval()
 
     @torch.inference_mode()
     def generate(
