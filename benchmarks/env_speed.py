@@ -97,6 +97,7 @@ def gymnasium_subjects(batches: list[int]) -> Iterator[Subject]:
     for batch in batches:
         envs = gym.make_vec("CartPole-v1", batch, vectorization_mode="vector_entry_point")
         yield Subject(f"{POLE}, B = {batch}", batch, vector(envs, random_acts(2, batch)))
+    yield Subject("CartPole-v1, gym.make", 1, single(gym.make("CartPole-v1"), itertools.cycle([0, 1])))
     sync = gym.vector.SyncVectorEnv([lambda: gym.make("CartPole-v1")] * 16)
     yield Subject("CartPole-v1, SyncVectorEnv, B = 16", 16, vector(sync, random_acts(2, 16)))
 
@@ -137,29 +138,20 @@ def peer_subjects() -> Iterator[Subject]:
     yield Subject("TextArena, SimpleNegotiation", 1, table_step)
 
 
-def qlearning_subject(batch: int) -> Subject:
-    """The Q-learning trainer's whole loop, evaluation left out."""
+def qlearning_subject(batch: int, steps: int = 50) -> Subject:
+    """The Q-learning trainer's whole loop, evaluation left out; `steps` of all conversations are one of the subject."""
     from chatgym_agents.qlearning import QLearning
 
     scenario = find_scenario("customer_service")
+    agent = QLearning(scenario, QLearning.Config(num_envs=batch))
 
-    def forever() -> Iterator[None]:
-        import queue
-        import threading
+    def make(num_envs: int, **more: object) -> ChatVectorEnv:
+        return ChatVectorEnv(num_envs, observation="discrete", llm="template", **more)
 
-        turns: queue.Queue = queue.Queue(1)
-        agent = QLearning(scenario, QLearning.Config(num_envs=batch))
+    def step() -> None:
+        agent.learn(make, agent.turns + steps * batch, lambda turns, metrics: None)
 
-        def make(num_envs: int, **more: object) -> ChatVectorEnv:
-            return ChatVectorEnv(num_envs, observation="discrete", llm="template", **more)
-
-        threading.Thread(target=lambda: agent.learn(make, 2**60, lambda n, _: turns.put(n)), daemon=True).start()
-        while True:
-            turns.get()
-            yield None
-
-    loop = forever()
-    return Subject(f"customer_service, Q-learning's training loop, B = {batch}", batch, lambda: next(loop))
+    return Subject(f"customer_service, Q-learning's training loop, B = {batch}", steps * batch, step)
 
 
 def measure(subjects: list[Subject], rounds: int, seconds: float) -> dict[str, list[float]]:

@@ -18,6 +18,16 @@ def test_the_textbook_loop_learns_to_serve_customers():
     assert late > early + 0.1
 
 
+def test_algorithms_of_stable_baselines3_learn():
+    command = [sys.executable, str(EXAMPLES / "sb3_ppo.py"), "--turns", "60000", "--conversations", "300"]
+    done = subprocess.run([*command, "--scenario", "education"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    shares = re.findall(r"^(\w+) +success rate +([0-9.]+)% before, +([0-9.]+)% after", done.stdout, re.MULTILINE)
+    assert [name for name, *_ in shares] == ["PPO", "MaskablePPO"]
+    for _, before, after in shares:
+        assert float(before) < 10 < 20 < float(after)
+
+
 def test_a_scenario_needs_only_its_own_files(tmp_path):
     """The restaurant is a distribution of its own: installed with pip, it is found, trained on and talked to."""
     source = shutil.copytree(EXAMPLES / "restaurant", tmp_path / "source")

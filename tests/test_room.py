@@ -89,6 +89,9 @@ def test_forked_copies_go_on_identically_and_differ_only_by_acts():
         alone.step(acts[i : i + 1])
         assert alone.belief[0] == forks.belief[i]
         assert alone.rewards[0] == forks.rewards[i]
+    copies = stream(room.fork(3, 2), np.full((15, 2), 4))
+    for copied, original in zip(copies, stream(room, np.full((15, 5), 4)), strict=True):
+        assert all((a == b[3]).all() for a, b in zip(copied, original, strict=True))
 
 
 def test_a_fork_of_a_row_that_isnt_there_is_refused():
@@ -100,12 +103,16 @@ def test_the_reward_is_exactly_the_weighted_sum_of_its_terms():
     weights = {"time": 0.5, "outcome": 2.0}
     room = rooms_with(200, reward_weights=weights)
     w = {**SCENARIO.reward_terms, **weights}
-    for act in np.random.default_rng(2).integers(0, ACTS, (10, 200)):
-        room.step(act)
+    seen = np.zeros(len(w), bool)
+    for acts in np.random.default_rng(2).integers(0, ACTS, (20, 200)):
+        acts[50:] = room.expert_acts()[50:]
+        room.step(acts, room.outcomes == 0)
         total = np.zeros(200)
         for i, name in enumerate(SCENARIO.reward_terms):
             total += w[name] * room.terms[:, i]
         assert np.array_equal(room.rewards, total)
+        seen |= (room.terms != 0.0).any(0)
+    assert seen.all()
 
 
 def test_the_last_turn_truncates():

@@ -331,7 +331,7 @@ def test_the_search_for_a_fixed_order_goes_uphill(monkeypatch):
     order = [1, 2, 3, 4, 5, 6]  # asks for all, confirms once, books, closes
     monkeypatch.setattr(balance, "_expert_orders", lambda room: [order])
     before, after = (
-        hold(room_of(RESTAURANT, 1000), fixed(each)).returns.mean() for each in (order, balance._best_order(RESTAURANT))
+        hold(room_of(RESTAURANT, 1000), fixed(each)).returns.mean() for each in (order, balance.best_order(RESTAURANT))
     )
     assert after > before + 0.1
 

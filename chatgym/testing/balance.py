@@ -44,7 +44,7 @@ def check_balance(findings: Findings, scenario: Scenario) -> None:
         f"the expert takes {mean:.1f} turns on average, with max_turns={scenario.max_turns}. Let it be at least "
         f"{SHORTEST:.0f} and at most {LONGEST:.0%} of them: long enough to need a policy, with room for worse ones.",
     )
-    order = _best_order(scenario)
+    order = best_order(scenario)
     script = hold(room_of(scenario, CONVERSATIONS), fixed(order))
     margin = 3 * (best.returns - script.returns).std() / CONVERSATIONS**0.5
     findings.expect(
@@ -55,7 +55,7 @@ def check_balance(findings: Findings, scenario: Scenario) -> None:
     )
 
 
-def _best_order(scenario: Scenario) -> list[int]:
+def best_order(scenario: Scenario) -> list[int]:
     """Look for the best order of acts: those of the expert's commonest conversations, then random changes of it."""
     room = room_of(scenario, TRIED, root=2**41)
     orders = _expert_orders(room_of(scenario, TRIED, root=2**42))

@@ -1,0 +1,102 @@
+"""How the agents do in each scenario: ``python benchmarks/scenarios.py`` writes ``docs/scenarios.md``.
+
+Random, the best fixed order of acts that a search finds, the expert, and the agents that learn, trained for as long as
+is their default, with 95 % intervals over conversations that no training saw. A training is a run folder, so an
+interrupted benchmark goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from chatgym.agent import Interface
+from chatgym.testing.balance import best_order
+from chatgym.testing.played import fixed, hold
+from chatgym.training import Run, Task, evaluate, references, resume, train
+from chatgym.training.evaluation import EVALUATION_SEED
+from chatgym.training.intervals import Interval, bootstrap_mean, wilson
+from chatgym.training.run import find_agent
+
+PAGE = Path(__file__).parent.parent / "docs" / "scenarios.md"
+SCENARIOS = ("customer_service", "education", "social")
+Row = tuple[str, Interval, Interval, Interval, float]
+"""Agent, success rate, mean return, score, mean turns."""
+
+
+def trained(scenario: str, agent: str, folder: Path) -> Any:
+    """Return an agent after its default training, a new one or that of a run."""
+    if (folder / "config.json").exists():
+        run = Run.open(folder) if (folder / "transcripts.jsonl").exists() else resume(folder)
+    else:
+        run = train(agent, folder, task=Task(scenario))
+    return run.agent()
+
+
+def rows(scenario: str, options: Any) -> Iterator[Row]:
+    task = Task(scenario)
+    described = task.find_scenario()
+
+    def measured(name: str, agent: Any) -> Row:
+        result = evaluate(agent, task, conversations=options.conversations)
+        return name, result.success_rate, result.mean_return, result.score, float(result.turns.mean())
+
+    yield measured("random", find_agent("random")(described))
+    envs = task.make_envs(Interface(), options.conversations)
+    envs.reset(seed=EVALUATION_SEED)
+    envs.room.episodes[:] = 0  # the conversations that the others have, from their beginning
+    script = hold(envs.room, fixed(best_order(described)))
+    returns = bootstrap_mean(script.returns)
+    success = wilson(int((script.outcomes == described.outcomes.index(described.success)).sum()), len(script.returns))
+    yield "fixed order", success, returns, references(task).score(returns), float(script.turns.mean())
+    yield measured("expert", find_agent("expert")(described))
+    for name in options.agents:
+        agent = trained(scenario, name, options.runs / f"{scenario}-{name}")
+        yield measured(f"{name}, {agent.turns:,} turns", agent)
+
+
+def write_page(table: dict[str, list[Row]], options: Any) -> str:
+    lines = [
+        "# Scenarios and agents", "",
+        "Made by `python benchmarks/scenarios.py`: each agent in the same "
+        f"{options.conversations:,} conversations, which no training saw, with 95 % intervals (Wilson's for shares, "
+        "bootstrap for means). On the score random is 0 and the expert 100, both over 10,000 other conversations, so "
+        "here they can be a little off. *Fixed order* is the best sequence of acts that a search over sequences finds: "
+        "what a script reaches that doesn't listen.", "",
+        "| scenario | agent | success rate [%] | mean return | score | turns |",
+        "|---|---|---:|---:|---:|---:|",
+    ]  # fmt: skip
+    for scenario, found in table.items():
+        for name, success, returns, score, turns in found:
+            share = Interval(100 * success.value, 100 * success.low, 100 * success.high)
+            cells = [scenario, name, cell(share, 1), cell(returns, 3), cell(score, 1), f"{turns:.1f}"]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def cell(interval: Interval, digits: int) -> str:
+    value, low, high = (f"{number:.{digits}f}" for number in (interval.value, interval.low, interval.high))
+    return f"{value} ({low} to {high})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--agents", nargs="+", default=["qlearning", "dqn"], help="those that learn")
+    parser.add_argument("--scenarios", nargs="+", default=list(SCENARIOS))
+    parser.add_argument("--conversations", type=int, default=1000)
+    parser.add_argument("--runs", type=Path, default=Path("runs/scenarios"), help="where the trainings are")
+    options = parser.parse_args()
+    table = {}
+    for scenario in options.scenarios:
+        table[scenario] = []
+        for row in rows(scenario, options):
+            table[scenario].append(row)
+            print(f"{scenario}, {row[0]}: success {row[1].value:.1%}, score {row[3].value:.1f}", flush=True)
+    PAGE.write_text(write_page(table, options), encoding="utf-8")
+    print(f"wrote {PAGE}")
+
+
+if __name__ == "__main__":
+    main()

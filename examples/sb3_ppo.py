@@ -1,0 +1,50 @@
+"""Stable-Baselines3's PPO and sb3-contrib's MaskablePPO learn to hold conversations: ``python examples/sb3_ppo.py``.
+
+`ChatVecEnv` is an ordinary VecEnv of SB3's, with the masks that MaskablePPO asks for. Needs `pip install sb3-contrib`.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+from sb3_contrib import MaskablePPO
+from sb3_contrib.common.maskable.utils import get_action_masks
+from stable_baselines3 import PPO
+
+from chatgym.integrations.sb3 import ChatVecEnv
+
+SETTINGS = {"n_steps": 32, "batch_size": 512, "n_epochs": 4, "learning_rate": 1e-3, "gamma": 0.98, "ent_coef": 0.01}
+
+
+def success_rate(model: PPO | MaskablePPO, scenario: str, conversations: int) -> float:
+    """Hold conversations that the training didn't see, and return the share that succeeded."""
+    envs = ChatVecEnv.make(conversations, scenario=scenario, llm="template")
+    envs.seed(2_000_000)
+    observations, first = envs.reset(), {}
+    while len(first) < conversations:  # of each row its first conversation
+        masks = {"action_masks": get_action_masks(envs)} if isinstance(model, MaskablePPO) else {}
+        actions, _ = model.predict(observations, deterministic=True, **masks)
+        observations, _, dones, infos = envs.step(actions)
+        for row in np.flatnonzero(dones):
+            first.setdefault(row, infos[row]["is_success"])
+    return float(np.mean(list(first.values())))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenario", default="social")
+    parser.add_argument("--turns", type=int, default=300_000, help="of training, for each of the two")
+    parser.add_argument("--conversations", type=int, default=500, help="in each evaluation")
+    options = parser.parse_args()
+    for algorithm in (PPO, MaskablePPO):
+        envs = ChatVecEnv.make(64, scenario=options.scenario, llm="template")
+        model = algorithm("MlpPolicy", envs, seed=0, device="cpu", **SETTINGS)
+        before = success_rate(model, options.scenario, options.conversations)
+        model.learn(options.turns)
+        after = success_rate(model, options.scenario, options.conversations)
+        print(f"{algorithm.__name__:12} success rate {before:6.1%} before, {after:6.1%} after {options.turns:,} turns")
+
+
+if __name__ == "__main__":
+    main()
