@@ -79,6 +79,8 @@ def _chapter(name: str, audit: Audit) -> Iterator[str]:
         if wording.utterances:
             count = f"{wording.missed.total():,} of {wording.utterances:,} utterances"
             yield f"| is misheard, saying {what} | {count} | {_percent(wording.rate)} |"
+    if met := [f"{agent} {audit.contradictions(agent):,}" for agent in AGENTS if audit.contradictions(agent)]:
+        yield f"\nContradictions met by: {', '.join(met)}."
     yield ""
     for what, wording in (("one thing", audit.simple), ("several things", audit.joined)):
         yield from _misheard(what, wording)

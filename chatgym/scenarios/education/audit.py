@@ -82,9 +82,9 @@ def _builds_on(skill: int) -> list[int]:
 
 
 def _ask(exchange: Exchange, lesson: _Lesson) -> None:
-    """Note the question that the tutor asks, or asks again."""
+    """Note the question that the tutor asks, where the student doesn't refuse it for another goal."""
     belief, act = exchange.belief, exchange.act
-    if act in QUESTIONS and belief["skill"] >= 0:
+    if act in QUESTIONS and belief["skill"] >= 0 and exchange.said["act"] != STATE_GOAL:
         number, difficulty = int(belief["asked"]) + 1, act - ASK_EASY
         lesson.question = (int(belief["seed"]), number, int(belief["skill"]), difficulty)
         lesson.answer = None
