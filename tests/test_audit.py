@@ -308,6 +308,11 @@ def test_the_traces_behind_findings_replay(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     keys = [int(line["key"], 16) for line in lines if line["type"] == "start"]
     assert keys == [found.key for found in audit.found[:20]]
+    talk = Talk(60, scenario=CUSTOMER_SERVICE, error_rate=0.2, llm="template")
+    conversations = list(audit.hold(talk, "perturbed", AUDIT_SEED))
+    held = {key: conversations[row] for row, key in enumerate(talk.room.keys.tolist())}
+    acts = [exchange.act for key in keys for exchange in held[key][1:]]
+    assert [line["action"] for line in lines if line["type"] == "turn"] == acts
 
 
 @pytest.fixture
