@@ -16,6 +16,7 @@ from chatgym.nlg import Speaker
 from chatgym.nlu import NLU, UNCLEAR, Understanding, nlu_of
 from chatgym.room import ChatRoom
 from chatgym.scenarios import Scenario
+from chatgym.training.probes import ending_acts
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,7 +36,7 @@ def talk_to(run: Run, out: Console) -> None:
     nlu = nlu_of(scenario)
     room = ChatRoom(scenario, 1, error_rate=0.0, max_turns=run.task.arguments.get("max_turns"))
     room.start(keys=np.array([_silent_opening(scenario)], np.uint64))
-    endings, speaker, turn = _ending_acts(scenario), Speaker(scenario), 0
+    endings, speaker, turn = ending_acts(scenario), Speaker(scenario), 0
     while turn < room.max_turns:
         line = read_line(out, f"{scenario.partner_role}> ")
         if line is None or line.lower() in QUIT:
@@ -66,16 +67,6 @@ def _silent_opening(scenario: Scenario) -> int:
     room.start(keys=np.arange(256, dtype=np.uint64))
     meanings = [scenario.partner_meaning(said) for said in room.said]
     return next((key for key, meaning in enumerate(meanings) if meaning.parts == (meaning.act,)), 0)
-
-
-def _ending_acts(scenario: Scenario) -> list[bool]:
-    """Tell for each agent act whether it ends a conversation that has just begun: then it ends any."""
-    count = len(scenario.agent_acts)
-    room = ChatRoom(scenario, count)
-    room.start(keys=np.zeros(count, np.uint64))
-    room.step(np.arange(count))
-    ends: list[bool] = room.terminations.tolist()
-    return ends
 
 
 def _hear(room: ChatRoom, nlu: NLU, line: str) -> Understanding:

@@ -247,7 +247,7 @@ def react(key: np.uint64, turn: int, act: int, before: int, hidden: Any, belief:
     if lesson and act != CHECK and max(hidden.boredom, hidden.frustration) >= BAD:
         if draw(key, turn, D_FEELING) < P_SAYS_FEELING:  # and doesn't listen
             say(said, BORED if hidden.boredom >= hidden.frustration else FRUSTRATED)
-            if act < CHECK or act == HINT:
+            if act < CHECK or (act == HINT and belief.hinted and belief.answered == 0):  # a task put, or put again
                 hidden.succeeded = hidden.den = 0
             return
     if lesson:
