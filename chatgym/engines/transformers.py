@@ -1,7 +1,6 @@
-"""An engine in this process: a causal language model of the transformers library, with a decode loop of its own.
+"""An engine in this process: a causal language model of the transformers library.
 
-Each distinct prompt is read once and its cache copied to the rows that continue it; a row leaves the batch as soon as
-it is done. Its sampling draws are functions of (seed, position), so they don't depend on the rows beside it.
+`chatgym.engines.batch` is its decode loop: each distinct prompt is read once, a row leaves as soon as it is done.
 """
 
 from __future__ import annotations
@@ -12,20 +11,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from chatgym import rng
 from chatgym.engines import Completion
+from chatgym.engines.batch import Alternatives, Batch, Request, report
 from chatgym.errors import InvalidValue
 
-SAMPLE = 0
-"""Purpose of the draw that chooses a token, see `chatgym.rng`."""
-
-
-NUCLEUS = 1024
-"""How many of the likeliest tokens are looked at first; they hold nearly always all that top-p keeps."""
+SCORED = 2048
+"""Tokens whose logits are held at once while scoring: 400 MB with 49,152 tokens in the vocabulary."""
 
 
 def pick_device() -> torch.device:
@@ -57,7 +51,17 @@ def quiet_loading() -> Iterator[None]:
 
 
 class TransformersEngine:
-    """A model in a folder (safetensors; never pickled weights, never code of the model's own)."""
+    """A model in a folder (safetensors; never pickled weights, never code of the model's own).
+
+    Attributes:
+        identity: Name and revision.
+        device: Where it computes.
+        dtype: Of its weights.
+        model: The causal language model.
+        tokenizer: Its tokenizer.
+        ends: Tokens that end a text.
+        context: Most tokens of a prompt and its continuation together.
+    """
 
     def __init__(self, folder: str | Path, *, identity: str, dtype: torch.dtype | None = None) -> None:
         """Load the model.
@@ -74,12 +78,12 @@ class TransformersEngine:
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         end = self.model.generation_config.eos_token_id
         ends = {*(end if isinstance(end, list) else [end]), self.tokenizer.eos_token_id} - {None}
-        self._ends = frozenset(int(token) for token in ends)
+        self.ends = frozenset(int(token) for token in ends)
         # Releases before 5.24 know the cache by another name.
         self._cache_name = (
             "cache" if "cache" in inspect.signature(type(self.model).forward).parameters else "past_key_values"
         )
-        self._context: int = self.model.config.max_position_embeddings
+        self.context: int = self.model.config.max_position_embeddings
 
     def _load_model(self, folder: Path, dtype: torch.dtype) -> Any:
         """Return the model in evaluation mode, on `self.device`; where another engine hands in its own."""
@@ -89,7 +93,6 @@ class TransformersEngine:
             )
         return model.to(self.device).eval()
 
-    @torch.inference_mode()
     def generate(
         self,
         prompts: Sequence[str],
@@ -127,34 +130,23 @@ class TransformersEngine:
             raise InvalidValue(f"got {len(seeds)} seeds for {len(prompts)} prompts; give one each")
         if not prompts:
             return []
-        roots = np.array(range(len(prompts)) if seeds is None else seeds, np.uint64)
-        last, cache, mask = self._read(prompts, max_new_tokens)  # (B, V), B rows, (B, T)
-        rows = np.arange(len(prompts))  # of the caller, for each row still in the batch
-        said: list[list[int]] = [[] for _ in prompts]
-        likely: list[list[float]] = [[] for _ in prompts]
-        ended = ["length"] * len(prompts)
-        for position in range(max_new_tokens):
-            tokens, scores = self._sample(last, roots[rows], position, temperature, top_p)
-            going = np.ones(len(rows), bool)
-            for i, (row, token, score) in enumerate(zip(rows.tolist(), tokens.tolist(), scores.tolist(), strict=True)):
-                said[row].append(token)
-                likely[row].append(score)
-                if token in self._ends or (stop and any(s in self.tokenizer.decode(said[row]) for s in stop)):
-                    ended[row], going[i] = "stop", False
-            if not going.any() or position == max_new_tokens - 1:
-                break
-            keep = torch.from_numpy(np.flatnonzero(going)).to(self.device)
-            if len(keep) < len(rows):
-                rows, tokens, mask = rows[going], tokens[keep], mask[keep]
-                cache.batch_select_indices(keep)
-            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
-            last = self._forward(tokens[:, None], mask, cache)
+        batch = Batch(self)
+        rows = batch.join(
+            [
+                Request(tuple(self.tokens(prompt)), max_new_tokens, temperature, top_p, seed, tuple(stop))
+                for prompt, seed in zip(prompts, range(len(prompts)) if seeds is None else seeds, strict=True)
+            ]
+        )
+        while batch.rows:
+            batch.step()
         return [
-            Completion(self._text(tokens, stop), tuple(tokens), tuple(scores) if logprobs else None, why)
-            for tokens, scores, why in zip(said, likely, ended, strict=True)
-        ]
+            Completion(
+                self.text(row.tokens, stop), tuple(row.tokens), tuple(row.logprobs) if logprobs else None,
+                row.finish_reason or "length",
+            )
+            for row in rows
+        ]  # fmt: skip
 
-    @torch.inference_mode()
     def score(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[list[float]]:
         """Score continuations, as `chatgym.engines.Engine.score`.
 
@@ -165,14 +157,36 @@ class TransformersEngine:
             raise InvalidValue(f"got {len(continuations)} continuations for {len(prompts)} prompts; give one each")
         if not prompts:
             return []
-        heads = [self._tokens(prompt) for prompt in prompts]
+        heads = [self.tokens(prompt) for prompt in prompts]
         tails = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in continuations]
-        ids, mask = self._pad([head + tail for head, tail in zip(heads, tails, strict=True)])
-        logits = (
-            self.model(ids, attention_mask=mask, position_ids=_positions(mask)).logits[:, :-1].float()
-        )  # (B, T-1, V)
-        logprobs = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0].cpu()  # (B, T-1)
-        return [row[len(row) - len(tail) :].tolist() for row, tail in zip(logprobs, tails, strict=True)]
+        scored = self.score_tokens([head + tail for head, tail in zip(heads, tails, strict=True)])
+        return [[a.logprob for a in row[len(row) - len(tail) :]] for row, tail in zip(scored, tails, strict=True)]
+
+    @torch.inference_mode()
+    def score_tokens(self, sequences: Sequence[Sequence[int]], alternatives: int = 0) -> list[list[Alternatives]]:
+        """Say what the model thinks of each token, at temperature 1, given those before it.
+
+        Args:
+            sequences: B sequences of tokens.
+            alternatives: How many of the likeliest tokens to name at each position.
+
+        Returns:
+            For each sequence of n tokens n - 1 reports, of all but the first.
+
+        Raises:
+            InvalidValue: A sequence longer than the model's context.
+        """
+        ids, mask = self.pad(sequences)
+        cache, found = self.new_cache(), []
+        columns = max(SCORED // len(ids), 1)
+        for start in range(0, ids.shape[1] - 1, columns):
+            stop = min(start + columns, ids.shape[1] - 1)
+            logits = self.forward(ids[:, start:stop], mask[:, :stop], cache, every=True)  # (B, columns, V)
+            following = ids[:, start + 1 : stop + 1].reshape(-1)
+            reports = report(logits.reshape(len(following), -1), following, alternatives)
+            found.append([reports[i : i + stop - start] for i in range(0, len(reports), stop - start)])
+        rows = [[one for chunk in found for one in chunk[i]] for i in range(len(ids))]
+        return [row[len(row) - len(sequence) + 1 :] for row, sequence in zip(rows, sequences, strict=True)]
 
     def close(self) -> None:
         """Let go of the model's memory."""
@@ -180,15 +194,26 @@ class TransformersEngine:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _tokens(self, text: str) -> list[int]:
-        return self.tokenizer(text)["input_ids"] or [min(self._ends, default=0)]
+    def tokens(self, text: str) -> list[int]:
+        """Tokenize a prompt; one that is empty becomes a token that ends texts, so that there is one to begin from."""
+        return self.tokenizer(text)["input_ids"] or [min(self.ends, default=0)]
 
-    def _pad(self, sequences: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return ids and mask, int64[B, T], padded on the left."""
+    def text(self, tokens: Sequence[int], stop: Sequence[str] = ()) -> str:
+        """Write tokens as text, without those that end it, up to the first stop string."""
+        text: str = self.tokenizer.decode([token for token in tokens if token not in self.ends])
+        found = [at for s in stop if (at := text.find(s)) >= 0]
+        return text[: min(found)] if found else text
+
+    def pad(self, sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return ids and mask, int64[B, T], padded on the left.
+
+        Raises:
+            InvalidValue: A sequence longer than the model's context.
+        """
         longest = max(map(len, sequences))
-        if longest > self._context:
+        if longest > self.context:
             raise InvalidValue(
-                f"{longest} tokens are more than the model's context of {self._context}; shorten the text"
+                f"{longest} tokens are more than the model's context of {self.context}; shorten the text"
             )
         ids = torch.zeros(len(sequences), longest, dtype=torch.long)
         mask = torch.zeros_like(ids)
@@ -197,58 +222,34 @@ class TransformersEngine:
             mask[i, longest - len(sequence) :] = 1
         return ids.to(self.device), mask.to(self.device)
 
-    def _read(self, prompts: Sequence[str], room: int) -> tuple[torch.Tensor, DynamicCache, torch.Tensor]:
-        """Read each distinct prompt once; returns next-token logits, cache and mask for all rows."""
-        distinct = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-        ids, mask = self._pad([self._tokens(prompt) for prompt in distinct])
-        if ids.shape[1] + room > self._context:
-            raise InvalidValue(
-                f"a prompt of {ids.shape[1]} tokens leaves no room for {room} more in the model's context of "
-                f"{self._context}; shorten it, or lower max_new_tokens"
-            )
-        cache = DynamicCache(config=self.model.config)
-        last = self._forward(ids, mask, cache)
-        copies = torch.tensor([distinct[prompt] for prompt in prompts], device=self.device)
-        cache.batch_select_indices(copies)
-        return last[copies], cache, mask[copies]
+    def new_cache(self) -> DynamicCache:
+        """Return a cache of keys and values without rows."""
+        return DynamicCache(config=self.model.config)
 
-    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
-        """Append ids, int64[B, T], to the cache and return the logits after the last one, float32[B, V]."""
+    def forward(
+        self, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache, *, every: bool = False
+    ) -> torch.Tensor:
+        """Append tokens to a cache.
+
+        Args:
+            ids: int64[B, N], the tokens to append.
+            mask: int64[B, T], 0 where padding is, for all tokens with those appended.
+            cache: Of the T - N tokens before.
+            every: Whether to return the logits after every one of the tokens.
+
+        Returns:
+            The logits after the last token, float32[B, V], or after each, float32[B, N, V].
+        """
         output = self.model(
             ids,
             attention_mask=mask,
             position_ids=_positions(mask)[:, -ids.shape[1] :],
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=0 if every else 1,
             **{self._cache_name: cache},
         )
-        logits: torch.Tensor = output.logits[:, -1].float()
+        logits: torch.Tensor = (output.logits if every else output.logits[:, -1]).float()
         return logits
-
-    def _sample(
-        self, logits: torch.Tensor, seeds: Any, position: int, temperature: float, top_p: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Choose a token for each row; returns tokens int64[B] and their log-probabilities float32[B]."""
-        if temperature == 0.0:
-            tokens = logits.argmax(-1)
-            return tokens, torch.zeros(len(tokens))
-        everything = (logits / temperature).softmax(-1)  # (B, V)
-        probabilities, order = everything.topk(min(NUCLEUS, everything.shape[-1]))
-        if (probabilities.sum(-1) < top_p).any():  # seldom: then sort all of them
-            probabilities, order = everything.sort(dim=-1, descending=True)
-        total = probabilities.cumsum(-1)
-        probabilities = probabilities.where(total - probabilities < top_p, 0.0)  # the first one always stays
-        probabilities /= probabilities.sum(-1, keepdim=True)
-        draws = torch.from_numpy(rng.uniform(seeds, position, SAMPLE)).to(probabilities)
-        # Inversion: the first token whose cumulated probability is above the draw, and that can be drawn at all.
-        chosen = (probabilities.cumsum(-1) <= draws[:, None]).sum(-1)
-        chosen = torch.minimum(chosen, (probabilities > 0).sum(-1) - 1)[:, None]
-        return order.gather(-1, chosen)[:, 0], probabilities.gather(-1, chosen)[:, 0].log()
-
-    def _text(self, tokens: list[int], stop: Sequence[str]) -> str:
-        text: str = self.tokenizer.decode([token for token in tokens if token not in self._ends])
-        ends = [found for s in stop if (found := text.find(s)) >= 0]
-        return text[: min(ends)] if ends else text
 
 
 def _positions(mask: torch.Tensor) -> torch.Tensor:

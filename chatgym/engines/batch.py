@@ -1,0 +1,248 @@
+"""The decode loop, one token at a time: rows join a running batch, and leave it when they are done.
+
+It knows tokens only. Rows of different lengths stand right-aligned in one cache, padding on the left; it is cut away
+once the longest have left. What is drawn for a row is a function of (seed, position), so it depends neither on the
+rows beside it nor on when it joined. The numbers drawn from do, by rounding: a few units in the last place of float32,
+which choose another token only where a draw falls that near to the border of two; in bfloat16 that is not rare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from chatgym.engines.sampling import choose
+from chatgym.errors import InvalidValue
+
+if TYPE_CHECKING:
+    from chatgym.engines.transformers import TransformersEngine
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to continue, and how.
+
+    Attributes:
+        prompt: Its tokens, at least one.
+        max_new_tokens: Most tokens of the continuation.
+        temperature: 0 takes the likeliest token.
+        top_p: Sample among the likeliest tokens that have this probability together.
+        seed: Of its draws, below 2**64.
+        stop: The continuation ends with the first of these that it contains.
+        alternatives: How many of the likeliest tokens to report at each position; None for no report.
+    """
+
+    prompt: tuple[int, ...]
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    alternatives: int | None = None
+
+
+@dataclass(frozen=True)
+class Alternatives:
+    """What the model itself (temperature 1, all tokens) thought of a token, and the tokens it thought likeliest."""
+
+    logprob: float
+    likeliest: tuple[tuple[int, float], ...]
+
+
+@dataclass(eq=False)
+class Row:
+    """A request while it is continued; only ever appended to, and `finish_reason` is set last.
+
+    Attributes:
+        request: What is continued.
+        tokens: Sampled so far, that of the end of the text and those of a stop string included.
+        logprobs: Of the tokens, under the distribution they were sampled from.
+        alternatives: Of the tokens, where asked for.
+        finish_reason: ``"stop"`` or ``"length"``, see `Completion`; None while it goes on.
+    """
+
+    request: Request
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    alternatives: list[Alternatives] = field(default_factory=list)
+    finish_reason: str | None = None
+
+
+class Batch:
+    """Rows that are continued together by one model, in one thread."""
+
+    def __init__(self, engine: TransformersEngine) -> None:
+        self.engine = engine
+        self.rows: list[Row] = []
+        self._cache: DynamicCache = engine.new_cache()
+        self._mask = torch.zeros(0, 0, dtype=torch.long, device=engine.device)  # (B, T)
+        self._last = torch.zeros(0, 0, device=engine.device)  # (B, V): logits of each row's next token
+
+    @property
+    def joinable(self) -> bool:
+        """Whether rows may join now: always, but for models that forget positions (sliding windows, recurrent)."""
+        return not self.rows or all(type(layer) is DynamicLayer for layer in self._cache.layers)
+
+    @torch.inference_mode()
+    def join(self, requests: Sequence[Request]) -> list[Row]:
+        """Read the prompts, each distinct one once, and add a row for each request.
+
+        Returns:
+            The rows, in the order of the requests.
+
+        Raises:
+            InvalidValue: A prompt that leaves no room in the model's context; then none has joined.
+            RuntimeError: The batch isn't `joinable`.
+        """
+        if not self.joinable:
+            raise RuntimeError("rows of this model can't join others that are under way; wait until those are done")
+        for request in requests:
+            self._check(request)
+        if not requests:
+            return []
+        distinct = {prompt: i for i, prompt in enumerate(dict.fromkeys(request.prompt for request in requests))}
+        ids, mask = self.engine.pad(list(distinct))
+        cache = self.engine.new_cache()
+        last = self.engine.forward(ids, mask, cache)
+        copies = torch.tensor([distinct[request.prompt] for request in requests], device=self.engine.device)
+        if len(distinct) < len(requests):
+            cache.batch_select_indices(copies)
+            last, mask = last[copies], mask[copies]
+        if self.rows:
+            longest = max(self._mask.shape[1], mask.shape[1])
+            mask = torch.cat([_widen(self._mask, longest), _widen(mask, longest)])
+            last = torch.cat([self._last, last])
+            _append(self._cache, cache, longest)
+        else:
+            self._cache = cache
+        self._mask, self._last = mask, last
+        joined = [Row(request) for request in requests]
+        self.rows += joined
+        return joined
+
+    @torch.inference_mode()
+    def step(self) -> list[Row]:
+        """Give each row its next token; returns the rows that are done by it, which have left."""
+        if not self.rows:
+            return []
+        tokens, logprobs = choose(
+            self._last,
+            seeds=np.array([row.request.seed for row in self.rows], np.uint64),
+            positions=np.array([len(row.tokens) for row in self.rows]),
+            temperatures=np.array([row.request.temperature for row in self.rows]),
+            top_ps=np.array([row.request.top_p for row in self.rows]),
+        )
+        self._report(tokens)
+        done = []
+        for row, token, logprob in zip(self.rows, tokens.tolist(), logprobs.tolist(), strict=True):
+            row.tokens.append(token)
+            row.logprobs.append(logprob)
+            if why := self._end(row):
+                row.finish_reason = why
+                done.append(row)
+        if done:
+            keep = self._keep([row.finish_reason is None for row in self.rows], 1)
+            tokens = tokens[keep]
+        if self.rows:
+            self._mask = torch.cat([self._mask, self._mask.new_ones(len(self.rows), 1)], 1)
+            self._last = self.engine.forward(tokens[:, None], self._mask, self._cache)
+        return done
+
+    @torch.inference_mode()
+    def leave(self, rows: Sequence[Row]) -> None:
+        """Take rows out that nobody waits for any more; those that aren't in the batch are passed over."""
+        going = {id(row) for row in rows}
+        if any(id(row) in going for row in self.rows):
+            self._last = self._last[self._keep([id(row) not in going for row in self.rows], 0)]
+
+    def _check(self, request: Request) -> None:
+        prompt, context = len(request.prompt), self.engine.context
+        if prompt + request.max_new_tokens > context:
+            raise InvalidValue(
+                f"a prompt of {prompt} tokens leaves no room for {request.max_new_tokens} more in the model's context "
+                f"of {context}; shorten it, or lower max_new_tokens"
+            )
+
+    def _end(self, row: Row) -> str | None:
+        """Return why the row ends with its last token, None if it goes on."""
+        if row.tokens[-1] in self.engine.ends:
+            return "stop"
+        stop = row.request.stop
+        if stop:
+            text = self.engine.tokenizer.decode(row.tokens)
+            if any(s in text for s in stop):
+                return "stop"
+        return "length" if len(row.tokens) >= row.request.max_new_tokens else None
+
+    def _report(self, tokens: torch.Tensor) -> None:
+        """Note what the model thought of the tokens chosen, where a row asks for it."""
+        asking = [i for i, row in enumerate(self.rows) if row.request.alternatives is not None]
+        if not asking:
+            return
+        most = max(self.rows[i].request.alternatives or 0 for i in asking)
+        index = torch.tensor(asking, device=tokens.device)
+        for i, found in zip(asking, report(self._last[index], tokens[index], most), strict=True):
+            wanted = self.rows[i].request.alternatives or 0
+            self.rows[i].alternatives.append(Alternatives(found.logprob, found.likeliest[:wanted]))
+
+    def _keep(self, going: list[bool], ahead: int) -> torch.Tensor:
+        """Leave only those rows in the cache, and the columns that they need; returns their indices."""
+        keep = torch.from_numpy(np.flatnonzero(going)).to(self._mask.device)
+        self.rows = [row for row, stays in zip(self.rows, going, strict=True) if stays]
+        if not self.rows:
+            self._cache, self._mask = self.engine.new_cache(), self._mask[:0, :0]
+            return keep
+        if self.joinable:
+            # The token of this step is not in the cache yet.
+            longest = max(len(row.request.prompt) + len(row.tokens) for row in self.rows) - ahead
+            cut = self._mask.shape[1] - longest
+            for layer in self._cache.layers:
+                layer.keys, layer.values = layer.keys[:, :, cut:][keep], layer.values[:, :, cut:][keep]
+            self._mask = self._mask[keep, cut:]
+        else:
+            self._cache.batch_select_indices(keep)
+            self._mask = self._mask[keep]
+        return keep
+
+
+def report(logits: torch.Tensor, tokens: torch.Tensor, most: int) -> list[Alternatives]:
+    """Say what the model thought of tokens and which it thought likeliest.
+
+    Args:
+        logits: float32[B, V].
+        tokens: int64[B].
+        most: How many of the likeliest to name.
+
+    Returns:
+        B reports.
+    """
+    everything = logits.log_softmax(-1)
+    own = everything.gather(-1, tokens[:, None])[:, 0].tolist()
+    values, order = everything.topk(most, -1)
+    return [
+        Alternatives(logprob, tuple(zip(ids, these, strict=True)))
+        for logprob, ids, these in zip(own, order.tolist(), values.tolist(), strict=True)
+    ]
+
+
+def _widen(columns: torch.Tensor, longest: int, dim: int = 1) -> torch.Tensor:
+    """Pad with zeros on the left of dimension `dim`."""
+    missing = longest - columns.shape[dim]
+    if not missing:
+        return columns
+    shape = list(columns.shape)
+    shape[dim] = missing
+    return torch.cat([columns.new_zeros(shape), columns], dim)
+
+
+def _append(cache: DynamicCache, joining: DynamicCache, longest: int) -> None:
+    """Add the rows of one cache to another's, right-aligned."""
+    for layer, other in zip(cache.layers, joining.layers, strict=True):
+        layer.keys = torch.cat([_widen(layer.keys, longest, 2), _widen(other.keys, longest, 2)])
+        layer.values = torch.cat([_widen(layer.values, longest, 2), _widen(other.values, longest, 2)])
