@@ -300,3 +300,12 @@ def test_what_was_noted_is_described_with_how_sure_it_is():
     assert cs.SCENARIO.describe_belief(belief) == "nothing yet"
     belief["topic"], belief["date"], belief["sure"] = 3, 14, [1, 0, 3, 0, 2]
     assert cs.SCENARIO.describe_belief(belief) == "a wrong charge (unsure), 2 weeks ago (confirmed), no proof"
+
+
+def test_beyond_its_patience_a_customer_loses_a_point_of_mood_each_turn():
+    patient, impatient = room_of(300), room_of(300)
+    for room, patience in ((patient, 100), (impatient, 0)):
+        room.start()
+        room.hidden["patience"] = patience
+        room.step(room.expert_acts())
+    assert (impatient.hidden["mood"] == np.maximum(patient.hidden["mood"] - 1, 0)).all()

@@ -364,3 +364,12 @@ def test_acts_that_make_no_sense_are_masked():
     assert not masks[:, ACT["hint"]].any()
     assert not masks[:, ACT["next_skill"]].any()
     assert masks[:, ACT["end"]].all()
+
+
+def test_beyond_its_patience_a_student_is_bored_by_a_point_more_each_turn():
+    patient, impatient = room_of(300), room_of(300)
+    for room, patience in ((patient, 100), (impatient, 0)):
+        room.start()
+        room.hidden["patience"] = patience
+        room.step(room.expert_acts())
+    assert (impatient.hidden["boredom"] == np.minimum(patient.hidden["boredom"] + 1, 10)).all()

@@ -383,3 +383,12 @@ def test_a_picture_is_chosen_by_the_believed_feeling_and_the_turn_and_its_captio
         assert len(seen) >= 2
     said = so.SCENARIO.sentences["agent"]["share_picture"]
     assert all("[picture: {picture}]" in text for text in said)
+
+
+def test_beyond_its_patience_a_person_loses_a_point_of_rapport_each_turn():
+    patient, impatient = room_of(300), room_of(300)
+    for room, patience in ((patient, 100), (impatient, 0)):
+        room.start()
+        room.hidden["patience"] = patience
+        room.step(room.expert_acts())
+    assert (impatient.hidden["rapport"] == np.maximum(patient.hidden["rapport"] - 1, 0)).all()
