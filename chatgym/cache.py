@@ -58,6 +58,15 @@ class Cache:
         """Store `value` under `key`, in place of what was there."""
         self._guarded(lambda connection: connection.execute("INSERT OR REPLACE INTO words VALUES (?, ?)", (key, value)))
 
+    def add(self, key: str, value: str) -> str:
+        """Store `value` under `key` unless there is one, and return what is stored."""
+
+        def insert(connection: sqlite3.Connection) -> str:
+            connection.execute("INSERT OR IGNORE INTO words VALUES (?, ?)", (key, value))
+            return str(connection.execute("SELECT value FROM words WHERE key = ?", (key,)).fetchone()[0])
+
+        return self._guarded(insert)
+
     def close(self) -> None:
         """Close the file; using the cache again opens it again."""
         self._leave_parent()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class ChatGymError(Exception):
@@ -16,6 +17,22 @@ class InvalidValue(ChatGymError, ValueError):
 
 class Unavailable(ChatGymError, RuntimeError):
     """Something that is needed (a model, a plugin, a server) is not here."""
+
+
+class Unfinished(Unavailable):
+    """A server left prompts of a batch without an answer; the engine keeps the others' for when it is asked again.
+
+    Attributes:
+        answered: Row of the batch to its `chatgym.engines.Completion`, of those that were answered.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.answered: dict[int, Any] = {}
+
+
+class BudgetSpent(Unfinished):
+    """A limit on requests, tokens or cost is reached; raise it, and the same call goes on where it stopped."""
 
 
 class Corrupted(ChatGymError, RuntimeError):

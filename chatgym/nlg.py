@@ -209,7 +209,8 @@ class Speaker:
     def _fetch(self, name: str, engine: Engine) -> tuple[Bank, bool]:
         """Return a bank, and whether it had to be made."""
         if self._cache is None:
-            self._cache = Cache(default_path())
+            record = getattr(engine, "cache", None)  # of `chatgym.engines.recorded`: the banks belong to it
+            self._cache = record if isinstance(record, Cache) else Cache(default_path())
         prompt = self.prompt(name)
         key = self._key(prompt, engine)
         stored = self._cache.get(key)

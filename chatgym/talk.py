@@ -256,8 +256,8 @@ def _meanings_of(scenario: Scenario) -> Callable[[bytes], Meaning]:
 
 def _tokenizer_for(llm: str | Engine) -> str:
     """Return the tokenizer of the model that words the partner, where it has one, else the default model's."""
-    known = isinstance(llm, str) and (llm in MODELS or llm.startswith("hf:"))
-    return str(llm) if known else DEFAULT_LLM
+    name = llm.replace("deepspeed:", "hf:", 1) if isinstance(llm, str) else ""
+    return name if name in MODELS or name.startswith("hf:") else DEFAULT_LLM
 
 
 def root_of(generator: np.random.Generator) -> np.uint64:

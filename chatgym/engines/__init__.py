@@ -6,12 +6,15 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 from chatgym.errors import InvalidValue, Unavailable, unknown
 
 DEFAULT_MODEL = "smollm2-135m"
+UNKNOWN_TOKEN = -1
+"""Stands in `Completion.tokens` for a token whose id a server doesn't tell."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Completion:
         text: The continuation, without the stop string.
         tokens: Every token sampled, that of the end of the text and those of the stop string included.
         logprobs: Log-probability of each token under the distribution it was sampled from (after temperature and
-            top-p), or None when not asked for.
+            top-p), or None when not asked for, or when a server gives none.
         finish_reason: ``"stop"`` (end of text or a stop string) or ``"length"`` (`max_new_tokens` reached).
     """
 
@@ -63,6 +66,23 @@ class Engine(Protocol):
         ...
 
 
+def check_sampling(
+    prompts: Sequence[str], max_new_tokens: int, temperature: float, top_p: float, seeds: Sequence[int] | None
+) -> None:
+    """Check the arguments of `Engine.generate`.
+
+    Raises:
+        InvalidValue: A number is out of its range, or there aren't as many seeds as prompts.
+    """
+    if max_new_tokens < 1 or not temperature >= 0.0 or not 0.0 < top_p <= 1.0:
+        raise InvalidValue(
+            "generate needs max_new_tokens >= 1, temperature >= 0 and 0 < top_p <= 1, not "
+            f"{max_new_tokens}, {temperature}, {top_p}"
+        )
+    if seeds is not None and len(seeds) != len(prompts):
+        raise InvalidValue(f"got {len(seeds)} seeds for {len(prompts)} prompts; give one each")
+
+
 class LazyEngine:
     """An engine that is opened at its first `generate` or `score`; its identity is known before."""
 
@@ -100,15 +120,17 @@ def make_engine(llm: str | Engine) -> Engine | None:
     """Make the engine that `llm` names; no model is loaded before it is used.
 
     Args:
-        llm: ``"template"`` (no model), ``"smollm2-135m"``, ``"hf:ID-or-folder"``, ``"name:spec"`` of an engine that
-            a plugin registered, or an `Engine`, which is returned as it is.
+        llm: ``"template"`` (no model), ``"smollm2-135m"`` (by DeepSpeed on CUDA, else by transformers),
+            ``"hf:ID-or-folder"``, ``"deepspeed:ID-or-folder"``, ``"openai:URL#MODEL"`` (any compatible server),
+            ``"record:FILE,LLM"`` and ``"recorded:FILE"`` (see `chatgym.engines.recorded`), ``"name:spec"`` of an
+            engine that a plugin registered, or an `Engine`, which is returned as it is.
 
     Returns:
         The engine; None for ``"template"``.
 
     Raises:
-        InvalidValue: Unknown `llm`, or a folder without a model in safetensors.
-        Unavailable: The model isn't here and can't be fetched.
+        InvalidValue: Unknown `llm`, a folder without a model in safetensors, no URL, no record.
+        Unavailable: The model isn't here and can't be fetched, or what its engine needs isn't installed.
     """
     if not isinstance(llm, str):
         if callable(getattr(llm, "generate", None)) and callable(getattr(llm, "score", None)):
@@ -119,8 +141,8 @@ def make_engine(llm: str | Engine) -> Engine | None:
     if llm == DEFAULT_MODEL:
         return _stored(llm)
     kind, colon, spec = llm.partition(":")
-    if kind == "hf" and spec:
-        return _hugging_face(spec)
+    if spec and kind in BUILT_IN:
+        return BUILT_IN[kind](spec)
     from chatgym import plugins
 
     engines = plugins.load().engines
@@ -131,21 +153,65 @@ def make_engine(llm: str | Engine) -> Engine | None:
 
 
 def _allowed(plugged: Sequence[str] | Any) -> list[str]:
-    return ["template", DEFAULT_MODEL, "hf:ID-or-folder", *(f"{name}:..." for name in plugged)]
+    forms = ["hf:ID-or-folder", "deepspeed:ID-or-folder", "openai:URL#MODEL", "record:FILE,LLM", "recorded:FILE"]
+    return ["template", DEFAULT_MODEL, *forms, *(f"{name}:..." for name in plugged)]
 
 
 def _stored(name: str) -> Engine:
     from chatgym import store
 
     folder = store.path(name)
-    return _lazy(folder, f"{name}@{store.revision(name)[:12]}")
+    return _lazy(folder, f"{name}@{store.revision(name)[:12]}", _where_it_pays)
 
 
-def _hugging_face(spec: str) -> Engine:
+def _where_it_pays(folder: Path, identity: str) -> Engine:
+    """Open a model by DeepSpeed on CUDA, where it is installed, else by transformers."""
+    import torch
+
+    return (_deepspeed if torch.cuda.is_available() and find_spec("deepspeed") else _transformers)(folder, identity)
+
+
+def _transformers(folder: Path, identity: str) -> Engine:
+    from chatgym.engines.transformers import TransformersEngine
+
+    return TransformersEngine(folder, identity=identity)
+
+
+def _deepspeed(folder: Path, identity: str) -> Engine:
+    from chatgym.engines.deepspeed import DeepSpeedEngine
+
+    return DeepSpeedEngine(folder, identity=identity)
+
+
+def _openai(spec: str) -> Engine:
+    from chatgym.engines.openai import OpenAIEngine
+
+    url, _, model = spec.partition("#")
+    return OpenAIEngine(url, model)
+
+
+def _record(spec: str) -> Engine:
+    from chatgym.engines.recorded import RecordedEngine
+
+    file, _, llm = spec.partition(",")
+    engine = make_engine(llm) if file and llm else None
+    if engine is None:
+        raise InvalidValue(f"llm 'record:{spec}' names nothing to record; write 'record:FILE,LLM', a model for LLM")
+    return RecordedEngine(file, engine)
+
+
+def _recorded(spec: str) -> Engine:
+    from chatgym.engines.recorded import RecordedEngine
+
+    return RecordedEngine(spec)
+
+
+def _folder(spec: str, opener: Callable[[Path, str], Engine] = _transformers) -> Engine:
+    """Return the engine of a model in a folder or on the hub."""
     folder = Path(spec).expanduser()
     if not folder.is_dir():
         if not _is_hub_id(spec):
-            raise InvalidValue(f"llm 'hf:{spec}' names no folder; give a folder that exists or a hub id, 'owner/name'")
+            raise InvalidValue(f"llm: {spec!r} names no folder; give a folder that exists or a hub id, 'owner/name'")
         folder = _from_hub(spec)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights or not (folder / "config.json").is_file():
@@ -154,7 +220,7 @@ def _hugging_face(spec: str) -> Engine:
             "(pickled weights are never loaded); save it with `model.save_pretrained(folder)`"
         )
     name = spec if folder != Path(spec).expanduser() else folder.resolve().name
-    return _lazy(folder, f"{name}@{_digest(weights)[:12]}")
+    return _lazy(folder, f"{name}@{_digest(weights)[:12]}", opener)
 
 
 def _is_hub_id(spec: str) -> bool:
@@ -190,10 +256,15 @@ def _digest(weights: Sequence[Path]) -> str:
     return hashlib.sha256("".join(store.sha256(path) for path in weights).encode()).hexdigest()
 
 
-def _lazy(folder: Path, identity: str) -> Engine:
-    def opener() -> Engine:
-        from chatgym.engines.transformers import TransformersEngine
+def _lazy(folder: Path, identity: str, opener: Callable[[Path, str], Engine]) -> Engine:
+    return LazyEngine(identity, lambda: opener(folder, identity))
 
-        return TransformersEngine(folder, identity=identity)
 
-    return LazyEngine(identity, opener)
+BUILT_IN: dict[str, Callable[[str], Engine]] = {
+    "hf": _folder,
+    "deepspeed": lambda spec: _folder(spec, _deepspeed),
+    "openai": _openai,
+    "record": _record,
+    "recorded": _recorded,
+}
+"""What makes the engine of ``"kind:spec"``, beside those of plugins."""

@@ -1,0 +1,110 @@
+"""An engine on DeepSpeed: its kernels on CUDA, and one model split over several processes (tensor parallelism).
+
+Started by the DeepSpeed launcher (or any that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT), each process holds
+a part of the model, and all of them have to ask the same of it in the same order: run the same program with the same
+seeds in each, and use the first one's results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from chatgym.engines import Completion
+from chatgym.engines.transformers import TransformersEngine, pick_device, quiet_loading
+from chatgym.errors import Unavailable
+
+PROBE = ("One, two, three, four,", "One, two, three, four,", "Hello")
+"""What is continued with and without the kernels, to compare: prompts read once, prompts of two lengths."""
+
+
+class DeepSpeedEngine(TransformersEngine):
+    """A model in a folder, as in `TransformersEngine`; only the model's computing is DeepSpeed's.
+
+    Attributes:
+        without_kernels: Why the model computes without DeepSpeed's kernels; empty when it uses them.
+    """
+
+    def __init__(
+        self, folder: str | Path, *, identity: str, dtype: torch.dtype | None = None, kernels: bool | None = None
+    ) -> None:
+        """Load the model.
+
+        Args:
+            folder: Configuration, tokenizer and weights, as `save_pretrained` writes them.
+            identity: Name and revision.
+            dtype: Of the weights; `chatgym.engines.transformers.pick_dtype` when None.
+            kernels: Whether to try the kernels; None for on CUDA. They are used only if they continue a few prompts
+                as the model itself does: DeepSpeed replaces whole layers, and doesn't know those of every release of
+                transformers.
+
+        Raises:
+            Unavailable: DeepSpeed isn't installed.
+        """
+        if importlib.util.find_spec("deepspeed") is None:
+            raise Unavailable("llm 'deepspeed:...' needs DeepSpeed: pip install deepspeed")
+        device = pick_device()
+        if device.type == "cuda":
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        self._inject = False
+        super().__init__(folder, identity=identity, dtype=dtype)
+        self.without_kernels = "there is no CUDA device" if kernels is None else "not asked for"
+        if device.type == "cuda" if kernels is None else kernels:
+            self._use_kernels(Path(folder))
+
+    def _load_model(self, folder: Path, dtype: torch.dtype) -> Any:
+        model = super()._load_model(folder, dtype)
+        with _quiet():
+            import deepspeed
+
+            if self.device.type == "cpu":
+                # It would compile an all-reduce through shared memory, for minutes; the one of torch does.
+                from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+                deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
+            # Several processes are given one random state, which isn't ours to change: the caller's is restored.
+            with quiet_loading():
+                return deepspeed.init_inference(
+                    model,
+                    dtype=dtype,
+                    tensor_parallel={"tp_size": int(os.environ.get("WORLD_SIZE", "1"))},
+                    replace_with_kernel_inject=self._inject,
+                    max_out_tokens=model.config.max_position_embeddings,
+                ).module.eval()
+
+    def _use_kernels(self, folder: Path) -> None:
+        """Let DeepSpeed replace the model's layers, unless they then say something else."""
+        expected = self._continued(PROBE)
+        self.model, self._inject = None, True
+        try:
+            self.model = self._load_model(folder, self.dtype)
+            same = self._continued(PROBE) == expected
+            self.without_kernels = "" if same else "with them the model continues texts otherwise"
+        except Exception as error:  # whatever a layer replaced that isn't the one it was written for
+            self.without_kernels = f"{type(error).__name__}: {error}"
+        if self.without_kernels:
+            self.model, self._inject = None, False
+            self.model = self._load_model(folder, self.dtype)
+
+    def _continued(self, prompts: Sequence[str]) -> list[Completion]:
+        return self.generate(prompts, max_new_tokens=6, temperature=0.0)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what DeepSpeed prints out of the program's output; its warnings, once it is loaded, go to stderr."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        yield
+    logger: Any = sys.modules["deepspeed"].utils.logger
+    for handler in logger.handlers:
+        if getattr(handler, "stream", None) is said:
+            handler.setStream(sys.__stderr__)

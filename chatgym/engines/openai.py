@@ -1,0 +1,262 @@
+"""An engine behind a URL: any OpenAI-compatible server, through the official client library.
+
+Each prompt is a request of its own, several at once. A request that fails for now (429, 5xx, no connection) is made
+again after a growing wait, or the one that the server asks for; each prompt is answered once, in its place. When a
+batch breaks off, what was answered is kept, and the same call goes on from there.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, fields
+from typing import Any, NoReturn
+
+from chatgym.engines import Completion, check_sampling
+from chatgym.engines.budget import Budget, Limits, Usage, tokens_used
+from chatgym.engines.patience import backoff
+from chatgym.engines.server import Server, TryAgain
+from chatgym.engines.wire import Job, completion, echoed
+from chatgym.errors import InvalidValue, Unavailable, Unfinished
+
+FEW = 3
+"""Attempts at what looks like a mistake of the user's: a URL that never answered, or answers no JSON."""
+LONGEST_WAIT = 600.0
+"""Seconds; who is asked to wait longer has it said, rather than a program that seems to hang."""
+TEMPLATE_TOKENS = 64
+"""Most tokens that a server's chat template is taken to add to a prompt, where only a bound is known."""
+
+
+@dataclass(frozen=True)
+class Settings(Limits):
+    """How a server is asked, and its budget; each from ``CHATGYM_OPENAI_<NAME>`` in the environment.
+
+    Attributes:
+        concurrency: Requests under way at once.
+        timeout: Seconds until a request without an answer counts as failed.
+        retries: How often a request is made again.
+    """
+
+    concurrency: int = 8
+    timeout: float = 120.0
+    retries: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.concurrency < 1 or self.timeout <= 0 or self.retries < 0:
+            raise InvalidValue(
+                "a server needs concurrency >= 1, timeout > 0 and retries >= 0, not "
+                f"{self.concurrency}, {self.timeout}, {self.retries}"
+            )
+
+    @classmethod
+    def from_environment(cls) -> Settings:
+        """Read the settings.
+
+        Raises:
+            InvalidValue: One of them is no number, or out of its range.
+        """
+        given: dict[str, Any] = {}
+        for field in fields(cls):
+            name = f"CHATGYM_OPENAI_{field.name.upper()}"
+            if text := os.environ.get(name, "").strip():
+                kind = int if "int" in str(field.type) else float
+                try:
+                    given[field.name] = kind(text)
+                except ValueError:
+                    raise InvalidValue(f"{name} is {text!r}; set it to a number ({kind.__name__})") from None
+        return cls(**given)
+
+
+def _read(job: Job, answer: Any, read: Callable[[Job, Any], Any]) -> Any:
+    try:
+        return read(job, answer)
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError):
+        raise TryAgain("its answer is JSON, but no completion", mistaken=True) from None
+
+
+class OpenAIEngine:
+    """A model of an OpenAI-compatible server.
+
+    Prompts go to ``/completions`` as they are, or to ``/chat/completions`` as a user's message where a server has only
+    that, which the first request finds out. Seeds are sent modulo 2**63; whether the server heeds them is its own
+    matter. Log-probabilities are the server's (some give those before temperature and top-p); they are None where it
+    gives none. Token ids are `chatgym.engines.UNKNOWN_TOKEN` unless the server states ``token_ids``.
+
+    The key is ``OPENAI_API_KEY`` of the environment; without it none is sent. It stands in no error and no identity.
+
+    Attributes:
+        url: Of the API, such as ``http://127.0.0.1:8000/v1``.
+        model: The model's name there.
+        settings: May be replaced at any time, to raise a limit.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        settings: Settings | None = None,
+        sleep: Callable[[float], object] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Make an engine; the server isn't asked before it is used.
+
+        Args:
+            url: Of the API; without a path, ``/v1`` is added.
+            model: A name that the server knows.
+            settings: From the environment when None.
+            sleep: Waits for a number of seconds; None for a wait that ends early when the batch breaks off.
+            clock: Seconds since the epoch, for ``Retry-After`` with a date.
+
+        Raises:
+            InvalidValue: No such URL, one with credentials, or a setting out of range.
+            Unavailable: The client library isn't installed.
+        """
+        if importlib.util.find_spec("openai") is None:
+            raise Unavailable("llm 'openai:...' needs the openai library: pip install 'chatgym[openai]'")
+        self._server = Server(url, model, clock)
+        self.url, self.model = self._server.url, model
+        if not model:
+            raise InvalidValue(f"llm 'openai:{self.url}' names no model; write 'openai:{self.url}#MODEL'")
+        self.settings = Settings.from_environment() if settings is None else settings
+        self._sleep = sleep
+        self._budget = Budget()
+        self._random = random.Random()  # for jitter: of its own, so that no global state is read or changed
+        self._kept: dict[tuple[Job, int], Any] = {}
+
+    @property
+    def identity(self) -> str:
+        """URL and model; the server tells no revision."""
+        return f"{self.url}#{self.model}"
+
+    @property
+    def usage(self) -> Usage:
+        """Requests, retries, tokens and cost so far."""
+        return self._budget.usage
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seeds: Sequence[int] | None = None,
+        logprobs: bool = False,
+        stop: Sequence[str] = (),
+    ) -> list[Completion]:
+        """Continue prompts, as `chatgym.engines.Engine.generate`.
+
+        Raises:
+            InvalidValue: A number out of its range.
+            BudgetSpent: A limit is reached. What was answered is kept: raise the limit and call again.
+            Unfinished: The server refuses, or didn't answer; what was answered is kept.
+            Unavailable: ``CHATGYM_OFFLINE`` forbids the server.
+        """
+        check_sampling(prompts, max_new_tokens, temperature, top_p, seeds)
+        jobs = [
+            Job(prompt, max_new_tokens, temperature, top_p, int(seed) % 2**63, logprobs, tuple(s for s in stop if s))
+            for prompt, seed in zip(prompts, range(len(prompts)) if seeds is None else seeds, strict=True)
+        ]
+        return self._answers(jobs, completion)
+
+    def score(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[list[float]]:
+        """Score continuations, as `chatgym.engines.Engine.score`; a token across the border belongs to them.
+
+        Raises:
+            InvalidValue: Not as many continuations as prompts, or an empty prompt.
+            Unfinished: The server doesn't give log-probabilities of a prompt, or as `generate`.
+        """
+        if len(prompts) != len(continuations):
+            raise InvalidValue(f"got {len(continuations)} continuations for {len(prompts)} prompts; give one each")
+        if not all(prompts):
+            raise InvalidValue("a server scores nothing after an empty prompt; give at least one token of it")
+        # One token more than wanted: some servers refuse to generate none.
+        jobs = [Job(p + c, 1, logprobs=True, echo=True) for p, c in zip(prompts, continuations, strict=True)]
+        scored = self._answers(jobs, echoed)
+        return [
+            [value for begin, end, value in row if len(p) < end and begin < len(p) + len(c)]
+            for row, p, c in zip(scored, prompts, continuations, strict=True)
+        ]
+
+    def close(self) -> None:
+        """Close the connections; the next use opens them again."""
+        self._server.close()
+
+    def _answers(self, jobs: list[Job], read: Callable[[Job, Any], Any]) -> list[Any]:
+        """Return what `read` makes of the server's answer to each job."""
+        seen: Counter[Job] = Counter()
+        keys = []
+        for job in jobs:  # the same one twice is two requests: the server may not heed the seed
+            keys.append((job, seen[job]))
+            seen[job] += 1
+        waiting = [key for key in keys if key not in self._kept]
+        if waiting:
+            self._server.connect(self.settings.timeout)
+        failures: list[BaseException] = []
+        halt = threading.Event()
+
+        def answer(key: tuple[Job, int]) -> None:
+            try:
+                if not halt.is_set():
+                    self._kept[key] = self._patiently(key[0], read, halt)
+            except BaseException as error:
+                failures.append(error)
+                halt.set()
+
+        if waiting and not self._server.endpoint:
+            answer(waiting.pop(0))  # alone: it finds out which endpoint there is
+        pool = ThreadPoolExecutor(self.settings.concurrency, "chatgym-openai")
+        try:
+            wait([pool.submit(answer, key) for key in waiting])
+        except BaseException:  # Ctrl-C: end what is under way
+            halt.set()
+            self.close()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+        if failures:
+            if isinstance(failures[0], Unfinished):
+                failures[0].answered = {row: self._kept[key] for row, key in enumerate(keys) if key in self._kept}
+            raise failures[0]
+        return [self._kept.pop(key) for key in keys]
+
+    def _patiently(self, job: Job, read: Callable[[Job, Any], Any], halt: threading.Event) -> Any:
+        """Ask until there is an answer."""
+        failed, most = 0, (len(job.prompt.encode("utf-8", "replace")) + TEMPLATE_TOKENS, job.most)
+        while True:
+            limits, used = self.settings, (0, 0)
+            self._budget.reserve(limits, *most, again=failed > 0)
+            try:
+                answer = self._server.ask(job)
+                used = tokens_used(answer, most)
+                return _read(job, answer, read)
+            except TryAgain as error:
+                again = error
+            finally:
+                self._budget.settle(limits, *most, used)
+            failed += 1
+            retries = min(limits.retries, FEW - 1) if again.mistaken or not self._server.reached else limits.retries
+            if failed > retries or (again.after or 0.0) > LONGEST_WAIT:
+                self._give_up(again, failed)
+            jitter = self._random.random()
+            seconds = backoff(failed, jitter) if again.after is None else again.after + jitter / 2
+            (self._sleep or halt.wait)(seconds)
+            if halt.is_set():
+                raise Unfinished("another request of the batch failed")
+
+    def _give_up(self, again: TryAgain, failed: int) -> NoReturn:
+        times = "once" if failed == 1 else f"{failed} times"
+        remedy = (
+            "start the server, or check the URL" if again.mistaken or not self._server.reached else "run it again later"
+        )
+        if again.after is not None and again.after > LONGEST_WAIT:
+            remedy = f"it asks to wait {again.after:.0f} s; run it again then"
+        raise Unfinished(f"the server at {self.url} was asked {times}: {again}; {remedy}")

@@ -1,0 +1,167 @@
+"""An engine's calls written down, and answered from that record: with no GPU, model or network.
+
+A record is one SQLite file. ``llm="record:FILE,LLM"`` asks `LLM` and writes down what it answers (what stands there
+already isn't asked again, so a run that was cut off goes on for free); ``llm="recorded:FILE"`` answers from the file
+alone. The same run gives the same conversations and traces both times, whatever the server did with its seeds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from chatgym.cache import Cache
+from chatgym.engines import Completion, Engine
+from chatgym.errors import Corrupted, InvalidValue, Unavailable, Unfinished
+
+VERSION = 1
+IDENTITY = "engine"
+"""Key of the identity of the engine that a record is of."""
+
+
+class RecordedEngine:
+    """Answers from a record, and asks another engine for what isn't there.
+
+    A call is known by the engine's identity, the prompt, the sampling and the row's seed.
+
+    Attributes:
+        cache: The record; `chatgym.nlg` keeps the banks of wordings made from its completions there too.
+        engine: What is asked; None when the record has to do.
+        identity: That of the engine recorded, so that traces name the same one.
+    """
+
+    def __init__(self, path: str | Path, engine: Engine | None = None) -> None:
+        """Open a record.
+
+        Args:
+            path: Its file; made when there is an engine to record.
+            engine: What to ask for completions that aren't there.
+
+        Raises:
+            InvalidValue: The file is no record, or one of another engine.
+            Corrupted, Unavailable: As `chatgym.cache.Cache`.
+        """
+        self.path, self.engine = Path(path).expanduser(), engine
+        if engine is None and not self.path.is_file():
+            raise InvalidValue(f"there is no record {str(self.path)!r}; llm='record:{path},LLM' makes one")
+        self.cache = Cache(self.path)
+        identity = self.cache.get(IDENTITY) if engine is None else self.cache.add(IDENTITY, engine.identity)
+        if identity is None:
+            raise InvalidValue(f"{str(self.path)!r} holds no record of an engine; llm='record:FILE,LLM' makes one")
+        if engine is not None and identity != engine.identity:
+            raise InvalidValue(
+                f"{str(self.path)!r} is a record of {identity!r}, not of {engine.identity!r}; choose another file"
+            )
+        self.identity = identity
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seeds: Sequence[int] | None = None,
+        logprobs: bool = False,
+        stop: Sequence[str] = (),
+    ) -> list[Completion]:
+        """Continue prompts, as `chatgym.engines.Engine.generate`; a call that was made before isn't made again.
+
+        Raises:
+            InvalidValue: Not as many seeds as prompts.
+            Unavailable: A completion isn't in the record, and there is no engine to ask.
+        """
+        if seeds is not None and len(seeds) != len(prompts):
+            raise InvalidValue(f"got {len(seeds)} seeds for {len(prompts)} prompts; give one each")
+        seeds = range(len(prompts)) if seeds is None else [int(seed) for seed in seeds]
+        sampling: dict[str, Any] = {
+            "max_new_tokens": max_new_tokens, "temperature": float(temperature), "top_p": float(top_p),
+            "logprobs": bool(logprobs), "stop": list(stop),
+        }  # fmt: skip
+        keys = [self._key("generate", p, seed, sampling) for p, seed in zip(prompts, seeds, strict=True)]
+        found = self._stored(keys)
+        missing = list({key: row for row, key in enumerate(keys) if key not in found}.values())
+        if missing:
+            engine = self._asked(prompts[missing[0]], len(missing))
+            try:
+                made = engine.generate([prompts[i] for i in missing], seeds=[seeds[i] for i in missing], **sampling)
+                answered = dict(enumerate(made))
+            except Unfinished as error:  # what was answered, and paid for, is written down
+                self._write(keys, missing, error.answered)
+                found = self._stored(keys)
+                error.answered = {row: _completion(found[key]) for row, key in enumerate(keys) if key in found}
+                raise
+            found |= self._write(keys, missing, answered)
+        return [_completion(found[key]) for key in keys]
+
+    def score(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[list[float]]:
+        """Score continuations, as `chatgym.engines.Engine.score`; a call that was made before isn't made again.
+
+        Raises:
+            InvalidValue: Not as many continuations as prompts.
+            Unavailable: A score isn't in the record, and there is no engine to ask.
+        """
+        if len(prompts) != len(continuations):
+            raise InvalidValue(f"got {len(continuations)} continuations for {len(prompts)} prompts; give one each")
+        keys = [self._key("score", *pair) for pair in zip(prompts, continuations, strict=True)]
+        found = self._stored(keys)
+        missing = list({key: row for row, key in enumerate(keys) if key not in found}.values())
+        if missing:
+            engine = self._asked(prompts[missing[0]], len(missing))
+            scores = engine.score([prompts[i] for i in missing], [continuations[i] for i in missing])
+            for row, score in zip(missing, scores, strict=True):
+                found[keys[row]] = json.loads(self.cache.add(keys[row], json.dumps(list(map(float, score)))))
+        return [list(found[key]) for key in keys]
+
+    def close(self) -> None:
+        """Close the record and the engine."""
+        self.cache.close()
+        if self.engine is not None:
+            self.engine.close()
+
+    def _asked(self, prompt: str, missing: int) -> Engine:
+        if self.engine is None:
+            raise Unavailable(
+                f"the record {str(self.path)!r} has no answer to {missing} of these calls, such as the prompt "
+                f"{prompt[-60:]!r}: it was made with other settings or seeds, or cut off; make it again by the same "
+                f"run with llm='record:{self.path},LLM', LLM being {self.identity!r}"
+            )
+        return self.engine
+
+    def _stored(self, keys: Sequence[str]) -> dict[str, Any]:
+        found = {}
+        for key in dict.fromkeys(keys):
+            if (text := self.cache.get(key)) is not None:
+                found[key] = self._parsed(text)
+        return found
+
+    def _write(self, keys: Sequence[str], rows: Sequence[int], answered: dict[int, Completion]) -> dict[str, Any]:
+        """Write completions down; returns what is in the record now, another process may have been first."""
+        written = {}
+        for i, c in answered.items():
+            value = {"text": c.text, "tokens": c.tokens, "logprobs": c.logprobs, "finish_reason": c.finish_reason}
+            key = keys[rows[i]]
+            written[key] = self._parsed(self.cache.add(key, json.dumps(value, ensure_ascii=False)))
+        return written
+
+    def _parsed(self, text: str) -> Any:
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise Corrupted(
+                f"the record {str(self.path)!r} is damaged ({error}); delete it and make it again"
+            ) from error
+
+    def _key(self, *call: Any) -> str:
+        parts = json.dumps([VERSION, self.identity, *call], sort_keys=True)
+        return hashlib.sha256(parts.encode()).hexdigest()
+
+
+def _completion(value: Any) -> Completion:
+    likely = value["logprobs"]
+    return Completion(
+        value["text"], tuple(value["tokens"]), None if likely is None else tuple(likely), value["finish_reason"]
+    )

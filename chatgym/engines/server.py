@@ -1,0 +1,166 @@
+"""One request to an OpenAI-compatible server, made once: which endpoint, which key, and what a refusal means."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from chatgym import store
+from chatgym.engines.patience import retry_after
+from chatgym.engines.wire import Job, api_key, checked_url
+from chatgym.errors import Unavailable, Unfinished
+
+
+class TryAgain(Exception):
+    """A request failed for now.
+
+    Attributes:
+        after: Seconds that the server asks to wait, if it does.
+        mistaken: Whether the URL looks wrong rather than the server busy.
+    """
+
+    def __init__(self, message: str, *, after: float | None = None, mistaken: bool = False) -> None:
+        super().__init__(message)
+        self.after, self.mistaken = after, mistaken
+
+
+class Server:
+    """A model behind a URL, asked through the official client library.
+
+    Attributes:
+        url: Of the API.
+        model: The model's name there.
+        endpoint: ``"completions"`` or ``"chat"``, empty until one of them answered.
+        reached: Whether anything ever answered.
+    """
+
+    def __init__(self, url: str, model: str, clock: Callable[[], float]) -> None:
+        """See `chatgym.engines.openai.OpenAIEngine`."""
+        self.url, self._loopback = checked_url(url)
+        self.model, self._clock = model, clock
+        self.endpoint = ""
+        self.reached = False
+        self._limit = "max_tokens"
+        self._client: Any = None
+        self._headers: dict[str, Any] = {}
+        self._made_for: tuple[int, float] = (0, 0.0)  # process and timeout
+
+    def ask(self, job: Job) -> Any:
+        """Make one request; returns the JSON of the answer.
+
+        Raises:
+            TryAgain: It failed for now.
+            Unfinished: It is refused, which no repetition mends.
+        """
+        import openai
+
+        endpoint = self.endpoint or "completions"
+        while True:
+            try:
+                answer = self._post(endpoint, job)
+            except openai.APIStatusError as error:
+                missing = error.status_code in (404, 405) and not self.endpoint and not job.echo
+                if missing and endpoint == "completions" and self.model in (self._models() or [self.model]):
+                    endpoint = "chat"  # of OpenAI's own models, most have but this one
+                elif error.status_code == 400 and "max_completion_tokens" in str(error) and self._limit == "max_tokens":
+                    self._limit = "max_completion_tokens"  # the name that OpenAI's reasoning models know
+                else:
+                    self._refused(error)
+            else:
+                self.endpoint = endpoint
+                return answer
+
+    def _post(self, endpoint: str, job: Job) -> Any:
+        import openai
+
+        body = job.body(endpoint)
+        resource = self._client.chat.completions if endpoint == "chat" else self._client.completions
+        try:
+            body |= {"model": self.model, self._limit: job.most, "extra_headers": self._headers}
+            raw = resource.with_raw_response.create(**body).text
+        except openai.APITimeoutError:
+            raise TryAgain(f"no answer within {self._made_for[1]:g} s") from None
+        except openai.APIConnectionError as error:
+            raise TryAgain(self._clean(f"it can't be reached ({error.__cause__ or error})")) from None
+        except openai.APIStatusError as error:
+            self.reached = True
+            if error.code != "insufficient_quota" and (error.status_code in (408, 409, 429) or error.status_code > 499):
+                after = retry_after(error.response.headers.get("retry-after"), self._clock())
+                raise TryAgain(self._clean(f"it answered {error}"), after=after) from None
+            raise
+        try:
+            answer = json.loads(raw)
+        except ValueError:
+            raise TryAgain(self._clean(f"its answer is no JSON: {raw[:60]!r}"), mistaken=True) from None
+        self.reached = True
+        return answer
+
+    def _refused(self, error: Any) -> NoReturn:
+        """Say what to do about a status that no repetition mends."""
+        status = error.status_code
+        if status in (401, 403):
+            key = "refuses the key in OPENAI_API_KEY" if api_key() else "wants a key, and OPENAI_API_KEY is not set"
+            raise Unfinished(
+                f"the server at {self.url} {key} ({status}); set it to one that may use {self.model!r}"
+            ) from None
+        if status in (404, 405):
+            known = self._models()
+            if known and self.model not in known:
+                raise Unfinished(
+                    f"the server at {self.url} has no model {self.model!r}; it has {', '.join(map(repr, known))}"
+                ) from None
+            raise Unfinished(
+                f"there is no such endpoint below {self.url} ({status}); check the URL's path, which most often "
+                "ends in /v1"
+            ) from None
+        raise Unfinished(self._clean(f"the server at {self.url} refuses the request: {error}")) from None
+
+    def _models(self) -> list[str]:
+        """Return the names of the server's models; empty when it doesn't tell."""
+        import openai
+
+        try:
+            answer = json.loads(self._client.models.with_raw_response.list(extra_headers=self._headers).text)
+            return sorted(str(model["id"]) for model in answer["data"])
+        except (openai.APIError, KeyError, TypeError, ValueError):
+            return []
+
+    def connect(self, timeout: float) -> None:
+        """Open a client, one of its own in a forked child: two processes can't share a connection.
+
+        Raises:
+            Unavailable: ``CHATGYM_OFFLINE`` forbids it.
+        """
+        if store.offline() and not self._loopback:
+            raise Unavailable(
+                f"CHATGYM_OFFLINE forbids the server at {self.url}, which is not on this machine; unset it, or answer "
+                "from a record: llm='recorded:FILE'"
+            )
+        if self._client is not None and self._made_for == (os.getpid(), timeout):
+            return
+        import openai
+
+        key = api_key()
+        self._headers = {} if key else {"Authorization": openai.Omit()}
+        self._client = openai.OpenAI(
+            base_url=self.url,
+            api_key=key or "none",
+            timeout=timeout,
+            max_retries=0,  # the engine repeats: it counts, and waits as long as it is told
+            # A proxy from the environment leads out of this machine.
+            http_client=openai.DefaultHttpxClient(trust_env=not self._loopback),
+        )
+        self._made_for = (os.getpid(), timeout)
+
+    def close(self) -> None:
+        """Close the connections; `connect` opens them again."""
+        if self._client is not None and self._made_for[0] == os.getpid():
+            self._client.close()
+        self._client = None
+
+    def _clean(self, message: str) -> str:
+        """Return what a server said without the key, which some repeat, on one line."""
+        key = api_key()
+        return " ".join((message.replace(key, "***") if key else message).split())[:300]

@@ -1,0 +1,122 @@
+"""What is asked of an OpenAI-compatible server, and what its answers say."""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import os
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from chatgym.engines import UNKNOWN_TOKEN, Completion
+from chatgym.engines.budget import tokens_used
+from chatgym.errors import InvalidValue, Unfinished
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked of the server for one row; with `echo`, the prompt's own log-probabilities."""
+
+    prompt: str
+    most: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    logprobs: bool = False
+    stop: tuple[str, ...] = ()
+    echo: bool = False
+
+    def body(self, endpoint: str) -> dict[str, Any]:
+        """Return the arguments of a request to ``"completions"`` or ``"chat"``, without model and length."""
+        chat = endpoint == "chat"
+        body: dict[str, Any] = {"temperature": self.temperature}
+        body |= {"messages": [{"role": "user", "content": self.prompt}]} if chat else {"prompt": self.prompt}
+        body |= {"seed": self.seed} if self.seed is not None else {}
+        body |= {"top_p": self.top_p} if self.top_p < 1.0 else {}  # what says nothing is left out: some refuse it
+        body |= {"stop": list(self.stop[:4])} if self.stop else {}  # more than four are refused; `completion` cuts
+        body |= {"logprobs": True if chat else 1} if self.logprobs else {}
+        return body | ({"echo": True} if self.echo else {})
+
+
+def api_key() -> str:
+    """Return the key of the environment; empty when there is none.
+
+    Raises:
+        InvalidValue: It can't stand in a header.
+    """
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise InvalidValue("OPENAI_API_KEY holds characters that no key has; copy it again")
+    return key
+
+
+@functools.cache
+def checked_url(url: str) -> tuple[str, bool]:
+    """Return a URL as it is used, and whether it is on this machine.
+
+    Raises:
+        InvalidValue: It is none, or holds credentials.
+    """
+    try:
+        parts = urlsplit(url.strip())
+        parts.port  # noqa: B018 (raises where it is none)
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InvalidValue("llm 'openai:URL#MODEL' needs a URL such as http://127.0.0.1:8000/v1 or https://host/v1")
+    if "@" in parts.netloc or parts.query:
+        raise InvalidValue(
+            f"the URL for {parts.hostname} holds credentials or a query; set the key as OPENAI_API_KEY in the "
+            "environment, where no trace, log or run folder takes it from"
+        )
+    try:
+        loopback = parts.hostname == "localhost" or ipaddress.ip_address(parts.hostname).is_loopback
+    except ValueError:
+        loopback = False
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}", loopback
+
+
+def completion(job: Job, answer: Any) -> Completion:
+    """Return what an answer says, of either endpoint."""
+    choice = answer["choices"][0]
+    said = choice["message"]["content"] if "message" in choice else choice["text"]
+    text = "" if said is None else said
+    ends = [found for s in job.stop if (found := text.find(s)) >= 0]
+    why = "length" if choice.get("finish_reason") == "length" and not ends else "stop"
+    likely = _logprobs(choice.get("logprobs") or {}) if job.logprobs else None
+    ids = choice.get("token_ids") or ()
+    if not ids:
+        unstated = job.most if why == "length" else 0
+        count = len(likely) if likely is not None else tokens_used(answer, (0, unstated))[1]
+        ids = (UNKNOWN_TOKEN,) * count
+    return Completion(text[: min(ends)] if ends else text, tuple(map(int, ids)), likely, why)
+
+
+def _logprobs(stated: Any) -> tuple[float, ...] | None:
+    if stated.get("content") is not None:  # of a chat
+        return tuple(float(token["logprob"]) for token in stated["content"])
+    values = stated.get("token_logprobs")
+    return None if values is None else tuple(map(float, values))
+
+
+def echoed(job: Job, answer: Any) -> list[tuple[int, int, float]]:
+    """Return begin, end (in characters) and log-probability of each token of the prompt but the first.
+
+    Raises:
+        Unfinished: The server doesn't do that.
+    """
+    choice = answer["choices"][0]
+    stated = choice.get("logprobs") or {}
+    begins, values = stated.get("text_offset") or [], stated.get("token_logprobs") or []
+    if not str(choice["text"]).startswith(job.prompt) or len(begins) < 2 or len(begins) != len(values):
+        raise Unfinished(
+            "the server gives no log-probabilities of a prompt (`echo` with `logprobs` of /completions), so it can't "
+            "score; use one that does, such as vLLM, or llm='hf:...'"
+        )
+    ends = [*begins[1:], len(choice["text"])]
+    return [
+        (int(begin), int(end), float(value))
+        for begin, end, value in zip(begins, ends, values, strict=True)
+        if value is not None
+    ]
