@@ -309,3 +309,16 @@ def test_beyond_its_patience_a_customer_loses_a_point_of_mood_each_turn():
         room.hidden["patience"] = patience
         room.step(room.expert_acts())
     assert (impatient.hidden["mood"] == np.maximum(patient.hidden["mood"] - 1, 0)).all()
+
+
+def test_the_slots_of_an_utterance_are_misunderstood_each_by_itself():
+    room = room_of(4000, error_rate=0.5)
+    room.start()
+    room.hidden["talkative"] = 1.0
+    room.step(np.full(room.size, ACT["ask_topic"]))
+    two = (room.said["slots"] == (1 << cs.TOPIC) | (1 << cs.REFERENCE)) & (room.belief["sure"][:, cs.TOPIC] > 0)
+    wrong = [(room.belief[name] != room.said[name])[two].mean() for name in ("topic", "reference")]
+    both = ((room.belief["topic"] != room.said["topic"]) & (room.belief["reference"] != room.said["reference"]))[two]
+    assert two.sum() > 500
+    assert wrong == pytest.approx([0.5, 0.5], abs=0.1)
+    assert both.mean() == pytest.approx(0.25, abs=0.1)
