@@ -1,0 +1,161 @@
+"""What clients get: rows of the batch in the forms of OpenAI's API, whole or piece by piece."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from chatgym.engines.batch import Alternatives, Row
+from chatgym.engines.transformers import TransformersEngine
+from chatgym.serving.requests import Plan
+from chatgym.serving.scheduler import Ticket
+
+DONE = b"data: [DONE]\n\n"
+INCOMPLETE = "�"
+"""What a tokenizer writes for the first bytes of a character."""
+
+
+class Answer:
+    """The answer to one request."""
+
+    def __init__(self, engine: TransformersEngine, name: str, plan: Plan, ticket: Ticket) -> None:
+        self._engine, self._plan, self._ticket = engine, plan, ticket
+        kind = "chat.completion" if plan.chat else "text_completion"
+        self._head = {
+            "id": ("chatcmpl-" if plan.chat else "cmpl-") + secrets.token_hex(12),
+            "object": kind,
+            "created": int(time.time()),
+            "model": name,
+            "system_fingerprint": engine.identity,
+        }
+        self._sent = [0] * len(plan.requests)  # characters of each row
+        self._told = [0] * len(plan.requests)  # tokens of each row
+        self._begun = False
+
+    def whole(self) -> dict[str, Any]:
+        """Return the JSON of the whole answer."""
+        rows: Sequence[Row | None] = self._ticket.rows or [None] * (len(self._plan.prompts) * self._plan.n)
+        return self._head | {"choices": [self._choice(i, row) for i, row in enumerate(rows)], "usage": self._usage()}
+
+    def news(self) -> Iterator[bytes]:
+        """Yield the events of a stream that are new, the last ones once the ticket is done."""
+        done = self._ticket.done
+        if not self._begun:
+            yield from self._begin()
+        for index, row in enumerate(list(self._ticket.rows)):
+            if (piece := self._piece(index, row)) is not None:
+                yield self._event([piece])
+        if done:
+            if self._plan.usage:
+                yield self._event([], {"usage": self._usage()})
+            yield DONE
+
+    def _begin(self) -> Iterator[bytes]:
+        self._begun = True
+        if self._plan.chat:
+            self._head["object"] = "chat.completion.chunk"
+            for index in range(len(self._plan.requests)):
+                first = {"role": "assistant", "content": "", "refusal": None}
+                yield self._event([{"index": index, "delta": first, "logprobs": None, "finish_reason": None}])
+        for index in range(len(self._plan.prompts) * self._plan.n if self._plan.echoed else 0):
+            shown = self._choice(index, None)
+            yield self._event([shown | {"finish_reason": None if self._plan.requests else "length"}])
+
+    def _event(self, choices: list[dict[str, Any]], more: dict[str, Any] | None = None) -> bytes:
+        return b"data: " + json.dumps(self._head | {"choices": choices} | (more or {})).encode() + b"\n\n"
+
+    def _choice(self, index: int, row: Row | None) -> dict[str, Any]:
+        """Return choice `index`: the echo of its prompt, and what `row` says."""
+        said = self._engine.text(row.tokens, row.request.stop) if row else ""
+        tokens = row.tokens if row else []
+        why = row.finish_reason if row else "length"
+        if self._plan.chat:
+            logprobs = self._chat_logprobs(tokens, row.alternatives if row else [])
+            message = {"role": "assistant", "content": said, "refusal": None}
+            return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": why}
+        prompt = index // self._plan.n
+        echo = self._plan.echoed[prompt] if self._plan.echoed else ""
+        found = self._logprobs(tokens, row.alternatives if row else [], len(echo), len(echo + said))
+        if found is not None and self._plan.scored:
+            ids = self._plan.prompts[prompt]
+            before = self._logprobs(ids, [None, *self._ticket.reports[prompt]], 0, len(echo)) or {}
+            found = {name: before[name] + found[name] for name in found}
+        return {
+            "index": index, "text": echo + said, "logprobs": found, "finish_reason": why, "token_ids": list(tokens),
+        }  # fmt: skip
+
+    def _piece(self, index: int, row: Row) -> dict[str, Any] | None:
+        """Return what row `index` said since, if it makes a whole number of characters that no stop string cuts."""
+        why = row.finish_reason  # read first: once it is set, the tokens are all there
+        tokens = list(row.tokens)
+        if len(tokens) == self._told[index]:
+            return None
+        text = self._engine.text(tokens, row.request.stop)
+        if why is None:
+            text = text.rstrip(INCOMPLETE)
+            text = text[: len(text) - _held(text, row.request.stop)]
+            if len(text) <= self._sent[index]:
+                return None
+        new, since = text[self._sent[index] :], self._told[index]
+        echo = len(self._plan.echoed[index // self._plan.n]) if self._plan.echoed else 0
+        begin, end = echo + self._sent[index], echo + len(text)
+        self._sent[index], self._told[index] = max(len(text), self._sent[index]), len(tokens)
+        reports = row.alternatives[since : len(tokens)]
+        if self._plan.chat:
+            logprobs = self._chat_logprobs(tokens[since:], reports)
+            return {"index": index, "delta": {"content": new}, "logprobs": logprobs, "finish_reason": why}
+        return {
+            "index": index, "text": new, "logprobs": self._logprobs(tokens[since:], reports, begin, end),
+            "finish_reason": why, "token_ids": tokens[since:],
+        }  # fmt: skip
+
+    def _logprobs(
+        self, tokens: Sequence[int], reports: Sequence[Alternatives | None], begin: int, end: int
+    ) -> dict[str, list[Any]] | None:
+        """Write log-probabilities in the form of completions; the tokens stand at characters `begin` to `end`."""
+        if self._plan.alternatives is None:
+            return None
+        offsets, at, unfinished = [], begin, list[int]()
+        for token in tokens:
+            offsets.append(min(at, end))
+            unfinished.append(token)  # a character may be written by several tokens
+            word: str = self._engine.tokenizer.decode(unfinished)
+            if not word.endswith(INCOMPLETE):
+                at += len(word)
+                unfinished.clear()
+        return {
+            "tokens": [self._word(token) for token in tokens],
+            "token_logprobs": [one.logprob if one else None for one in reports],
+            "top_logprobs": [{self._word(t): value for t, value in one.likeliest} if one else None for one in reports],
+            "text_offset": offsets,
+        }
+
+    def _chat_logprobs(self, tokens: Sequence[int], reports: Sequence[Alternatives]) -> dict[str, Any] | None:
+        if self._plan.alternatives is None:
+            return None
+        content = [
+            self._worded(token, one.logprob) | {"top_logprobs": [self._worded(t, value) for t, value in one.likeliest]}
+            for token, one in zip(tokens, reports, strict=True)
+        ]
+        return {"content": content, "refusal": None}
+
+    def _worded(self, token: int, logprob: float) -> dict[str, Any]:
+        word = self._word(token)
+        return {"token": word, "logprob": logprob, "bytes": list(word.encode())}
+
+    def _word(self, token: int) -> str:
+        word: str = self._engine.tokenizer.decode([token])
+        return word
+
+    def _usage(self) -> dict[str, int]:
+        read = sum(map(len, self._plan.prompts))
+        said = sum(len(row.tokens) for row in self._ticket.rows)
+        return {"prompt_tokens": read, "completion_tokens": said, "total_tokens": read + said}
+
+
+def _held(text: str, stop: Sequence[str]) -> int:
+    """Return how many characters at the end of a text may turn out to begin a stop string."""
+    return max((n for s in stop for n in range(1, min(len(s), len(text) + 1)) if text.endswith(s[:n])), default=0)

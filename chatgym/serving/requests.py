@@ -1,0 +1,254 @@
+"""What clients send: the bodies of OpenAI's API, checked, and turned into tokens and rows."""
+
+from __future__ import annotations
+
+import copy
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from jinja2.exceptions import TemplateError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from chatgym.engines.batch import Request
+from chatgym.engines.transformers import TransformersEngine
+from chatgym.serving.limits import Limits
+from chatgym.serving.refusal import Refusal, invalid
+
+DEFAULT_TOKENS = 16
+"""New tokens of a completion that doesn't say how many, as OpenAI's."""
+
+Stop = Annotated[str, Field(min_length=1, max_length=200)]
+Zero = Annotated[float, Field(ge=0.0, le=0.0)]
+
+
+class _Checked(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+
+class StreamOptions(_Checked):
+    """How to stream."""
+
+    include_usage: bool = False
+    include_obfuscation: bool | None = None
+
+
+class Body(_Checked):
+    """What both endpoints know. Fields that would change the answer in ways we can't are refused, not passed over."""
+
+    model: str
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    n: Annotated[int, Field(ge=1)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    frequency_penalty: Zero | None = None
+    presence_penalty: Zero | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    user: Any = None
+    metadata: Any = None
+
+
+class CompletionBody(Body):
+    """Body of ``/v1/completions``."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    echo: bool | None = None
+    best_of: Annotated[int, Field(ge=1, le=1)] | None = None
+    suffix: Annotated[str, Field(max_length=0)] | None = None
+
+
+class Part(BaseModel):
+    """A part of a message: text only."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    """A message of a chat; what other fields an answer had may be sent back with it."""
+
+    role: Annotated[str, Field(min_length=1)]
+    content: str | list[Part]
+    name: str | None = None
+    tool_calls: None = None
+
+
+class Plain(_Checked):
+    """The only form of answer there is."""
+
+    type: Literal["text"]
+
+
+class ChatBody(Body):
+    """Body of ``/v1/chat/completions``."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: Plain | None = None
+    store: Any = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done for one request.
+
+    Attributes:
+        chat: Which of the two endpoints.
+        prompts: Tokens of each prompt.
+        echoed: Text of each prompt that stands before its continuations; empty without `echo`.
+        n: Continuations of each prompt.
+        requests: Rows, n for each prompt; none for a request of no new tokens.
+        alternatives: How many of the likeliest tokens to name; None for no log-probabilities.
+        stream: Whether to send tokens as they come.
+        usage: Whether a stream ends with the counts of tokens.
+    """
+
+    chat: bool
+    prompts: tuple[tuple[int, ...], ...]
+    echoed: tuple[str, ...]
+    n: int
+    requests: tuple[Request, ...]
+    alternatives: int | None
+    stream: bool
+    usage: bool
+
+    @property
+    def scored(self) -> tuple[tuple[int, ...], ...]:
+        """Prompts whose own tokens are scored."""
+        return self.prompts if self.echoed and self.alternatives is not None else ()
+
+
+class Reader:
+    """Turns bodies into plans; used by one thread at a time, for its tokenizer is not made for more."""
+
+    def __init__(self, engine: TransformersEngine, name: str, limits: Limits) -> None:
+        self._tokenizer: Any = copy.deepcopy(engine.tokenizer)
+        self._name, self._limits, self._context = name, limits, engine.context
+        self._first = min(engine.ends, default=0)
+        self._vocabulary: int = engine.model.config.get_text_config().vocab_size
+
+    def completion(self, raw: bytes) -> Plan:
+        """Read the body of ``/v1/completions``.
+
+        Raises:
+            Refusal: 400, 404 or 422.
+        """
+        body = _checked(CompletionBody, raw)
+        prompts = self._prompts(body.prompt)
+        most = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
+        if most == 0 and not body.echo:
+            raise invalid("max_tokens is 0 and echo is off, so nothing would be answered", "max_tokens")
+        echoed = tuple(self._tokenizer.decode(list(prompt)) for prompt in prompts) if body.echo else ()
+        if body.echo and isinstance(body.prompt, str):
+            echoed = (body.prompt,)
+        return self._plan(body, prompts, most, body.logprobs, echoed, chat=False)
+
+    def chat(self, raw: bytes) -> Plan:
+        """Read the body of ``/v1/chat/completions``.
+
+        Raises:
+            Refusal: 400, 404 or 422.
+        """
+        body = _checked(ChatBody, raw)
+        if not self._tokenizer.chat_template:
+            raise invalid(
+                f"model {self._name!r} has no chat template, so it can't chat; use /v1/completions", "messages",
+                "no_chat_template",
+            )  # fmt: skip
+        try:
+            text = self._tokenizer.apply_chat_template(
+                [message.model_dump(exclude_none=True) | {"content": _content(message)} for message in body.messages],
+                tokenize=False, add_generation_prompt=True,
+            )  # fmt: skip
+        except TemplateError as error:
+            raise invalid(f"the model's chat template refuses the messages: {error}", "messages") from None
+        prompt = tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+        if asked == 0:
+            raise invalid("max_tokens is 0, so nothing would be answered", "max_tokens")
+        most = max(min(self._limits.max_tokens, self._context - len(prompt)), 1) if asked is None else asked
+        if body.top_logprobs is not None and not body.logprobs:
+            raise invalid("top_logprobs needs logprobs: true", "top_logprobs")
+        return self._plan(body, (prompt,), most, (body.top_logprobs or 0) if body.logprobs else None, (), chat=True)
+
+    def _prompts(self, given: str | Sequence[Any]) -> tuple[tuple[int, ...], ...]:
+        several: Sequence[Any] = (
+            given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
+        )
+        if len(several) > self._limits.max_rows:
+            raise self._too_many(len(several))
+        prompts = []
+        for prompt in several:
+            ids = self._tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt
+            if any(not 0 <= token < self._vocabulary for token in ids):
+                raise invalid(f"prompt holds a number that is no token; they are 0 to {self._vocabulary - 1}", "prompt")
+            prompts.append(tuple(ids) or (self._first,))
+        return tuple(prompts)
+
+    def _too_many(self, rows: int) -> Refusal:
+        return invalid(
+            f"prompts times n are {rows} continuations; {self._limits.max_rows} are allowed: send several requests", "n"
+        )
+
+    def _plan(
+        self, body: Body, prompts: tuple[tuple[int, ...], ...], most: int, alternatives: int | None,
+        echoed: tuple[str, ...], *, chat: bool,
+    ) -> Plan:  # fmt: skip
+        limits, n = self._limits, body.n or 1
+        if body.model != self._name:
+            raise Refusal(
+                404, f"there is no model {body.model!r} here; this server has {self._name!r}", param="model",
+                code="model_not_found",
+            )  # fmt: skip
+        if len(prompts) * n > limits.max_rows:
+            raise self._too_many(len(prompts) * n)
+        if most > limits.max_tokens:
+            raise invalid(f"max_tokens is {most}; this server allows {limits.max_tokens}", "max_tokens")
+        longest = max(map(len, prompts))
+        allowed = min(self._context - most, limits.max_prompt or self._context)
+        if longest > allowed:
+            raise invalid(
+                f"a prompt of {longest} tokens is too long: with {most} new ones {max(allowed, 0)} are allowed",
+                "messages" if chat else "prompt", "context_length_exceeded",
+            )  # fmt: skip
+        seed = secrets.randbits(64) if body.seed is None else body.seed
+        requests = [
+            Request(
+                prompt=prompt,
+                max_new_tokens=most,
+                temperature=1.0 if body.temperature is None else body.temperature,
+                top_p=1.0 if body.top_p is None else body.top_p,
+                seed=(seed + index) % 2**64,
+                stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
+                alternatives=alternatives,
+            )
+            for index, prompt in enumerate(prompt for prompt in prompts for _ in range(n))
+        ]
+        usage = body.stream_options is not None and body.stream_options.include_usage
+        return Plan(
+            chat, prompts, echoed, n, tuple(requests) if most else (), alternatives, bool(body.stream), usage
+        )  # fmt: skip
+
+
+def _content(message: Message) -> str:
+    return message.content if isinstance(message.content, str) else "".join(part.text for part in message.content)
+
+
+def _checked(kind: type[Any], raw: bytes) -> Any:
+    try:
+        return kind.model_validate_json(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        if first["type"] == "json_invalid":
+            raise invalid(f"the body is no JSON: {first['msg']}", code="invalid_json") from None
+        where = ".".join(map(str, first["loc"]))
+        param = str(first["loc"][0]) if first["loc"] else None
+        raise Refusal(422, f"{where or 'body'}: {first['msg']}", param=param, code="invalid_value") from None
