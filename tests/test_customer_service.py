@@ -138,6 +138,7 @@ def test_an_offer_above_what_is_due_is_a_policy_violation_and_one_below_a_wrong_
     ready = np.isin(room.expert_acts(), [ACT["offer_refund"], ACT["offer_fix"], ACT["offer_credit"]])
     ready &= (room.hidden["misremembers"] == 0) & (room.outcomes == 0)
     right = room.expert_acts() - ACT["offer_refund"]
+    more, less = [], []  # whether an offer was accepted that is worth more, or less, than what is due
     for offer in range(3):
         trial = ChatRoom(cs.SCENARIO, room.size, error_rate=0.0)
         trial.restore(room.snapshot())
@@ -150,6 +151,13 @@ def test_an_offer_above_what_is_due_is_a_policy_violation_and_one_below_a_wrong_
         )
         assert taken.sum() > 20
         assert np.array_equal(trial.hidden["verdict"][taken], expected[taken])
+        answered = ready & np.isin(
+            trial.said["act"], [cs.SCENARIO.user_acts.index(act) for act in ("accept", "reject")]
+        )
+        for which, of in ((worth > due, more), (worth < due, less)):
+            of += taken[answered & which & (right != offer)].tolist()
+    assert np.mean(more) == pytest.approx(0.9, abs=0.05)
+    assert np.mean(less) == pytest.approx(0.15, abs=0.05)
 
 
 def test_a_resolution_for_a_wrong_number_is_a_wrong_resolution():
@@ -322,3 +330,35 @@ def test_the_slots_of_an_utterance_are_misunderstood_each_by_itself():
     assert two.sum() > 500
     assert wrong == pytest.approx([0.5, 0.5], abs=0.1)
     assert both.mean() == pytest.approx(0.25, abs=0.1)
+
+
+def test_the_terms_of_the_reward_are_what_they_are_called():
+    room = room_of(2000)
+    room.start()
+    generator = np.random.default_rng(8)
+    resolved = 0
+    for _ in range(20):
+        before, going = room.hidden["mood"].astype(float), room.outcomes == 0
+        room.step(np.where(generator.random(room.size) < 0.1, uniform(room, generator), room.expert_acts()), going)
+        outcome, time, mood, satisfaction = room.terms[going].T
+        after, ended = room.hidden["mood"][going].astype(float), room.outcomes[going]
+        assert np.array_equal(outcome, cs.OUTCOME_VALUE[ended])
+        assert (time == -1.0).all()
+        assert np.array_equal(mood, after - before[going])
+        assert np.array_equal(satisfaction, np.where(ended == cs.RESOLVED, after / cs.MOOD_MAX, 0.0))
+        resolved += int((ended == cs.RESOLVED).sum())
+    assert resolved > 1000
+
+
+def test_an_utterance_that_was_not_understood_leaves_what_was_believed():
+    room, lost = room_of(2000, error_rate=0.3), 0
+    room.start()
+    unclear = cs.UNCLEAR
+    for _ in range(8):
+        before = room.belief.copy()
+        room.step(room.expert_acts(), room.outcomes == 0)
+        rows = (room.belief["heard"] == unclear) & (room.outcomes == 0)
+        for name in (*cs.SLOTS, "sure"):
+            assert np.array_equal(room.belief[name][rows], before[name][rows])
+        lost += int(rows.sum())
+    assert lost > 500
