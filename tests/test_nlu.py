@@ -46,12 +46,12 @@ OUT_OF_DOMAIN = [
     "I love pizza with pineapple", "write me a python function", "", "   ", "🙂🙂🙂", "7", "lorem ipsum " * 500,
 ]  # fmt: skip
 FLOORS = {  # scenario and role: least macro-F1 of the held-out test half, and most of out-of-domain accepted
-    ("customer_service", "partner"): (0.86, 0.06),
-    ("customer_service", "agent"): (0.93, 0.03),
-    ("education", "partner"): (0.91, 0.03),
-    ("education", "agent"): (0.88, 0.03),
-    ("social", "partner"): (0.94, 0.05),
-    ("social", "agent"): (0.91, 0.05),
+    ("customer_service", "partner"): (0.87, 0.05),
+    ("customer_service", "agent"): (0.94, 0.03),
+    ("education", "partner"): (0.88, 0.04),
+    ("education", "agent"): (0.85, 0.04),
+    ("social", "partner"): (0.88, 0.04),
+    ("social", "agent"): (0.91, 0.03),
 }
 
 
@@ -176,15 +176,43 @@ def spellings(scenario, text):
     return words if words - {""} else {text}
 
 
-@pytest.mark.parametrize("role", ["partner", "agent"])
-def test_every_act_has_enough_held_out_utterances(benchmark, role):
-    acts = SCENARIO.agent_acts if role == "agent" else SCENARIO.user_acts
-    said = list(benchmark.held_out("customer_service", role))
+@pytest.mark.parametrize(("name", "role"), FLOORS)
+def test_every_act_has_enough_held_out_utterances(benchmark, name, role):
+    scenario = plugins.load().scenarios[name]
+    acts = scenario.agent_acts if role == "agent" else scenario.user_acts
+    said = list(benchmark.held_out(name, role))
     counts = {act: sum(u.act == act for u in said) for act in acts}
     assert min(counts.values()) >= 40, counts
     assert sum(not u.label for u in said) >= 200
-    learnt = {label for head, label, _ in nlu.labelled(SCENARIO) if head == role} - {nlu.OUT_OF_DOMAIN}
+    assert sum(u.two for u in said) >= 5
+    learnt = {label for head, label, _ in nlu.labelled(scenario) if head == role} - {nlu.OUT_OF_DOMAIN}
     assert {u.label for u in said if u.label} == learnt
+
+
+@pytest.mark.parametrize(("name", "role"), FLOORS)
+def test_no_two_held_out_utterances_say_the_same_in_the_same_words(benchmark, name, role):
+    texts = [utterance.text for utterance in benchmark.held_out(name, role)]
+    words = [" ".join(sorted(re.findall(r"\w+", text.lower().replace("'", "")))) or text for text in texts]
+    twice = [text for text, one in zip(texts, words, strict=True) if words.count(one) > 1]
+    assert not twice
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in FLOORS}))
+def test_what_an_agent_says_in_the_scenarios_own_sentences_is_their_part(name):
+    scenario = plugins.load().scenarios[name]
+    said = [(part, text) for part, own in scenario.sentences["agent"].items() for text in nlu._filled(scenario, own)]
+    heard = nlu.nlu_of(scenario).understand([text for _, text in said], "agent")
+    assert [scenario.agent_code(u.part) for u in heard] == [scenario.agent_code(part) for part, _ in said]
+
+
+def test_a_worked_example_is_no_question_whatever_it_is_about():
+    scenario = plugins.load().scenarios["education"]
+    sums = ["what is 3/8 + 1/4?", "3x + 5 = 20", "7 times 8", "20% of 140", "Tom is 4 years older than Mia, and "
+            "together they are 14. How old is Mia?"]  # fmt: skip
+    typed = [f"let me do one so you see it: {one} the answer is 12" for one in sums]
+    typed += [f"heres something easy for you: {one}" for one in sums]
+    heard = [u.act for u in nlu.nlu_of(scenario).understand(typed, "agent")]
+    assert heard == ["worked_example"] * len(sums) + ["ask_easy"] * len(sums)
 
 
 def test_chat_spelling_is_written_out():

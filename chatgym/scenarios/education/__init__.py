@@ -27,6 +27,7 @@ from chatgym.scenarios.education.belief import (
 from chatgym.scenarios.education.policy import *
 from chatgym.scenarios.education.student import respond, start
 from chatgym.scenarios.education.words import (
+    CHOICES,
     EXAMPLES,
     agent_meaning,
     describe_belief,
@@ -70,6 +71,7 @@ SCENARIO = Scenario(
     parse=parse,
     find_slots=find_slots,
     examples=EXAMPLES,
+    choices=CHOICES,
     audit=audit,
     folder=FOLDER,
     code=tuple(FOLDER / name for name in ("policy.py", "problems.py", "belief.py", "student.py")),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from typing import Any
 
 from chatgym.scenarios import TONES, Meaning
 from chatgym.scenarios.education.policy import *
-from chatgym.scenarios.education.problems import question, surface
+from chatgym.scenarios.education.problems import TEXTS, question, surface
 from chatgym.scenarios.education.student import say
 
 SKILL_NAMES = tuple(name.replace("_", " ") for name in SKILLS)
@@ -107,10 +107,12 @@ def _plan(goal: int) -> str:
 
 
 EXAMPLES = {
-    "answer": "12", "question": "What is 12 + 12?", "skill": "fractions", "plan": "arithmetic, then fractions",
+    "answer": "12", "question": "What is 12 + 12?", "plan": "arithmetic, then fractions",
     "lesson": "bring both to a common denominator before you add.",
 }  # fmt: skip
 """A surface form of each slot, the one that models see: so their words serve for every value."""
+
+CHOICES = {"skill": SKILL_NAMES}
 
 _NUMBER = re.compile(
     r"(?<![\w./])(?P<sign>[-−]?)(?P<whole>\d{1,6})(?:\s?/\s?(?P<den>\d{1,6})|[.,](?P<decimals>\d{1,4}))?(?![\w/])"
@@ -134,12 +136,48 @@ def _read(found: re.Match[str]) -> Fraction | None:
 
 
 def find_slots(text: str) -> tuple[dict[str, str], str]:
-    """Find the number that a text gives as an answer (the last one), and put `EXAMPLES` in the numbers' place."""
+    """Find the number that a text gives as an answer (the last one), and put `EXAMPLES` in the values' place.
+
+    Questions, lessons and plans are put out of sight, too, and so are sums that people write by themselves: what a
+    tutor does with a question ("an easy one: ...", "watch how I do one: ...") stands around it.
+    """
     text = _ALONE.sub(lambda found: found["before"] + _WORDS[found["word"].lower()], text)
     values = [value for found in _NUMBER.finditer(text) if (value := _read(found)) is not None]
-    if not values:
-        return {}, text
-    return {"answer": str(values[-1])}, _NUMBER.sub(EXAMPLES["answer"], text)
+    for pattern, example in _HIDDEN:
+        text = pattern.sub(example, text)
+    text = _NUMBER.sub(EXAMPLES["answer"], text)
+    return {"answer": str(values[-1])} if values else {}, text
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """Match any of some texts, whatever the case of their letters, with numbers in the place of ``{0}``."""
+    return re.compile("|".join(re.sub(r"\\{\d\\}", r"\\d+", re.escape(text)) for text in texts), re.I)
+
+
+_SKILL = "|".join(SKILL_NAMES)
+_TERM = r"(?:\d+(?:[./]\d+)?x?|x)\b"
+_SIGN = r"(?:[-−+*×x÷:=]|times|plus|minus|divided by|(?:%|percent) of)"
+_SUM = re.compile(rf"(?<![\w./])-?{_TERM}(?:\s*{_SIGN}\s*{_TERM})+", re.I)
+_UNKNOWN = re.compile(r"\dx\b|(?:^|[-−+*=])\s*x\b", re.I)
+_ROOT = re.compile(r"x\s*=\s*\d+", re.I)
+
+
+def _without_terms(found: re.Match[str]) -> str:
+    """Return what is seen of a sum; of an equation with x no more, else also that its result stands there."""
+    text = found[0]
+    if _ROOT.fullmatch(text):
+        return text
+    _, equals, result = ("", "", "") if _UNKNOWN.search(text) else text.partition("=")
+    return f"12 + 12 {equals} {result.strip()}".strip()
+
+
+_HIDDEN: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
+    (_any_of(text for texts in TEXTS.values() for text in texts), EXAMPLES["question"]),
+    (_any_of(lesson for lessons in LESSONS.values() for lesson in lessons), EXAMPLES["lesson"]),
+    (re.compile(rf"\b(?:{_SKILL})(?:, then (?:{_SKILL}))+", re.I), EXAMPLES["plan"]),
+    (_SUM, _without_terms),
+)
+"""What a sentence may be about, and what is seen of it."""
 
 
 def parse(act: str, part: str, slots: Mapping[str, Any], said: Any) -> None:
