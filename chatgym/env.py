@@ -12,7 +12,7 @@ from chatgym.engines import Engine
 from chatgym.errors import ChatGymError, InvalidValue
 from chatgym.interfaces import row_of
 from chatgym.rendering import print_turns, to_ansi
-from chatgym.scenarios import NO_ACT, Scenario
+from chatgym.scenarios import ABOUT, NO_ACT, Scenario
 from chatgym.talk import DEFAULT_LLM, Talk, root_of
 
 Turn = dict[str, Any]
@@ -186,7 +186,9 @@ class ChatEnv(gym.Env[Any, Any]):
         name = talk.act_name(act)
         if act != NO_ACT:
             said = {"role": self.scenario.agent_role, "act": name, "text": talk.own_words.get(0, ""), "reward": reward}
-            if 0 not in talk.own_words:
+            if act >= ABOUT:
+                said["heard"] = f"about {self._about(act)}"
+            elif 0 not in talk.own_words or act >= 0:
                 self._unworded.append((said, act, belief, turn))
             self._turns.append(said)
             self._note(self.scenario.partner_role, self._user_act(), talk.texts[0])
@@ -205,6 +207,10 @@ class ChatEnv(gym.Env[Any, Any]):
 
     def transcript(self) -> list[Turn]:
         """Return the conversation for people: ``role``, ``act``, ``text`` and, of the agent's turns, ``reward``.
+
+        Where the agent chose its own words and an act was understood, ``heard`` says that act in the scenario's words:
+        the question or the values in them are those that count, whatever the agent's words named. Of an act about a
+        slot it says which.
 
         Once it is over, a last entry (role ``"goal"``) tells what the partner had in mind and the outcome.
         """
@@ -251,9 +257,14 @@ class ChatEnv(gym.Env[Any, Any]):
         """Return the turns, with words in those of the agent too."""
         for said, act, belief, turn in self._unworded:
             record = np.frombuffer(belief, self.scenario.belief)[0]
-            said["text"] = self.talk.word_agent(act, record, self.room.keys[0], turn)
+            words = self.talk.word_agent(act, record, self.room.keys[0], turn)
+            said["heard" if said["text"] else "text"] = words
         self._unworded = []
         return self._turns
+
+    def _about(self, act: int) -> str:
+        """Return what an act that names a slot is about: its part says so, ``"confirm/date"``."""
+        return next(part.partition("/")[2] for part, code in self.scenario.agent_codes.items() if code == act)
 
     def _user_act(self) -> str:
         return self.scenario.user_acts[int(self._user_act_code[0])]

@@ -32,6 +32,12 @@ def _write(console: Any, turns: Sequence[dict[str, Any]], scenario: Scenario) ->
     for turn in turns:
         line = Text(f"{turn['role']:>9}  ", style=colours.get(turn["role"], "bold yellow"))
         line.append(turn["text"], style="default")
-        note = turn["act"] + (f", reward {turn['reward']:+.2f}" if "reward" in turn else "")
-        line.append(f"  ({note})", style="dim")
+        line.append(f"  ({note(turn)})", style="dim")
         console.print(line)
+
+
+def note(turn: dict[str, Any]) -> str:
+    """Return what stands beside a turn's words: its act, its reward, and what was heard in words of the agent's own."""
+    reward = f", reward {turn['reward']:+.2f}" if "reward" in turn else ""
+    heard = f', heard as "{turn["heard"]}"' if turn.get("heard") not in (None, turn["text"]) else ""
+    return f"{turn['act']}{reward}{heard}"

@@ -449,6 +449,33 @@ def test_a_person_plays_a_conversation_to_its_end(chatgym: Chatgym) -> None:
     assert chatgym("play", "--seed", 4, typed="?\nask\nnonsense\n2\nclo\n").out == said.out
 
 
+@pytest.mark.parametrize(
+    ("scenario", "typed", "heard"),
+    [
+        ("customer_service", "hi, what can i do for you", "heard  ask_topic: "),
+        ("customer_service", "so your number is 123456, right?", "heard  confirm: about reference"),
+        ("education", "what do you wanna learn today", "heard  ask_goal: "),
+        ("social", "whats troubling you?", "heard  ask_problem: "),
+        ("education", "bananas are great in the summer", "heard  nothing that was understood"),
+    ],
+)
+def test_who_plays_in_their_own_words_is_told_what_was_heard(
+    chatgym: Chatgym, scenario: str, typed: str, heard: str
+) -> None:
+    said = chatgym("play", "--scenario", scenario, "--action", "text", "--seed", 3, typed=f"?\n\n{typed}\nq\n")
+    assert said.code == 0
+    assert typed in said.out
+    assert heard in said.out
+
+
+def test_the_question_that_a_tutor_really_asked_is_shown(chatgym: Chatgym) -> None:
+    typed = "what do you wanna learn today\nan easy one: what is 7 times 8?\nq\n"
+    said = chatgym("play", "--scenario", "education", "--action", "text", "--seed", 3, typed=typed)
+    asked = said.out.split("heard  ask_easy: ")[1].splitlines()[0]
+    assert "?" in asked
+    assert "7 times 8" not in asked
+
+
 @pytest.mark.parametrize("typed", ["1\n", "1\nq\n", ""])
 def test_leaving_early_is_polite(chatgym: Chatgym, typed: str) -> None:
     said = chatgym("play", typed=typed)

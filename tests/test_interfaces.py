@@ -1,3 +1,6 @@
+import functools
+import itertools
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -15,6 +18,8 @@ from chatgym.vector import ChatVectorEnv
 from chatgym.wrappers import ChatMLMessages, FlatTokens
 
 ACTS = SCENARIO.agent_acts
+SCENARIOS = ("customer_service", "education", "social")
+EPISODES = 300
 
 
 def make(**arguments):
@@ -99,7 +104,7 @@ def test_what_is_not_understood_costs_a_turn_and_the_partner_asks_what_was_meant
     assert env.transcript()[1]["text"] == "colourless green ideas sleep furiously"
 
 
-@pytest.mark.parametrize("scenario", ["customer_service", "education", "social"])
+@pytest.mark.parametrize("scenario", SCENARIOS)
 def test_in_every_scenario_the_partner_asks_what_an_unclear_agent_meant(scenario):
     env = make(action="text", scenario=scenario)
     env.reset(seed=1)
@@ -108,21 +113,65 @@ def test_in_every_scenario_the_partner_asks_what_an_unclear_agent_meant(scenario
     assert reward < 0.0
 
 
-@pytest.mark.parametrize("scenario", ["customer_service", "social"])
-def test_the_experts_own_words_are_as_good_as_its_acts(scenario):
-    texts, acts = make(action="text", scenario=scenario), make(scenario=scenario)
-    for seed in range(10):
-        rewards = []
-        for env in (texts, acts):
-            env.reset(seed=seed)
-            total, over = 0.0, False
-            while not over:
-                act, room = expert_act(env), env.room
-                said = env.talk.word_agent(act, room.belief[0], room.keys[0], int(room.turns[0]) + 1)
-                _, reward, terminated, truncated, _ = env.step(said if env is texts else act)
-                total, over = total + reward, terminated or truncated
-            rewards.append(total)
-        assert rewards[0] == rewards[1]
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_an_act_its_candidate_its_words_and_its_tokens_are_the_same_turn(scenario):
+    acts, words, expected = random_episodes(scenario, EPISODES)
+    assert len(set(expected)) > EPISODES // 2  # these episodes differ
+
+    def candidates(envs, turn):
+        offered = envs.talk.codec.acts
+        return [offered[i].tolist().index(said[turn]) if turn < len(said) else 0 for i, said in enumerate(acts)]
+
+    def texts(envs, turn):
+        return [said[turn] if turn < len(said) else "" for said in words]
+
+    assert play_all(scenario, "candidate", candidates) == expected
+    assert play_all(scenario, "text", texts) == expected
+    tokenizer = tokenizer_of("smollm2-135m")
+    encode = functools.cache(tokenizer.encode)
+    streams = [[token for text in said for token in (*encode(text), tokenizer.end)] for said in words]
+
+    def tokens(envs, turn):
+        return [stream[turn] if turn < len(stream) else tokenizer.end for stream in streams]
+
+    assert play_all(scenario, "token", tokens) == expected
+
+
+def random_episodes(scenario, size):
+    """Play episodes by random sensible acts; returns each row's acts, their canonical words, and what came of it."""
+    acts, words = [[] for _ in range(size)], [[] for _ in range(size)]
+    draws = np.random.default_rng(1)
+
+    def choose(envs, turn):
+        room, chosen = envs.talk.room, []
+        for i, allowed in enumerate(room.action_masks()):
+            chosen.append(int(draws.choice(np.flatnonzero(allowed))) if allowed.any() else 0)
+            acts[i].append(chosen[-1])
+            words[i].append(envs.talk.word_agent(chosen[-1], room.belief[i], room.keys[i], turn + 1))
+        return chosen
+
+    expected = play_all(scenario, "act", choose)
+    for i, (rewards, *_) in enumerate(expected):
+        del acts[i][len(rewards) :], words[i][len(rewards) :]  # of the next episode
+    return acts, words, expected
+
+
+def play_all(scenario, action, choose):
+    """Play `EPISODES` rows to the end of their first episode; returns the rewards, the outcome and the last words."""
+    envs = ChatVectorEnv(
+        EPISODES, scenario=scenario, action=action, llm="template", texts=True, tokenizer="smollm2-135m"
+    )
+    envs.reset(seed=5)
+    rewards, ends = [[] for _ in range(EPISODES)], {}
+    for turn in itertools.count():
+        _, gained, terminations, truncations, infos = envs.step(choose(envs, turn))
+        for i in set(range(EPISODES)) - ends.keys():
+            if infos["agent_act"][i]:  # a turn, not a token of it
+                rewards[i].append(float(gained[i]))
+            if terminations[i] or truncations[i]:
+                ends[i] = (tuple(rewards[i]), int(envs.talk.room.outcomes[i]), infos["text"][i])
+        if len(ends) == EPISODES:
+            return [ends[i] for i in range(EPISODES)]
 
 
 def test_a_confirmation_in_words_is_about_the_slot_that_it_names():
@@ -213,7 +262,11 @@ def test_candidates_are_different_acts_in_another_order_each_turn():
         assert sorted(acts[there]) == np.flatnonzero(env.room.action_masks()[0]).tolist()
         assert all(bool(text) == present for text, present in zip(info["candidates"], there, strict=True))
         orders.add(tuple(acts.tolist()))
-    assert len(orders) == 5
+        env.step(acts.tolist().index(ACTS.index("ask_topic")))
+        both = [act for act in env.talk.codec.acts[0].tolist() if act >= 0 and act in acts]
+        orders.add(tuple(sorted(both, key=acts.tolist().index)))
+        orders.add(tuple(both))
+    assert len(orders) == 15
 
 
 def test_the_agent_says_the_candidate_that_it_chose():
@@ -308,3 +361,16 @@ def test_messages_are_those_of_a_language_model():
     assert [message["role"] for message in messages] == ["system", *["user", "assistant"] * 3, "user"]
     assert (messages[-2]["content"], messages[-1]["content"]) == ("What can I do for you?", info["text"])
     assert env.observation_space.contains(messages)
+
+
+def test_what_is_said_token_by_token_is_observed_as_what_is_said_at_once():
+    at_once, in_tokens = (make(action=action, observation="token") for action in ("text", "token"))
+    for env in (at_once, in_tokens):
+        env.reset(seed=3)
+    tokenizer = in_tokens.talk.tokenizer
+    for text in ("What can I do for you?", "When was that?"):
+        observation = at_once.step(text)[0]
+        for token in [*tokenizer.encode(text), tokenizer.end]:
+            tokens = in_tokens.step(token)[0]
+        np.testing.assert_array_equal(tokens["ids"], observation["ids"])
+        np.testing.assert_array_equal(tokens["mask"], observation["mask"])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from chatgym.cli.terminal import console
-from chatgym.errors import InvalidValue
+from chatgym.errors import InvalidValue, unknown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from chatgym.training import Run, Task
 
 QUIT = ("q", "quit")
+SAID = ("act", "text")
 
 
 def play(
@@ -39,6 +40,9 @@ def play(
     seed: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="Which conversation.", show_default="another each time")
     ] = None,
+    action: Annotated[
+        str, typer.Option(metavar="HOW", help="What you answer with: act, or text, in your own words.")
+    ] = "act",
     as_partner: Annotated[
         bool, typer.Option("--as-partner", help="Be the partner, in your own words, of the agent trained in RUN.")
     ] = False,
@@ -47,13 +51,15 @@ def play(
 
     Be the agent and choose its acts, or, with --as-partner, talk to a trained agent in your own words.
 
-    As the agent, answer by an act's number, its name or the beginning of it; ? lists the acts, q quits. Once it is
-    over, the outcome, the return and what the partner had in mind are shown.
+    As the agent, answer by an act's number, its name or the beginning of it; ? lists the acts, q quits. With
+    --action text say it in your own words: each time you are told which act was understood, and what it said. Once it
+    is over, the outcome, the return and what the partner had in mind are shown.
 
     \b
     Examples:
       chatgym play
       chatgym play --seed 7 --llm smollm2-135m
+      chatgym play --scenario education --action text
       chatgym play runs/qlearning --as-partner
     """
     from chatgym.cli.partner import talk_to
@@ -62,10 +68,12 @@ def play(
     opened = None if run is None else Run.open(run)
     if opened is not None and scenario not in (None, opened.task.scenario):
         raise InvalidValue(f"{run} was trained for {opened.task.scenario!r}; leave out --scenario")
+    if action not in SAID:
+        raise unknown("--action", action, SAID)
     if as_partner:
         talk_to(_needed(opened, llm), console())
         return
-    _be_the_agent(opened.task if opened else Task(scenario or "customer_service"), llm, seed)
+    _be_the_agent(opened.task if opened else Task(scenario or "customer_service"), llm, seed, action)
 
 
 def _needed(run: Run | None, llm: str) -> Run:
@@ -76,16 +84,13 @@ def _needed(run: Run | None, llm: str) -> Run:
     return run
 
 
-def _be_the_agent(task: Task, llm: str, seed: int | None) -> None:
+def _be_the_agent(task: Task, llm: str, seed: int | None, action: str) -> None:
     from chatgym.agent import Interface
 
-    env, out = task.make_env(Interface(), llm=llm), console()
+    env, out = task.make_env(Interface(action), llm=llm), console()
     scenario, rate = env.scenario, env.room.error_rate
     out.print(f"{scenario.description} You are the {scenario.agent_role}; at most {env.room.max_turns} turns.")
-    out.print(
-        "Answer with an act: its number, its name or the beginning of it; ? lists them and the rules, q quits.",
-        style="dim",
-    )
+    out.print(INVITATION[action], style="dim")
     if rate:
         out.print(f"What is said is noted wrongly at a rate of {rate:g}: confirm what you doubt.", style="dim")
     _, info = env.reset(seed=seed)
@@ -93,17 +98,26 @@ def _be_the_agent(task: Task, llm: str, seed: int | None) -> None:
     total, over = 0.0, False
     while not over:
         out.print(f"{'noted':>9}  {scenario.describe_belief(env.room.belief[0])}", style="dim")
-        act = _ask_act(out, scenario, info["action_mask"])
-        if act is None:
+        answer = _ask_text(out, env) if action == "text" else _ask_act(out, scenario, info["action_mask"])
+        if answer is None:
             out.print("\nYou left before the end.")
             break
-        _, reward, terminated, truncated, info = env.step(act)
+        _, reward, terminated, truncated, info = env.step(answer)
         total, over = total + reward, terminated or truncated
         for turn in env.transcript()[-3:] if over else env.transcript()[-2:]:
             _print_turn(out, turn, scenario.partner_role)
     if over:
         _print_end(out, env, info["outcome"], total)
     env.close()
+
+
+INVITATION = {
+    "act": "Answer with an act: its number, its name or the beginning of it; ? lists them and the rules, q quits.",
+    "text": (
+        "Answer in your own words; ? lists what can be said and the rules, q quits. Below them stands what was heard: "
+        "one act, with a question or values of the scenario's own if it needs any. That is what counts."
+    ),
+}
 
 
 def _print_end(out: Console, env: ChatEnv, outcome: str, total: float) -> None:
@@ -115,10 +129,16 @@ def _print_end(out: Console, env: ChatEnv, outcome: str, total: float) -> None:
 
 
 def _print_turn(out: Console, turn: dict[str, Any], partner: str) -> None:
+    from chatgym.nlu import UNCLEAR
+
     if turn["role"] == "goal":
         return
     note = f"{turn['act']}, reward {turn['reward']:+.2f}" if "reward" in turn else ""
     print_utterance(out, turn["role"], turn["text"], note, partner=turn["role"] == partner)
+    if turn["act"] == UNCLEAR:
+        out.print(f"{'heard':>9}  nothing that was understood: say one thing in other words; ? lists what can be said")
+    elif "heard" in turn:
+        out.print(f"{'heard':>9}  {turn['act']}: {turn['heard']}", style="dim", soft_wrap=True)
 
 
 def print_utterance(out: Console, role: str, text: str, note: str = "", *, partner: bool) -> None:
@@ -143,6 +163,26 @@ def read_line(out: Console, prompt: str) -> str | None:
     if not sys.stdin.isatty():
         out.print(line)  # as a terminal shows what is typed
     return line.strip()
+
+
+def _ask_text(out: Console, env: ChatEnv) -> str | None:
+    """Ask until something is said; None when the person leaves."""
+    from chatgym.interfaces import MAX_CHARS
+
+    room = env.room
+    while True:
+        line = read_line(out, "you> ")
+        if line is None or line.lower() in QUIT:
+            return None
+        if line == "?":
+            for act in room.action_masks()[0].nonzero()[0].tolist():
+                words = env.talk.word_agent(act, room.belief[0], room.keys[0], int(room.turns[0]) + 1)
+                out.print(f"  {env.scenario.agent_acts[act]:<18} {words}", soft_wrap=True)
+            out.print(env.scenario.instructions(), soft_wrap=True)
+        elif len(line) > MAX_CHARS:
+            out.print(f"That is too long: {len(line)} characters, of {MAX_CHARS} at most")
+        elif line:
+            return line
 
 
 def _ask_act(out: Console, scenario: Scenario, mask: npt.NDArray[np.bool_]) -> int | None:
