@@ -255,12 +255,12 @@ def test_tokens_never_pass_their_limit(server, engine, counts):
 
 
 def test_cost_is_counted_by_price_and_never_passes_its_limit(engine):
-    limited(engine, prompt_price=1e4, completion_price=1e5, max_cost=30.0)
-    with pytest.raises(BudgetSpent, match=r"of max_cost=30.0, and the next request may cost"):
+    limited(engine, prompt_price=1e4, completion_price=1e5, max_cost=5.0)
+    with pytest.raises(BudgetSpent, match=r"of max_cost=5.0, and the next request may cost"):
         ask_on(engine)
     usage = engine.usage
     assert usage.cost == pytest.approx((usage.prompt_tokens * 1e4 + usage.completion_tokens * 1e5) / 1e6)
-    assert 0 < usage.cost <= 30.0
+    assert 0 < usage.cost <= 5.0
 
 
 def test_a_request_waits_for_others_that_are_in_its_way():

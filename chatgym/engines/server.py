@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -140,8 +141,10 @@ class Server:
             )
         if self._client is not None and self._made_for == (os.getpid(), timeout):
             return
+        state = random.getstate()  # which older releases of the library change while they are imported
         import openai
 
+        random.setstate(state)
         key = api_key()
         self._headers = {} if key else {"Authorization": openai.Omit()}
         self._client = openai.OpenAI(
