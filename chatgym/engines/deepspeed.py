@@ -1,4 +1,4 @@
-"""An engine on DeepSpeed: its kernels on CUDA, and one model split over several processes (tensor parallelism).
+"""An engine on DeepSpeed: one model split over several processes (tensor parallelism), and its kernels on request.
 
 Started by the DeepSpeed launcher (or any that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT), each process holds
 a part of the model, and all of them have to ask the same of it in the same order: run the same program with the same
@@ -34,7 +34,7 @@ class DeepSpeedEngine(TransformersEngine):
     """
 
     def __init__(
-        self, folder: str | Path, *, identity: str, dtype: torch.dtype | None = None, kernels: bool | None = None
+        self, folder: str | Path, *, identity: str, dtype: torch.dtype | None = None, kernels: bool = False
     ) -> None:
         """Load the model.
 
@@ -42,22 +42,22 @@ class DeepSpeedEngine(TransformersEngine):
             folder: Configuration, tokenizer and weights, as `save_pretrained` writes them.
             identity: Name and revision.
             dtype: Of the weights; `chatgym.engines.transformers.pick_dtype` when None.
-            kernels: Whether to try the kernels; None for on CUDA. They are used only if they continue a few prompts
-                as the model itself does: DeepSpeed replaces whole layers, and doesn't know those of every release of
-                transformers.
+            kernels: Whether to try DeepSpeed's own layers (CUDA only; they are compiled first, which takes minutes).
+                They keep the attention's cache to themselves, where our decode loop has its rows join and leave, and
+                don't know every release of transformers; so they are used only if they continue a few prompts as
+                the model itself does.
 
         Raises:
             Unavailable: DeepSpeed isn't installed.
         """
         if importlib.util.find_spec("deepspeed") is None:
             raise Unavailable("llm 'deepspeed:...' needs DeepSpeed: pip install deepspeed")
-        device = pick_device()
-        if device.type == "cuda":
+        if pick_device().type == "cuda":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         self._inject = False
         super().__init__(folder, identity=identity, dtype=dtype)
-        self.without_kernels = "there is no CUDA device" if kernels is None else "not asked for"
-        if device.type == "cuda" if kernels is None else kernels:
+        self.without_kernels = "not asked for"
+        if kernels:
             self._use_kernels(Path(folder))
 
     def _load_model(self, folder: Path, dtype: torch.dtype) -> Any:
