@@ -66,8 +66,7 @@ def serve(
     check_installed()
     from chatgym.serving.access import Access, read_tokens
     from chatgym.serving.limits import Limits
-    from chatgym.serving.server import bind
-    from chatgym.serving.server import serve as run
+    from chatgym.serving.server import bind, make_server
 
     access = Access(read_tokens(token_file))
     listener = bind(host, port)
@@ -80,14 +79,14 @@ def serve(
     engine = _opened(llm)
     model = name or engine.identity.partition("@")[0]
     place = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-    run(
+    server = make_server(
         engine,
-        listener,
         name=model,
         limits=Limits(rows, queue, max_tokens, max_prompt, max_rows, max_body, patience),
         access=access,
         ready=lambda: typer.echo(f"Serving {model} at http://{place}/v1 (Ctrl-C ends it)"),
     )
+    server.run([listener])
 
 
 def _opened(llm: str) -> TransformersEngine:

@@ -44,20 +44,20 @@ def bind(host: str, port: int) -> socket.socket:
     return taken
 
 
-def serve(
+def make_server(
     engine: TransformersEngine,
-    listener: socket.socket,
     *,
     name: str = "",
     limits: Limits | None = None,
     access: Access | None = None,
     ready: Callable[[], None] = lambda: None,
-) -> None:
-    """Serve until SIGTERM or SIGINT: then running requests finish, new ones get 503; a second signal ends it at once.
+) -> Server:
+    """Make a server; `run([listener])` with what `bind` returned runs it.
+
+    At SIGTERM or SIGINT running requests finish and new ones get 503, then it returns; a second signal ends it at once.
 
     Args:
         engine: The model.
-        listener: What `bind` returned.
         name: What clients call the model, see `make_app`.
         limits: Bounds of what may be asked.
         access: Who may ask; all when None.
@@ -69,7 +69,7 @@ def serve(
         app, http=_patient(limits.patience), loop="asyncio", ws="none", lifespan="on", log_level="warning",
         access_log=False, server_header=False, timeout_keep_alive=int(max(limits.patience, 1)),
     )  # fmt: skip
-    Server(config, app.state.service, ready).run([listener])
+    return Server(config, app.state.service, ready)
 
 
 class Server(uvicorn.Server):
@@ -90,7 +90,8 @@ class Server(uvicorn.Server):
         """Drain at the first signal, exit at the second."""
         scheduler = self._service.scheduler
         if scheduler.draining:
-            self.should_exit = self.force_exit = True
+            self.config.timeout_graceful_shutdown = 0
+            self.should_exit = True
         scheduler.drain()
         self._loop.call_soon_threadsafe(self._drain)
 
