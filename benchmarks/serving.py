@@ -1,0 +1,111 @@
+"""Eight processes that share one server beside eight with a model each: ``python benchmarks/serving.py``.
+
+Each process holds worded conversations with a words' cache of its own, so that it needs the model for everything it
+says. Both ways run in one go; what counts are the ratios of their times (from the start of the processes, the server's
+loading included) and of their memory (proportional set size: what processes share is counted once).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from chatgym import store
+
+SAMPLED_EVERY = 0.2  # seconds
+PART = """
+import sys
+from chatgym.vector import ChatVectorEnv
+llm, scenario, rows, turns, seed = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+envs = ChatVectorEnv(rows, scenario=scenario, llm=llm, texts=True)
+envs.reset(seed=seed)
+envs.action_space.seed(seed)
+for _ in range(turns):
+    envs.step(envs.action_space.sample())
+"""
+
+
+def memory(processes: list[subprocess.Popen[str]]) -> int:
+    """Bytes that the processes hold together."""
+    total = 0
+    for process in processes:
+        try:
+            text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+        except OSError:  # it has ended
+            continue
+        found = re.search(r"^Pss:\s+(\d+) kB", text, re.M)
+        total += 1024 * int(found[1]) if found else 0
+    return total
+
+
+def started(command: list[str], folder: Path) -> subprocess.Popen[str]:
+    """Start Python with a cache of its own, whose models are those already here."""
+    folder.mkdir()
+    (folder / "models").symlink_to(store.cache_root() / "models")
+    environment = os.environ | {"CHATGYM_CACHE": str(folder), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, *command], env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def measure(options: argparse.Namespace, folder: Path, shared: bool) -> tuple[float, int]:
+    """Return seconds and most bytes."""
+    begun, peak, over = time.monotonic(), 0, threading.Event()
+    processes, llm = [], options.llm
+    folder.mkdir()
+
+    def watch() -> None:
+        nonlocal peak
+        while not over.wait(SAMPLED_EVERY):
+            peak = max(peak, memory(list(processes)))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        if shared:
+            serve = "from chatgym.cli import main; main()"
+            server = started(["-c", serve, "serve", "--llm", llm, "--port", "0", "--queue", "10000"], folder / "server")
+            processes.append(server)
+            said = re.search(r"Serving (\S+) at (\S+)", server.stdout.readline())
+            llm = f"openai:{said[2]}#{said[1]}"
+        for i in range(options.processes):
+            part = ["-c", PART, llm, options.scenario, str(options.rows), str(options.turns), str(100 * i)]
+            processes.append(started(part, folder / str(i)))
+        failed = [process.wait() for process in processes[1 if shared else 0 :]]
+        assert not any(failed), f"exit codes: {failed}"
+        return time.monotonic() - begun, peak
+    finally:
+        over.set()
+        watcher.join()
+        for process in processes:
+            if process.poll() is None:
+                process.terminate()
+            process.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--llm", default="smollm2-135m")
+    parser.add_argument("--scenario", default="social")
+    parser.add_argument("--processes", type=int, default=8)
+    parser.add_argument("--rows", type=int, default=4, help="conversations of a process")
+    parser.add_argument("--turns", type=int, default=4)
+    options = parser.parse_args()
+    for model in ("smollm2-135m", "all-minilm-l6-v2"):
+        store.path(model)
+    with tempfile.TemporaryDirectory() as folder:
+        each = measure(options, Path(folder) / "each", shared=False)
+        one = measure(options, Path(folder) / "one", shared=True)
+    print(f"{options.processes} processes x {options.rows} conversations x {options.turns} turns of {options.scenario}")
+    print(f"a model each: {each[0]:6.1f} s, {each[1] / 1e6:7,.0f} MB")
+    print(f"one server:   {one[0]:6.1f} s, {one[1] / 1e6:7,.0f} MB")
+    print(f"ratio: {each[0] / one[0]:.2f} x the time, {each[1] / one[1]:.2f} x the memory")
+
+
+if __name__ == "__main__":
+    main()
