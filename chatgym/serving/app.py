@@ -52,7 +52,8 @@ class Service:
                 loop.call_soon_threadsafe(event.set)
 
         ticket = Ticket(plan.requests, changed, plan.scored, plan.alternatives or 0, plan.stream)
-        self.scheduler.submit(ticket)
+        if not ticket.done:  # an echo alone needs no model
+            self.scheduler.submit(ticket)
         answer = Answer(self.engine, self.name, plan, ticket)
         if plan.stream:
             return StreamingResponse(self._stream(request, ticket, event, answer), media_type="text/event-stream")
