@@ -1,8 +1,7 @@
 """How the agents do in each scenario: ``python benchmarks/scenarios.py`` writes ``docs/scenarios.md``.
 
-Random, the best fixed order of acts that a search finds, the expert, and the agents that learn, trained for as long as
-is their default, with 95 % intervals over conversations that no training saw. A training is a run folder, so an
-interrupted benchmark goes on where it was.
+Random, the best fixed order of acts that a search finds, the expert, and agents that learn, with 95 % intervals over
+conversations that no training saw. A training is a run folder, so an interrupted benchmark goes on where it was.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ Row = tuple[str, Interval, Interval, Interval, float]
 """Agent, success rate, mean return, score, mean turns."""
 
 
-def trained(scenario: str, agent: str, folder: Path) -> Any:
-    """Return an agent after its default training, a new one or that of a run."""
+def trained(scenario: str, agent: str, turns: int | None, folder: Path) -> Any:
+    """Return an agent after a training, a new one or that of a run."""
     if (folder / "config.json").exists():
         run = Run.open(folder) if (folder / "transcripts.jsonl").exists() else resume(folder)
     else:
-        run = train(agent, folder, task=Task(scenario))
+        run = train(agent, folder, task=Task(scenario), total_steps=turns)
     return run.agent()
 
 
@@ -52,8 +51,9 @@ def rows(scenario: str, options: Any) -> Iterator[Row]:
     success = wilson(int((script.outcomes == described.outcomes.index(described.success)).sum()), len(script.returns))
     yield "fixed order", success, returns, references(task).score(returns), float(script.turns.mean())
     yield measured("expert", find_agent("expert")(described))
-    for name in options.agents:
-        agent = trained(scenario, name, options.runs / f"{scenario}-{name}")
+    for wanted in options.agents:
+        name, _, turns = wanted.partition("=")
+        agent = trained(scenario, name, int(turns) if turns else None, options.runs / f"{scenario}-{wanted}")
         yield measured(f"{name}, {agent.turns:,} turns", agent)
 
 
@@ -83,7 +83,8 @@ def cell(interval: Interval, digits: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--agents", nargs="+", default=["qlearning", "dqn"], help="those that learn")
+    parser.add_argument("--agents", nargs="+", default=["qlearning", "dqn=400000"], metavar="AGENT[=TURNS]",
+                        help="those that learn, for that long or their default")  # fmt: skip
     parser.add_argument("--scenarios", nargs="+", default=list(SCENARIOS))
     parser.add_argument("--conversations", type=int, default=1000)
     parser.add_argument("--runs", type=Path, default=Path("runs/scenarios"), help="where the trainings are")
