@@ -203,6 +203,7 @@ def test_what_an_agent_says_in_the_scenarios_own_sentences_is_their_part(name):
     said = [(part, text) for part, own in scenario.sentences["agent"].items() for text in nlu._filled(scenario, own)]
     heard = nlu.nlu_of(scenario).understand([text for _, text in said], "agent")
     assert [scenario.agent_code(u.part) for u in heard] == [scenario.agent_code(part) for part, _ in said]
+    assert {u.confidence for u in heard} == {1.0}  # known by heart, not guessed
 
 
 def test_a_worked_example_is_no_question_whatever_it_is_about():
