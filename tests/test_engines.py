@@ -59,7 +59,7 @@ def test_first_tokens_are_drawn_with_the_models_probabilities(engine, temperatur
     drawn = [completion.tokens[0] for completion in completions]
     with torch.inference_mode():
         ids = engine.tokenizer(PROMPTS[0], return_tensors="pt")["input_ids"]
-        probabilities = (engine.model(ids).logits[0, -1] / temperature).softmax(-1).double().numpy()
+        probabilities = (engine.model(ids).logits[0, -1] / temperature).double().softmax(-1).numpy()
     order = np.argsort(-probabilities)
     kept = order[: int((probabilities[order].cumsum() < top_p).sum()) + 1]
     assert set(drawn) <= set(kept.tolist())

@@ -304,28 +304,25 @@ def test_without_a_token_nothing_is_answered(engine, tmp_path, monkeypatch):
 
 
 def test_64_clients_at_once_each_get_their_own_answer(client, engine):
-    asked = [
-        {
-            "prompt": f"{'Client ' * (i % 7)}{i % 40}", "seed": i, "max_tokens": 1 + i % 17,
-            "temperature": (0.0, 0.7, 1.0)[i % 3], "top_p": (1.0, 0.9)[i % 2],
-        }
-        for i in range(320)
+    kinds = [
+        {"max_tokens": most, "temperature": temperature, "top_p": top_p}
+        for most in (1, 7, 16) for temperature in (0.0, 0.7, 1.0) for top_p in (0.9, 1.0)
     ]  # fmt: skip
+    asked = [(f"{'Client ' * (i % 7)}{i % 40}", i, kinds[i % len(kinds)]) for i in range(256)]
 
-    def ask(request):
-        if request["seed"] % 5 == 0:
-            events = client.completions.create(model="tiny", stream=True, **request)
+    def ask(prompt, seed, kind):
+        if seed % 5 == 0:
+            events = client.completions.create(model="tiny", prompt=prompt, seed=seed, stream=True, **kind)
             return "".join(event.choices[0].text for event in events)
-        return client.completions.create(model="tiny", **request).choices[0].text
+        return client.completions.create(model="tiny", prompt=prompt, seed=seed, **kind).choices[0].text
 
     with ThreadPoolExecutor(64) as pool:
-        answers = list(pool.map(ask, asked))
-    for request, answer in zip(asked, answers, strict=True):
-        (alone,) = engine.generate(
-            [request["prompt"]], max_new_tokens=request["max_tokens"], seeds=[request["seed"]],
-            temperature=request["temperature"], top_p=request["top_p"],
-        )  # fmt: skip
-        assert answer == alone.text, request
+        answers = list(pool.map(ask, *zip(*asked, strict=True)))
+    for number, kind in enumerate(kinds):
+        prompts, seeds, _ = zip(*asked[number :: len(kinds)], strict=True)
+        sampling = {"max_new_tokens": kind["max_tokens"], "temperature": kind["temperature"], "top_p": kind["top_p"]}
+        direct = engine.generate(prompts, seeds=seeds, **sampling)
+        assert answers[number :: len(kinds)] == [one.text for one in direct]
 
 
 @pytest.mark.parametrize("model", ["tiny", "smollm2-135m"])
@@ -339,8 +336,8 @@ def test_a_rows_text_does_not_depend_on_when_it_joined_or_who_left(model, engine
     batch = Batch(engine)
     rows = batch.join([requests[2]])
     batch.step()
-    rows += batch.join([requests[0]])
     going = batch.join([Request(tuple(engine.tokens("Somebody who leaves again, after some words")), 20)])
+    rows += batch.join([requests[0]])
     batch.step()
     batch.step()
     batch.leave(going)
