@@ -137,8 +137,9 @@ Every second utterance of a label is the development half. On these halves the t
 and the weight of the foreign sentences were chosen for all scenarios; the errors on that of customer service showed
 which paraphrases its training data lacked, while the paraphrases of education and social were written after their
 held-out utterances and without a look at what was misheard. The figures here are of the other half, the test half.
-Slots are found by patterns, and those of customer service were extended after a look at both halves. What an agent says
-in the scenario's very own sentences is known by heart, and no utterance here is one of these.
+That foreign sentences had to weigh more was seen on the test half, too, where 5.7% were accepted of a customer; by how
+much was chosen on the others. Slots are found by patterns, and those of customer service were extended after a look at
+both halves. What an agent says in the scenario's very own sentences is known by heart, and no utterance here is one.
 
 - *accuracy*, *macro-F1*: of the dialogue acts; an utterance that was not understood (`unclear`) is a miss.
 - *part right*: of the utterances labelled with a part of an act (`inform/date`), those whose part was heard, too.
