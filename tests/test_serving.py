@@ -361,25 +361,37 @@ def test_scores_do_not_depend_on_how_many_are_held_at_once(engine, monkeypatch):
     assert list(map(len, whole)) == [len(sequence) - 1 for sequence in sequences]
 
 
+class Gated(TransformersEngine):
+    """Computes as often as it is let to."""
+
+    gate = threading.Semaphore(3)
+
+    def forward(self, *arguments, **more):
+        assert self.gate.acquire(timeout=WAIT)
+        return super().forward(*arguments, **more)
+
+
 def test_a_full_queue_refuses_with_the_time_to_come_back_and_a_client_that_left_frees_its_rows(folder):
-    endless = TransformersEngine(folder, identity="tiny@1", dtype=torch.float32)
-    endless.ends = frozenset()
-    served = Served(endless, limits=Limits(rows=2, queue=1))
+    gated = Gated(folder, identity="tiny@1", dtype=torch.float32)
+    gated.ends = frozenset()
+    served = Served(gated, limits=Limits(rows=2, queue=1))
     client = served.client()
-    ask = {"model": "tiny", "prompt": "x", "max_tokens": 500, "n": 2}
-    running = client.completions.create(**ask, stream=True)
+    messages = [{"role": "user", "content": "x"}]
+    running = client.chat.completions.create(model="tiny", messages=messages, max_tokens=400, n=2, stream=True)
     next(iter(running))
-    assert served.metric("chatgym_rows") == 2
+    until(lambda: served.metric("chatgym_rows") == 2)
     with ThreadPoolExecutor(1) as pool:
-        second = pool.submit(client.completions.create, model="tiny", prompt="y", max_tokens=1, seed=0)
+        second = pool.submit(client.completions.create, model="tiny", prompt="y", max_tokens=2, seed=0)
         until(lambda: served.metric("chatgym_waiting_requests") == 1)
         with pytest.raises(openai.RateLimitError) as refused:
             client.completions.create(model="tiny", prompt="z", max_tokens=1)
         assert int(refused.value.response.headers["retry-after"]) >= 1
         running.close()  # the client goes away; the one that waits is answered
+        until(lambda: served.metric("chatgym_cancelled_requests_total") == 1)
+        gated.gate.release(1000)
         assert second.result(WAIT).choices
-    assert served.metric("chatgym_cancelled_requests_total") == 1
     until(lambda: served.metric("chatgym_rows") == 0)
+    assert served.metric("chatgym_generated_tokens_total") < 20
     served.close()
 
 
