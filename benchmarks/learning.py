@@ -1,6 +1,6 @@
 """Learning curves: agents against each other at equal turns, several seeds, mean and 95 % band.
 
-    python benchmarks/learning.py --steps 1000000 --seeds 5
+    python benchmarks/learning.py --steps 400000 --seeds 5
 
 Each training is a run folder (`chatgym.training`), so an interrupted benchmark goes on where it was.
 Writes ``learning.png`` and ``learning.md`` into the folder ``--docs``.
@@ -54,7 +54,7 @@ def main() -> None:
 
 def read_options() -> Any:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1_000_000, help="turns of each training")
+    parser.add_argument("--steps", type=int, default=400_000, help="turns of each training")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--agents", nargs="+", default=["qlearning", "dqn"])
     parser.add_argument("--scenarios", nargs="+", default=sorted(plugins.load().scenarios))
