@@ -138,7 +138,7 @@ def peer_subjects() -> Iterator[Subject]:
     yield Subject("TextArena, SimpleNegotiation", 1, table_step)
 
 
-def qlearning_subject(batch: int, steps: int = 50) -> Subject:
+def qlearning_subject(batch: int, steps: int = 300) -> Subject:
     """The Q-learning trainer's whole loop, evaluation left out; `steps` of all conversations are one of the subject."""
     from chatgym_agents.qlearning import QLearning
 

@@ -30,6 +30,7 @@ from chatgym.errors import Unavailable
 from chatgym.nlu import NLU, Understanding, nlu_of
 from chatgym.scenarios.customer_service import SCENARIO
 from chatgym.training import Run, Task, evaluate, evaluation, references
+from chatgym.training.probes import ending_acts
 
 SMALL = ("--steps", "20000", "--num-envs", "200", "--conversations", "40")
 COMMAND = [sys.executable, "-c", "from chatgym.cli import main; main()"]
@@ -540,7 +541,7 @@ def test_as_partner_the_agent_remembers_what_it_said(chatgym: Chatgym, expert_ru
 
 
 def test_as_partner_a_conversation_ends_when_the_agent_ends_it() -> None:
-    ends = [act for act, last in zip(SCENARIO.agent_acts, partner._ending_acts(SCENARIO), strict=True) if last]
+    ends = [act for act, last in zip(SCENARIO.agent_acts, ending_acts(SCENARIO), strict=True) if last]
     assert ends == ["escalate", "close"]
 
 

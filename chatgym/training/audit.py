@@ -198,9 +198,7 @@ class Audit:
             "findings": findings,
         }  # fmt: skip
 
-    def hold(
-        self, talk: Talk, agent: str, seed: int, texts: list[list[str]] | None = None
-    ) -> Iterator[list[Exchange]]:
+    def hold(self, talk: Talk, agent: str, seed: int, texts: list[list[str]] | None = None) -> Iterator[list[Exchange]]:
         """Hold one conversation in each row and return their records; `texts` takes in the words of each turn."""
         room, policy = talk.room, self._policies[agent]
         roots = [root_of(gym.utils.seeding.np_random(seed + row)[0]) for row in range(room.size)]
