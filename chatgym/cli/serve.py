@@ -95,7 +95,7 @@ def _opened(llm: str) -> TransformersEngine:
     from chatgym.engines.transformers import TransformersEngine
 
     engine = make_engine(llm)
-    opened = engine._opened() if isinstance(engine, LazyEngine) else engine
+    opened = engine.opened() if isinstance(engine, LazyEngine) else engine
     if not isinstance(opened, TransformersEngine):
         raise InvalidValue(
             f"llm {llm!r} is no model in this process, which is what can be served: smollm2-135m, hf:ID-or-folder, "

@@ -96,18 +96,19 @@ class LazyEngine:
         """Whether the model is in memory."""
         return self._engine is not None
 
-    def _opened(self) -> Engine:
+    def opened(self) -> Engine:
+        """Return the engine, opened now if it wasn't."""
         if self._engine is None:
             self._engine = self._open()
         return self._engine
 
     def generate(self, prompts: Sequence[str], **sampling: Any) -> list[Completion]:
         """Continue each prompt, as `Engine.generate`."""
-        return self._opened().generate(prompts, **sampling) if prompts else []
+        return self.opened().generate(prompts, **sampling) if prompts else []
 
     def score(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[list[float]]:
         """Log-probabilities of continuations, as `Engine.score`."""
-        return self._opened().score(prompts, continuations) if prompts else []
+        return self.opened().score(prompts, continuations) if prompts else []
 
     def close(self) -> None:
         """Let go of the model's memory; the next use opens it again."""

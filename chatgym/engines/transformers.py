@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from chatgym.engines import Completion
+from chatgym.engines import Completion, check_sampling
 from chatgym.engines.batch import Alternatives, Batch, Request, report
 from chatgym.errors import InvalidValue
 
@@ -121,13 +121,7 @@ class TransformersEngine:
         Raises:
             InvalidValue: A number out of its range, or a prompt that leaves no room in the model's context.
         """
-        if max_new_tokens < 1 or temperature < 0.0 or not 0.0 < top_p <= 1.0:
-            raise InvalidValue(
-                "generate needs max_new_tokens >= 1, temperature >= 0 and 0 < top_p <= 1, not "
-                f"{max_new_tokens}, {temperature}, {top_p}"
-            )
-        if seeds is not None and len(seeds) != len(prompts):
-            raise InvalidValue(f"got {len(seeds)} seeds for {len(prompts)} prompts; give one each")
+        check_sampling(prompts, max_new_tokens, temperature, top_p, seeds)
         if not prompts:
             return []
         batch = Batch(self)
