@@ -13,6 +13,7 @@ import numpy.typing as npt
 from chatgym import rng
 from chatgym.agent import Callback, Interface, MakeEnvs
 from chatgym.errors import Corrupted
+from chatgym.interfaces import draw_allowed
 from chatgym.room import kernels
 from chatgym.scenarios import Scenario
 
@@ -70,11 +71,7 @@ class Random(Scripted):
             action_masks = np.ones((len(observations), len(self.scenario.agent_acts)), bool)
         keys = (np.uint64(self.seed) << np.uint64(32)) + np.arange(len(observations), dtype=np.uint64)
         self._calls += 1
-        chosen = (rng.uniform(keys, self._calls, 0) * action_masks.sum(1)).astype(
-            np.int64
-        )  # the chosen-th that is True
-        acts: npt.NDArray[np.int64] = (action_masks.cumsum(1) > chosen[:, None]).argmax(1)
-        return acts
+        return draw_allowed(action_masks, rng.uniform(keys, self._calls, 0))
 
 
 class Expert(Scripted):

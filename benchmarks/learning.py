@@ -73,17 +73,20 @@ def run_folder(options: Any, scenario: str, agent: str, seed: int) -> Path:
 
 def learn(scenario: str, agent: str, seed: int, options: Any) -> float:
     """Train, or go on with a training, and return the score in the end."""
-    folder = run_folder(options, scenario, agent, seed)
-    if (folder / "config.json").exists():
-        run = Run.open(folder)
-        if not (folder / "transcripts.jsonl").exists():  # what a training writes last
-            run = resume(folder)
-    else:
-        run = train(
-            agent, folder, task=Task(scenario), total_steps=options.steps, seed=seed,
-            evaluate_every=max(options.steps // options.points, 1), conversations=options.conversations,
-        )  # fmt: skip
+    run = trained(
+        agent, run_folder(options, scenario, agent, seed), task=Task(scenario), total_steps=options.steps, seed=seed,
+        evaluate_every=max(options.steps // options.points, 1), conversations=options.conversations,
+    )  # fmt: skip
     return float(run.metrics()[-1]["score"]["value"])
+
+
+def trained(agent: str, folder: Path, **arguments: Any) -> Run:
+    """Return a training to its end: a new one, the rest of one that broke off, or one that is there."""
+    if not (folder / "config.json").exists():
+        return train(agent, folder, **arguments)
+    if not (folder / "transcripts.jsonl").exists():  # what a training writes last
+        return resume(folder)
+    return Run.open(folder)
 
 
 def read_curves(options: Any, scenario: str, agent: str) -> Curve:

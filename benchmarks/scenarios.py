@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from learning import trained
+
 from chatgym.agent import Interface
 from chatgym.testing.balance import best_order
 from chatgym.testing.played import fixed, hold
-from chatgym.training import Run, Task, evaluate, references, resume, train
+from chatgym.training import Task, evaluate, references
 from chatgym.training.evaluation import EVALUATION_SEED
 from chatgym.training.intervals import Interval, bootstrap_mean, wilson
 from chatgym.training.run import find_agent
@@ -23,15 +25,6 @@ PAGE = Path(__file__).parent.parent / "docs" / "scenarios.md"
 SCENARIOS = ("customer_service", "education", "social")
 Row = tuple[str, Interval, Interval, Interval, float]
 """Agent, success rate, mean return, score, mean turns."""
-
-
-def trained(scenario: str, agent: str, turns: int | None, folder: Path) -> Any:
-    """Return an agent after a training, a new one or that of a run."""
-    if (folder / "config.json").exists():
-        run = Run.open(folder) if (folder / "transcripts.jsonl").exists() else resume(folder)
-    else:
-        run = train(agent, folder, task=Task(scenario), total_steps=turns)
-    return run.agent()
 
 
 def rows(scenario: str, options: Any) -> Iterator[Row]:
@@ -53,7 +46,8 @@ def rows(scenario: str, options: Any) -> Iterator[Row]:
     yield measured("expert", find_agent("expert")(described))
     for wanted in options.agents:
         name, _, turns = wanted.partition("=")
-        agent = trained(scenario, name, int(turns) if turns else None, options.runs / f"{scenario}-{wanted}")
+        folder, steps = options.runs / f"{scenario}-{wanted}", int(turns) if turns else None
+        agent = trained(name, folder, task=task, total_steps=steps).agent()
         yield measured(f"{name}, {agent.turns:,} turns", agent)
 
 

@@ -73,6 +73,13 @@ def row_of(observations: Any, i: int) -> Any:
     )
 
 
+def draw_allowed(masks: npt.NDArray[np.bool_], draws: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Turn draws, float64[B] in [0, 1), into actions that masks, bool[B, n], allow, int64[B]; each equally likely."""
+    chosen = (draws * masks.sum(1)).astype(np.int64)
+    actions: npt.NDArray[np.int64] = (masks.cumsum(1) > chosen[:, None]).argmax(1)  # the chosen-th that is True
+    return actions
+
+
 def check_integers(actions: npt.ArrayLike, size: int, count: int, what: str) -> npt.NDArray[np.int64]:
     """Return a batch of actions as int64[B], each of them 0 … `count` - 1.
 

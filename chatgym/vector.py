@@ -190,11 +190,8 @@ class ChatVectorEnv(VectorEnv[Any, Any, Any]):
     ) -> tuple[Any, npt.NDArray[np.float64], BoolArray, BoolArray, dict[str, Any]]:  # fmt: skip
         ended, final = self._ended, np.full(self.num_envs, None, object)
         last = self.talk.observe()
-        if isinstance(last, np.ndarray) and last.ndim == 1:
-            final[ended] = last[ended]
-        else:
-            for i in np.flatnonzero(ended).tolist():
-                final[i] = row_of(last, i)
+        for i in np.flatnonzero(ended).tolist():
+            final[i] = row_of(last, i)
         final_info = self._infos(acts, ended, terms)
         self.talk.start(ended)
         acts, terms = np.where(ended, NO_ACT, acts), np.where(ended[:, None], 0.0, terms)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from tiny import save_tiny_model
+from tiny import save_tiny_model, tiny_engine
 
 from chatgym.engines import DEFAULT_MODEL, make_engine
 from chatgym.errors import InvalidValue
@@ -27,9 +27,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plain(folder):
-    from chatgym.engines.transformers import TransformersEngine
-
-    return TransformersEngine(folder, identity="tiny", dtype=torch.float32)
+    return tiny_engine(folder)
 
 
 @pytest.fixture

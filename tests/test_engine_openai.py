@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from openai_server import DROP, GARBAGE, NO_COMPLETION, SILENCE, TRUNCATED, LocalServer
-from tiny import save_tiny_model
+from tiny import save_tiny_model, tiny_engine
 
 from chatgym.engines import UNKNOWN_TOKEN, make_engine
 from chatgym.engines.budget import Budget, Limits
@@ -28,11 +28,7 @@ KEY = "sk-secret-4711"
 
 @pytest.fixture(scope="module")
 def direct(tmp_path_factory):
-    torch = pytest.importorskip("torch")
-    from chatgym.engines.transformers import TransformersEngine
-
-    folder = save_tiny_model(tmp_path_factory.mktemp("tiny"))
-    return TransformersEngine(folder, identity="tiny", dtype=torch.float32)
+    return tiny_engine(save_tiny_model(tmp_path_factory.mktemp("tiny")))
 
 
 @pytest.fixture(autouse=True)

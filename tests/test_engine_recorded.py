@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from openai_server import LocalServer
-from tiny import save_tiny_model
+from tiny import save_tiny_model, tiny_engine
 
 import chatgym
 from chatgym import trace
@@ -24,11 +24,7 @@ PROMPTS = ["The capital of France is", "One, two, three,"]
 
 @pytest.fixture(scope="module")
 def direct(tmp_path_factory):
-    torch = pytest.importorskip("torch")
-    from chatgym.engines.transformers import TransformersEngine
-
-    folder = save_tiny_model(tmp_path_factory.mktemp("tiny"))
-    return TransformersEngine(folder, identity="tiny", dtype=torch.float32)
+    return tiny_engine(save_tiny_model(tmp_path_factory.mktemp("tiny")))
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from tiny import save_tiny_model, tiny_engine
 
 from chatgym import rng
 from chatgym.engines import Completion
@@ -70,24 +71,9 @@ class Letters:
 
 
 def test_engines_that_keep_to_the_protocol_pass(tmp_path):
-    torch = pytest.importorskip("torch")
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    from chatgym import store
     from chatgym.engines import make_engine
 
-    tokenizer = AutoTokenizer.from_pretrained(store.path("smollm2-135m"))
-    tokenizer.save_pretrained(tmp_path)
-    shape = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=256, bos_token_id=0, eos_token_id=tokenizer.eos_token_id, initializer_range=0.5,
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        LlamaForCausalLM(shape).save_pretrained(tmp_path)
-    from chatgym.engines.transformers import TransformersEngine
-
-    check_engine(TransformersEngine(tmp_path, identity="tiny", dtype=torch.float32))
+    check_engine(tiny_engine(save_tiny_model(tmp_path)))
     assert make_engine(f"hf:{tmp_path}").identity.startswith(tmp_path.name)
     check_engine(Letters())
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from chatgym.engines.transformers import TransformersEngine
 
 
 def save_tiny_model(folder: Path) -> Path:
@@ -22,3 +26,12 @@ def save_tiny_model(folder: Path) -> Path:
         torch.manual_seed(0)
         LlamaForCausalLM(shape).save_pretrained(folder)
     return folder
+
+
+def tiny_engine(folder: Path) -> TransformersEngine:
+    """Load it in float32, in which texts don't depend on the rows beside them."""
+    import torch
+
+    from chatgym.engines.transformers import TransformersEngine
+
+    return TransformersEngine(folder, identity="tiny", dtype=torch.float32)

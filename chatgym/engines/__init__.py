@@ -79,8 +79,17 @@ def check_sampling(
             "generate needs max_new_tokens >= 1, temperature >= 0 and 0 < top_p <= 1, not "
             f"{max_new_tokens}, {temperature}, {top_p}"
         )
-    if seeds is not None and len(seeds) != len(prompts):
-        raise InvalidValue(f"got {len(seeds)} seeds for {len(prompts)} prompts; give one each")
+    check_each("seeds", seeds, prompts)
+
+
+def check_each(what: str, given: Sequence[object] | None, prompts: Sequence[str]) -> None:
+    """Check that there is one of something for each prompt, if it is given at all.
+
+    Raises:
+        InvalidValue: There are more or fewer.
+    """
+    if given is not None and len(given) != len(prompts):
+        raise InvalidValue(f"got {len(given)} {what} for {len(prompts)} prompts; give one each")
 
 
 class LazyEngine:

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, fields
 from typing import Any, NoReturn
 
-from chatgym.engines import Completion, check_sampling
+from chatgym.engines import Completion, check_each, check_sampling
 from chatgym.engines.budget import Budget, Limits, Usage, tokens_used
 from chatgym.engines.patience import backoff
 from chatgym.engines.server import Server, TryAgain
@@ -174,8 +174,7 @@ class OpenAIEngine:
             InvalidValue: Not as many continuations as prompts, or an empty prompt.
             Unfinished: The server doesn't give log-probabilities of a prompt, or as `generate`.
         """
-        if len(prompts) != len(continuations):
-            raise InvalidValue(f"got {len(continuations)} continuations for {len(prompts)} prompts; give one each")
+        check_each("continuations", continuations, prompts)
         if not all(prompts):
             raise InvalidValue("a server scores nothing after an empty prompt; give at least one token of it")
         # One token more than wanted: some servers refuse to generate none.

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from chatgym.cache import Cache
-from chatgym.engines import Completion, Engine
+from chatgym.engines import Completion, Engine, check_each
 from chatgym.errors import Corrupted, InvalidValue, Unavailable, Unfinished
 
 VERSION = 1
@@ -74,8 +74,7 @@ class RecordedEngine:
             InvalidValue: Not as many seeds as prompts.
             Unavailable: A completion isn't in the record, and there is no engine to ask.
         """
-        if seeds is not None and len(seeds) != len(prompts):
-            raise InvalidValue(f"got {len(seeds)} seeds for {len(prompts)} prompts; give one each")
+        check_each("seeds", seeds, prompts)
         seeds = range(len(prompts)) if seeds is None else [int(seed) for seed in seeds]
         sampling: dict[str, Any] = {
             "max_new_tokens": max_new_tokens, "temperature": float(temperature), "top_p": float(top_p),
@@ -104,8 +103,7 @@ class RecordedEngine:
             InvalidValue: Not as many continuations as prompts.
             Unavailable: A score isn't in the record, and there is no engine to ask.
         """
-        if len(prompts) != len(continuations):
-            raise InvalidValue(f"got {len(continuations)} continuations for {len(prompts)} prompts; give one each")
+        check_each("continuations", continuations, prompts)
         keys = [self._key("score", *pair) for pair in zip(prompts, continuations, strict=True)]
         found = self._stored(keys)
         missing = list({key: row for row, key in enumerate(keys) if key not in found}.values())

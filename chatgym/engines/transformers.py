@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from chatgym.engines import Completion, check_sampling
+from chatgym.engines import Completion, check_each, check_sampling
 from chatgym.engines.batch import Alternatives, Batch, Request, report
 from chatgym.errors import InvalidValue
 
@@ -147,8 +147,7 @@ class TransformersEngine:
         Raises:
             InvalidValue: Not as many continuations as prompts.
         """
-        if len(prompts) != len(continuations):
-            raise InvalidValue(f"got {len(continuations)} continuations for {len(prompts)} prompts; give one each")
+        check_each("continuations", continuations, prompts)
         if not prompts:
             return []
         heads = [self.tokens(prompt) for prompt in prompts]

@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium import spaces
 
 from chatgym import rng
+from chatgym.interfaces import draw_allowed
 from chatgym.testing.findings import Findings
 from chatgym.vector import ChatVectorEnv
 
@@ -152,5 +153,4 @@ def _moments(envs: ChatVectorEnv) -> list[Moment]:
 def _random(space: spaces.Space[Any], masks: Any, size: int, time: int) -> Any:
     if not isinstance(space, spaces.Discrete):
         return ["Hello, how can I help you?"] * size
-    chosen = (rng.uniform(np.arange(size), time, 0) * masks.sum(1)).astype(np.int64)
-    return (masks.cumsum(1) > chosen[:, None]).argmax(1)  # the chosen-th that is True
+    return draw_allowed(masks, rng.uniform(np.arange(size), time, 0))

@@ -181,12 +181,13 @@ def compare(
     """
     tasks: dict[str, Task] = {}
     identities: dict[str, str] = {}  # SHA-256 to label
+    of: list[str] = []
     for entrant in entrants:
         identity = entrant.task.identity()["sha256"]
         if identity not in identities:
             identities[identity] = task_label(entrant.task, tasks)
             tasks[identities[identity]] = entrant.task
-    of = [identities[entrant.task.identity()["sha256"]] for entrant in entrants]
+        of.append(identities[identity])
     groups = grouped(list(zip(entrants, of, strict=True)))
     check_tasks(groups)
     done = 0

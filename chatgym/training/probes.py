@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chatgym import rng
+from chatgym.interfaces import draw_allowed
 from chatgym.room import ChatRoom
 from chatgym.scenarios import Scenario
 
@@ -44,10 +45,7 @@ def ending_acts(scenario: Scenario) -> npt.NDArray[np.bool_]:
 
 def _draw(room: ChatRoom, purpose: int, allowed: npt.NDArray[np.bool_]) -> Acts:
     """Draw one of the acts that are allowed in each row, bool[B, acts]."""
-    draws = rng.uniform(room.keys, room.turns, purpose)
-    chosen = (draws * allowed.sum(1)).astype(np.int64)
-    acts: Acts = (allowed.cumsum(1) > chosen[:, None]).argmax(1)
-    return acts
+    return draw_allowed(allowed, rng.uniform(room.keys, room.turns, purpose))
 
 
 def policies(scenario: Scenario) -> dict[str, Policy]:
