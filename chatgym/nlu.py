@@ -137,6 +137,11 @@ class Encoder:
             self._known.update(zip(batch, self._forward(batch), strict=True))
         return np.stack([self._known[text] for text in texts]) if texts else np.zeros((0, 384), np.float32)
 
+    def encode_alone(self, text: str) -> Floats:
+        """Return a text's vector, float32[384], computed by itself: the same bits whatever was encoded before."""
+        vector: Floats = self._forward([text])[0]
+        return vector
+
     def _forward(self, texts: list[str]) -> Floats:
         import torch
 
