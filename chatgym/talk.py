@@ -125,7 +125,7 @@ class Talk:
         self.own_words = decoded.texts or {}
         taken, room = decoded.rows, self.room
         if self.history is not None and self.action != "token":
-            for i, text in zip(self._indices(taken), self._agent_texts(decoded.acts, taken), strict=True):
+            for i, text in zip(self._indices(taken), self.agent_texts(decoded.acts, taken), strict=True):
                 self.history.say(i, text)
         room.step(decoded.acts, taken, fresh)
         if self.worded:
@@ -152,6 +152,15 @@ class Talk:
             return ""
         meaning = self.scenario.agent_meaning(act % ABOUT, belief)
         return self.speaker.say([meaning], np.array([key]), np.array([turn]), "agent")[0]
+
+    def agent_texts(self, acts: npt.NDArray[np.int64], rows: npt.NDArray[np.bool_] | None) -> list[str]:
+        """Return what the agents of some rows (all, if None) say by their acts, int64[B], before the room goes on."""
+        room = self.room
+        return [
+            self.own_words[i] if i in self.own_words
+            else self.word_agent(int(acts[i]), room.belief[i], room.keys[i], int(room.turns[i]) + 1)
+            for i in self._indices(rows)
+        ]  # fmt: skip
 
     def candidates(self, row: int) -> tuple[str, ...]:
         """Return the replies that an agent with ``action="candidate"`` chooses from, empty ones for padding."""
@@ -229,15 +238,6 @@ class Talk:
         texts = self.speaker.say([self._meaning(record) for record in said.tolist()], keys, turns)
         for i, text in zip(self._indices(rows), texts, strict=True):
             self.texts[i] = text
-
-    def _agent_texts(self, acts: npt.NDArray[np.int64], rows: npt.NDArray[np.bool_] | None) -> list[str]:
-        """Return what the agents of some rows say, before the room goes on."""
-        room = self.room
-        return [
-            self.own_words[i] if i in self.own_words
-            else self.word_agent(int(acts[i]), room.belief[i], room.keys[i], int(room.turns[i]) + 1)
-            for i in self._indices(rows)
-        ]  # fmt: skip
 
 
 @functools.cache

@@ -62,14 +62,8 @@ class DeepSpeedEngine(TransformersEngine):
 
     def _load_model(self, folder: Path, dtype: torch.dtype) -> Any:
         model = super()._load_model(folder, dtype)
+        deepspeed = import_deepspeed()
         with _quiet():
-            import deepspeed
-
-            if self.device.type == "cpu":
-                # It would compile an all-reduce through shared memory, for minutes; the one of torch does.
-                from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
-
-                deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
             # Several processes are given one random state, which isn't ours to change: the caller's is restored.
             with quiet_loading():
                 return deepspeed.init_inference(
@@ -96,6 +90,19 @@ class DeepSpeedEngine(TransformersEngine):
 
     def _continued(self, prompts: Sequence[str]) -> list[Completion]:
         return self.generate(prompts, max_new_tokens=6, temperature=0.0)
+
+
+def import_deepspeed() -> Any:
+    """Import DeepSpeed without the lines that it prints."""
+    with _quiet():
+        import deepspeed
+
+        if pick_device().type == "cpu":
+            # It would compile an all-reduce through shared memory, for minutes; the one of torch does.
+            from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+            deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
+    return deepspeed
 
 
 @contextlib.contextmanager
