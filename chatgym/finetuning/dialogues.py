@@ -1,0 +1,131 @@
+"""Conversations as lists of messages: read from a file, or held by an agent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from chatgym import rng
+from chatgym.agent import Agent
+from chatgym.errors import InvalidValue
+from chatgym.interfaces import draw_allowed
+from chatgym.training.task import Task
+
+Message: TypeAlias = Mapping[str, str]
+Dialogue: TypeAlias = Sequence[Message]
+"""ChatML messages: ``{"role": "system" | "user" | "assistant", "content": text}``; the agent is the assistant."""
+
+ROLES = ("system", "user", "assistant")
+ROWS = 512
+"""Conversations held side by side."""
+
+_WANDER, _WHERE = rng.PURPOSES - 3, rng.PURPOSES - 2  # purposes of the draws that make an agent take another act
+
+
+def read(path: Path) -> list[Dialogue]:
+    """Read conversations, JSON lines of ``{"messages": [...]}``.
+
+    Raises:
+        InvalidValue: A line is something else, or no line has a message of the assistant to learn from; names the line.
+    """
+    dialogues: list[Dialogue] = []
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidValue(f"{path} can't be read ({error}); name a file of JSON lines") from error
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            dialogues.append(_checked(line, f"{path}, line {number}"))
+    if not dialogues:
+        raise InvalidValue(f'{path} holds no conversation; each line is one, {{"messages": [...]}}')
+    return dialogues
+
+
+def write(path: Path, dialogues: Iterable[Dialogue]) -> None:
+    """Write conversations so that `read` reads them."""
+    lines = [json.dumps({"messages": [dict(one) for one in messages]}, ensure_ascii=False) for messages in dialogues]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def held_by(
+    agent: Agent,
+    task: Task,
+    conversations: int,
+    *,
+    seed: int = 0,
+    wander: float = 0.0,
+    llm: Any = "template",
+    progress: Callable[[int], None] | None = None,
+) -> list[Dialogue]:
+    """Let an agent hold conversations, and write down what was said.
+
+    Args:
+        agent: Any agent; where it chooses acts, its words are the scenario's own sentences.
+        task: Scenario and arguments.
+        conversations: N, how many.
+        seed: Seed of the first; the i-th has ``seed + i``.
+        wander: Share of turns in which the agent takes any other act that makes sense: an imperfect teacher.
+        llm: Who words the partner, as in `chatgym.env.ChatEnv`.
+        progress: Called with the number of conversations that have ended.
+
+    Returns:
+        N conversations; each begins with the partner and ends with the agent.
+    """
+    dialogues: list[Dialogue] = []
+    envs = None
+    for first in range(0, conversations, ROWS):
+        size = min(ROWS, conversations - first)
+        if envs is None or envs.num_envs != size:
+            envs = task.make_envs(agent.requires, size, llm=llm, texts=True)
+        done = None if progress is None else (lambda n, first=first: progress(first + n))
+        dialogues += _hold(agent, envs, seed + first, wander, done)
+    return dialogues
+
+
+def _hold(
+    agent: Agent, envs: Any, seed: int, wander: float, progress: Callable[[int], None] | None
+) -> list[list[Message]]:
+    talk, room = envs.talk, envs.room
+    observations, infos = envs.reset(seed=seed)
+    masks, going = infos.get("action_mask"), np.ones(envs.num_envs, bool)
+    said: list[list[Message]] = [[{"role": "user", "content": text}] for text in talk.texts]
+    while going.any():
+        acts = agent.act(observations, deterministic=True, action_masks=masks)
+        if wander and masks is not None:
+            keys, turns = room.keys.tolist(), room.turns.tolist()
+            astray = np.array([rng.draw(k, t, _WANDER) for k, t in zip(keys, turns, strict=True)]) < wander
+            where = np.array([rng.draw(k, t, _WHERE) for k, t in zip(keys, turns, strict=True)])
+            acts = np.where(astray, draw_allowed(masks, where), acts)
+        words = dict(zip(np.flatnonzero(going).tolist(), talk.agent_texts(acts, going), strict=True))
+        talk.step(acts, going)
+        observations, masks = talk.observe(), talk.codec.masks()
+        for i, text in words.items():
+            said[i].append({"role": "assistant", "content": text})
+        going &= room.outcomes == 0
+        for i in np.flatnonzero(going).tolist():
+            said[i].append({"role": "user", "content": talk.texts[i]})
+        if progress is not None:
+            progress(int((~going).sum()))
+    return said
+
+
+def _checked(line: str, where: str) -> Dialogue:
+    """Return a line's messages."""
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        raise InvalidValue(f"{where}: not JSON ({error})") from error
+    messages = found.get("messages") if isinstance(found, dict) else None
+    if not isinstance(messages, list) or not messages:
+        raise InvalidValue(f'{where}: expected {{"messages": [{{"role": ..., "content": ...}}, ...]}}')
+    for message in messages:
+        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
+        if role not in ROLES or not isinstance(content, str):
+            raise InvalidValue(f"{where}: a message needs a role ({', '.join(ROLES)}) and a text as content")
+    if all(message["role"] != "assistant" for message in messages):
+        raise InvalidValue(f"{where}: no message of the assistant, so there is nothing to learn from")
+    return messages

@@ -1,0 +1,360 @@
+"""The training loop's engine: a module under DeepSpeed, its optimizer, schedule and exact checkpoints.
+
+What a step learns from is the caller's; this knows modules that return a summed loss. On one process and several, with
+every ZeRO stage (Rajbhandari et al. 2020), a step is the same: the gradient of the loss summed over all rows of all
+processes, divided by one number that all of them know.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from chatgym.engines.transformers import pick_device
+from chatgym.errors import Corrupted, InvalidValue, Unavailable
+
+BETAS, EPSILON = (0.9, 0.95), 1e-8
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
+WEIGHTS, STATES = "weights.safetensors", "moments.safetensors"
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """How a module is trained: AdamW (Loshchilov & Hutter 2019), a warmup, then a cosine down to a tenth.
+
+    Attributes:
+        batch: Rows of a step, over all processes.
+        micro_batch: Rows of a forward pass in one process, at most.
+        learning_rate: At its highest.
+        warmup: Share of the steps in which it rises.
+        weight_decay: Of matrices; vectors have none.
+        clip: Largest norm of a step's gradient.
+        zero: ZeRO stage, 0 to 3.
+        bf16: Whether to compute in bfloat16; the optimizer's weights stay float32.
+        deepspeed: Further settings in DeepSpeed's own JSON form.
+    """
+
+    batch: int = 16
+    micro_batch: int = 4
+    learning_rate: float = 1e-3
+    warmup: float = 0.05
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    zero: int = 0
+    bf16: bool = False
+    deepspeed: Mapping[str, Any] = field(default_factory=dict)
+
+
+def rank() -> int:
+    """Return the number of this process, as a launcher set it."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def processes() -> int:
+    """Return how many processes train together, as a launcher set it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def micro_batch_of(settings: Optimization, world: int) -> int:
+    """Return the rows of a forward pass: the most that divide what a process has of a step.
+
+    Raises:
+        InvalidValue: The processes can't share a batch equally.
+    """
+    if settings.batch % world:
+        raise InvalidValue(f"--batch {settings.batch} can't be shared by {world} processes; choose a multiple of that")
+    share = settings.batch // world
+    return max(n for n in range(1, min(settings.micro_batch, share) + 1) if share % n == 0)
+
+
+def deepspeed_config(settings: Optimization, world: int) -> dict[str, Any]:
+    """Return DeepSpeed's configuration: ours, and what the user's file adds.
+
+    Raises:
+        InvalidValue: The file says something else than the options, or sets what is ChatGym's.
+    """
+    micro = micro_batch_of(settings, world)
+    # With bfloat16 DeepSpeed keeps float32 weights for the optimizer from stage 1 on.
+    stage = max(settings.zero, 1) if settings.bf16 else settings.zero
+    ours: dict[str, Any] = {
+        "train_batch_size": settings.batch,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": settings.batch // world // micro,
+        "gradient_clipping": settings.clip,
+        "bf16": {"enabled": settings.bf16},
+        "zero_optimization": {"stage": stage},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+    for name in ("optimizer", "scheduler", "fp16"):
+        if name in settings.deepspeed:
+            raise InvalidValue(
+                f"the DeepSpeed file sets {name!r}, which is made from the options here (--learning-rate, --bf16 ...); "
+                "leave it out of the file"
+            )
+    return _merged(ours, settings.deepspeed, "")
+
+
+def _merged(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str) -> dict[str, Any]:
+    merged = dict(ours)
+    for name, value in theirs.items():
+        mine = ours.get(name)
+        if isinstance(mine, Mapping) and isinstance(value, Mapping):
+            merged[name] = _merged(mine, value, f"{where}{name}.")
+        elif name not in ours:
+            merged[name] = value
+        elif value not in (mine, "auto"):
+            raise InvalidValue(
+                f"the DeepSpeed file sets {where}{name} to {value!r}, the options say {mine!r}; make them agree, or "
+                'write "auto" in the file'
+            )
+    return merged
+
+
+class Loop:
+    """A module that is trained.
+
+    Attributes:
+        module: It, a `torch.nn.Module` that returns a loss summed over the rows that it is given.
+        rank, world: This process's number, and how many there are.
+        steps: How many were taken.
+    """
+
+    def __init__(self, module: torch.nn.Module, settings: Optimization, total_steps: int) -> None:
+        """Put a module under DeepSpeed.
+
+        Args:
+            module: On the CPU, in float32; the same in every process.
+            settings: See there.
+            total_steps: Where the schedule ends.
+
+        Raises:
+            Unavailable: DeepSpeed isn't installed.
+            InvalidValue: See `deepspeed_config`.
+        """
+        self.settings, self.total_steps, self.steps = settings, total_steps, 0
+        self.rank, self.world = rank(), processes()
+        config = deepspeed_config(settings, self.world)
+        self.passes: int = config["gradient_accumulation_steps"]
+        self.device = pick_device()
+        parameters = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for _, p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
+            {"params": [p for _, p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self._names = [name for name, _ in parameters]
+        optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]], lr=settings.learning_rate, betas=BETAS, eps=EPSILON
+        )
+        with quiet():
+            deepspeed = _deepspeed()
+            self.engine, self.optimizer, _, _ = deepspeed.initialize(
+                model=module, optimizer=optimizer, config=config, dist_init_required=False
+            )
+        self.module: Any = self.engine.module
+
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of a step, the first being 0."""
+        settings = self.settings
+        rising = max(1, round(settings.warmup * self.total_steps))
+        if step < rising:
+            return settings.learning_rate * (step + 1) / rising
+        over = (step - rising) / max(1, self.total_steps - rising)
+        return settings.learning_rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(over, 1.0))))
+
+    def step(self, batches: Sequence[Any], weight: float) -> dict[str, float]:
+        """Take one step of the optimizer.
+
+        Args:
+            batches: What the module is called with, one for each of `passes`; this process's share of the step.
+            weight: What the loss, summed over all processes, is divided by: the number of tokens, say.
+
+        Returns:
+            ``loss`` (so divided), ``learning_rate`` and ``grad_norm`` (before clipping).
+        """
+        rate = self.learning_rate(self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        total = torch.zeros((), device=self.device)
+        self.engine.train()
+        with quiet():
+            for batch in batches:
+                loss = self.engine(batch)
+                total += loss.detach()
+                # DeepSpeed divides by the passes, and means over the processes.
+                self.engine.backward(loss * (self.passes * self.world / weight))
+                self.engine.step()
+        self.steps += 1
+        norm = self.engine.get_global_grad_norm()
+        return {"loss": self.sum(total) / weight, "learning_rate": rate, "grad_norm": float(norm or 0.0)}
+
+    @torch.no_grad()
+    def measure(self, batches: Sequence[Any]) -> float:
+        """Return the module's loss, summed over batches and processes; all processes need equally many batches."""
+        self.engine.eval()
+        return self.sum(sum((self.engine(batch).detach() for batch in batches), torch.zeros((), device=self.device)))
+
+    def sum(self, value: torch.Tensor | float) -> float:
+        """Return the sum of a number over the processes."""
+        total = torch.as_tensor(value, dtype=torch.float64 if self.device.type == "cpu" else torch.float32).clone()
+        total = total.to(self.device)
+        if self.world > 1:
+            torch.distributed.all_reduce(total)
+        return float(total)
+
+    def save(self, folder: Path) -> None:
+        """Write all that a training needs to go on into an existing folder; every process has to call it.
+
+        The form knows neither of processes nor of ZeRO stages: float32 weights and Adam's moments by name.
+        """
+        from safetensors.torch import save_file
+
+        weights, moments = {}, {}
+        for name, parameter in self._trained():
+            weights[name] = self._weight(parameter).detach().cpu().contiguous().clone()
+            for moment in MOMENTS:
+                moments[f"{name}/{moment}"] = self._moment(parameter, moment).detach().cpu().contiguous().clone()
+        if self.rank == 0:
+            save_file(weights, folder / WEIGHTS)
+            save_file(moments, folder / STATES, metadata={"steps": str(self.steps)})
+
+    def restore(self, folder: Path, batches: Sequence[Any]) -> None:
+        """Go on from what `save` wrote; the module has to be new, of `load_weights`.
+
+        Args:
+            folder: Where.
+            batches: Any batches of a step. Adam's moments exist only after a first step, so a step is taken that
+                changes nothing.
+
+        Raises:
+            Corrupted: A file isn't what it was.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.0
+        with quiet():
+            for batch in batches:
+                self.engine.backward(self.engine(batch) * 0.0)
+                self.engine.step()
+        try:
+            with safe_open(folder / STATES, "pt") as file, safe_open(folder / WEIGHTS, "pt") as weights:
+                self.steps = int(file.metadata()["steps"])
+                for name, parameter in self._trained():
+                    self._set(parameter, weights.get_tensor(name), [file.get_tensor(f"{name}/{m}") for m in MOMENTS])
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+            raise Corrupted(f"the checkpoint in {folder} can't be read ({error}); train again (--overwrite)") from error
+        for state in self._adam().state.values():
+            state["step"] = torch.full_like(torch.as_tensor(state["step"], dtype=torch.float32), self.steps)
+
+    @contextlib.contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Have the whole weights in the module for the block, where ZeRO 3 has them in parts."""
+        if self.settings.zero < 3:
+            yield
+            return
+        with _deepspeed().zero.GatheredParameters(list(self.module.parameters())):
+            yield
+
+    def _trained(self) -> list[tuple[str, Any]]:
+        parameters = dict(self.module.named_parameters())
+        return [(name, parameters[name]) for name in self._names]
+
+    def _adam(self) -> Any:
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    @property
+    def _partitioned(self) -> bool:
+        """Whether DeepSpeed keeps weights for the optimizer apart from the module's."""
+        return self.optimizer is not self._adam()
+
+    def _weight(self, parameter: Any) -> torch.Tensor:
+        if not self._partitioned:
+            return torch.as_tensor(parameter)
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        return torch.as_tensor(safe_get_full_fp32_param(parameter))
+
+    def _moment(self, parameter: Any, moment: str) -> torch.Tensor:
+        if not self._partitioned:
+            return torch.as_tensor(self._adam().state[parameter][moment])
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        return torch.as_tensor(safe_get_full_optimizer_state(parameter, moment))
+
+    def _set(self, parameter: Any, weight: torch.Tensor, moments: Sequence[torch.Tensor]) -> None:
+        """Set a parameter's weight and moments."""
+        if not self._partitioned:
+            with torch.no_grad():
+                parameter.copy_(weight)
+            for moment, value in zip(MOMENTS, moments, strict=True):
+                self._adam().state[parameter][moment].copy_(value)
+            return
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        safe_set_full_fp32_param(parameter, weight.to(self.device))
+        for moment, value in zip(MOMENTS, moments, strict=True):
+            safe_set_full_optimizer_state(parameter, value.to(self.device), moment)
+
+
+def load_weights(module: torch.nn.Module, folder: Path) -> None:
+    """Load the weights of a checkpoint into a module, before it is given to `Loop`.
+
+    Raises:
+        Corrupted: They aren't there, or not this module's.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        found = module.load_state_dict(load_file(folder / WEIGHTS), strict=False)
+        if found.unexpected_keys:
+            raise KeyError(found.unexpected_keys[0])
+    except (SafetensorError, OSError, RuntimeError, KeyError) as error:
+        raise Corrupted(f"the checkpoint in {folder} can't be read ({error}); train again (--overwrite)") from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what DeepSpeed and torch say about themselves out of the program's output; errors still pass."""
+    logger = logging.getLogger("DeepSpeed")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+def _deepspeed() -> Any:
+    """Import DeepSpeed, and join the other processes; a process alone needs no launcher and no port."""
+    from chatgym.engines.deepspeed import import_deepspeed
+
+    try:
+        deepspeed = import_deepspeed()
+    except ImportError as error:
+        raise Unavailable("training needs DeepSpeed: pip install deepspeed") from error
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
+    if not torch.distributed.is_initialized():
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        if processes() == 1:
+            torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+        else:
+            torch.distributed.init_process_group(backend)
+    if not deepspeed.comm.is_initialized():
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    return deepspeed

@@ -1,0 +1,97 @@
+"""Packing: conversations as rows of token ids, several in a row, none of which sees another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from chatgym.errors import InvalidValue
+from chatgym.finetuning.dialogues import Dialogue
+from chatgym.tokens import ChatTokenizer
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """N rows of T tokens; what is left of a row is padding, a document of its own that nothing is learned from.
+
+    Attributes:
+        ids: int32[N, T], the tokens.
+        learned: bool[N, T], those that the model learns to say: the assistant's, the ends of its turns included.
+        documents: int32[N, T], which conversation of the row a token belongs to; -1 is padding.
+        positions: int32[N, T], a token's place in its conversation.
+        cut: How many conversations were longer than a row and lost their end.
+    """
+
+    ids: npt.NDArray[np.int32]
+    learned: npt.NDArray[np.bool_]
+    documents: npt.NDArray[np.int32]
+    positions: npt.NDArray[np.int32]
+    cut: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def encode(dialogue: Dialogue, tokenizer: ChatTokenizer) -> tuple[list[int], list[bool]]:
+    """Write a conversation as ChatML.
+
+    The ids are those that ``observation="token"`` shows an agent of the same conversation (`chatgym.tokens`), so what
+    was learned from files is at home in the environment.
+
+    Returns:
+        The ids, and which of them are the assistant's words and the ends of its turns.
+    """
+    ids: list[int] = []
+    learned: list[bool] = []
+    after = tokenizer.encode("\n")
+    for message in dialogue:
+        head = tokenizer.encode(f"<|im_start|>{message['role']}\n")
+        body = [*tokenizer.encode(message["content"]), tokenizer.end]
+        ids += [*head, *body, *after]
+        learned += [False] * len(head) + [message["role"] == "assistant"] * len(body) + [False] * len(after)
+    return ids, learned
+
+
+def pack(dialogues: Sequence[Dialogue], tokenizer: ChatTokenizer, length: int) -> Rows:
+    """Pack conversations into as few rows as first-fit decreasing needs.
+
+    Args:
+        dialogues: What to pack, in any order.
+        tokenizer: Of the model.
+        length: T, tokens of a row.
+
+    Raises:
+        InvalidValue: Nothing to learn is left, since rows are too short.
+    """
+    encoded = [encode(dialogue, tokenizer) for dialogue in dialogues]
+    cut = sum(len(ids) > length for ids, _ in encoded)
+    encoded = [(ids[:length], learned[:length]) for ids, learned in encoded]
+    kept = [one for one in encoded if any(one[1][1:])]
+    if not kept:
+        raise InvalidValue(f"no conversation has words of the assistant in its first {length} tokens; raise --length")
+    kept.sort(key=lambda one: -len(one[0]))  # stable: equal ones stay in their order
+    room: list[int] = []  # tokens left in each row
+    placed: list[list[tuple[list[int], list[bool]]]] = []
+    for one in kept:
+        need = len(one[0])
+        row = next((i for i, left in enumerate(room) if left >= need), len(room))
+        if row == len(room):
+            room.append(length)
+            placed.append([])
+        room[row] -= need
+        placed[row].append(one)
+    ids, positions = np.zeros((2, len(placed), length), np.int32)
+    learned, documents = np.zeros(ids.shape, bool), np.full(ids.shape, -1, np.int32)
+    for row, ones in enumerate(placed):
+        at = 0
+        for document, (tokens, marks) in enumerate(ones):
+            span = slice(at, at + len(tokens))
+            ids[row, span], learned[row, span], documents[row, span] = tokens, marks, document
+            learned[row, at] = False  # nothing stands before it
+            positions[row, span] = np.arange(len(tokens))
+            at += len(tokens)
+        positions[row, at:] = np.arange(length - at)
+    return Rows(ids, learned, documents, positions, cut)

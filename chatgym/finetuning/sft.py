@@ -1,0 +1,385 @@
+"""Supervised fine-tuning, the first step of RLHF (Ouyang et al. 2022): a model learns to say what a teacher said.
+
+A run folder holds ``config.json`` (everything to repeat it), ``conversations.jsonl`` (what an agent said, when one was
+the teacher), ``base/`` (the tokenizer of a model made from nothing), ``metrics.jsonl`` (a step a line), ``checkpoint/``
+(while it lasts), then ``model/``, which ``llm="hf:FOLDER/model"`` and `chatgym serve` take.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from chatgym import store
+from chatgym.errors import Corrupted, InvalidValue
+from chatgym.finetuning import dialogues, models, tiny
+from chatgym.finetuning.dialogues import Dialogue
+from chatgym.finetuning.loop import Loop, Optimization, load_weights, processes, rank
+from chatgym.finetuning.models import Lora, WordLoss
+from chatgym.finetuning.packing import Rows, pack
+from chatgym.tokens import ChatTokenizer
+from chatgym.training import atomic
+
+FORMAT, VERSION = "chatgym-sft", 1
+SCRATCH = "tiny"
+
+Progress = Callable[[int, Mapping[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is trained, and on what.
+
+    Attributes:
+        model: A stored model's name or a folder; empty for a new, small model.
+        data: A file of conversations, see `chatgym.finetuning.dialogues.read`; empty for ``conversations.jsonl``.
+        data_sha256: Of that file.
+        epochs: How often each conversation is seen.
+        length: Tokens of a row.
+        validation: Share of the conversations that is kept apart for the perplexity.
+        evaluations: How often the perplexity is measured, the one before the first step not counted.
+        lora: Rank of LoRA; 0 trains all weights.
+        gradient_checkpointing: Whether to compute activations twice rather than keep them.
+        seed: Of everything random.
+    """
+
+    model: str
+    data: str
+    data_sha256: str
+    epochs: float = 3.0
+    length: int = 512
+    validation: float = 0.05
+    evaluations: int = 5
+    lora: int = 0
+    gradient_checkpointing: bool = False
+    seed: int = 0
+
+
+class SFT:
+    """A run of supervised fine-tuning in its folder.
+
+    Attributes:
+        folder: Where.
+        settings, optimization: What `prepare` was given.
+    """
+
+    def __init__(self, folder: Path, settings: Settings, optimization: Optimization) -> None:
+        """Use `prepare` or `open`."""
+        self.folder, self.settings, self.optimization = folder, settings, optimization
+
+    @classmethod
+    def prepare(
+        cls,
+        folder: Path,
+        settings: Settings,
+        optimization: Optimization,
+        *,
+        said: Sequence[Dialogue] = (),
+        about: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+    ) -> SFT:
+        """Begin a run in a folder.
+
+        Args:
+            folder: New or empty, or with a run that `overwrite` lets it replace.
+            settings: Without ``data_sha256``, which is filled in.
+            optimization: How.
+            said: The conversations, when there is no file of them.
+            about: Where they come from, for the record.
+            overwrite: Whether to replace the run that is there.
+
+        Raises:
+            InvalidValue: Something else is in the way.
+        """
+        check_free(folder, overwrite)
+        with atomic.disk_space(folder, "free some, or name another folder (--run)"):
+            atomic.recover_folder(folder)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+
+            def fill(new: Path) -> None:
+                if not settings.data:
+                    dialogues.write(new / "conversations.jsonl", said)
+                data = Path(settings.data) if settings.data else new / "conversations.jsonl"
+                if not settings.model:
+                    (new / "base").mkdir()
+                    texts = (message["content"] for one in dialogues.read(data) for message in one)
+                    tiny.save_tokenizer(texts, new / "base")
+                complete = dataclasses.replace(settings, data_sha256=store.sha256(data))
+                record = {"format": FORMAT, "version": VERSION, "from": dict(about or {}),
+                          "settings": dataclasses.asdict(complete),
+                          "optimization": dataclasses.asdict(optimization)}  # fmt: skip
+                (new / "config.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+            atomic.replace_folder(folder, fill)
+        return cls.open(folder)
+
+    @classmethod
+    def open(cls, folder: Path) -> SFT:
+        """Open a run that is there.
+
+        Raises:
+            InvalidValue: There is none, or its data changed.
+            Corrupted: Its configuration can't be read.
+        """
+        path = folder / "config.json"
+        if not path.is_file():
+            raise InvalidValue(f"{folder} holds no fine-tuning: there is no {path}; `chatgym sft` makes one")
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+            if (config["format"], config["version"]) != (FORMAT, VERSION):
+                raise InvalidValue(f"{folder} is no fine-tuning of this ChatGym: {path} is something else's")
+            run = cls(folder, Settings(**config["settings"]), Optimization(**config["optimization"]))
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, InvalidValue):
+                raise
+            raise Corrupted(f"{path} can't be read ({error}); train again (--overwrite)") from error
+        if not run.data.is_file() or store.sha256(run.data) != run.settings.data_sha256:
+            raise InvalidValue(f"{run.data} isn't what the training began with; restore it, or train again")
+        return run
+
+    @property
+    def data(self) -> Path:
+        """The file of conversations."""
+        return Path(self.settings.data) if self.settings.data else self.folder / "conversations.jsonl"
+
+    @property
+    def model(self) -> Path:
+        """The folder of the trained model, there once the training has ended."""
+        return self.folder / "model"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The folder of the last checkpoint, there until the training has ended."""
+        return self.folder / "checkpoint"
+
+    def metrics(self) -> list[dict[str, float]]:
+        """Return the lines of ``metrics.jsonl``, without one that was cut off."""
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+        try:
+            return [dict(json.loads(line)) for line in lines]
+        except (ValueError, TypeError) as error:
+            raise Corrupted(f"{path} can't be read ({error}); train again (--overwrite)") from error
+
+    def train(self, progress: Callable[[int, int], Progress | None] | None = None) -> None:
+        """Train, from the last checkpoint if there is one; every process calls it.
+
+        Args:
+            progress: Called once with steps done and steps in all; returns what is called after each step with their
+                number and the metrics.
+
+        Raises:
+            KeyboardInterrupt: After Ctrl-C, once a checkpoint is written.
+        """
+        if self.model.is_dir():
+            return
+        atomic.recover_folder(self.checkpoint)
+        training, held_out = self._rows()
+        module, loop = self._loop(training)
+        report = progress(loop.steps, loop.total_steps) if progress and loop.rank == 0 else None
+        lines = [line for line in self.metrics() if line["step"] <= loop.steps]
+        if loop.steps == 0:
+            lines = [{"step": 0, "perplexity": self._perplexity(loop, held_out)}]
+        if loop.rank == 0:
+            atomic.write_text(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        every = max(1, math.ceil(loop.total_steps / self.settings.evaluations))
+        with _interruptible() as interrupted:
+            while loop.steps < loop.total_steps:
+                line = self._step(loop, training)
+                stop = loop.sum(float(interrupted())) > 0
+                due = loop.steps % every == 0 or loop.steps == loop.total_steps
+                if due:
+                    line["perplexity"] = self._perplexity(loop, held_out)
+                lines.append(line)
+                if loop.rank == 0:
+                    with self._writing():
+                        atomic.append_text(self.folder / "metrics.jsonl", json.dumps(line) + "\n")
+                if report is not None:
+                    report(loop.steps, line)
+                if (due or stop) and loop.steps < loop.total_steps:
+                    self._save_checkpoint(loop)
+                if stop and loop.steps < loop.total_steps:
+                    raise KeyboardInterrupt
+        self._finish(loop, module)
+
+    def _rows(self) -> tuple[Rows, Rows]:
+        """Return the rows to learn from and those kept apart; whole conversations are."""
+        said = dialogues.read(self.data)
+        apart = max(1, round(self.settings.validation * len(said)))
+        if len(said) <= apart:
+            raise InvalidValue(f"{self.data} holds {len(said)} conversation; it takes two, one of them for validation")
+        order = np.random.Generator(np.random.Philox(key=[self.settings.seed, 0])).permutation(len(said))
+        tokenizer = self._tokenizer()
+        held_out, learned = ([said[i] for i in part] for part in (order[:apart], np.sort(order[apart:])))
+        return tuple(pack(part, tokenizer, self.settings.length) for part in (learned, held_out))  # type: ignore[return-value]
+
+    def _base(self) -> Path:
+        return models.folder_of(self.settings.model) if self.settings.model else self.folder / "base"
+
+    def _tokenizer(self) -> ChatTokenizer:
+        return ChatTokenizer(str(self._base()))
+
+    def _loop(self, rows: Rows) -> tuple[WordLoss, Loop]:
+        """Make the model and put it under DeepSpeed, as of the last checkpoint."""
+        settings = self.settings
+        model = models.make(
+            self._base(), scratch_seed=None if settings.model else settings.seed,
+            lora=Lora(settings.lora) if settings.lora else None, seed=settings.seed,
+        )  # fmt: skip
+        if settings.length > model.config.max_position_embeddings:
+            raise InvalidValue(
+                f"--length {settings.length} is more than the model's context of {model.config.max_position_embeddings}"
+            )
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        module = WordLoss(model)
+        resumed = self.checkpoint.is_dir()
+        if resumed:
+            load_weights(module, self.checkpoint)
+        total = max(1, int(settings.epochs * len(rows) / self.optimization.batch))
+        loop = Loop(module, self.optimization, total)
+        if resumed:
+            loop.restore(self.checkpoint, self._batches(loop, rows, self._order(rows, 0)))
+        return module, loop
+
+    def _order(self, rows: Rows, step: int) -> npt.NDArray[np.int64]:
+        """Return the rows of a step: each epoch is a permutation of all, and a step may reach into the next."""
+        n, batch = len(rows), self.optimization.batch
+        places = np.arange(step * batch, (step + 1) * batch)
+        picked = np.empty(batch, np.int64)
+        for epoch in np.unique(places // n).tolist():
+            key = np.array([self.settings.seed, 1 + epoch], np.uint64)
+            order = np.random.Generator(np.random.Philox(key=key)).permutation(n)
+            here = places // n == epoch
+            picked[here] = order[places[here] % n]
+        return picked
+
+    def _batches(self, loop: Loop, rows: Rows, picked: npt.NDArray[np.int64]) -> list[dict[str, torch.Tensor]]:
+        """Return this process's share of a step, one batch a pass."""
+        share = picked[loop.rank :: loop.world]
+        return [batch_of(rows, part, loop.device) for part in np.split(share, loop.passes)]
+
+    def _step(self, loop: Loop, rows: Rows) -> dict[str, float]:
+        picked = self._order(rows, loop.steps)
+        tokens = int(rows.learned[picked].sum())
+        done = loop.step(self._batches(loop, rows, picked), tokens)
+        return {"step": loop.steps, **done, "tokens": tokens}
+
+    def _perplexity(self, loop: Loop, rows: Rows) -> float:
+        """Return exp of the mean loss of a token that was kept apart."""
+        size = max(1, self.optimization.micro_batch)
+        count = math.ceil(len(rows) / (size * loop.world)) * size * loop.world
+        share = np.arange(count)[loop.rank :: loop.world]
+        batches = [batch_of(rows, part, loop.device) for part in share.reshape(-1, size)]
+        return math.exp(loop.measure(batches) / int(rows.learned.sum()))
+
+    def _save_checkpoint(self, loop: Loop) -> None:
+        """Write a checkpoint; all processes gather it, the first one writes."""
+        with self._writing():
+            if loop.rank == 0:
+                atomic.replace_folder(self.checkpoint, loop.save)
+            else:
+                loop.save(self.checkpoint)
+
+    def _finish(self, loop: Loop, module: WordLoss) -> None:
+        with loop.gathered(), self._writing():
+            if loop.rank == 0:
+                model = module.model.to("cpu", torch.float32)
+                atomic.replace_folder(self.model, lambda new: models.save(model, self._base(), new))
+        if loop.rank == 0 and self.checkpoint.is_dir():
+            _remove(self.checkpoint)
+
+    def _writing(self) -> Any:
+        return atomic.disk_space(self.folder, f"free some, then go on with `{self.resume_command()}`")
+
+    def resume_command(self) -> str:
+        """Return the command line that goes on with the run."""
+        import shlex
+
+        return f"chatgym sft --run {shlex.quote(str(self.folder))} --resume"
+
+
+def batch_of(rows: Rows, picked: Sequence[int] | npt.NDArray[np.int64], device: torch.device) -> dict[str, Any]:
+    """Return rows as tensors; a number past the last row stands for one that nothing is learned from.
+
+    Returns:
+        ``ids`` and ``positions`` int64[B, T], ``learned`` bool[B, T], ``mask`` bool[B, 1, T, T]: which tokens each
+        one attends to, itself and those before it in its own conversation.
+    """
+    picked = np.asarray(picked)
+    known = np.minimum(picked, len(rows) - 1)
+    longest = max(1, int((rows.documents[known] >= 0).sum(1).max()))
+    ids, learned, documents, positions = (
+        torch.from_numpy(array[known, :longest]) for array in (rows.ids, rows.learned, rows.documents, rows.positions)
+    )
+    learned = learned & torch.from_numpy(picked < len(rows))[:, None]
+    before = torch.ones(longest, longest, dtype=torch.bool).tril()
+    mask = (documents[:, :, None] == documents[:, None, :]) & before
+    made = {"ids": ids.long(), "positions": positions.long(), "learned": learned, "mask": mask[:, None]}
+    return {name: tensor.to(device) for name, tensor in made.items()}
+
+
+def check_free(folder: Path, overwrite: bool) -> None:
+    """Check that a run may begin in a folder.
+
+    Raises:
+        InvalidValue: It holds a run already, or something else.
+    """
+    if (folder / "config.json").is_file():
+        if not overwrite:
+            raise InvalidValue(
+                f"{folder} already holds a run; go on with it (--resume), replace it (--overwrite), or name another "
+                "folder (--run)"
+            )
+        try:
+            SFT.open(folder)
+        except Corrupted:
+            return
+        except InvalidValue as error:
+            if "something else's" in str(error):
+                raise
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InvalidValue(f"{folder} isn't empty and holds no fine-tuning; name another folder (--run)")
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Let Ctrl-C wait for the end of the step in the block; the second one doesn't wait."""
+    seen: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+
+    try:
+        before = signal.signal(signal.SIGINT, note)
+    except ValueError:  # not in the main thread: whoever made this one gets the signal
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(seen)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def in_processes() -> bool:
+    """Return whether a launcher started this process as one of several."""
+    return processes() > 1 or rank() > 0
