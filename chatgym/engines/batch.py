@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
+from chatgym.engines.columns import Columns
 from chatgym.engines.sampling import choose
 from chatgym.errors import InvalidValue
 
@@ -87,7 +87,7 @@ class Batch:
     @property
     def joinable(self) -> bool:
         """Whether rows may join now: always, but for models that forget positions (sliding windows, recurrent)."""
-        return not self.rows or all(type(layer) is DynamicLayer for layer in self._cache.layers)
+        return not self.rows or all(isinstance(layer, Columns) for layer in self._cache.layers)
 
     @torch.inference_mode()
     def join(self, requests: Sequence[Request]) -> list[Row]:
@@ -118,7 +118,8 @@ class Batch:
             longest = max(self._mask.shape[1], mask.shape[1])
             mask = torch.cat([_widen(self._mask, longest), _widen(mask, longest)])
             last = torch.cat([self._last, last])
-            _append(self._cache, cache, longest)
+            for layer, other in zip(self._cache.layers, cache.layers, strict=True):
+                layer.append(other, longest)
         else:
             self._cache = cache
         self._mask, self._last = mask, last
@@ -203,7 +204,7 @@ class Batch:
             longest = max(len(row.request.prompt) + len(row.tokens) for row in self.rows) - ahead
             cut = self._mask.shape[1] - longest
             for layer in self._cache.layers:
-                layer.keys, layer.values = layer.keys[:, :, cut:][keep], layer.values[:, :, cut:][keep]
+                layer.keep(keep, cut)
             self._mask = self._mask[keep, cut:]
         else:
             self._cache.batch_select_indices(keep)
@@ -231,18 +232,6 @@ def report(logits: torch.Tensor, tokens: torch.Tensor, most: int) -> list[Altern
     ]
 
 
-def _widen(columns: torch.Tensor, longest: int, dim: int = 1) -> torch.Tensor:
-    """Pad with zeros on the left of dimension `dim`."""
-    missing = longest - columns.shape[dim]
-    if not missing:
-        return columns
-    shape = list(columns.shape)
-    shape[dim] = missing
-    return torch.cat([columns.new_zeros(shape), columns], dim)
-
-
-def _append(cache: DynamicCache, joining: DynamicCache, longest: int) -> None:
-    """Add the rows of one cache to another's, right-aligned."""
-    for layer, other in zip(cache.layers, joining.layers, strict=True):
-        layer.keys = torch.cat([_widen(layer.keys, longest, 2), _widen(other.keys, longest, 2)])
-        layer.values = torch.cat([_widen(layer.values, longest, 2), _widen(other.values, longest, 2)])
+def _widen(mask: torch.Tensor, longest: int) -> torch.Tensor:
+    """Pad a mask, int64[B, T], with zeros on the left."""
+    return torch.nn.functional.pad(mask, (longest - mask.shape[1], 0))

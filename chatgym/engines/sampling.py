@@ -21,7 +21,13 @@ SAMPLE = 0
 """Purpose of the draw that chooses a token, see `chatgym.rng`."""
 
 NUCLEUS = 1024
-"""How many of the likeliest tokens are looked at first; they hold nearly always all that top-p keeps."""
+"""How many of the likeliest tokens leave the GPU at first; they hold nearly always all that top-p keeps."""
+
+FAR = ("cuda",)
+"""Kinds of device from which a whole distribution is slow to fetch: there the likeliest tokens are picked first."""
+
+BINS = 4096
+"""A float's sign, exponent and first four digits: bins of probabilities, in their order."""
 
 COLDEST = 1e-5
 """Below this temperature the likeliest token is taken: dividing by it would overflow."""
@@ -69,74 +75,89 @@ def _draw(
     temperatures: npt.NDArray[np.float64],
     top_ps: npt.NDArray[np.float64],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    everything = (logits / _column(temperatures, logits)).softmax(-1)  # (B, V)
+    everything = (logits / torch.from_numpy(temperatures).to(logits)[:, None]).softmax(-1)  # (B, V)
+    every = np.arange(everything.shape[-1])[None]
+    if everything.device.type not in FAR:
+        return _first(everything, every, top_ps, seeds, positions)
+    likeliest, order = everything.topk(min(NUCLEUS, everything.shape[-1]))
+    enough = (likeliest.sum(-1).cpu().numpy() >= top_ps) & (top_ps < 1.0)
     tokens = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
-    chances = torch.zeros(len(logits), device=logits.device)
-    every = torch.arange(everything.shape[-1])[None]
-    full = top_ps >= 1.0
-    for whole in (True, False):
-        rows = np.flatnonzero(full == whole)
-        if not len(rows):
-            continue
-        index = torch.from_numpy(rows).to(logits.device)
-        mine = everything[index] if len(rows) < len(logits) else everything
-        if whole:
-            tokens[index], chances[index] = _first(mine, every, seeds[rows], positions[rows])
-            continue
-        tops = _column(top_ps[rows], logits)
-        probabilities, order = mine.topk(min(NUCLEUS, mine.shape[-1]))
-        wide = (probabilities.sum(-1) < tops[:, 0]).nonzero()[:, 0]  # seldom: then sort all of them
-        chosen = _first(_nucleus(probabilities, tops), order, seeds[rows], positions[rows])
-        if len(wide) and probabilities.shape[-1] < mine.shape[-1]:
-            probabilities, order = mine[wide].sort(dim=-1, descending=True)
-            some = rows[wide.cpu().numpy()]
-            chosen[0][wide], chosen[1][wide] = _first(
-                _nucleus(probabilities, tops[wide]), order, seeds[some], positions[some]
-            )
-        tokens[index], chances[index] = chosen
-    return tokens, chances.log()
-
-
-def _column(values: npt.NDArray[np.float64], like: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(values).to(like)[:, None]
-
-
-def _nucleus(probabilities: torch.Tensor, tops: torch.Tensor) -> torch.Tensor:
-    """Return the probabilities of the likeliest tokens, 0 for those beyond top-p; float32[B, K], descending."""
-    total = probabilities.cumsum(-1)
-    probabilities = probabilities.where(total - probabilities < tops, 0.0)  # the first one always stays
-    return probabilities / probabilities.sum(-1, keepdim=True)
+    logprobs = torch.zeros(len(logits), device=logits.device)
+    for rows in filter(len, (np.flatnonzero(enough), np.flatnonzero(~enough))):
+        at = torch.from_numpy(rows).to(logits.device)
+        chances, of = (likeliest[at], order[at].cpu().numpy()) if enough[rows[0]] else (everything[at], every)
+        tokens[at], logprobs[at] = _first(chances, of, top_ps[rows], seeds[rows], positions[rows])
+    return tokens, logprobs
 
 
 def _first(
-    probabilities: torch.Tensor, tokens: torch.Tensor, seeds: npt.NDArray[np.uint64], positions: npt.NDArray[np.int64]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw from float32[B, K] for tokens int64[B, K] or int64[1, K]; returns tokens and their probabilities, [B]."""
-    columns = torch.from_numpy(
-        _race(probabilities.cpu().numpy(), tokens.cpu().numpy(), seeds, positions.astype(np.int64))
-    ).to(probabilities.device)[:, None]
-    chosen = tokens.to(probabilities.device).expand(len(probabilities), -1).gather(-1, columns)[:, 0]
-    return chosen, probabilities.gather(-1, columns)[:, 0]
+    probabilities: torch.Tensor, tokens: npt.NDArray[np.int64], top_ps: npt.NDArray[np.float64],
+    seeds: npt.NDArray[np.uint64], positions: npt.NDArray[np.int64],
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Draw from float32[B, K] for tokens int64[B, K] or int64[1, K]; returns tokens and log-probabilities, [B]."""
+    chances = probabilities.cpu().contiguous().numpy()
+    bits = chances.view(np.int32)
+    chosen, logprobs = _race(chances, bits, tokens, top_ps, seeds, positions.astype(np.int64))
+    return torch.from_numpy(chosen).to(probabilities.device), torch.from_numpy(logprobs).to(probabilities.device)
 
 
 @nb.njit(cache=True)
 def _race(
     probabilities: npt.NDArray[np.float32],
+    bits: npt.NDArray[np.int32],
     tokens: npt.NDArray[np.int64],
+    top_ps: npt.NDArray[np.float64],
     seeds: npt.NDArray[np.uint64],
     positions: npt.NDArray[np.int64],
-) -> npt.NDArray[np.int64]:
-    winners = np.zeros(probabilities.shape[0], np.int64)
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    chosen = np.zeros(probabilities.shape[0], np.int64)
+    logprobs = np.zeros(probabilities.shape[0], np.float32)
     for row in range(probabilities.shape[0]):
+        least, ties, total = 0.0, 0, 1.0
+        if top_ps[row] < 1.0:
+            least, ties, total = _nucleus(probabilities[row], bits[row], top_ps[row])
         key = rng.bits(seeds[row], positions[row], SAMPLE)
-        best = np.inf
+        best, winner = np.inf, 0
         of = tokens[row % tokens.shape[0]]
         for column in range(probabilities.shape[1]):
             p = np.float64(probabilities[row, column])
-            if p > 0.0:
-                u = rng.draw(key, of[column], SAMPLE)
-                if u < best * p:  # the logarithm is at least u: most needn't be computed
-                    time = -math.log1p(-u) / p
-                    if time < best:
-                        best, winners[row] = time, column
-    return winners
+            if p <= least:
+                if p < least or ties == 0:
+                    continue
+                ties -= 1
+            u = rng.draw(key, of[column], SAMPLE)
+            if u < best * p:  # the logarithm is at least u: most needn't be computed
+                time = -math.log1p(-u) / p
+                if time < best:
+                    best, winner = time, column
+        chosen[row] = of[winner]
+        logprobs[row] = math.log(np.float64(probabilities[row, winner]) / total)
+    return chosen, logprobs
+
+
+@nb.njit(cache=True)
+def _nucleus(
+    probabilities: npt.NDArray[np.float32], bits: npt.NDArray[np.int32], top_p: float
+) -> tuple[float, int, float]:
+    """Find the fewest of the likeliest tokens that have `top_p` together, with nothing sorted but those at the edge.
+
+    Returns:
+        The least probability among them, how many of those that have just it, and their probability together.
+    """
+    shift = 19  # leaves 12 bits: BINS
+    mass = np.zeros(BINS)
+    for column in range(len(bits)):
+        mass[bits[column] >> shift] += probabilities[column]
+    total, edge = 0.0, BINS - 1
+    while edge > 0 and total + mass[edge] < top_p:
+        total += mass[edge]
+        edge -= 1
+    at_edge = np.sort(probabilities[(bits >> shift) == edge])
+    least, ties = 0.0, 0
+    for p in at_edge[::-1]:
+        if total >= top_p or p == 0.0:
+            break
+        ties = ties + 1 if p == least else 1
+        least = np.float64(p)
+        total += least
+    return least, ties, total
