@@ -8,21 +8,23 @@ batch breaks off, what was answered is kept, and the same call goes on from ther
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, fields
 from typing import Any, NoReturn
 
 from chatgym.engines import Completion, check_each, check_sampling
 from chatgym.engines.budget import Budget, Limits, Usage, tokens_used
+from chatgym.engines.chat import Answered, Message, Reply
 from chatgym.engines.patience import backoff
 from chatgym.engines.server import Server, TryAgain
-from chatgym.engines.wire import Job, completion, echoed
+from chatgym.engines.wire import Job, completion, echoed, replied
 from chatgym.errors import InvalidValue, Unavailable, Unfinished
 
 FEW = 3
@@ -185,17 +187,45 @@ class OpenAIEngine:
             for row, p, c in zip(scored, prompts, continuations, strict=True)
         ]
 
+    def chat(
+        self,
+        chats: Sequence[Sequence[Message]],
+        *,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seeds: Sequence[int] | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+        answered: Answered | None = None,
+    ) -> list[Reply]:
+        """Answer chats, as `chatgym.engines.chat.chat`, each a request to ``/chat/completions``.
+
+        Raises:
+            InvalidValue, BudgetSpent, Unfinished, Unavailable: As `generate`.
+        """
+        check_sampling([""] * len(chats), max_new_tokens, temperature, top_p, seeds)
+        more = {"tools": list(tools), "tool_choice": "required"} if tools else {}
+        asked = [json.dumps({"messages": list(messages), **more}, ensure_ascii=False) for messages in chats]
+        jobs = [
+            Job("", max_new_tokens, temperature, top_p, int(seed) % 2**63, chat=text)
+            for text, seed in zip(asked, range(len(chats)) if seeds is None else seeds, strict=True)
+        ]
+        return self._answers(jobs, replied, answered)
+
     def close(self) -> None:
         """Close the connections; the next use opens them again."""
         self._server.close()
 
-    def _answers(self, jobs: list[Job], read: Callable[[Job, Any], Any]) -> list[Any]:
-        """Return what `read` makes of the server's answer to each job."""
+    def _answers(
+        self, jobs: list[Job], read: Callable[[Job, Any], Any], answered: Callable[[int, Any], None] | None = None
+    ) -> list[Any]:
+        """Return what `read` makes of the server's answer to each job; `answered` is told of each as it comes."""
         seen: Counter[Job] = Counter()
         keys = []
         for job in jobs:  # the same one twice is two requests: the server may not heed the seed
             keys.append((job, seen[job]))
             seen[job] += 1
+        rows = {key: row for row, key in enumerate(keys)}
         waiting = [key for key in keys if key not in self._kept]
         if waiting:
             self._server.connect(self.settings.timeout)
@@ -206,12 +236,14 @@ class OpenAIEngine:
             try:
                 if not halt.is_set():
                     self._kept[key] = self._patiently(key[0], read, halt)
+                    if answered is not None:
+                        answered(rows[key], self._kept[key])
             except BaseException as error:
                 failures.append(error)
                 halt.set()
 
-        if waiting and not self._server.endpoint:
-            answer(waiting.pop(0))  # alone: it finds out which endpoint there is
+        if waiting and not (self._server.chatted if waiting[0][0].chat else self._server.endpoint):
+            answer(waiting.pop(0))  # alone: it finds out which endpoint there is, and what it takes
         pool = ThreadPoolExecutor(self.settings.concurrency, "chatgym-openai")
         try:
             wait([pool.submit(answer, key) for key in waiting])
@@ -229,7 +261,7 @@ class OpenAIEngine:
 
     def _patiently(self, job: Job, read: Callable[[Job, Any], Any], halt: threading.Event) -> Any:
         """Ask until there is an answer."""
-        failed, most = 0, (len(job.prompt.encode("utf-8", "replace")) + TEMPLATE_TOKENS, job.most)
+        failed, most = 0, (job.most_prompt + TEMPLATE_TOKENS, job.most)
         while True:
             limits, used = self.settings, (0, 0)
             self._budget.reserve(limits, *most, again=failed > 0)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from chatgym.cache import Cache
 from chatgym.engines import Completion, Engine, check_each
+from chatgym.engines.chat import Answered, Message, Reply, ToolCall, chat
 from chatgym.errors import Corrupted, InvalidValue, Unavailable, Unfinished
 
 VERSION = 1
@@ -114,6 +116,47 @@ class RecordedEngine:
                 found[keys[row]] = json.loads(self.cache.add(keys[row], json.dumps(list(map(float, score)))))
         return [list(found[key]) for key in keys]
 
+    def chat(
+        self,
+        chats: Sequence[Sequence[Message]],
+        *,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seeds: Sequence[int] | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+        answered: Answered | None = None,
+    ) -> list[Reply]:
+        """Answer chats, as `chatgym.engines.chat.chat`; each reply is written down as soon as it comes.
+
+        Raises:
+            InvalidValue: Not as many seeds as chats.
+            Unavailable: A reply isn't in the record, and there is no engine to ask.
+        """
+        check_each("seeds", seeds, [""] * len(chats))
+        seeds = range(len(chats)) if seeds is None else [int(seed) for seed in seeds]
+        sampling: dict[str, Any] = {
+            "max_new_tokens": max_new_tokens, "temperature": float(temperature), "top_p": float(top_p),
+            "tools": list(tools),
+        }  # fmt: skip
+        keys = [self._key("chat", list(messages), seed, sampling) for messages, seed in zip(chats, seeds, strict=True)]
+        found = self._stored(keys)
+        missing = list({key: row for row, key in enumerate(keys) if key not in found}.values())
+
+        def write(i: int, reply: Reply) -> None:
+            row = missing[i]
+            found[keys[row]] = self._parsed(self.cache.add(keys[row], json.dumps(asdict(reply), ensure_ascii=False)))
+            if answered is not None:
+                answered(row, reply)
+
+        if missing:
+            engine = self._asked(str(chats[missing[0]][-1].get("content")), len(missing))
+            asked, their_seeds = [chats[row] for row in missing], [seeds[row] for row in missing]
+            for i, reply in enumerate(chat(engine, asked, seeds=their_seeds, answered=write, **sampling)):
+                if keys[missing[i]] not in found:  # kept by the engine from a call that broke off
+                    write(i, reply)
+        return [_reply(found[key]) for key in keys]
+
     def close(self) -> None:
         """Close the record and the engine."""
         self.cache.close()
@@ -163,3 +206,7 @@ def _completion(value: Any) -> Completion:
     return Completion(
         value["text"], tuple(value["tokens"]), None if likely is None else tuple(likely), value["finish_reason"]
     )
+
+
+def _reply(value: Any) -> Reply:
+    return Reply(value["text"], tuple(ToolCall(**call) for call in value["calls"]), value["finish_reason"])

@@ -13,6 +13,9 @@ from chatgym.engines.patience import retry_after
 from chatgym.engines.wire import Job, api_key, checked_url
 from chatgym.errors import Unavailable, Unfinished
 
+REFUSALS = ("content_filter", "context_length_exceeded")
+"""Codes of errors that are about one chat: it has no answer then, and the others go on."""
+
 
 class TryAgain(Exception):
     """A request failed for now.
@@ -33,7 +36,8 @@ class Server:
     Attributes:
         url: Of the API.
         model: The model's name there.
-        endpoint: ``"completions"`` or ``"chat"``, empty until one of them answered.
+        endpoint: Of prompts: ``"completions"`` or ``"chat"``, empty until one of them answered.
+        chatted: Whether a chat was ever answered.
         reached: Whether anything ever answered.
     """
 
@@ -42,6 +46,7 @@ class Server:
         self.url, self._loopback = checked_url(url)
         self.model, self._clock = model, clock
         self.endpoint = ""
+        self.chatted = False
         self.reached = False
         self._limit = "max_tokens"
         self._client: Any = None
@@ -57,12 +62,17 @@ class Server:
         """
         import openai
 
-        endpoint = self.endpoint or "completions"
+        endpoint = "chat" if job.chat else self.endpoint or "completions"
         while True:
             try:
                 answer = self._post(endpoint, job)
             except openai.APIStatusError as error:
                 missing = error.status_code in (404, 405) and not self.endpoint and not job.echo
+                if job.chat and error.code in REFUSALS:
+                    return {
+                        "choices": [{"message": {}, "finish_reason": error.code}],
+                        "usage": {"prompt_tokens": 0, "completion_tokens": 0},
+                    }
                 if missing and endpoint == "completions" and self.model in (self._models() or [self.model]):
                     endpoint = "chat"  # of OpenAI's own models, most have but this one
                 elif error.status_code == 400 and "max_completion_tokens" in str(error) and self._limit == "max_tokens":
@@ -70,7 +80,10 @@ class Server:
                 else:
                     self._refused(error)
             else:
-                self.endpoint = endpoint
+                if job.chat:
+                    self.chatted = True
+                else:
+                    self.endpoint = endpoint
                 return answer
 
     def _post(self, endpoint: str, job: Job) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import json
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +12,16 @@ from urllib.parse import urlsplit
 
 from chatgym.engines import UNKNOWN_TOKEN, Completion
 from chatgym.engines.budget import tokens_used
+from chatgym.engines.chat import Reply, ToolCall
 from chatgym.errors import InvalidValue, Unfinished
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked of the server for one row; with `echo`, the prompt's own log-probabilities."""
+    """What is asked of the server for one row.
+
+    With `echo`, the prompt's own log-probabilities. With `chat`, messages and tools as JSON, in place of a prompt.
+    """
 
     prompt: str
     most: int
@@ -26,12 +31,21 @@ class Job:
     logprobs: bool = False
     stop: tuple[str, ...] = ()
     echo: bool = False
+    chat: str = ""
+
+    @property
+    def most_prompt(self) -> int:
+        """Most tokens of the prompt, but for a server's chat template: no token is shorter than a byte."""
+        return len((self.chat or self.prompt).encode("utf-8", "replace"))
 
     def body(self, endpoint: str) -> dict[str, Any]:
         """Return the arguments of a request to ``"completions"`` or ``"chat"``, without model and length."""
         chat = endpoint == "chat"
         body: dict[str, Any] = {"temperature": self.temperature}
-        body |= {"messages": [{"role": "user", "content": self.prompt}]} if chat else {"prompt": self.prompt}
+        if self.chat:
+            body |= json.loads(self.chat)
+        else:
+            body |= {"messages": [{"role": "user", "content": self.prompt}]} if chat else {"prompt": self.prompt}
         body |= {"seed": self.seed} if self.seed is not None else {}
         body |= {"top_p": self.top_p} if self.top_p < 1.0 else {}  # what says nothing is left out: some refuse it
         body |= {"stop": list(self.stop[:4])} if self.stop else {}  # more than four are refused; `completion` cuts
@@ -91,6 +105,17 @@ def completion(job: Job, answer: Any) -> Completion:
         count = len(likely) if likely is not None else tokens_used(answer, (0, unstated))[1]
         ids = (UNKNOWN_TOKEN,) * count
     return Completion(text[: min(ends)] if ends else text, tuple(map(int, ids)), likely, why)
+
+
+def replied(job: Job, answer: Any) -> Reply:
+    """Return what an answer to a chat says; whatever it makes of tools is a call, if only of one without a name."""
+    choice = answer["choices"][0]
+    message = choice["message"]
+    text, stated = message.get("content"), message.get("tool_calls")
+    functions = [call.get("function") for call in stated if isinstance(call, dict)] if isinstance(stated, list) else []
+    named = [function if isinstance(function, dict) else {} for function in functions]
+    calls = [ToolCall(str(call.get("name") or ""), str(call.get("arguments") or "")) for call in named]
+    return Reply(text if isinstance(text, str) else "", tuple(calls), str(choice.get("finish_reason") or "stop"))
 
 
 def _logprobs(stated: Any) -> tuple[float, ...] | None:
