@@ -122,6 +122,25 @@ class CandidateCodec:
         return masks
 
 
+class Spoken(str):
+    """An action of ``action="text"`` whose act is known, such as a tool that a model called: NLU isn't asked.
+
+    Attributes:
+        act: Index of a dialogue act, or `UNCLEAR_ACT`.
+    """
+
+    act: int
+
+    def __new__(cls, text: str, act: int) -> Spoken:
+        """Say an act in these words, or in the scenario's own where `text` is empty."""
+        made = super().__new__(cls, text)
+        made.act = act
+        return made
+
+    def __getnewargs__(self) -> tuple[str, int]:  # type: ignore[override]
+        return str(self), self.act
+
+
 class TextCodec:
     """``action="text"``: what the agent says, understood by NLU; what isn't understood costs a turn."""
 
@@ -134,15 +153,26 @@ class TextCodec:
         """Do nothing."""
 
     def decode(self, actions: Any, rows: Rows | None) -> Decoded:
-        """Understand B texts, any characters in them.
+        """Understand B texts, any characters in them; those that are `Spoken` say their act.
 
         Raises:
-            InvalidValue: When they aren't B strings, or one is too long.
+            InvalidValue: When they aren't B strings, one is too long, or `Spoken` with an act that isn't there.
         """
-        texts = _check_texts(actions, self.room.size)
-        wanted = np.arange(self.room.size) if rows is None else np.flatnonzero(rows)
+        room = self.room
+        texts = _check_texts(actions, room.size)
+        wanted = np.arange(room.size) if rows is None else np.flatnonzero(rows)
         said = {i: texts[i] for i in wanted.tolist()}
-        return Decoded(understood_acts(self.room.scenario, said, self.room.size), rows, said)
+        known = {i: actions[i].act for i in said if isinstance(actions[i], Spoken)}
+        acts = understood_acts(room.scenario, {i: text for i, text in said.items() if i not in known}, room.size)
+        for i, act in known.items():
+            if not (act == UNCLEAR_ACT or 0 <= act < len(room.scenario.agent_acts)):
+                raise InvalidValue(
+                    f"there is no act {act} to be spoken; they are 0 to {len(room.scenario.agent_acts) - 1}"
+                )
+            acts[i] = act
+            if not said[i]:
+                del said[i]  # it is said in the scenario's own words
+        return Decoded(acts, rows, said)
 
     def masks(self) -> None:
         """There are none."""

@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from chatgym.codecs import Spoken
 from chatgym.errors import Corrupted, InvalidValue, ReplayMismatch
 
 FORMAT = "chatgym-trace"
@@ -77,6 +78,13 @@ class TraceWriter:
         self.close()
 
 
+def encode_action(action: int | str) -> int | str | dict[str, Any]:
+    """Return an action as JSON: numbers and texts as they are, a `Spoken` one with its act."""
+    if isinstance(action, Spoken):
+        return {"text": str(action), "act": action.act}
+    return action if isinstance(action, str) else int(action)
+
+
 def start_record(env: Any, observation: Any, info: dict[str, Any]) -> dict[str, Any]:
     """Return the line of a conversation's beginning, just after ``env.reset`` (`env` is a `ChatEnv`, unwrapped)."""
     return {
@@ -92,7 +100,7 @@ def turn_record(env: Any, action: int | str, observation: Any, reward: float, in
     """Return the line of an agent turn and the partner's answer, just after ``env.step``."""
     line = {
         "type": "turn",
-        "action": action if isinstance(action, str) else int(action),
+        "action": encode_action(action),
         "agent_act": info["agent_act"],
         "agent_text": env.agent_text,
         "observation": encode_observation(observation),
@@ -198,8 +206,9 @@ def replay(path: str | Path) -> Replay:
             got = start_record(chat, observation, info)
             conversations += 1
         else:
-            observation, reward, _, _, info = env.step(expected["action"])
-            got = turn_record(chat, expected["action"], observation, float(reward), info)
+            action = Spoken(**expected["action"]) if isinstance(expected["action"], dict) else expected["action"]
+            observation, reward, _, _, info = env.step(action)
+            got = turn_record(chat, action, observation, float(reward), info)
             turns += 1
         for field in sorted(set(got) | set(expected)):
             if got.get(field) != expected.get(field):

@@ -151,11 +151,14 @@ def _hold(
     returns, turns, outcomes = np.zeros(size), np.zeros(size, np.int64), np.full(size, "", object)
     going = np.ones(size, bool)
     observations, infos = envs.reset(seed=seed)
-    masks = infos["action_mask"]
+    masks = infos.get("action_mask")
+    _begin(agent, room.keys)
     while going.any():
-        acts = agent.act(observations, deterministic=deterministic, action_masks=masks)
-        talk.step(check_acts(acts, size, envs.scenario.agent_acts), going)
-        observations, masks = talk.observe(), room.action_masks()
+        if talk.observation == "text":
+            observations = tuple(text if on else "" for text, on in zip(observations, going, strict=True))
+        actions = agent.act(observations, deterministic=deterministic, action_masks=masks)
+        talk.step(actions if masks is None else check_acts(actions, size, envs.scenario.agent_acts), going)
+        observations, masks = talk.observe(), talk.codec.masks()
         returns[going] += room.rewards[going]
         turns[going] += 1
         ended = going & (room.outcomes > 0)
@@ -165,6 +168,13 @@ def _hold(
             if progress is not None:
                 progress(size - int(going.sum()))
     return returns, outcomes, turns
+
+
+def _begin(agent: Agent, keys: npt.NDArray[np.uint64]) -> None:
+    """Tell an agent that remembers that conversations begin."""
+    begin = getattr(agent, "begin", None)
+    if begin is not None:
+        begin(keys.copy())
 
 
 def converse(agent: Agent, env: ChatEnv, seed: int, *, deterministic: bool = True) -> dict[str, Any]:
@@ -180,10 +190,12 @@ def converse(agent: Agent, env: ChatEnv, seed: int, *, deterministic: bool = Tru
         ``seed``, ``outcome``, ``return`` and ``turns``, a list as `ChatEnv.transcript` gives it.
     """
     observation, info = env.reset(seed=seed)
+    _begin(agent, env.room.keys)
     total, over = 0.0, False
     while not over:
         batch = (observation,) if isinstance(observation, str) else np.asarray(observation)[None]
-        act = agent.act(batch, deterministic=deterministic, action_masks=info["action_mask"][None])[0]
-        observation, reward, terminated, truncated, info = env.step(act)
+        masks = info["action_mask"][None] if "action_mask" in info else None
+        action = agent.act(batch, deterministic=deterministic, action_masks=masks)[0]
+        observation, reward, terminated, truncated, info = env.step(action)
         total, over = total + reward, terminated or truncated
     return {"seed": seed, "outcome": info["outcome"], "return": total, "turns": env.transcript()}
