@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,10 +21,18 @@ if TYPE_CHECKING:
     from chatgym.training.intervals import Interval
 
 
-def find(run_or_agent: str, scenario: str | None, changes: Mapping[str, Any]) -> tuple[Agent, Task]:
-    """Return the agent of a run folder, or the one of that name, and what it is measured on."""
+def find(
+    run_or_agent: str, scenario: str | None, changes: Mapping[str, Any], settings: Sequence[str] = (),
+    llm: str | None = None,
+) -> tuple[Agent, Task]:  # fmt: skip
+    """Return the agent of a run folder, or the one of that name, and what it is measured on.
+
+    The latter has `settings`, each ``"name=value"``, and if it is a model that speaks, `llm` says which.
+    """
     from chatgym import plugins
+    from chatgym.agent import make_config
     from chatgym.training import Run, Task
+    from chatgym.training.space import read_settings
 
     changed = {name: value for name, value in changes.items() if value is not None}
     agents = plugins.load().agents
@@ -35,7 +44,12 @@ def find(run_or_agent: str, scenario: str | None, changes: Mapping[str, Any]) ->
                 f"then `chatgym evaluate runs/{run_or_agent}`"
             )
         task = Task(scenario or "customer_service", changed)
-        return made_by(task.find_scenario()), task
+        given = read_settings(made_by.Config, settings)
+        if llm is not None and speaks(made_by):
+            given["llm"] = llm
+        return made_by(task.find_scenario(), make_config(made_by.Config, given)), task
+    if settings:
+        raise InvalidValue(f"{run_or_agent} has the settings that it was trained with; leave out --set")
     if not Path(run_or_agent).exists():
         untrained = [name for name in agents if getattr(agents[name], "default_steps", None) == 0]
         raise unknown("agent or run folder", run_or_agent, untrained, "`chatgym train` makes run folders.")
@@ -43,6 +57,11 @@ def find(run_or_agent: str, scenario: str | None, changes: Mapping[str, Any]) ->
     if scenario not in (None, run.task.scenario):
         raise InvalidValue(f"{run_or_agent} was trained for {run.task.scenario!r}, it knows nothing of {scenario!r}")
     return run.agent(), Task(run.task.scenario, {**run.task.arguments, **changed})
+
+
+def speaks(agent: Any) -> bool:
+    """Tell whether an agent, or a class of them, is a model that is named by its setting ``llm``."""
+    return any(field.name == "llm" for field in dataclasses.fields(agent.Config))
 
 
 def compare_all(

@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from chatgym.cli.compare import compare_all, find
+from chatgym.cli import model
+from chatgym.cli.compare import compare_all, find, speaks
+from chatgym.cli.spending import (
+    CompletionPrice,
+    MaxCost,
+    MaxRequests,
+    MaxTokens,
+    PromptPrice,
+    open_engine,
+    saying_how_to_go_on,
+    usage,
+)
 from chatgym.cli.terminal import console, measures, percent, progress_bar, table
 from chatgym.errors import InvalidValue
 
@@ -30,7 +41,7 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="RUN_OR_AGENT",
-            help="A run folder, or an agent that needs no training (random, expert); several with --compare.",
+            help="A run folder, or an agent that needs no training (random, expert, llm); several with --compare.",
         ),
     ],
     compare: Annotated[
@@ -42,7 +53,21 @@ def evaluate(
     ] = SEED,
     llm: Annotated[
         str | None,
+        typer.Option(
+            metavar="LLM",
+            help="Of the agent llm, the model that it is: smollm2-135m, hf:ID-or-folder, openai:URL#MODEL, ...; of any "
+            "other, the same as --partner.",
+        ),
+    ] = None,
+    partner: Annotated[
+        str | None,
         typer.Option(metavar="LLM", help="Who words the partner: template, smollm2-135m, hf:ID-or-folder, ..."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="A setting of an agent that needs no training, as tools=true."
+        ),
     ] = None,
     scenario: Annotated[
         str | None,
@@ -67,6 +92,20 @@ def evaluate(
         Path | None,
         typer.Option(metavar="FILE", dir_okay=False, help="Write the conversations, for `chatgym replay`."),
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            file_okay=False,
+            help="Write result.json and transcripts.jsonl there; of the agent llm also its answers, calls.sqlite.",
+            show_default="of the agent llm, evaluations/MODEL-SCENARIO",
+        ),
+    ] = None,
+    max_requests: MaxRequests = None,
+    max_tokens: MaxTokens = None,
+    max_cost: MaxCost = None,
+    prompt_price: PromptPrice = None,
+    completion_price: CompletionPrice = None,
     picture: Annotated[
         Path | None,
         typer.Option(metavar="FILE", dir_okay=False, help="The picture of a comparison.", show_default="compare.png"),
@@ -78,13 +117,19 @@ def evaluate(
     Prints success rate, mean return and score (random is 0, the expert 100) with 95 % intervals, and how the
     conversations ended. The words don't change what happens, so there are none unless --llm or --trace asks for them.
 
+    The agent llm is any language model, prompted with the scenario's instructions. Its answers are kept in the folder
+    as they come, so that the same command goes on after Ctrl-C, a kill, or a limit that was reached, and asks for none
+    of them again. Limits are for its server, else for the partner's. docs/llm_agents.md says more.
+
     With --compare, runs that differ in their seed alone are taken together; differences are to the one named first.
 
     \b
     Examples:
       chatgym evaluate runs/qlearning
       chatgym evaluate expert --conversations 200 --error-rate 0.3
-      chatgym evaluate runs/qlearning --conversations 100 --llm smollm2-135m
+      chatgym evaluate runs/qlearning --conversations 100 --partner smollm2-135m
+      chatgym evaluate llm --llm openai:http://127.0.0.1:8000/v1#smollm2-135m --conversations 200
+      chatgym evaluate llm --llm openai:https://host/v1#big --set tools=true --max-tokens 5000000
       chatgym evaluate runs/qlearning --conversations 20 --trace t.jsonl && chatgym replay t.jsonl
       chatgym evaluate --compare runs/qlearning runs/dqn expert
     """
@@ -92,36 +137,87 @@ def evaluate(
         if path is not None and not path.absolute().parent.is_dir():
             raise InvalidValue(f"there is no folder {path.absolute().parent} to write {path.name} into; make it first")
     changes = {"error_rate": error_rate, "max_turns": max_turns}
+    limits = {
+        "max_requests": max_requests, "max_tokens": max_tokens, "max_cost": max_cost, "prompt_price": prompt_price,
+        "completion_price": completion_price,
+    }  # fmt: skip
     if compare:
-        if llm is not None or trace is not None:
-            raise InvalidValue("a comparison is without words: leave out --llm and --trace, or evaluate one by one")
+        if (llm, partner, trace, out, settings) != (None,) * 5 or set(limits.values()) != {None}:
+            raise InvalidValue(
+                "a comparison is without words: leave out --llm, --partner, --set, --trace, --out and the limits, or "
+                "evaluate one by one"
+            )
         compare_all(what, scenario, changes, conversations, seed, picture or Path("compare.png"), as_json)
         return
     if len(what) > 1 or picture is not None:
         raise InvalidValue(
             f"only a comparison takes several, and --picture: chatgym evaluate --compare {' '.join(what)}"
         )
-    run_or_agent = what[0]
-    agent, task = find(run_or_agent, scenario, changes)
-    recorder: Any = Recorder(agent)
-    if llm not in (None, "template") and sys.stderr.isatty():
-        typer.echo(f"{llm} makes its wordings at their first use, which takes minutes; the cache keeps them", err=True)
-    from chatgym import training
-
-    with progress_bar(run_or_agent, conversations, "conversations") as progress:
-        show = progress or (lambda count, metrics: None)
-        result = training.evaluate(
-            recorder, task, conversations=conversations, seed=seed, llm=llm, progress=lambda count: show(count, {}),
-            wording_progress=lambda banks: show(0, {"wordings": banks}),
-        )  # fmt: skip
-    if trace is not None:
-        _write_trace(trace, recorder, result, task, llm or "template")
+    agent, task = find(what[0], scenario, changes, settings or (), llm)
+    if not speaks(agent):
+        if llm is not None and partner is not None:
+            raise InvalidValue(f"{what[0]} is no model: --llm and --partner both say who words the partner; give one")
+        partner = llm if partner is None else partner
+    words = open_engine(partner, **({} if speaks(agent) else limits))
+    if speaks(agent):
+        out = model.keep_answers(agent, task, out, **limits)
+    given = "template" if partner == "template" else words
+    result, figures = _measure(what[0], agent, task, given, conversations, seed, trace, out)
     if as_json:
-        typer.echo(json.dumps(result.to_json(), indent=2))
+        typer.echo(json.dumps(figures, indent=2))
         return
-    _print(result, run_or_agent, task)
+    _print(result, what[0], task)
+    if "agent" in figures:
+        model.print_report(figures["agent"])
+    if out is not None:
+        console().print(f"\nFolder: {out} ({', '.join(sorted(path.name for path in out.iterdir()))})")
     if trace is not None:
         console().print(f"\nTrace: {trace}; `chatgym replay {trace}` plays it again and compares every word")
+
+
+def _measure(
+    what: str, agent: Any, task: Task, words: Any, conversations: int, seed: int, trace: Path | None, out: Path | None
+) -> tuple[Evaluation, dict[str, Any]]:
+    """Hold the conversations, and once more for whatever is to be written; returns the figures as JSON, too."""
+    recorder: Any = Recorder(agent)
+    engine = agent.engine if speaks(agent) else words if words != "template" else None
+    kept = f"what was answered is kept in {out}" if speaks(agent) else "the words made so far are kept"
+    with saying_how_to_go_on(engine, kept):
+        result = _hold(what, recorder, task, conversations, seed, words)
+        figures = result.to_json()
+        if speaks(agent):
+            figures |= {"agent": agent.report(), "usage": usage(engine)}
+        if trace is not None:
+            _write_trace(trace, recorder, result, task, words or "template")
+        if out is not None:
+            model.write_transcripts(out, recorder, result, task, words or "template", figures)
+    if hasattr(words, "close"):
+        words.close()
+    return result, figures
+
+
+def _hold(what: str, recorder: Any, task: Task, conversations: int, seed: int, words: Any) -> Evaluation:
+    """Hold the conversations behind a progress bar."""
+    if words not in (None, "template") and sys.stderr.isatty():
+        typer.echo(
+            "The model makes the partner's words at their first use, which takes minutes; they are kept", err=True
+        )
+    from chatgym import training
+
+    with progress_bar(what, conversations, "conversations") as progress:
+        show, ended = progress or (lambda count, metrics: None), 0
+
+        def done(count: int) -> None:
+            nonlocal ended
+            ended = count
+            show(count, {})
+
+        if hasattr(recorder.agent, "progress"):
+            recorder.agent.progress = lambda answers: show(ended, {"answers": answers})
+        return training.evaluate(
+            recorder, task, conversations=conversations, seed=seed, llm=words, progress=done,
+            wording_progress=lambda banks: show(0, {"wordings": banks}),
+        )  # fmt: skip
 
 
 class Recorder:
@@ -129,19 +225,19 @@ class Recorder:
 
     def __init__(self, agent: Agent) -> None:
         self.agent, self.requires = agent, agent.requires
-        self.acts: list[npt.NDArray[np.int64]] = []
+        self.acts: list[Any] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.agent, name)
 
-    def act(self, observations: Any, **how: Any) -> npt.NDArray[np.int64]:
+    def act(self, observations: Any, **how: Any) -> Any:
         """Act as the agent does, see `chatgym.agent.Agent`."""
         acts = self.agent.act(observations, **how)
         self.acts.append(acts)
         return acts
 
-    def conversations(self, turns: npt.NDArray[np.int64]) -> Iterable[int]:
-        """Return the acts of one conversation after the other, given how many turns each took, int64[N].
+    def conversations(self, turns: npt.NDArray[np.int64]) -> Iterable[int | str]:
+        """Return the actions of one conversation after the other, given how many turns each took, int64[N].
 
         An evaluation holds the conversations of a chunk side by side and calls the agent until the last has ended.
         """
@@ -152,10 +248,12 @@ class Recorder:
             lengths = turns[first : first + ROWS]
             rows = [next(calls) for _ in range(int(lengths.max()))]
             for row, length in enumerate(lengths.tolist()):
-                yield from (int(rows[turn][row]) for turn in range(length))
+                for turn in range(length):
+                    action = rows[turn][row]
+                    yield action if isinstance(action, str) else int(action)
 
 
-def _write_trace(path: Path, recorder: Recorder, result: Evaluation, task: Task, llm: str) -> None:
+def _write_trace(path: Path, recorder: Recorder, result: Evaluation, task: Task, llm: Any) -> None:
     """Hold the evaluation's conversations again, the same acts in the same conversations, and write them down."""
     from chatgym.trace import record
 
@@ -166,7 +264,7 @@ def _write_trace(path: Path, recorder: Recorder, result: Evaluation, task: Task,
     with progress_bar("trace", int(result.turns.sum()), "turns") as progress:
         held = 0
 
-        def policy(observation: Any, info: dict[str, Any]) -> int:
+        def policy(observation: Any, info: dict[str, Any]) -> int | str:
             nonlocal held
             held += 1
             if progress is not None:

@@ -77,7 +77,7 @@ def progress_bar(what: str, total: int, unit: str, done: int = 0) -> Iterator[Pr
         done: Where it begins.
 
     Yields:
-        A function of how many are done and of metrics, of which ``success_rate`` and ``wordings`` are shown.
+        A function of how many are done and of metrics; ``success_rate``, ``wordings`` and ``answers`` are shown.
     """
     if not sys.stderr.isatty():
         yield None
@@ -108,6 +108,8 @@ def progress_bar(what: str, total: int, unit: str, done: int = 0) -> Iterator[Pr
                 more["note"] = f"success {metrics['success_rate']:.1%}"
             elif "wordings" in metrics:
                 more["note"] = f"found words for {metrics['wordings']} kinds of utterance"
+            elif "answers" in metrics:
+                more["note"] = f"{metrics['answers']:,} answers"
             bar.update(task, completed=min(turns, total), **more)
 
         def progress(count: int, metrics: Mapping[str, float]) -> None:

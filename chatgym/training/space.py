@@ -77,6 +77,26 @@ def points(choices: Range | tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(min(max(float(f"{value:.6g}"), choices.low), choices.high) for value in values)
 
 
+def read_settings(config: type, pairs: Iterable[str]) -> dict[str, Any]:
+    """Read settings of an agent's `Config` that are given as ``"name=value"``.
+
+    Raises:
+        InvalidValue: When a name or a value isn't one of the agent's.
+    """
+    types_of = typing.get_type_hints(config)
+    names = [field.name for field in dataclasses.fields(config)]
+    found = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        name = name.strip().replace("-", "_")
+        if name not in names:
+            raise unknown("setting", name, names)
+        if not equals:
+            raise InvalidValue(f"say which value {name} has: {name}=VALUE")
+        found[name] = _read(name, text, types_of[name])
+    return found
+
+
 def _parse(name: str, text: str, hint: Any) -> Range | tuple[Any, ...]:
     """Read what stands after ``name=``."""
     if ":" in text and _kind(hint) in (int, float):

@@ -1,0 +1,85 @@
+"""A language model as the agent of an evaluation: its answers are kept, so that the same command goes on."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chatgym.cli.spending import limit
+from chatgym.cli.terminal import console, progress_bar, table
+
+if TYPE_CHECKING:
+    from chatgym.training import Evaluation, Task
+
+CALLS = "calls.sqlite"
+
+
+def keep_answers(agent: Any, task: Task, out: Path | None, **limits: float | None) -> Path:
+    """Have a model's answers written down, each as soon as it comes, and not asked for where they stand already.
+
+    Args:
+        agent: Of `chatgym_agents.llm`.
+        task: What it is measured on.
+        out: The folder, made if need be; None for one named after model and scenario.
+        limits: See `chatgym.cli.spending.limit`.
+
+    Returns:
+        The folder.
+    """
+    from chatgym.engines.recorded import RecordedEngine
+    from chatgym.training import atomic
+
+    engine = agent.engine
+    limit(engine, **limits)
+    name = re.sub(r"[^\w.]+", "-", engine.identity.split("//")[-1]).strip("-")
+    folder = out or Path("evaluations") / f"{name}-{task.scenario}"
+    with atomic.disk_space(folder, "free some, or name another folder (--out)"):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not isinstance(engine, RecordedEngine):
+            agent.engine = RecordedEngine(folder / CALLS, engine)
+    return folder
+
+
+def write_transcripts(
+    folder: Path, recorder: Any, result: Evaluation, task: Task, words: Any, figures: Mapping[str, Any]
+) -> None:
+    """Hold the evaluation's conversations again, the same actions in the same conversations, and write what was said.
+
+    ``transcripts.jsonl`` has a conversation a line, as `chatgym.training.evaluation.converse` gives it;
+    ``result.json`` the figures.
+    """
+    from chatgym.training import atomic
+    from chatgym.training.evaluation import converse
+
+    actions = iter(recorder.conversations(result.turns))
+
+    class Again:
+        """The agent that does what was done."""
+
+        requires = recorder.requires
+
+        def act(self, observations: Any, **how: Any) -> list[Any]:
+            return [next(actions)]
+
+    env, lines = task.make_env(recorder.requires, llm=words), []
+    with progress_bar("transcripts", len(result.turns), "conversations") as progress:
+        for number in range(len(result.turns)):
+            held = converse(Again(), env, result.seed + number)  # type: ignore[arg-type]
+            lines.append(json.dumps(held, ensure_ascii=False) + "\n")
+            if progress is not None:
+                progress(number + 1, {})
+    with atomic.disk_space(folder, "free some, or name another folder (--out)"):
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic.write_text(folder / "transcripts.jsonl", "".join(lines))
+        atomic.write_text(folder / "result.json", json.dumps(figures, indent=2) + "\n")
+
+
+def print_report(report: Mapping[str, Any]) -> None:
+    """Print what became of a model's replies."""
+    out = console()
+    rows = [(name.replace("_", " "), f"{count:,}") for name, count in report["counts"].items()]
+    out.print()
+    out.print(table((report["model"], ""), rows, (1,)))
