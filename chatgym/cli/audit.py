@@ -10,6 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from chatgym.cli.spending import (
+    CompletionPrice,
+    MaxCost,
+    MaxRequests,
+    MaxTokens,
+    PromptPrice,
+    open_engine,
+    saying_how_to_go_on,
+)
 from chatgym.cli.terminal import console, progress_bar, table
 
 if TYPE_CHECKING:
@@ -46,6 +55,11 @@ def audit(
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if there are contradictions.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print audit.json.")] = False,
+    max_requests: MaxRequests = None,
+    max_tokens: MaxTokens = None,
+    max_cost: MaxCost = None,
+    prompt_price: PromptPrice = None,
+    completion_price: CompletionPrice = None,
 ) -> None:  # fmt: skip
     """Look for contradictions of a simulated partner.
 
@@ -64,10 +78,15 @@ def audit(
     """
     from chatgym.training.audit import Audit
 
-    found = Audit(scenario, error_rate=error_rate, llm=llm)
+    words = open_engine(
+        llm, max_requests=max_requests, max_tokens=max_tokens, max_cost=max_cost, prompt_price=prompt_price,
+        completion_price=completion_price,
+    )  # fmt: skip
+    found = Audit(scenario, error_rate=error_rate, llm=words or llm)
     interrupted = False
     try:
-        _run(found, conversations, worded, seed)
+        with saying_how_to_go_on(words, "the words made so far are kept"):
+            _run(found, conversations, worded, seed)
     except KeyboardInterrupt:
         interrupted = True
     folder = out or Path("audits") / found.scenario.name

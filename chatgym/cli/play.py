@@ -8,6 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from chatgym.cli.spending import (
+    CompletionPrice,
+    MaxCost,
+    MaxRequests,
+    MaxTokens,
+    PromptPrice,
+    open_engine,
+    saying_how_to_go_on,
+)
 from chatgym.cli.terminal import console
 from chatgym.errors import InvalidValue, unknown
 
@@ -16,6 +25,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from rich.console import Console
 
+    from chatgym.engines import Engine
     from chatgym.env import ChatEnv
     from chatgym.scenarios import Scenario
     from chatgym.training import Run, Task
@@ -46,6 +56,11 @@ def play(
     as_partner: Annotated[
         bool, typer.Option("--as-partner", help="Be the partner, in your own words, of the agent trained in RUN.")
     ] = False,
+    max_requests: MaxRequests = None,
+    max_tokens: MaxTokens = None,
+    max_cost: MaxCost = None,
+    prompt_price: PromptPrice = None,
+    completion_price: CompletionPrice = None,
 ) -> None:
     """Take part in a conversation yourself.
 
@@ -73,7 +88,12 @@ def play(
     if as_partner:
         talk_to(_needed(opened, llm), console())
         return
-    _be_the_agent(opened.task if opened else Task(scenario or "customer_service"), llm, seed, action)
+    words = open_engine(
+        llm, max_requests=max_requests, max_tokens=max_tokens, max_cost=max_cost, prompt_price=prompt_price,
+        completion_price=completion_price,
+    )  # fmt: skip
+    with saying_how_to_go_on(words, "the words made so far are kept"):
+        _be_the_agent(opened.task if opened else Task(scenario or "customer_service"), words or llm, seed, action)
 
 
 def _needed(run: Run | None, llm: str) -> Run:
@@ -84,7 +104,7 @@ def _needed(run: Run | None, llm: str) -> Run:
     return run
 
 
-def _be_the_agent(task: Task, llm: str, seed: int | None, action: str) -> None:
+def _be_the_agent(task: Task, llm: str | Engine, seed: int | None, action: str) -> None:
     from chatgym.agent import Interface
 
     env, out = task.make_env(Interface(action), llm=llm), console()
