@@ -36,7 +36,7 @@ class Optimization:
         micro_batch: Rows of a forward pass in one process, at most.
         learning_rate: At its highest.
         warmup: Share of the steps in which it rises.
-        weight_decay: Of matrices; vectors have none.
+        weight_decay: Share of a weight that is taken off in a step, times the learning rate.
         clip: Largest norm of a step's gradient.
         zero: ZeRO stage, 0 to 3.
         bf16: Whether to compute in bfloat16; the optimizer's weights stay float32.
@@ -49,7 +49,7 @@ class Optimization:
     warmup: float = 0.05
     weight_decay: float = 0.01
     clip: float = 1.0
-    zero: int = 0
+    zero: int = 1
     bf16: bool = False
     deepspeed: Mapping[str, Any] = field(default_factory=dict)
 
@@ -148,14 +148,12 @@ class Loop:
         self.passes: int = config["gradient_accumulation_steps"]
         self.device = pick_device()
         parameters = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for _, p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
-            {"params": [p for _, p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
         self._names = [name for name, _ in parameters]
+        # One group: DeepSpeed finds the moments of the first only.
         optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=settings.learning_rate, betas=BETAS, eps=EPSILON
-        )
+            [p for _, p in parameters], lr=settings.learning_rate, betas=BETAS, eps=EPSILON,
+            weight_decay=settings.weight_decay,
+        )  # fmt: skip
         with quiet():
             deepspeed = _deepspeed()
             self.engine, self.optimizer, _, _ = deepspeed.initialize(
@@ -180,7 +178,7 @@ class Loop:
             weight: What the loss, summed over all processes, is divided by: the number of tokens, say.
 
         Returns:
-            ``loss`` (so divided), ``learning_rate`` and ``grad_norm`` (before clipping).
+            ``loss`` (so divided), ``learning_rate`` and, from ZeRO 1 on, ``grad_norm`` (before clipping).
         """
         rate = self.learning_rate(self.steps)
         for group in self.optimizer.param_groups:
@@ -195,8 +193,9 @@ class Loop:
                 self.engine.backward(loss * (self.passes * self.world / weight))
                 self.engine.step()
         self.steps += 1
+        done = {"loss": self.sum(total) / weight, "learning_rate": rate}
         norm = self.engine.get_global_grad_norm()
-        return {"loss": self.sum(total) / weight, "learning_rate": rate, "grad_norm": float(norm or 0.0)}
+        return done if norm is None else {**done, "grad_norm": float(norm)}
 
     @torch.no_grad()
     def measure(self, batches: Sequence[Any]) -> float:
@@ -352,7 +351,8 @@ def _deepspeed() -> Any:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         if processes() == 1:
-            torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+            store: Any = torch.distributed.HashStore()  # type: ignore[attr-defined]
+            torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
         else:
             torch.distributed.init_process_group(backend)
     if not deepspeed.comm.is_initialized():

@@ -26,7 +26,7 @@ class Lora:
     """
 
     rank: int
-    alpha: float | None = None
+    alpha: int | None = None
 
 
 def folder_of(model: str) -> Path:

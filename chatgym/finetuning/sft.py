@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shlex
+import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,14 +27,13 @@ from chatgym import store
 from chatgym.errors import Corrupted, InvalidValue
 from chatgym.finetuning import dialogues, models, tiny
 from chatgym.finetuning.dialogues import Dialogue
-from chatgym.finetuning.loop import Loop, Optimization, load_weights, processes, rank
+from chatgym.finetuning.loop import Loop, Optimization, load_weights
 from chatgym.finetuning.models import Lora, WordLoss
 from chatgym.finetuning.packing import Rows, pack
 from chatgym.tokens import ChatTokenizer
 from chatgym.training import atomic
 
 FORMAT, VERSION = "chatgym-sft", 1
-SCRATCH = "tiny"
 
 Progress = Callable[[int, Mapping[str, float]], None]
 
@@ -298,15 +299,13 @@ class SFT:
                 model = module.model.to("cpu", torch.float32)
                 atomic.replace_folder(self.model, lambda new: models.save(model, self._base(), new))
         if loop.rank == 0 and self.checkpoint.is_dir():
-            _remove(self.checkpoint)
+            shutil.rmtree(self.checkpoint, ignore_errors=True)
 
     def _writing(self) -> Any:
         return atomic.disk_space(self.folder, f"free some, then go on with `{self.resume_command()}`")
 
     def resume_command(self) -> str:
         """Return the command line that goes on with the run."""
-        import shlex
-
         return f"chatgym sft --run {shlex.quote(str(self.folder))} --resume"
 
 
@@ -372,14 +371,3 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(seen)
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def in_processes() -> bool:
-    """Return whether a launcher started this process as one of several."""
-    return processes() > 1 or rank() > 0

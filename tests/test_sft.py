@@ -1,0 +1,229 @@
+"""Supervised fine-tuning: what is learned from, what is learned, and that a run can be killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from chatgym.cli.app import app
+from chatgym.errors import Corrupted, InvalidValue
+from chatgym.finetuning import dialogues, models, tiny
+from chatgym.finetuning.loop import Optimization, deepspeed_config
+from chatgym.finetuning.packing import encode, pack
+from chatgym.finetuning.sft import SFT, Settings, batch_of
+from chatgym.tokens import ChatTokenizer, TokenHistory
+from chatgym.training.run import find_agent
+from chatgym.training.task import Task
+
+TASK = Task("customer_service", {"error_rate": 0.0})
+HOW = Optimization(batch=4, micro_batch=2, learning_rate=3e-3, zero=2)
+
+
+@pytest.fixture(scope="module")
+def said():
+    return dialogues.held_by(find_agent("expert")(TASK.find_scenario()), TASK, 24, seed=3)
+
+
+@pytest.fixture(scope="module")
+def base(said, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    tiny.save_tokenizer((message["content"] for one in said for message in one), folder)
+    return folder
+
+
+def prepared(folder, said, *, how=HOW, **settings):
+    return SFT.prepare(folder, Settings("", "", "", **{"epochs": 3, "evaluations": 3, **settings}), how, said=said)
+
+
+@pytest.fixture(scope="module")
+def trained(said, tmp_path_factory):
+    run = prepared(tmp_path_factory.mktemp("runs") / "whole", said)
+    run.train()
+    return run
+
+
+def weights(run):
+    return (run.model / "model.safetensors").read_bytes()
+
+
+def test_an_experts_conversations_alternate_and_end_with_the_agent(said):
+    for one in said:
+        assert [m["role"] for m in one] == ["user", "assistant"] * (len(one) // 2)
+    again = dialogues.held_by(find_agent("expert")(TASK.find_scenario()), TASK, 3, seed=5)
+    assert again == said[2:5]  # a conversation is its seed's, whatever is held beside it
+
+
+def test_a_teacher_that_wanders_says_other_things(said):
+    astray = dialogues.held_by(find_agent("expert")(TASK.find_scenario()), TASK, 24, seed=3, wander=0.5)
+    assert sum(a != b for a, b in zip(astray, said, strict=True)) > 20
+
+
+def test_the_ids_are_those_that_the_environment_shows(said, base):
+    tokenizer = ChatTokenizer(str(base))
+    history = TokenHistory(1, tokenizer)
+    history.begin(0, said[0][0]["content"])
+    for agent, partner in zip(said[0][1::2], said[0][2::2], strict=False):
+        history.say(0, agent["content"])
+        history.hear(0, partner["content"])
+    ids, learned = encode(said[0], tokenizer)
+    shown = history.ids[0]
+    assert ids[: len(shown)] == shown
+    words = tokenizer.decode([token for token, mine in zip(ids, learned, strict=True) if mine])
+    assert words == "".join(m["content"] for m in said[0] if m["role"] == "assistant")
+    ends = sum(mine and token == tokenizer.end for token, mine in zip(ids, learned, strict=True))
+    assert ends == len(said[0]) // 2  # to end a turn is learned, too
+
+
+def test_a_tokenizer_writes_numbers_that_it_never_saw(base):
+    tokenizer = ChatTokenizer(str(base))
+    assert tokenizer.decode(tokenizer.encode("Is 902177 right, or £13?")) == "Is 902177 right, or £13?"
+
+
+def test_packed_conversations_do_not_see_each_other(said, base):
+    rows = pack(said, ChatTokenizer(str(base)), 512)
+    assert len(rows) < len(said) and rows.cut == 0
+    loss = models.WordLoss(tiny.make_model(base, 0)).eval()
+    with torch.no_grad():
+        together = float(loss(batch_of(rows, range(len(rows)), torch.device("cpu"))))
+        alone = 0.0
+        for one in said:
+            single = pack([one], ChatTokenizer(str(base)), 512)
+            alone += float(loss(batch_of(single, [0], torch.device("cpu"))))
+    assert together == pytest.approx(alone, rel=1e-5)
+
+
+def test_the_loss_is_that_of_the_agents_words_alone(said, base):
+    """Against logits of transformers' own forward pass, position by position."""
+    tokenizer, model = ChatTokenizer(str(base)), tiny.make_model(base, 0).eval()
+    ids, learned = encode(said[0], tokenizer)
+    with torch.no_grad():
+        logprobs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        expected = -sum(float(logprobs[t - 1, ids[t]]) for t in range(1, len(ids)) if learned[t])
+        rows = pack([said[0]], tokenizer, 512)
+        assert float(models.WordLoss(model)(batch_of(rows, [0], torch.device("cpu")))) == pytest.approx(expected, 1e-5)
+
+
+def test_what_is_longer_than_a_row_is_cut_and_counted(said, base):
+    rows = pack(said, ChatTokenizer(str(base)), 64)
+    assert rows.cut > 0 and rows.ids.shape[1] == 64
+    with pytest.raises(InvalidValue, match="--length"):
+        pack(said, ChatTokenizer(str(base)), 2)
+
+
+def test_perplexity_falls_and_the_model_speaks(trained):
+    found = [line["perplexity"] for line in trained.metrics() if "perplexity" in line]
+    assert len(found) == 4 and found[-1] < found[0] / 5
+    from chatgym.engines import make_engine
+
+    engine = make_engine(f"hf:{trained.model}")
+    assert engine.generate(["<|im_start|>user\nHello!<|im_end|>\n<|im_start|>assistant\n"], max_new_tokens=4)
+    assert not trained.checkpoint.exists()
+
+
+@pytest.mark.parametrize("zero", [0, 1, 3])
+def test_every_stage_of_zero_comes_to_the_same(said, trained, tmp_path, zero):
+    run = prepared(tmp_path / "run", said, how=Optimization(batch=4, micro_batch=4, learning_rate=3e-3, zero=zero))
+    run.train()
+    pairs = zip(run.metrics()[1:], trained.metrics()[1:], strict=True)
+    assert all(a["loss"] == pytest.approx(b["loss"], rel=1e-4) for a, b in pairs)
+
+
+def start(folder, processes=1):
+    code = f"from chatgym.finetuning.launch import launch; from pathlib import Path; launch(Path({str(folder)!r}), 2)"
+    command = [sys.executable, "-c", code] if processes == 2 else [sys.executable, "-m", "chatgym.finetuning", folder]
+    return subprocess.Popen(command, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def test_two_processes_with_zero_2_have_the_curve_of_one(said, trained, tmp_path):
+    run = prepared(tmp_path / "run", said)
+    assert start(run.folder, 2).wait() == 0
+    for a, b in zip(run.metrics(), trained.metrics(), strict=True):
+        assert a.get("loss", 0) == pytest.approx(b.get("loss", 0), rel=1e-4)
+        assert a.get("perplexity", 0) == pytest.approx(b.get("perplexity", 0), rel=1e-3)
+
+
+@pytest.mark.parametrize("zero", [0, 2])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_was_stopped_ends_like_one_that_was_not(said, tmp_path, number, zero):
+    how = Optimization(batch=4, micro_batch=2, learning_rate=3e-3, zero=zero)
+    whole, run = (prepared(tmp_path / name, said, how=how, evaluations=20) for name in ("whole", "stopped"))
+    assert start(whole.folder).wait() == 0
+    process = start(run.folder)
+    while not run.checkpoint.is_dir() and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, number)
+    assert process.wait() != 0
+    assert not run.model.exists() and 0 < len(run.metrics()) <= len(whole.metrics())
+    assert start(run.folder).wait() == 0
+    assert run.metrics() == whole.metrics()
+    assert weights(run) == weights(whole)
+
+
+def test_lora_trains_its_matrices_alone_and_is_merged(said, trained, tmp_path):
+    from safetensors.numpy import load_file
+
+    settings = Settings(str(trained.model), "", "", epochs=1, evaluations=1, lora=4)
+    run = SFT.prepare(tmp_path / "run", settings, HOW, said=said)
+    run.train()
+    before, after = (load_file(folder / "model.safetensors") for folder in (trained.model, run.model))
+    adapter = load_file(run.model / "adapter" / "adapter_model.safetensors")
+    name = "model.layers.0.self_attn.q_proj"
+    a, b = (adapter[f"base_model.model.{name}.lora_{which}.weight"] for which in "AB")
+    assert np.abs(b).max() > 0
+    np.testing.assert_allclose(after[f"{name}.weight"], before[f"{name}.weight"] + 2 * b @ a, atol=1e-6)
+    np.testing.assert_array_equal(after["model.embed_tokens.weight"], before["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize(
+    "line", ["no json", "[]", '{"messages": []}', '{"messages": [{"role": "bot", "content": "x"}]}',
+             '{"messages": [{"role": "user", "content": "x"}]}', '{"messages": [{"role": "assistant", "content": 3}]}'],
+)  # fmt: skip
+def test_a_line_that_is_no_conversation_is_named(tmp_path, line):
+    good = json.dumps({"messages": [{"role": "assistant", "content": "Hello."}]})
+    (tmp_path / "data.jsonl").write_text(f"{good}\n{line}\n")
+    with pytest.raises(InvalidValue, match="line 2"):
+        dialogues.read(tmp_path / "data.jsonl")
+
+
+def test_a_deepspeed_file_adds_but_does_not_contradict():
+    assert deepspeed_config(Optimization(deepspeed={"wall_clock_breakdown": True}), 1)["wall_clock_breakdown"]
+    auto = {"zero_optimization": {"stage": "auto", "overlap_comm": False}}
+    assert deepspeed_config(Optimization(zero=3, deepspeed=auto), 1)["zero_optimization"] == {
+        "stage": 3, "overlap_comm": False,
+    }  # fmt: skip
+    with pytest.raises(InvalidValue, match=r"zero_optimization\.stage"):
+        deepspeed_config(Optimization(zero=1, deepspeed={"zero_optimization": {"stage": 2}}), 1)
+    with pytest.raises(InvalidValue, match="optimizer"):
+        deepspeed_config(Optimization(deepspeed={"optimizer": {}}), 1)
+    with pytest.raises(InvalidValue, match="3 processes"):
+        deepspeed_config(Optimization(batch=4), 3)
+
+
+def test_a_damaged_checkpoint_and_changed_data_are_refused(said, tmp_path):
+    run = prepared(tmp_path / "run", said)
+    run.checkpoint.mkdir()
+    (run.checkpoint / "weights.safetensors").write_bytes(b"no")
+    with pytest.raises(Corrupted, match="--overwrite"):
+        run.train()
+    dialogues.write(run.data, said[:3])
+    with pytest.raises(InvalidValue, match="began with"):
+        SFT.open(run.folder)
+
+
+def test_the_command_trains_and_says_what_to_do_next(tmp_path):
+    folder = str(tmp_path / "run")
+    line = ["sft", "--from-scratch", "tiny", "--conversations", "12", "--epochs", "1", "--run", folder]
+    result = CliRunner().invoke(app, line)
+    assert result.exit_code == 0, result.output
+    assert "Perplexity" in result.output and "chatgym serve" in result.output
+    assert CliRunner().invoke(app, line).exit_code == 2  # there is a run already
+    assert CliRunner().invoke(app, ["sft", "--run", folder, "--resume", "--epochs", "3"]).exit_code == 2
+    assert CliRunner().invoke(app, ["sft", "--from-scratch", "tiny", "--lora", "4"]).exit_code == 2
+    assert CliRunner().invoke(app, ["sft", "--model", str(tmp_path)]).exit_code == 2
