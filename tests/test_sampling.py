@@ -3,10 +3,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from tiny import save_tiny_model, tiny_engine  # noqa: E402
+
 from chatgym.engines import sampling  # noqa: E402
 from chatgym.engines.batch import Batch, Request  # noqa: E402
 from chatgym.engines.columns import ROOM, Columns  # noqa: E402
-from tiny import save_tiny_model, tiny_engine  # noqa: E402
 
 ROWS, WORDS = 24, 5000
 

@@ -88,7 +88,8 @@ def test_a_tokenizer_writes_numbers_that_it_never_saw(base):
 
 def test_packed_conversations_do_not_see_each_other(said, base):
     rows = pack(said, ChatTokenizer(str(base)), 512)
-    assert len(rows) < len(said) and rows.cut == 0
+    assert len(rows) < len(said)
+    assert rows.cut == 0
     loss = models.WordLoss(tiny.make_model(base, 0)).eval()
     with torch.no_grad():
         together = float(loss(batch_of(rows, range(len(rows)), torch.device("cpu"))))
@@ -112,14 +113,16 @@ def test_the_loss_is_that_of_the_agents_words_alone(said, base):
 
 def test_what_is_longer_than_a_row_is_cut_and_counted(said, base):
     rows = pack(said, ChatTokenizer(str(base)), 64)
-    assert rows.cut > 0 and rows.ids.shape[1] == 64
+    assert rows.cut > 0
+    assert rows.ids.shape[1] == 64
     with pytest.raises(InvalidValue, match="--length"):
         pack(said, ChatTokenizer(str(base)), 2)
 
 
 def test_perplexity_falls_and_the_model_speaks(trained):
     found = [line["perplexity"] for line in trained.metrics() if "perplexity" in line]
-    assert len(found) == 4 and found[-1] < found[0] / 5
+    assert len(found) == 4
+    assert found[-1] < found[0] / 5
     from chatgym.engines import make_engine
 
     engine = make_engine(f"hf:{trained.model}")
@@ -149,8 +152,7 @@ def test_two_processes_with_zero_2_have_the_curve_of_one(said, trained, tmp_path
         assert a.get("perplexity", 0) == pytest.approx(b.get("perplexity", 0), rel=1e-3)
 
 
-@pytest.mark.parametrize("zero", [0, 2])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(("number", "zero"), [(signal.SIGKILL, 2), (signal.SIGINT, 0)])
 def test_a_run_that_was_stopped_ends_like_one_that_was_not(said, tmp_path, number, zero):
     how = Optimization(batch=4, micro_batch=2, learning_rate=3e-3, zero=zero)
     whole, run = (prepared(tmp_path / name, said, how=how, evaluations=20) for name in ("whole", "stopped"))
@@ -160,7 +162,8 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not(said, tmp_path, numbe
         time.sleep(0.01)
     os.killpg(process.pid, number)
     assert process.wait() != 0
-    assert not run.model.exists() and 0 < len(run.metrics()) <= len(whole.metrics())
+    assert not run.model.exists()
+    assert 0 < len(run.metrics()) <= len(whole.metrics())
     assert start(run.folder).wait() == 0
     assert run.metrics() == whole.metrics()
     assert weights(run) == weights(whole)
@@ -222,7 +225,8 @@ def test_the_command_trains_and_says_what_to_do_next(tmp_path):
     line = ["sft", "--from-scratch", "tiny", "--conversations", "12", "--epochs", "1", "--run", folder]
     result = CliRunner().invoke(app, line)
     assert result.exit_code == 0, result.output
-    assert "Perplexity" in result.output and "chatgym serve" in result.output
+    assert "Perplexity" in result.output
+    assert "chatgym serve" in result.output
     assert CliRunner().invoke(app, line).exit_code == 2  # there is a run already
     assert CliRunner().invoke(app, ["sft", "--run", folder, "--resume", "--epochs", "3"]).exit_code == 2
     assert CliRunner().invoke(app, ["sft", "--from-scratch", "tiny", "--lora", "4"]).exit_code == 2

@@ -3,6 +3,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import random
 import subprocess
@@ -307,8 +308,12 @@ def wipe(self, chosen, observations, masks):
     return chosen
 
 
-def of_the_clock(self, chosen, observations, masks):
-    return np.full_like(chosen, time.perf_counter_ns() % 7)
+BORN = itertools.count()
+
+
+def by_birth(self, chosen, observations, masks):
+    self.born = getattr(self, "born", None) or next(BORN) + 1
+    return np.full_like(chosen, self.born % 7)
 
 
 def drawn(self, chosen, observations, masks):
@@ -321,7 +326,7 @@ ACTING = [
     (acts(lambda self, chosen, *_: chosen.tolist()), "act() returns list for 64 conversations"),
     (acts(lambda self, chosen, *_: chosen + 7), "there are 0 to 6"),
     (acts(wipe), "act() writes into the observations or masks"),
-    (acts(of_the_clock), "two agents loaded from the same folder act differently"),
+    (acts(by_birth), "two agents loaded from the same folder act differently"),
     (acts(drawn), "depends on the rows beside it, or on how many there are"),
     (acts(lambda self, chosen, seen, _: (seen - seen.mean() > 0).astype(np.int64)), "depends on the rows beside it"),
     (acts(by_call), "with deterministic=True the same observations get other actions at another call"),

@@ -393,7 +393,7 @@ def test_a_copy_of_a_run_is_no_further_seed(runs):
         (("--compare", "first", "qlearning"), "run `chatgym train qlearning`"),
         (("--compare", "first", "expert", "--scenario", "social"), "knows nothing of 'social'"),
         (("--compare", "first", "expert", "--picture", "nowhere/p.png"), "make it first"),
-        (("--compare", "first", "expert", "--trace", "t.jsonl"), "leave out --llm and --trace"),
+        (("--compare", "first", "expert", "--trace", "t.jsonl"), "leave out --llm, --partner"),
         (("first", "expert"), "chatgym evaluate --compare first expert"),
         (("first", "--picture", "p.png"), "only a comparison takes several, and --picture"),
     ],

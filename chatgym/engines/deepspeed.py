@@ -63,16 +63,15 @@ class DeepSpeedEngine(TransformersEngine):
     def _load_model(self, folder: Path, dtype: torch.dtype) -> Any:
         model = super()._load_model(folder, dtype)
         deepspeed = import_deepspeed()
-        with _quiet():
-            # Several processes are given one random state, which isn't ours to change: the caller's is restored.
-            with quiet_loading():
-                return deepspeed.init_inference(
-                    model,
-                    dtype=dtype,
-                    tensor_parallel={"tp_size": int(os.environ.get("WORLD_SIZE", "1"))},
-                    replace_with_kernel_inject=self._inject,
-                    max_out_tokens=model.config.max_position_embeddings,
-                ).module.eval()
+        # Several processes are given one random state, which isn't ours to change: the caller's is restored.
+        with _quiet(), quiet_loading():
+            return deepspeed.init_inference(
+                model,
+                dtype=dtype,
+                tensor_parallel={"tp_size": int(os.environ.get("WORLD_SIZE", "1"))},
+                replace_with_kernel_inject=self._inject,
+                max_out_tokens=model.config.max_position_embeddings,
+            ).module.eval()
 
     def _use_kernels(self, folder: Path) -> None:
         """Let DeepSpeed replace the model's layers, unless they then say something else."""
