@@ -51,6 +51,7 @@ class LLM(Scripted):
 
         llm: str = setting("smollm2-135m", "the model: smollm2-135m, hf:ID-or-folder, openai:URL#MODEL, ...")
         tools: bool = setting(False, "each act is a tool that it calls, in place of words that have to be understood")
+        briefing: bool = setting(True, "it is told what an agent has to know; not one that learned it (`chatgym sft`)")
         temperature: float = setting(0.0, "of its words; 0 takes the likeliest", low=0.0, high=2.0)
         top_p: float = setting(1.0, "sample among the likeliest that have this share together", low=0.001, high=1.0)
         max_new_tokens: int = setting(64, "most tokens of a turn; more for a model that thinks first", low=1)
@@ -63,7 +64,8 @@ class LLM(Scripted):
         self.progress: Callable[[int], None] | None = None
         self._engine: Engine | None = None
         self._tools = tools_of(scenario) if self.config.tools else []
-        self._system: Message = {"role": "system", "content": briefing(scenario, tools=self.config.tools)}
+        told = briefing(scenario, tools=self.config.tools)
+        self._told: list[Message] = [{"role": "system", "content": told}] if self.config.briefing else []
         self._roots: npt.NDArray[np.uint64] = np.zeros(0, np.uint64)
         self._chats: list[list[Message]] = []
         self._called: list[str] = []  # the id of the tool call that the partner's next words answer, or ""
@@ -90,7 +92,7 @@ class LLM(Scripted):
         """Begin B conversations of these keys, uint64[B]: what the model says in one follows from its key."""
         with np.errstate(over="ignore"):
             self._roots = keys + np.uint64(self.seed)
-        self._chats = [[self._system] for _ in keys]
+        self._chats = [[*self._told] for _ in keys]
         self._called, self._turns = [""] * len(keys), [0] * len(keys)
 
     def act(

@@ -90,9 +90,14 @@ def test_a_tool_that_it_calls_is_its_act_whatever_the_words():
 
 @pytest.mark.parametrize(
     ("said", "counted"),
-    [(("fly", "{}"), "unknown_tools"), (("greet", "no json"), "unknown_tools"), (("greet", '{"say": 3}'), "unknown_tools"),
-     ("", "empty"), ("<think>So.</think>", "empty")],
-)  # fmt: skip
+    [
+        (("fly", "{}"), "unknown_tools"),
+        (("greet", "no json"), "unknown_tools"),
+        (("greet", '{"say": 3}'), "unknown_tools"),
+        ("", "empty"),
+        ("<think>So.</think>", "empty"),
+    ],
+)
 def test_what_cannot_be_used_costs_a_turn_and_is_counted(said, counted):
     with Scripted(lambda messages: said) as server:
         agent = agent_of(server, tools=True)
@@ -121,6 +126,13 @@ def test_a_model_of_this_process_answers_by_its_chat_template(engine):
     agent._tools = tools_of(SCENARIO)
     with pytest.raises(InvalidValue, match="takes no tools"):
         evaluate(agent, TASK, conversations=1, references=False)
+
+
+def test_a_model_that_needs_no_briefing_gets_none(engine):
+    with Scripted(lambda messages: "Goodbye.") as server:
+        converse(agent_of(server, briefing=False), TASK.make_env(LLM.requires), 3)
+        (_, first, _) = server.requests[0]
+    assert [message["role"] for message in first["messages"]] == ["user"]
 
 
 def test_an_act_that_is_spoken_is_replayed(tmp_path):
