@@ -119,7 +119,7 @@ def evaluate(
 
     The agent llm is any language model, prompted with the scenario's instructions. Its answers are kept in the folder
     as they come, so that the same command goes on after Ctrl-C, a kill, or a limit that was reached, and asks for none
-    of them again. Limits are for its server, else for the partner's. docs/llm_agents.md says more.
+    of them again. Limits are for its server, else for the partner's. docs/sft.md has an example.
 
     With --compare, runs that differ in their seed alone are taken together; differences are to the one named first.
 
