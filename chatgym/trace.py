@@ -85,6 +85,22 @@ def encode_action(action: int | str) -> int | str | dict[str, Any]:
     return action if isinstance(action, str) else int(action)
 
 
+def decode_action(action: Any) -> Any:
+    """Return the action that `encode_action` wrote.
+
+    Raises:
+        Corrupted: When it is an object other than ``{"text": STRING, "act": INTEGER}``.
+    """
+    if not isinstance(action, dict):
+        return action
+    if action.keys() != {"text", "act"} or not isinstance(action["text"], str) or type(action["act"]) is not int:
+        raise Corrupted(
+            f'{json.dumps(action)[:200]} is no action; one that is an object has a "text", which is a string, and an '
+            '"act", which is an integer; record the trace again'
+        )
+    return Spoken(action["text"], action["act"])
+
+
 def start_record(env: Any, observation: Any, info: dict[str, Any]) -> dict[str, Any]:
     """Return the line of a conversation's beginning, just after ``env.reset`` (`env` is a `ChatEnv`, unwrapped)."""
     return {
@@ -206,7 +222,10 @@ def replay(path: str | Path) -> Replay:
             got = start_record(chat, observation, info)
             conversations += 1
         else:
-            action = Spoken(**expected["action"]) if isinstance(expected["action"], dict) else expected["action"]
+            try:
+                action = decode_action(expected.get("action"))
+            except Corrupted as error:
+                raise Corrupted(f"{path}, line {number}: {error}") from None
             observation, reward, _, _, info = env.step(action)
             got = turn_record(chat, action, observation, float(reward), info)
             turns += 1

@@ -66,6 +66,17 @@ def test_a_single_changed_word_is_found(tmp_path):
         chatgym.replay(reseal(path, change))
 
 
+@pytest.mark.parametrize(
+    "action",
+    [{}, {"text": "Hello."}, {"text": 3, "act": 1}, {"text": "Hello.", "act": "1"}, {"text": "Hello.", "act": True},
+     {"text": "Hello.", "act": 1, "__class__": "x"}],
+)  # fmt: skip
+def test_a_spoken_action_that_is_malformed_is_refused_with_its_line(tmp_path, action):
+    path = reseal(recorded(tmp_path / "t.jsonl"), lambda lines: lines[2].update(action=action))
+    with pytest.raises(Corrupted, match=r'line 3: .* is no action; .*"text"'):
+        chatgym.replay(path)
+
+
 def test_a_dropped_turn_is_found(tmp_path):
     path = reseal(recorded(tmp_path / "t.jsonl"), lambda lines: lines.pop(3))
     with pytest.raises(ReplayMismatch):
