@@ -87,7 +87,8 @@ class ChatEnv(gym.Env[Any, Any]):
     * ``scenario``: a name (``chatgym scenarios``) or a `Scenario`.
     * ``action``, ``observation``: see above.
     * ``llm``: who words the partner: ``"smollm2-135m"``, ``"template"`` (no model), ``"hf:ID-or-folder"``, an `Engine`.
-    * ``simulator``: ``"agenda"``.
+    * ``simulator``: ``"agenda"`` decides what the partner does, `llm` how it says it; or ``"llm"``: `llm`, a strong
+      model, plays it (`chatgym.player`); that is ``action="text"``, ``observation="text"``, and no error channel.
     * ``reward_model``: ``"default"`` (the scenario's own, if it has one) or None.
     * ``reward_weights``: reward term to weight, for those to change.
     * ``max_turns``: turns until truncation.
@@ -267,7 +268,7 @@ class ChatEnv(gym.Env[Any, Any]):
         return next(part.partition("/")[2] for part, code in self.scenario.agent_codes.items() if code == act)
 
     def _user_act(self) -> str:
-        return self.scenario.user_acts[int(self._user_act_code[0])]
+        return (*self.scenario.user_acts, "unclear")[int(self._user_act_code[0])]
 
     def _observation(self) -> Any:
         return row_of(self.talk.observe(), 0)

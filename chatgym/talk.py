@@ -19,13 +19,14 @@ from chatgym.codecs import ActCodec, CandidateCodec, Codec, TextCodec, TokenCode
 from chatgym.engines import Engine, make_engine
 from chatgym.errors import unknown
 from chatgym.nlg import Speaker
+from chatgym.player import Player, check_interface
 from chatgym.room import ChatRoom, loops_digest
 from chatgym.scenarios import ABOUT, UNCLEAR_ACT, Meaning, Scenario
 from chatgym.store import MODELS
 from chatgym.tokens import TokenHistory, tokenizer_of
 
 DEFAULT_LLM = "smollm2-135m"
-SIMULATORS = ("agenda",)
+SIMULATORS = ("agenda", "llm")
 
 
 def find_scenario(scenario: str | Scenario) -> Scenario:
@@ -52,6 +53,7 @@ class Talk:
         room: The dynamics.
         codec: Reads actions.
         speaker: NLG, or None without words.
+        player: The model that plays the partner, or None where the agenda does.
         history: What was said as token ids, or None unless the observation is that.
         texts: What the partner said last, B strings; empty without words.
         own_words: Row to what the agent said last, where it chose its words itself.
@@ -76,6 +78,9 @@ class Talk:
         """See `chatgym.env.ChatEnv` for the arguments; `texts` asks for words whatever the interface is."""
         if simulator not in SIMULATORS:
             raise unknown("simulator", simulator, SIMULATORS)
+        if simulator == "llm":
+            check_interface(action, observation)
+            error_rate = 0.0  # the agent reads the model's words themselves
         if reward_model not in ("default", None):
             raise unknown("reward model", reward_model, ("default",), "Or None, for the task's own reward.")
         if action not in interfaces.ACTIONS:
@@ -93,9 +98,11 @@ class Talk:
         self.single_action_space = self.codec.space
         self.worded = texts or observation in ("text", "token") or action == "candidate"
         self.engine = make_engine(llm) if self.worded else None
-        self.speaker = Speaker(self.scenario, self.engine) if self.worded else None
+        self.player = Player(self.scenario, self.engine, size) if simulator == "llm" else None
+        self.speaker = Speaker(self.scenario, None if self.player else self.engine) if self.worded else None
         self.texts = [""] * size if self.worded else []
         self.own_words: dict[int, str] = {}
+        self._heard: dict[int, str] = {}
         self._everyone = list(range(size))
         self._said = self.room.said.view(f"V{self.scenario.said.itemsize}")  # as bytes: those can be looked up
         self._meaning = _meanings_of(self.scenario)
@@ -127,6 +134,8 @@ class Talk:
         if self.history is not None and self.action != "token":
             for i, text in zip(self._indices(taken), self.agent_texts(decoded.acts, taken), strict=True):
                 self.history.say(i, text)
+        if self.player is not None:
+            self._heard = dict(zip(self._indices(taken), self.agent_texts(decoded.acts, taken), strict=True))
         room.step(decoded.acts, taken, fresh)
         if self.worded:
             self._word_partner(taken if taken is None or fresh is None else taken | fresh)
@@ -178,7 +187,7 @@ class Talk:
         scenario, room = self.scenario, self.room
         deciding: dict[str, Any] = {
             "scenario": {"name": scenario.name, "version": scenario.version, "sha256": scenario.digest},
-            "simulator": {"name": self.simulator, "version": 1, "sha256": loops_digest()},
+            "simulator": {"name": self.simulator, "version": 1, "sha256": loops_digest(), **self._player_identity()},
             "error_model": {
                 "name": "semantic",
                 "version": 1,
@@ -224,6 +233,9 @@ class Talk:
 
         return nlu_of(self.scenario).identity()
 
+    def _player_identity(self) -> dict[str, Any]:
+        return {} if self.player is None else {"player": self.player.identity()}
+
     def _indices(self, rows: npt.NDArray[np.bool_] | None) -> list[int]:
         if rows is None:
             return self._everyone
@@ -232,6 +244,11 @@ class Talk:
 
     def _word_partner(self, rows: npt.NDArray[np.bool_] | None) -> None:
         assert self.speaker is not None
+        if self.player is not None:
+            indices = self._indices(rows)
+            for i, text in zip(indices, self.player.speak(self.room, indices, self._heard), strict=True):
+                self.texts[i] = text
+            return
         said, keys, turns = self._said, self.room.keys, self.room.turns
         if rows is not None:
             said, keys, turns = said[rows], keys[rows], turns[rows]

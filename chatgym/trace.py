@@ -109,6 +109,7 @@ def start_record(env: Any, observation: Any, info: dict[str, Any]) -> dict[str, 
         "observation": encode_observation(observation),
         "user_act": info["user_act"],
         "text": info["text"],
+        **_reply(env),
     }
 
 
@@ -124,8 +125,15 @@ def turn_record(env: Any, action: int | str, observation: Any, reward: float, in
         "reward_terms": info["reward_terms"],
         "user_act": info["user_act"],
         "text": info["text"],
+        **_reply(env),
     }
     return {**line, "outcome": info["outcome"]} if "outcome" in info else line
+
+
+def _reply(env: Any) -> dict[str, str]:
+    """Return what a model that plays the partner wrote, its signals included."""
+    player = env.talk.player
+    return {"reply": player.replies[0]} if player is not None and player.replies else {}
 
 
 def record(
@@ -217,6 +225,9 @@ def replay(path: str | Path) -> Replay:
         if expected["type"] == "words":
             chat.talk.speaker.preload({expected["bank"]: expected["wordings"]})
             continue
+        if chat.talk.player is not None:
+            reply = expected.get("reply")
+            chat.talk.player.script = [reply] if isinstance(reply, str) else []
         if expected["type"] == "start":
             observation, info = env.reset(options={"key": int(expected["key"], 16)})
             got = start_record(chat, observation, info)
@@ -250,8 +261,24 @@ def _arguments(identity: dict[str, Any]) -> dict[str, Any]:
         "observation": identity["observation"],
         "tokenizer": identity["tokenizer"] and identity["tokenizer"]["name"],
         "simulator": identity["simulator"]["name"],
-        "llm": "template",
+        "llm": _Absent(identity["simulator"]["player"]["model"]) if "player" in identity["simulator"] else "template",
         "max_turns": identity["max_turns"],
         "error_rate": identity["error_model"]["rate"],
         "reward_weights": identity["reward"]["weights"],
     }
+
+
+@dataclass(frozen=True)
+class _Absent:
+    """Stands for a model that played the partner: known by its identity, its replies are in the trace."""
+
+    identity: str
+
+    def generate(self, prompts: Sequence[str], **sampling: Any) -> list[Any]:
+        raise Corrupted("the trace lacks replies of the model that played the partner; record it again")
+
+    def score(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[list[float]]:
+        return [list(map(float, self.generate(prompts)))]
+
+    def close(self) -> None:
+        """Do nothing."""

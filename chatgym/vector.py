@@ -67,7 +67,7 @@ class ChatVectorEnv(VectorEnv[Any, Any, Any]):
         self.single_observation_space = self.talk.single_observation_space
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self._user_acts = np.array(self.scenario.user_acts, object)
+        self._user_acts = np.array([*self.scenario.user_acts, "unclear"], object)
         self._agent_acts = np.array(
             [*self.scenario.agent_acts, "unclear", ""], object
         )  # from the end: NO_ACT, UNCLEAR_ACT

@@ -52,6 +52,27 @@ class Meaning:
         return tuple(f"{part}|{self.tone}" for part in self.parts)
 
 
+@dataclass(frozen=True)
+class Played:
+    """What a scenario tells a language model that plays its partner (`chatgym.player`), and takes from its words.
+
+    The dynamics go on behind its words, as always: the agent's acts decide how the partner fares. Words change two
+    things only: true facts that they name count as told, and the partner may leave. `hidden` and `belief` are records.
+
+    Attributes:
+        brief: ``brief(hidden) -> str``: who it is, what it wants and knows; "You ...".
+        now: ``now(hidden, belief) -> str``: how it feels by now, and what it makes of what the agent did.
+        take: ``take(hidden, belief, said) -> bool``: take in the facts of ``said`` that are so; whether all are.
+        leave: ``leave(hidden, belief, terms) -> int``: end the conversation because the partner goes, as the case then
+            stands: the outcome, never that the agent succeeded without having done so. ``terms`` is float64[T].
+    """
+
+    brief: Callable[[Any], str]
+    now: Callable[[Any, Any], str]
+    take: Callable[[Any, Any, Any], bool]
+    leave: Callable[[Any, Any, Any], int]
+
+
 @dataclass(frozen=True, eq=False)
 class Scenario:
     """One kind of conversation.
@@ -86,7 +107,8 @@ class Scenario:
     commands write beside it (references, NLU head); `code` are the files that decide the course of a conversation.
 
     ``audit(conversation)`` finds the partner's contradictions, see `chatgym.scenarios.contradictions`; None: only those
-    that any partner can have are looked for.
+    that any partner can have are looked for. ``played`` lets a language model be the partner (``simulator="llm"``);
+    None: it can't.
     """
 
     name: str
@@ -124,6 +146,7 @@ class Scenario:
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     agent_codes: Mapping[str, int] = field(default_factory=dict)
     audit: Callable[[Sequence[Any]], Iterable[Any]] | None = None
+    played: Played | None = None
     partner_role: str = "customer"
     agent_role: str = "agent"
 

@@ -24,6 +24,7 @@ from chatgym.scenarios.customer_service.belief import (
     note_own_act,
 )
 from chatgym.scenarios.customer_service.customer import respond, start
+from chatgym.scenarios.customer_service.played import PLAYED
 from chatgym.scenarios.customer_service.policy import *
 from chatgym.scenarios.customer_service.words import (
     AGENT_CODES,
@@ -74,6 +75,7 @@ SCENARIO = Scenario(
     choices={"topic": TOPIC_NAMES},
     agent_codes=AGENT_CODES,
     audit=audit,
+    played=PLAYED,
     folder=FOLDER,
     code=tuple(FOLDER / name for name in ("policy.py", "belief.py", "customer.py")),
 )

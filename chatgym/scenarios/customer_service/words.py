@@ -12,7 +12,8 @@ from chatgym.scenarios.customer_service.customer import say
 from chatgym.scenarios.customer_service.policy import *
 
 
-def _surface(slot: int, value: int) -> str:
+def surface(slot: int, value: int) -> str:
+    """Return the words for the value of a date, amount or reference."""
     if slot == DATE:
         if value == 1:
             return "yesterday"
@@ -33,7 +34,7 @@ def _slot_parts(prefix: str, record: Any, slots: list[int]) -> tuple[list[str], 
         value = int(record[SLOTS[slot]])
         parts.append(_part(prefix, slot, value))
         if slot in (REFERENCE, DATE, AMOUNT):
-            surfaces[SLOTS[slot]] = _surface(slot, value)
+            surfaces[SLOTS[slot]] = surface(slot, value)
     return parts, surfaces
 
 
@@ -188,7 +189,7 @@ def describe_belief(belief: Any) -> str:
         sure, value = int(belief["sure"][slot]), int(belief[name])
         if sure:
             words = (
-                TOPIC_NAMES[value] if slot == TOPIC else CASES[PROOF][value] if slot == PROOF else _surface(slot, value)
+                TOPIC_NAMES[value] if slot == TOPIC else CASES[PROOF][value] if slot == PROOF else surface(slot, value)
             )
             noted.append(words + ("", " (unsure)", "", " (confirmed)")[sure])
     return ", ".join(noted) or "nothing yet"
@@ -198,6 +199,6 @@ def describe_goal(hidden: Any) -> str:
     """Return the customer's hidden goal in words, for people."""
     topic = int(hidden["topic"])
     right = ("a refund", "a fix", "a credit", "the supervisor")[int(right_resolution(hidden))]
-    facts = [f"number {hidden['reference']}", _surface(DATE, int(hidden["date"]))]
-    facts += [_surface(AMOUNT, int(hidden["amount"])), "has proof" if hidden["proof"] else "has no proof"]
+    facts = [f"number {hidden['reference']}", surface(DATE, int(hidden["date"]))]
+    facts += [surface(AMOUNT, int(hidden["amount"])), "has proof" if hidden["proof"] else "has no proof"]
     return f"{TOPICS[topic].replace('_', ' ')} ({', '.join(facts)}); right: {right}"

@@ -24,6 +24,7 @@ from chatgym.scenarios.education.belief import (
     mask,
     note_own_act,
 )
+from chatgym.scenarios.education.played import PLAYED
 from chatgym.scenarios.education.policy import *
 from chatgym.scenarios.education.student import respond, start
 from chatgym.scenarios.education.words import (
@@ -73,6 +74,7 @@ SCENARIO = Scenario(
     examples=EXAMPLES,
     choices=CHOICES,
     audit=audit,
+    played=PLAYED,
     folder=FOLDER,
     code=tuple(FOLDER / name for name in ("policy.py", "problems.py", "belief.py", "student.py")),
     partner_role="student",

@@ -94,7 +94,7 @@ def agent_meaning(act: int, belief: Any) -> Meaning:
     return Meaning(name, (part,), slots)
 
 
-def _chain(goal: int) -> list[int]:
+def chain(goal: int) -> list[int]:
     """Return the goal and what it builds on, the first thing first."""
     steps = [goal]
     while BUILDS_ON[steps[0]] >= 0:
@@ -103,7 +103,7 @@ def _chain(goal: int) -> list[int]:
 
 
 def _plan(goal: int) -> str:
-    return ", then ".join(SKILL_NAMES[skill] for skill in _chain(goal))
+    return ", then ".join(SKILL_NAMES[skill] for skill in chain(goal))
 
 
 EXAMPLES = {
@@ -212,7 +212,7 @@ def describe_belief(belief: Any) -> str:
     if goal < 0:
         return "nothing yet"
     words = [f"wants {SKILL_NAMES[goal]}" + (" (unsure)" if belief["goal_sure"] == 1 else "")]
-    words += [f"{SKILL_NAMES[step]} {belief['known'][step]:.0%} known" for step in _chain(goal)]
+    words += [f"{SKILL_NAMES[step]} {belief['known'][step]:.0%} known" for step in chain(goal)]
     words.append(f"now at {SKILL_NAMES[skill]}")
     if belief["answered"] in (RIGHT, WRONG):
         unsure = " (unsure)" if belief["sure"] == 1 else ""
@@ -226,7 +226,7 @@ def describe_belief(belief: Any) -> str:
 def describe_goal(hidden: Any) -> str:
     """Return what the student wants and knows in words, for people."""
     goal = int(hidden["goal"])
-    steps = _chain(goal)
+    steps = chain(goal)
 
     def names(known: int) -> str:
         return ", ".join(SKILL_NAMES[step] for step in steps if known >> step & 1) or "none of it"

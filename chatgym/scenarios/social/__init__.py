@@ -27,6 +27,7 @@ from chatgym.scenarios.social.belief import (
     note_own_act,
 )
 from chatgym.scenarios.social.person import respond, start
+from chatgym.scenarios.social.played import PLAYED
 from chatgym.scenarios.social.policy import *
 from chatgym.scenarios.social.words import (
     AGENT_CODES,
@@ -77,6 +78,7 @@ SCENARIO = Scenario(
     choices=CHOICES,
     agent_codes=AGENT_CODES,
     audit=audit,
+    played=PLAYED,
     folder=FOLDER,
     code=tuple(FOLDER / name for name in ("policy.py", "belief.py", "person.py")),
     partner_role="person",
