@@ -10,14 +10,27 @@ import typer
 from typer.core import TyperGroup
 
 from chatgym import __version__
-from chatgym.cli import audit, evaluate, inventory, play, replay, serve, sft, train, tune
+from chatgym.cli import audit, evaluate, inventory, play, replay, reward, serve, sft, train, tune
 from chatgym.cli.terminal import print_error
 from chatgym.errors import ChatGymError, InvalidValue
 
 INTERRUPTED = 130
 
 
-ORDER = ("train", "tune", "evaluate", "play", "replay", "audit", "sft", "serve", "scenarios", "plugins", "pull")
+ORDER = (
+    "train",
+    "tune",
+    "evaluate",
+    "play",
+    "replay",
+    "audit",
+    "sft",
+    "reward",
+    "serve",
+    "scenarios",
+    "plugins",
+    "pull",
+)
 
 
 class Root(TyperGroup):
@@ -84,6 +97,7 @@ app.command("play")(play.play)
 app.command("replay")(replay.replay)
 app.command("audit")(audit.audit)
 app.command("sft")(sft.sft)
+app.add_typer(reward.app, name="reward")
 app.command("serve")(serve.serve)
 app.command("scenarios")(inventory.scenarios)
 app.command("plugins")(inventory.plugins)

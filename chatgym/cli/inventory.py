@@ -47,6 +47,9 @@ def scenarios(
     train_nlu: Annotated[
         bool, typer.Option("--train-nlu", help="Train what understands its sentences, and store it.")
     ] = False,
+    train_reward: Annotated[
+        bool, typer.Option("--train-reward", help="Train its default reward model, and store it.")
+    ] = False,
 ) -> None:
     """List what there is to talk about.
 
@@ -57,10 +60,12 @@ def scenarios(
     found = plugins.load().scenarios
     if name is not None and name not in found:
         raise unknown("scenario", name, found)
-    if measure or train_nlu:
+    if measure or train_nlu or train_reward:
         for one in found if name is None else (name,):
             if train_nlu:
                 _train_nlu(found[one])
+            if train_reward:
+                _train_reward(found[one])
             if measure:
                 _measure(one)
         return
@@ -97,6 +102,17 @@ def _train_nlu(scenario: Scenario) -> None:
     path = nlu.save(scenario, heads)
     sizes = ", ".join(f"{name} ({len(head.labels)})" for name, head in heads.items())
     console().print(f"Trained the heads {sizes}; stored in {path}")
+
+
+def _train_reward(scenario: Scenario) -> None:
+    from chatgym.cli.reward import print_report, reading
+    from chatgym.rewards import default
+
+    with reading() as progress:
+        model, report = default.train(scenario, progress)
+    path = default.save(scenario, model)
+    print_report(report)
+    console().print(f"\nStored in {path}")
 
 
 def _print_scenario(name: str, scenario: Scenario, source: str) -> None:

@@ -1,0 +1,185 @@
+"""``chatgym reward``: preference pairs, and reward models trained on them: the second step of RLHF."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from chatgym.cli.terminal import Progress, console, percent, progress_bar, table
+from chatgym.errors import InvalidValue, unknown
+
+if TYPE_CHECKING:
+    from chatgym.rewards.pairs import Pair
+    from chatgym.rewards.report import Report, Share
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+SOURCES = ("scenario", "chitchat")
+
+
+@app.callback()
+def reward() -> None:
+    """Learn what a good reply is from pairs of a better and a worse one: the second step of RLHF.
+
+    \b
+    Examples:
+      chatgym reward pairs --scenario social --out pairs.jsonl   make pairs, or write your own
+      chatgym reward train --pairs pairs.jsonl --out judge       learn from them, a minute on a CPU
+      chatgym evaluate llm --llm MODEL ...                       agents are measured by the task's reward alone
+
+    A trained one is used by its folder: gym.make("ChatEnv-v0", action="text", reward_model="judge").
+    """
+
+
+@app.command("pairs")
+def pairs(
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the pairs go, as JSON lines.")],
+    source: Annotated[
+        str, typer.Option("--from", metavar="SOURCE", help="scenario, or chitchat: people's ratings of chats.")
+    ] = "scenario",
+    scenario: Annotated[str, typer.Option(metavar="NAME", help="What is talked about.")] = "customer_service",
+    conversations: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="How many are held (300), or taken (all of chitchat).")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=999_999, metavar="N", help="Seed of the first.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+) -> None:
+    """Make preference pairs.
+
+    From a scenario: its expert's replies, and worse ones to the same: off topic, rude, with wrong facts, against the
+    policy, said before, the partner's words, no reply at all; and whole conversations, well and badly held.
+    From chitchat: whole chats of people, whose ratings differ; ratings that nobody touched and ties are left out.
+    A line is {"prompt": [...], "chosen": [...], "rejected": [...], "kind": "rude", "group": "17"}: ChatML messages, of
+    which the agent says the assistant's, and two ways to go on. Pairs of one group are learned from or held out whole.
+
+    \b
+    Examples:
+      chatgym reward pairs --scenario education --out pairs.jsonl
+      chatgym reward pairs --from chitchat --out people.jsonl    needs pip install 'chatgym[chitchat]'
+    """
+    from chatgym.rewards.pairs import write_pairs
+
+    if out.exists() and not overwrite:
+        raise InvalidValue(f"{out} is already there; replace it (--overwrite) or name another file (--out)")
+    if not out.parent.is_dir():
+        raise InvalidValue(f"there is no folder {out.parent}; make it, or name another file (--out)")
+    if source == "scenario":
+        made = _of_scenario(scenario, conversations or 300, seed)
+    elif source == "chitchat":
+        from chatgym.rewards import chitchat
+
+        made = chitchat.pairs_of(None if conversations is None else conversations // 2, seed=seed)
+    else:
+        raise unknown("source", source, SOURCES)
+    write_pairs(out, made)
+    _print_pairs(made, out)
+
+
+def _of_scenario(name: str, conversations: int, seed: int) -> list[Pair]:
+    from chatgym.rewards.badness import pairs_of
+    from chatgym.talk import find_scenario
+
+    found = find_scenario(name)
+    with progress_bar("pairs", conversations, "conversations") as progress:
+        done = None if progress is None else (lambda n: progress(n, {}))
+        return pairs_of(found, conversations, seed=seed, progress=done)
+
+
+def _print_pairs(made: list[Pair], out: Path) -> None:
+    counts = Counter(pair.kind for pair in made)
+    console().print(table(("kind of badness", "pairs"), ((kind, f"{n:,}") for kind, n in sorted(counts.items())), (1,)))
+    groups = len({pair.group for pair in made})
+    console().print(f"\n{len(made):,} pairs from {groups:,} conversations: {out}")
+
+
+@app.command("train")
+def train(
+    pairs: Annotated[list[Path], typer.Option(metavar="FILE", help="Pairs to learn from; can be given again.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the reward model goes.")],
+    ensemble: Annotated[
+        int, typer.Option(min=1, max=64, metavar="K", help="Heads; several show where the pairs don't decide.")
+    ] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=999_999, metavar="N", help="Of everything random.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the reward model in the folder.")] = False,
+) -> None:
+    """Train a reward model on preference pairs, and measure it on those held out.
+
+    Of the groups one in five is held out. The encoder kind is a Bradley-Terry head over features of a sentence encoder
+    and takes a minute on a CPU; with --ensemble it also tells by how much its heads differ.
+
+    \b
+    Examples:
+      chatgym reward train --pairs pairs.jsonl --out judge
+      chatgym reward train --pairs pairs.jsonl --pairs people.jsonl --out judge --ensemble 5
+
+    The folder holds the model, config.json and report.json.
+    """
+    from chatgym.rewards import folder, training
+    from chatgym.rewards.encoder import FILE
+    from chatgym.rewards.pairs import read_pairs, split
+    from chatgym.rewards.report import measure
+    from chatgym.training import atomic
+
+    folder.check_free(out, overwrite)
+    learned, tested = split([pair for path in pairs for pair in read_pairs(path)])
+    with reading() as progress:
+        model = training.train(learned, ensemble=ensemble, seed=seed, progress=progress)
+    report = measure(model, tested)
+    about = {"pairs": [str(path) for path in pairs], "learned": len(learned), "sha256": model.made_from,
+             "ensemble": ensemble, "seed": seed}  # fmt: skip
+
+    def fill(new: Path) -> None:
+        folder.write_config(new, "encoder", about)
+        model.save(new / FILE)
+        report.save(new / "report.json")
+
+    with atomic.disk_space(out, "free some, or name another folder (--out)"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        atomic.replace_folder(out, fill)
+    print_report(report)
+    console().print(f"\nReward model: {out} (learned from {len(learned):,} pairs), reward_model={str(out)!r}")
+
+
+@contextlib.contextmanager
+def reading() -> Iterator[Callable[[int, int], None]]:
+    """Show a bar of texts read, from the first call of what is yielded on."""
+    with contextlib.ExitStack() as stack:
+        bar: list[Progress | None] = []
+
+        def progress(done: int, total: int) -> None:
+            if not bar:
+                bar.append(stack.enter_context(progress_bar("reading", total, "texts")))
+            if bar[0] is not None:
+                bar[0](done, {})
+
+        yield progress
+
+
+def print_report(report: Report) -> None:
+    """Print what a model does on pairs held out."""
+    out = console()
+    named = [("all", report.accuracy), *((kind or "of no kind", share) for kind, share in report.by_kind.items())]
+    shorter, longer = report.chosen_shorter, report.chosen_longer
+    named += [(f"the better one is {how}", share) for how, share in (("shorter", shorter), ("longer", longer)) if share]
+    out.print(table(("pairs held out", "right", "95 % interval", "pairs"), map(_row, named), (1, 2, 3)))
+    out.print()
+    bins = [
+        (f"{percent(one.low)} to {percent(one.high)}", percent(one.confidence), percent(one.accuracy), str(one.pairs))
+        for one in report.calibration
+    ]
+    out.print(table(("how sure", "in the mean", "right", "pairs"), bins, (1, 2, 3)))
+    out.print(f"\nCalibration error {report.calibration_error:.3f}, loss {report.loss:.3f}; "
+              f"correlation of score and length {report.length_correlation:+.2f}")  # fmt: skip
+    if report.disagreement is not None:
+        right, wrong = report.disagreement
+        out.print(f"Disagreement of the heads: {right:.3f} where right, {wrong:.3f} where wrong")
+
+
+def _row(named: tuple[str, Share]) -> tuple[str, str, str, str]:
+    name, share = named
+    return name, percent(share.value), f"{percent(share.low)} to {percent(share.high)}", str(share.pairs)

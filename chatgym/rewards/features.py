@@ -1,0 +1,254 @@
+"""What the default reward model sees of a conversation: features of each agent turn, from a sentence encoder.
+
+The encoder is that of `chatgym.nlu`; numbers are put out of sight before it looks, so a sentence with another order
+number is the same sentence, and which numbers were said is a feature of its own. A turn's features are
+
+- the reply's vector, and the squares of its coordinates in a small space that is fitted to the training texts;
+- products of its coordinates with those of the partner's last turn, of all the partner said, of all the agent said
+  before: what fits to what, and what is to come after what;
+- `SIGNALS`: repetition, echo, numbers that nobody named, text that isn't read, and the like.
+
+The length of a reply is not among them. A conversation's features are the mean over its last `WINDOW` agent turns, each
+weighing `RECENCY` of the next one: of two conversations with one beginning only the last reply differs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+
+WINDOW = 6
+"""Agent turns that are looked at, counted from the last; as many of the partner's."""
+RECENCY = 0.5
+RANK = 24
+"""Dimensions of the small space."""
+READ_CHARS = 280
+"""Characters of a text that are read, which the encoder's 64 tokens hold; the rest makes the text one that isn't."""
+REMEMBERED = 16_384
+"""Texts whose vectors are kept in memory (30 MB)."""
+
+SIGNALS = ("repeats", "repeats_exactly", "echoes", "fits", "foreign", "stray_numbers", "shared_numbers", "empty",
+           "unread", "babble", "glue")  # fmt: skip
+"""Names of the plain numbers among a turn's features, each from 0 to 1 (`fits` and the like from -1):
+
+repeats, repeats_exactly: likeness to the most similar of the agent's turns before, and whether they are the same.
+echoes: likeness to the most similar of the partner's turns. fits: likeness to its last one.
+foreign: how much of the reply's vector lies outside of the small space.
+stray_numbers, shared_numbers: share of the reply's numbers that the partner didn't say, that it did.
+empty, unread: whether there are no words in it, whether it is longer than what is read.
+babble: share of its words that it said before. glue: share of its words that hold sentences together (the, is, you).
+"""
+
+_WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
+_GLUE = frozenset(
+    _WORD.findall(
+        "a about all am an and any are as at be been but by can could did do does don't for from had has have he her "
+        "here how i i'll i'm if in is it it's just like may me my no not of on one or our out please right shall she "
+        "so some than that that's the them then there they this to too up us was we we'll were what when where which "
+        "who why will with would you you're your"
+    )
+)
+_NUMBER = re.compile(r"\d+(?:[.,/]\d+)*")
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute by one thread in the block: more of them add up in another order, to other last bits."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """The small space: whitened principal components of the training texts' vectors.
+
+    Attributes:
+        mean: float32[384].
+        basis: float32[RANK, 384], rows divided by their component's standard deviation.
+        scale: float32[RANK], those standard deviations.
+    """
+
+    mean: Floats
+    basis: Floats
+    scale: Floats
+
+    @classmethod
+    def fit(cls, vectors: Doubles) -> Space:
+        """Fit it to float64[N, 384]; the sign of a component is such that its largest entry is positive."""
+        import torch
+
+        mean = vectors.mean(0)
+        centred = torch.from_numpy(vectors - mean)
+        with one_thread():
+            found = torch.linalg.eigh(centred.T @ centred / len(centred))
+        values, components = found.eigenvalues.numpy(), found.eigenvectors.numpy()
+        components = components[:, ::-1][:, :RANK].T  # (RANK, 384), the largest first
+        largest = np.take_along_axis(components, np.abs(components).argmax(1)[:, None], 1)
+        scale = np.sqrt(np.maximum(values[::-1][:RANK], 1e-6))
+        basis = components * np.sign(largest) / scale[:, None]
+        return cls(mean.astype(np.float32), basis.astype(np.float32), scale.astype(np.float32))
+
+
+@dataclass(frozen=True, eq=False)
+class Text:
+    """What is known of one text.
+
+    Attributes:
+        masked: It with other numbers in the place of its own.
+        vector: float32[384], length 1.
+        place: float32[RANK], its coordinates in the small space; foreign: how much of the vector lies outside.
+        numbers: Those in it.
+        empty, unread, babble, glue: See `SIGNALS`.
+    """
+
+    masked: str
+    vector: Floats
+    place: Floats
+    foreign: float
+    numbers: frozenset[str]
+    empty: float
+    unread: float
+    babble: float
+    glue: float
+
+
+def masked(text: str) -> str:
+    """Return what the encoder sees of a text: its first `READ_CHARS` characters, with 482913 and 12 for numbers."""
+    return _NUMBER.sub(lambda found: "482913" if len(found[0]) > 4 else "12", text[:READ_CHARS])
+
+
+class Reader:
+    """Reads texts, each once, and each by itself: its vector depends on no other text, to the last bit."""
+
+    def __init__(self, space: Space | None = None) -> None:
+        """Read into a space; without one, `Text.place` is empty."""
+        from chatgym.nlu import encoder
+
+        self._space = space
+        self._encode = encoder().encode_alone
+        self._vectors: dict[str, Floats] = {}
+        self.read = functools.lru_cache(maxsize=REMEMBERED)(self._read)
+
+    def preload(self, vectors: Mapping[str, Floats]) -> None:
+        """Take the vectors of masked texts from elsewhere."""
+        self._vectors.update(vectors)
+
+    def vector(self, seen: str) -> Floats:
+        """Return the vector of a masked text."""
+        known = self._vectors.get(seen)
+        return self._encode(seen) if known is None else known
+
+    def _read(self, text: str) -> Text:
+        seen = masked(text)
+        vector = self.vector(seen)
+        place, foreign = np.zeros(0, np.float32), 0.0
+        if self._space is not None:
+            centred = vector - self._space.mean
+            place = self._space.basis @ centred
+            outside = float(centred @ centred) - float(((place * self._space.scale) ** 2).sum())
+            foreign = float(np.sqrt(max(outside, 0.0)))
+        words = _WORD.findall(text[:READ_CHARS].lower().replace("’", "'"))
+        count = max(len(words), 1)
+        return Text(
+            seen, vector, place, foreign, frozenset(_NUMBER.findall(text[:READ_CHARS])), float(not text.strip()),
+            float(len(text) > READ_CHARS), 1 - len(set(words)) / count if words else 0.0,
+            sum(word in _GLUE for word in words) / count,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """An agent turn: its reply, and what was said before it, the last `WINDOW` turns of each."""
+
+    reply: Text
+    partner: Sequence[Text]
+    agent: Sequence[Text]
+
+    @functools.cached_property
+    def contexts(self) -> Floats:
+        """Coordinates of the partner's last turn, of all its turns and of all the agent's before: [3, RANK]."""
+        none = np.zeros_like(self.reply.place)
+        return np.stack([
+            self.partner[-1].place if self.partner else none,
+            np.mean([text.place for text in self.partner], 0) if self.partner else none,
+            np.mean([text.place for text in self.agent], 0) if self.agent else none,
+        ])  # fmt: skip
+
+    @functools.cached_property
+    def signals(self) -> Floats:
+        """The `SIGNALS`, float32[S]."""
+        reply = self.reply
+        before = [_likeness(reply, text) for text in self.agent]
+        theirs = [_likeness(reply, text) for text in self.partner]
+        said = frozenset().union(*(text.numbers for text in self.partner))
+        shared = len(reply.numbers & said) / max(len(reply.numbers), 1)
+        stray = len(reply.numbers - said) / max(len(reply.numbers), 1)
+        same = any(reply.masked == text.masked and reply.numbers == text.numbers for text in self.agent)
+        values = (max(before, default=0.0), float(same), max(theirs, default=0.0), theirs[-1] if theirs else 0.0,
+                  reply.foreign, stray, shared, reply.empty, reply.unread, reply.babble, reply.glue)  # fmt: skip
+        return np.array(values, np.float32)
+
+    def features(self) -> Floats:
+        """All features, float32[`size`]: vector, squares, products, signals."""
+        place = self.reply.place
+        products = self.contexts[:, :, None] * place  # (3, RANK, RANK)
+        return np.concatenate([self.reply.vector, place * place, products.ravel(), self.signals])
+
+
+def _likeness(a: Text, b: Text) -> float:
+    return float(a.vector @ b.vector)
+
+
+SIZE = 384 + RANK + 3 * RANK * RANK + len(SIGNALS)
+"""Number of features of a turn."""
+
+
+def turns(conversation: Sequence[Mapping[str, Any]], reader: Reader) -> list[Turn]:
+    """Return the last `WINDOW` agent turns of a conversation (ChatML messages), the last one last."""
+    return [
+        Turn(reader.read(reply), [reader.read(text) for text in partner], [reader.read(text) for text in agent])
+        for reply, partner, agent in _replies(conversation)
+    ]
+
+
+def _replies(conversation: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[str], list[str]]]:
+    said = [(message["role"], message["content"]) for message in conversation if message["role"] != "system"]
+    mine = [i for i, (role, _) in enumerate(said) if role == "assistant"]
+    for i in mine[-WINDOW:]:
+        partner = [text for role, text in said[:i] if role != "assistant"]
+        agent = [text for role, text in said[:i] if role == "assistant"]
+        yield said[i][1], partner[-WINDOW:], agent[-WINDOW:]
+
+
+def weights(count: int) -> Floats:
+    """Return what each of the last `count` agent turns weighs, float32[count], in sum 1."""
+    raw = RECENCY ** np.arange(count - 1, -1, -1, dtype=np.float64)
+    result: Floats = (raw / raw.sum()).astype(np.float32)
+    return result
+
+
+def texts(conversations: Iterable[Sequence[Mapping[str, Any]]]) -> list[str]:
+    """Return the masked texts that are read of conversations, each once, sorted."""
+    found = {
+        masked(text)
+        for conversation in conversations
+        for reply, partner, agent in _replies(conversation)
+        for text in (reply, *partner, *agent)
+    }
+    return sorted(found)

@@ -1,0 +1,67 @@
+"""A trained reward model in its folder: the model, ``config.json`` (what made it) and ``report.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from chatgym.errors import Corrupted, InvalidValue
+from chatgym.rewards.encoder import FILE, EncoderRewardModel
+
+FORMAT, VERSION = "chatgym-reward", 1
+KINDS = ("encoder", "llm")
+MODEL = "model"
+"""Folder of the llm kind's weights."""
+
+
+def check_free(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder that holds something else than what may be replaced.
+
+    Raises:
+        InvalidValue: It isn't empty.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder / "config.json").is_file() or _config(folder).get("format") != FORMAT:
+        raise InvalidValue(f"{folder} isn't empty and holds no reward model; name another folder (--out)")
+    if not overwrite:
+        raise InvalidValue(f"{folder} already holds a reward model; replace it (--overwrite) or name another folder")
+
+
+def write_config(folder: Path, kind: str, about: Mapping[str, Any]) -> None:
+    """Write what made a model."""
+    record = {"format": FORMAT, "version": VERSION, "kind": kind, **about}
+    (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def load(folder: Path) -> Any:
+    """Load what `chatgym reward train` made.
+
+    Raises:
+        InvalidValue: The folder holds no reward model, or one of another version.
+        Corrupted: It isn't what it was.
+    """
+    if not (folder / "config.json").is_file():
+        raise InvalidValue(f"{folder} holds no reward model; `chatgym reward train --out {folder}` makes one")
+    config = _config(folder)
+    if config.get("format") != FORMAT:
+        raise InvalidValue(f"{folder} holds no reward model but something else; a classifier is hf:{folder}")
+    if config.get("version") != VERSION or config.get("kind") not in KINDS:
+        raise InvalidValue(f"{folder} holds a reward model of another version of ChatGym; train it again with this one")
+    if config["kind"] == "encoder":
+        return EncoderRewardModel.load(folder / FILE)
+    from chatgym.engines import find_model
+    from chatgym.rewards.classifier import ClassifierRewardModel
+
+    return ClassifierRewardModel(*find_model(str(folder / MODEL)))
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Corrupted(f"{path} can't be read ({error}); train the reward model again (--overwrite)") from error
+    return found if isinstance(found, dict) else {}

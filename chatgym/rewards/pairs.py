@@ -1,0 +1,160 @@
+"""Preference pairs: what a reward model learns from. JSON lines, one pair each::
+
+    {"prompt": [{"role": "user", "content": "..."}], "chosen": [...], "rejected": [...], "kind": "rude", "group": "17"}
+
+``prompt`` (it may be empty), ``chosen`` and ``rejected`` are ChatML messages; of two conversations with the same
+beginning the one that goes on with ``chosen`` is the better one. ``kind`` says what is wrong with the other (reports
+count by it), ``group`` which conversation the pair is made from: whole groups are held out, so that nothing of a
+conversation is both learned and tested. Both may be left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from chatgym.errors import InvalidValue
+from chatgym.rewards import Conversation
+
+ROLES = ("system", "user", "assistant")
+KEYS = ("prompt", "chosen", "rejected", "kind", "group")
+HELD_OUT = 5
+"""One group in so many is held out."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two conversations with the same beginning, of which one is better.
+
+    Attributes:
+        prompt: How both begin; the agent is the ``assistant``.
+        chosen, rejected: How the better and the worse one go on.
+        kind: What is wrong with the worse one.
+        group: The conversation that it comes from.
+    """
+
+    prompt: Conversation
+    chosen: Conversation
+    rejected: Conversation
+    kind: str = ""
+    group: str = ""
+
+    @property
+    def better(self) -> Conversation:
+        """The whole better conversation."""
+        return [*self.prompt, *self.chosen]
+
+    @property
+    def worse(self) -> Conversation:
+        """The whole worse conversation."""
+        return [*self.prompt, *self.rejected]
+
+    @property
+    def held_out(self) -> bool:
+        """Whether it is for testing, not for learning: a matter of its group alone."""
+        return is_held_out(self.group)
+
+
+def is_held_out(group: str) -> bool:
+    """Tell whether the pairs of a group are for testing."""
+    return hashlib.sha256(group.encode()).digest()[0] % HELD_OUT == 0
+
+
+def read_pairs(path: str | Path) -> list[Pair]:
+    """Read pairs from a file.
+
+    Raises:
+        InvalidValue: When there is no such file, or a line is no pair; it names the line and what is wrong with it.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        raise InvalidValue(f"there is no {path}; `chatgym reward pairs --out {path}` makes pairs") from None
+    except UnicodeDecodeError:
+        raise InvalidValue(f"{path} holds no pairs: it isn't text in UTF-8") from None
+    pairs = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                pairs.append(_pair(json.loads(line), number))
+            except json.JSONDecodeError as error:
+                raise InvalidValue(f"{path}, line {number} is not JSON: {error.msg}") from None
+            except InvalidValue as error:
+                raise InvalidValue(f"{path}, line {number}: {error}") from None
+    if not pairs:
+        raise InvalidValue(f"{path} holds no pairs; write one JSON object per line: {', '.join(KEYS)}")
+    return pairs
+
+
+def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
+    """Write pairs to a file, all of them or none."""
+    from chatgym.training import atomic
+
+    text = "".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in pairs)
+    atomic.write_text(Path(path), text)
+
+
+def _pair(record: Any, number: int) -> Pair:
+    if not isinstance(record, dict):
+        raise InvalidValue(f"a pair is an object with {', '.join(KEYS)}, not a {type(record).__name__}")
+    if extra := sorted(set(record) - set(KEYS)):
+        raise InvalidValue(f"a pair has no {extra[0]!r}; it has {', '.join(KEYS)}")
+    sides = {}
+    for name in ("prompt", "chosen", "rejected"):
+        if name not in record and name != "prompt":
+            raise InvalidValue(f"it lacks {name!r}, a list of messages")
+        sides[name] = check_messages(record.get(name, []), name)
+    for name in ("chosen", "rejected"):
+        if not any(message["role"] == "assistant" for message in sides[name]):
+            raise InvalidValue(f"{name} has no message of the assistant: there is nothing to judge in it")
+    if sides["chosen"] == sides["rejected"]:
+        raise InvalidValue("chosen and rejected are the same; leave out ties")
+    kind, group = record.get("kind", ""), record.get("group", f"line {number}")
+    for name, value in (("kind", kind), ("group", group)):
+        if not isinstance(value, str):
+            raise InvalidValue(f"{name} is a text, not {value!r}")
+    return Pair(sides["prompt"], sides["chosen"], sides["rejected"], kind, group)
+
+
+def check_messages(messages: Any, name: str) -> list[dict[str, str]]:
+    """Return ChatML messages as they are.
+
+    Raises:
+        InvalidValue: When they aren't ``{"role": ..., "content": ...}`` with a known role and a text.
+    """
+    if not isinstance(messages, list):
+        raise InvalidValue(f"{name} is a list of messages, not a {type(messages).__name__}")
+    for message in messages:
+        if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
+            raise InvalidValue(f'a message of {name} is {{"role": ..., "content": ...}}, not {message!r:.80}')
+        if message["role"] not in ROLES:
+            raise InvalidValue(f"the roles in {name} are {', '.join(ROLES)}, not {message['role']!r}")
+        if not isinstance(message["content"], str):
+            raise InvalidValue(f"the content of a message of {name} is a text, not {message['content']!r:.80}")
+    return messages
+
+
+def split(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
+    """Return the pairs to learn from and those held out.
+
+    Raises:
+        InvalidValue: When either has none: there are too few groups.
+    """
+    learned, tested = [pair for pair in pairs if not pair.held_out], [pair for pair in pairs if pair.held_out]
+    if not learned or not tested:
+        groups = len({pair.group for pair in pairs})
+        raise InvalidValue(
+            f"{len(pairs)} pairs of {groups} groups are too few: one group in {HELD_OUT} is held out, by chance; have "
+            "pairs of at least 20 conversations"
+        )
+    return learned, tested
+
+
+def message(role: str, content: str) -> dict[str, str]:
+    """Return a ChatML message."""
+    return {"role": role, "content": content}
