@@ -218,10 +218,23 @@ def _recorded(spec: str) -> Engine:
 
 def _folder(spec: str, opener: Callable[[Path, str], Engine] = _transformers) -> Engine:
     """Return the engine of a model in a folder or on the hub."""
+    return _lazy(*find_model(spec), opener)
+
+
+def find_model(spec: str) -> tuple[Path, str]:
+    """Find a model: a folder that exists, or one that the hub has, which is fetched.
+
+    Returns:
+        Its folder, and its identity: name and revision.
+
+    Raises:
+        InvalidValue: There is no such folder, or no model in safetensors in it.
+        Unavailable: The hub's can't be fetched.
+    """
     folder = Path(spec).expanduser()
     if not folder.is_dir():
         if not _is_hub_id(spec):
-            raise InvalidValue(f"llm: {spec!r} names no folder; give a folder that exists or a hub id, 'owner/name'")
+            raise InvalidValue(f"model {spec!r} names no folder; give a folder that exists or a hub id, 'owner/name'")
         folder = _from_hub(spec)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights or not (folder / "config.json").is_file():
@@ -230,7 +243,7 @@ def _folder(spec: str, opener: Callable[[Path, str], Engine] = _transformers) ->
             "(pickled weights are never loaded); save it with `model.save_pretrained(folder)`"
         )
     name = spec if folder != Path(spec).expanduser() else folder.resolve().name
-    return _lazy(folder, f"{name}@{_digest(weights)[:12]}", opener)
+    return folder, f"{name}@{_digest(weights)[:12]}"
 
 
 def _is_hub_id(spec: str) -> bool:

@@ -1,0 +1,123 @@
+"""Sequence classifiers as reward models: ``reward_model="hf:ID-or-folder"``, and what the llm kind of training makes.
+
+The conversation is written by the model's chat template, or as lines where it has none, and read to its last token.
+Each is read by itself, without padding, so its score doesn't depend on others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from chatgym.errors import InvalidValue
+from chatgym.rewards import Conversation
+from chatgym.rewards.features import one_thread
+
+MOST_TOKENS = 2048
+"""The last so many tokens of a conversation are read, or as many as the model's context holds."""
+REMEMBERED = 65_536
+"""Scores that are kept in memory."""
+
+
+class ClassifierRewardModel:
+    """Scores conversations by a model with a classification head.
+
+    One label is log-odds r: the score is ``2 sigmoid(r) - 1``. Several are taken as grades from the worst to the best:
+    the score is the expected grade, from -1 to 1 (of two labels: the probability of the second, less the first's).
+
+    Attributes:
+        identity: Name and content of the weights.
+        labels: How many.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        """Load the model of a folder (safetensors; never pickled weights, never code of the model's own).
+
+        Raises:
+            InvalidValue: It has no classification head, or no tokenizer.
+        """
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        from chatgym.engines.transformers import pick_device, pick_dtype, quiet_loading
+
+        self._device = pick_device()
+        dtype = torch.float32 if self._device.type == "cpu" else pick_dtype(self._device)
+        try:
+            with quiet_loading():
+                model, found = AutoModelForSequenceClassification.from_pretrained(
+                    folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+                )
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InvalidValue(f"{folder} can't be read as a sequence classifier ({reason})") from error
+        if found["missing_keys"]:
+            raise InvalidValue(
+                f"{folder} holds a model without a trained classification head (it lacks "
+                f"{sorted(found['missing_keys'])[0]}); `chatgym reward train --kind llm` trains one"
+            )
+        self._model: Any = model.to(self._device).eval()
+        self.labels = int(model.config.num_labels)
+        self.identity = {"name": "classifier", "version": 1, "model": name}
+        self._most = min(MOST_TOKENS, int(getattr(model.config, "max_position_embeddings", MOST_TOKENS)))
+        self._known: dict[tuple[int, ...], float] = {}
+
+    def score(self, conversations: Sequence[Conversation]) -> npt.NDArray[np.float32]:
+        """Score B conversations: float32[B] from -1 to 1; 0 where the agent said nothing yet."""
+        return np.array([self._scored(one) for one in conversations], np.float32)
+
+    def margins(self, conversations: Sequence[Conversation]) -> npt.NDArray[np.float64]:
+        """Return float64[B] whose differences are log-odds of a preference."""
+        scores = np.clip(self.score(conversations).astype(np.float64), -1 + 1e-7, 1 - 1e-7)
+        return np.asarray(2 * np.arctanh(scores), np.float64)
+
+    def _scored(self, conversation: Conversation) -> float:
+        if not any(message["role"] == "assistant" for message in conversation):
+            return 0.0
+        ids = tuple(encode(self._tokenizer, conversation, self._most))
+        known = self._known.get(ids)
+        if known is None:
+            if len(self._known) >= REMEMBERED:
+                self._known.clear()
+            known = self._known[ids] = self._judge(ids)
+        return known
+
+    def _judge(self, ids: Sequence[int]) -> float:
+        import torch
+
+        rows = torch.tensor([ids], device=self._device)
+        with torch.inference_mode(), one_thread():
+            logits = self._model(input_ids=rows, attention_mask=torch.ones_like(rows)).logits[0].double().cpu()
+        if self.labels == 1:
+            return float(torch.tanh(logits[0] / 2))
+        grades = torch.linspace(-1, 1, self.labels, dtype=torch.float64)
+        return float(torch.softmax(logits, 0) @ grades)
+
+
+def encode(tokenizer: Any, conversation: Conversation, most: int) -> list[int]:
+    """Write a conversation as token ids, its last `most` ones.
+
+    Args:
+        tokenizer: Of the transformers library.
+        conversation: ChatML messages.
+        most: Tokens that are kept, counted from the end.
+    """
+    text = _written(tokenizer, conversation)
+    ids: list[int] = tokenizer(text[-20 * most :], add_special_tokens=not tokenizer.chat_template)["input_ids"]
+    return ids[-most:]
+
+
+def _written(tokenizer: Any, conversation: Conversation) -> str:
+    if tokenizer.chat_template:
+        from jinja2.exceptions import TemplateError
+
+        try:
+            return str(tokenizer.apply_chat_template([dict(message) for message in conversation], tokenize=False))
+        except TemplateError:
+            pass  # it wants roles in turn, say
+    return "".join(f"{message['role'].capitalize()}: {message['content']}\n" for message in conversation)
