@@ -105,10 +105,10 @@ def _train_nlu(scenario: Scenario) -> None:
 
 
 def _train_reward(scenario: Scenario) -> None:
-    from chatgym.cli.reward import print_report, reading
+    from chatgym.cli.reward import print_report, watched
     from chatgym.rewards import default
 
-    with reading() as progress:
+    with watched("reading", "texts") as progress:
         model, report = default.train(scenario, progress)
     path = default.save(scenario, model)
     print_report(report)

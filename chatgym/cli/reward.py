@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,12 +14,15 @@ from chatgym.cli.terminal import Progress, console, percent, progress_bar, table
 from chatgym.errors import InvalidValue, unknown
 
 if TYPE_CHECKING:
+    from chatgym.finetuning.loop import Optimization
+    from chatgym.rewards.llm import Settings
     from chatgym.rewards.pairs import Pair
     from chatgym.rewards.report import Report, Share
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 SOURCES = ("scenario", "chitchat")
+ENCODER = "encoder"
 
 
 @app.callback()
@@ -101,61 +104,109 @@ def _print_pairs(made: list[Pair], out: Path) -> None:
 def train(
     pairs: Annotated[list[Path], typer.Option(metavar="FILE", help="Pairs to learn from; can be given again.")],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the reward model goes.")],
+    kind: Annotated[str, typer.Option(metavar="KIND", help="encoder, or llm: a language model with a head.")] = ENCODER,
     ensemble: Annotated[
         int, typer.Option(min=1, max=64, metavar="K", help="Heads; several show where the pairs don't decide.")
     ] = 1,
+    model: Annotated[
+        str, typer.Option(metavar="MODEL", help="Of llm: smollm2-135m, a folder with safetensors, or tiny: a new one.")
+    ] = "smollm2-135m",
+    epochs: Annotated[float, typer.Option(min=0.01, metavar="X", help="Of llm: how often a pair is seen.")] = 1.0,
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Of llm: pairs of a step.")] = 16,
+    micro_batch: Annotated[int, typer.Option(min=1, metavar="N", help="Of llm: pairs of a forward pass at most.")] = 4,
+    length: Annotated[int, typer.Option(min=16, metavar="N", help="Of llm: tokens read, the last ones.")] = 512,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(min=0.0, metavar="X", help="Of llm: at its highest.", show_default="tiny 1e-3, else 3e-5"),
+    ] = None,
+    zero: Annotated[int, typer.Option(min=0, max=3, metavar="STAGE", help="Of llm: ZeRO stage.")] = 1,
+    bf16: Annotated[bool, typer.Option("--bf16/--fp32", help="Of llm: compute in bfloat16 (pays on GPUs).")] = False,
     seed: Annotated[int, typer.Option(min=0, max=999_999, metavar="N", help="Of everything random.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the reward model in the folder.")] = False,
-) -> None:
+) -> None:  # fmt: skip
     """Train a reward model on preference pairs, and measure it on those held out.
 
     Of the groups one in five is held out. The encoder kind is a Bradley-Terry head over features of a sentence encoder
-    and takes a minute on a CPU; with --ensemble it also tells by how much its heads differ.
+    and takes a minute on a CPU; with --ensemble it also tells by how much its heads differ. The llm kind is a whole
+    language model with a head, trained by DeepSpeed.
 
     \b
     Examples:
       chatgym reward train --pairs pairs.jsonl --out judge
       chatgym reward train --pairs pairs.jsonl --pairs people.jsonl --out judge --ensemble 5
+      chatgym reward train --pairs pairs.jsonl --out judge --kind llm --model hf:runs/sft/model --bf16
 
     The folder holds the model, config.json and report.json.
     """
-    from chatgym.rewards import folder, training
-    from chatgym.rewards.encoder import FILE
+    from chatgym.finetuning.loop import Optimization
+    from chatgym.rewards import folder
+    from chatgym.rewards.llm import SCRATCH, Settings
     from chatgym.rewards.pairs import read_pairs, split
     from chatgym.rewards.report import measure
+    from chatgym.rewards.training import digest_of
     from chatgym.training import atomic
 
+    if kind not in folder.KINDS:
+        raise unknown("kind", kind, folder.KINDS)
     folder.check_free(out, overwrite)
     learned, tested = split([pair for path in pairs for pair in read_pairs(path)])
-    with reading() as progress:
-        model = training.train(learned, ensemble=ensemble, seed=seed, progress=progress)
-    report = measure(model, tested)
-    about = {"pairs": [str(path) for path in pairs], "learned": len(learned), "sha256": model.made_from,
-             "ensemble": ensemble, "seed": seed}  # fmt: skip
+    rate = learning_rate if learning_rate is not None else 1e-3 if model == SCRATCH else 3e-5
+    settings = Settings(model, epochs, length, seed)
+    optimization = Optimization(batch, micro_batch, rate, zero=zero, bf16=bf16)
+
+    reports: list[Report] = []
 
     def fill(new: Path) -> None:
-        folder.write_config(new, "encoder", about)
-        model.save(new / FILE)
-        report.save(new / "report.json")
+        about = {"pairs": [str(path) for path in pairs], "learned": len(learned), "sha256": digest_of(learned)}
+        if kind == ENCODER:
+            _fill_encoder(new, learned, about, ensemble, seed)
+        else:
+            _fill_llm(new, learned, about, settings, optimization)
+        reports.append(measure(folder.load(new), tested))
+        reports[0].save(new / "report.json")
 
     with atomic.disk_space(out, "free some, or name another folder (--out)"):
         out.parent.mkdir(parents=True, exist_ok=True)
         atomic.replace_folder(out, fill)
-    print_report(report)
+    print_report(reports[0])
     console().print(f"\nReward model: {out} (learned from {len(learned):,} pairs), reward_model={str(out)!r}")
 
 
+def _fill_encoder(new: Path, learned: list[Pair], about: dict[str, Any], ensemble: int, seed: int) -> None:
+    from chatgym.rewards import folder, training
+    from chatgym.rewards.encoder import FILE
+
+    with watched("reading", "texts") as progress:
+        model = training.train(learned, ensemble=ensemble, seed=seed, progress=progress)
+    folder.write_config(new, "encoder", {**about, "ensemble": ensemble, "seed": seed})
+    model.save(new / FILE)
+
+
+def _fill_llm(
+    new: Path, learned: list[Pair], about: dict[str, Any], settings: Settings, optimization: Optimization
+) -> None:
+    import dataclasses
+
+    from chatgym.rewards import folder, llm
+
+    (new / folder.MODEL).mkdir()
+    with watched("training", "steps") as progress:
+        llm.train(learned, new / folder.MODEL, settings, optimization, progress)
+    how = {"settings": dataclasses.asdict(settings), "optimization": dataclasses.asdict(optimization)}
+    folder.write_config(new, "llm", {**about, **how})
+
+
 @contextlib.contextmanager
-def reading() -> Iterator[Callable[[int, int], None]]:
-    """Show a bar of texts read, from the first call of what is yielded on."""
+def watched(what: str, unit: str) -> Iterator[Callable[..., None]]:
+    """Show a bar from the first call of what is yielded on: (done, in all, what to show beside it)."""
     with contextlib.ExitStack() as stack:
         bar: list[Progress | None] = []
 
-        def progress(done: int, total: int) -> None:
+        def progress(done: int, total: int, figures: Mapping[str, float] | None = None) -> None:
             if not bar:
-                bar.append(stack.enter_context(progress_bar("reading", total, "texts")))
+                bar.append(stack.enter_context(progress_bar(what, total, unit)))
             if bar[0] is not None:
-                bar[0](done, {})
+                bar[0](done, figures or {})
 
         yield progress
 

@@ -18,7 +18,7 @@ from chatgym.rewards import Conversation
 from chatgym.rewards.features import one_thread
 
 MOST_TOKENS = 2048
-"""The last so many tokens of a conversation are read, or as many as the model's context holds."""
+"""The last so many tokens of a conversation are read, or as many as the model's context or its tokenizer allows."""
 REMEMBERED = 65_536
 """Scores that are kept in memory."""
 
@@ -64,19 +64,19 @@ class ClassifierRewardModel:
         self._model: Any = model.to(self._device).eval()
         self.labels = int(model.config.num_labels)
         self.identity = {"name": "classifier", "version": 1, "model": name}
-        self._most = min(MOST_TOKENS, int(getattr(model.config, "max_position_embeddings", MOST_TOKENS)))
+        context = int(getattr(model.config, "max_position_embeddings", MOST_TOKENS))
+        self._most = min(MOST_TOKENS, context, self._tokenizer.model_max_length)
         self._known: dict[tuple[int, ...], float] = {}
 
     def score(self, conversations: Sequence[Conversation]) -> npt.NDArray[np.float32]:
         """Score B conversations: float32[B] from -1 to 1; 0 where the agent said nothing yet."""
-        return np.array([self._scored(one) for one in conversations], np.float32)
+        return np.tanh(self.margins(conversations) / 2).astype(np.float32)
 
     def margins(self, conversations: Sequence[Conversation]) -> npt.NDArray[np.float64]:
-        """Return float64[B] whose differences are log-odds of a preference."""
-        scores = np.clip(self.score(conversations).astype(np.float64), -1 + 1e-7, 1 - 1e-7)
-        return np.asarray(2 * np.arctanh(scores), np.float64)
+        """Return the unbounded scores, float64[B]: differences are log-odds of a preference."""
+        return np.array([self._margin(one) for one in conversations], np.float64)
 
-    def _scored(self, conversation: Conversation) -> float:
+    def _margin(self, conversation: Conversation) -> float:
         if not any(message["role"] == "assistant" for message in conversation):
             return 0.0
         ids = tuple(encode(self._tokenizer, conversation, self._most))
@@ -94,9 +94,9 @@ class ClassifierRewardModel:
         with torch.inference_mode(), one_thread():
             logits = self._model(input_ids=rows, attention_mask=torch.ones_like(rows)).logits[0].double().cpu()
         if self.labels == 1:
-            return float(torch.tanh(logits[0] / 2))
+            return float(logits[0])
         grades = torch.linspace(-1, 1, self.labels, dtype=torch.float64)
-        return float(torch.softmax(logits, 0) @ grades)
+        return float(2 * torch.atanh((torch.softmax(logits, 0) @ grades).clamp(-1 + 1e-12, 1 - 1e-12)))
 
 
 def encode(tokenizer: Any, conversation: Conversation, most: int) -> list[int]:

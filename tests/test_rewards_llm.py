@@ -1,0 +1,113 @@
+"""The llm kind of reward model: its loss, its training under DeepSpeed, and what it leaves in its folder."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from tiny import save_tiny_model
+from typer.testing import CliRunner
+
+from chatgym.cli.app import app
+from chatgym.errors import InvalidValue
+from chatgym.finetuning.loop import Optimization
+from chatgym.rewards import folder, llm, make_reward_model
+from chatgym.rewards.classifier import ClassifierRewardModel, encode
+from chatgym.rewards.pairs import Pair, write_pairs
+from chatgym.talk import find_scenario
+from chatgym.testing import check_reward_model
+
+HOW = Optimization(batch=8, micro_batch=4, learning_rate=3e-3)
+SCRATCH = llm.Settings(llm.SCRATCH, epochs=3, length=64)
+
+
+def pairs_of(count: int) -> list[Pair]:
+    """Return pairs whose better side is polite."""
+    things = ("a refund", "my parcel", "an invoice", "a password", "a broken lamp")
+    return [
+        Pair(
+            [{"role": "user", "content": f"I write about {things[i % 5]}, number {i}."}],
+            [{"role": "assistant", "content": ("Of course, I will look.", "Thank you for telling me.")[i % 2]}],
+            [{"role": "assistant", "content": ("Go away.", "That is your problem.")[i // 2 % 2]}],
+            "rude", str(i),
+        )
+        for i in range(count)
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("model")
+    losses = []
+    llm.train(pairs_of(32), out, SCRATCH, HOW, lambda done, total, figures: losses.append(figures["loss"]))
+    return out, losses
+
+
+def test_training_begins_undecided_and_learns(trained):
+    out, losses = trained
+    assert len(losses) == 12
+    assert losses[0] == pytest.approx(math.log(2), abs=0.1)
+    assert losses[-1] < 0.1
+    tested = pairs_of(48)[32:]
+    model = ClassifierRewardModel(out, "tiny")
+    better, worse = (model.score([getattr(pair, side) for pair in tested]) for side in ("better", "worse"))
+    assert (better > worse).all()
+
+
+def test_it_keeps_to_the_protocol_and_loads_as_a_classifier(trained):
+    check_reward_model(make_reward_model(f"hf:{trained[0]}", find_scenario("social")))
+
+
+def test_the_same_pairs_give_the_same_bytes(trained, tmp_path):
+    llm.train(pairs_of(32), tmp_path, SCRATCH, HOW)
+    assert (tmp_path / "model.safetensors").read_bytes() == (trained[0] / "model.safetensors").read_bytes()
+
+
+def test_the_loss_is_that_of_the_paper_and_knows_no_padding(trained):
+    """Ouyang et al. 2022, eq. 1, by hand: each conversation read alone, r at its last token."""
+    model = ClassifierRewardModel(trained[0], "tiny")
+    pairs = [*pairs_of(3), Pair([], [{"role": "assistant", "content": "Hello. " * 40}], pairs_of(1)[0].rejected)]
+    odds = model.margins([pair.better for pair in pairs]) - model.margins([pair.worse for pair in pairs])
+    rows = llm.batch_of(
+        [encode(model._tokenizer, getattr(pair, side), 64) for side in ("better", "worse") for pair in pairs],
+        model._tokenizer.pad_token_id, torch.device("cpu"),
+    )  # fmt: skip
+    module = llm.PairLoss(model._model)
+    with torch.inference_mode():
+        assert float(module(rows)) == pytest.approx(-np.log(1 / (1 + np.exp(-odds))).sum(), rel=1e-4)
+        rewards = module.rewards(rows).chunk(2)
+    assert (rewards[0] - rewards[1]).numpy() == pytest.approx(odds, rel=1e-4)
+
+
+def test_each_epoch_sees_each_pair_once():
+    seen = np.concatenate([llm._order(10, step, 4, 0) for step in range(5)])
+    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
+    assert seen[:10].tolist() != seen[10:].tolist()
+
+
+def test_a_language_model_gets_a_new_head_from_the_seed(tmp_path):
+    base = save_tiny_model(tmp_path)
+    one, other, again = (llm._model(base, llm.Settings(str(base), seed=seed)) for seed in (0, 1, 0))
+    assert torch.equal(one.score.weight, again.score.weight)
+    assert not torch.equal(one.score.weight, other.score.weight)
+    assert torch.equal(one.model.embed_tokens.weight, other.model.embed_tokens.weight)
+
+
+def test_a_context_that_is_too_short_is_told(tmp_path):
+    base = save_tiny_model(tmp_path)
+    with pytest.raises(InvalidValue, match="--length 512 is more than the 256 tokens"):
+        llm.train(pairs_of(8), tmp_path, llm.Settings(str(base)), HOW)
+
+
+def test_the_command_trains_one(tmp_path):
+    write_pairs(tmp_path / "pairs.jsonl", pairs_of(40))
+    out = tmp_path / "judge"
+    command = ["reward", "train", "--pairs", str(tmp_path / "pairs.jsonl"), "--out", str(out), "--kind", "llm"]
+    result = CliRunner().invoke(app, [*command, "--model", "tiny", "--length", "64", "--batch", "8", "--epochs", "4"])
+    assert result.exit_code == 0, result.output
+    assert json.loads((out / "report.json").read_text())["accuracy"]["value"] > 0.9
+    assert isinstance(folder.load(out), ClassifierRewardModel)
+    assert CliRunner().invoke(app, [*command, "--overwrite", "--kind", "lm"]).exit_code == 2
