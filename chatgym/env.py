@@ -81,12 +81,13 @@ class ChatEnv(gym.Env[Any, Any]):
 
     ## Arguments
     ```python
-    gym.make("ChatEnv-v0", scenario="customer_service", action="act", observation="embedding", llm="smollm2-135m")
+    gym.make("ChatEnv-v0", scenario="customer_service", action="act", llm="smollm2-135m-partner")
     ```
 
     * ``scenario``: a name (``chatgym scenarios``) or a `Scenario`.
     * ``action``, ``observation``: see above.
-    * ``llm``: who words the partner: ``"smollm2-135m"``, ``"template"`` (no model), ``"hf:ID-or-folder"``, an `Engine`.
+    * ``llm``: who words the partner: ``"smollm2-135m-partner"`` (SmolLM2 with a voice), ``"smollm2-135m"``,
+      ``"template"`` (no model), ``"hf:ID-or-folder"``, an `Engine`.
     * ``simulator``: ``"agenda"`` decides what the partner does, `llm` how it says it; or ``"llm"``: `llm`, a strong
       model, plays it (`chatgym.player`); that is ``action="text"``, ``observation="text"``, and no error channel.
     * ``reward_model``: ``"default"`` (the scenario's own, if it has one) or None.

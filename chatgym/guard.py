@@ -1,22 +1,25 @@
 """The wording guard: a language model's words are heard only if they say what was meant.
 
-A weak model flips roles, drops numbers and makes things up. A wording passes when the model itself finds it likely;
-when it is plain English in the scenario's vocabulary, denies nothing that the part's own sentences don't deny, and
-names exactly the slots that it should; and when NLU recognises the part, the role and the tone in it.
+A weak model flips roles, drops numbers and makes things up. A wording passes when it is one that a person wrote for the
+part and the tone; or when the model itself finds it likely, it is plain English in the scenario's vocabulary, denies
+nothing that the part's own sentences don't deny, speaks of nothing that answers another act of the agent's, and names
+exactly the slots that it should; and NLU recognises the part, the role and the tone in it.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from chatgym.interfaces import CHARSET
 from chatgym.nlu import NLU, OUT_OF_DOMAIN, labelled
 from chatgym.scenarios import Scenario, fill
+from chatgym.voice.wordings import wordings
 
-VERSION = 2
+VERSION = 3
 MAX_CHARS = 120
 MIN_LOGPROB = -1.1
 """Least mean log-probability of a wording's tokens, under the distribution that they were sampled from."""
@@ -28,8 +31,10 @@ MAX_OTHER_ROLE = 0.5
 MIN_TONE = 0.2
 MIN_SIMILARITY = 0.5
 """Least cosine to the nearest of the part's own sentences in the tone."""
+TELLING = 2
+"""How many wordings that answer an act of the agent's have to use a word for it to tell of that act."""
 
-_MARKS = re.compile(r"^[\s\-*•\d.)(\"'“”‘’]+(?=\S)|[\s\"“”]+$")
+_MARKS = re.compile(r"^(?:[\s\-*•(\"'“”‘’]|\d+[.)]\s)+(?=\S)|[\s\"“”]+$")
 _STRANGE = re.compile(r"[\[\]{}<>|_#*=\\/@:;\"()]|\.\.|…|https?|www", re.I)
 _NAME = re.compile(r"(?<=[a-z,] )(?!I\b|I')[A-Z]\w*")
 _SPAN = re.compile(r"\b(?:days|weeks|months|years|hours|minutes|dollars?|euros?|pounds?|percent)\b", re.I)
@@ -42,7 +47,7 @@ _HABITS = re.compile(  # of weak models: they say little, or the other one's par
     r"\bhelp you\b|\bto help\b|\bcan i do\b|\bmay i help\b|\bi can help\b|\bfor you\b|\byou an?\b|\byou said\b|"
     r"\bi should be\b|\bmeant no\b", re.I,
 )  # fmt: skip
-_OPENING = re.compile(r"(?:no|yes|you're|you)\b")  # decides what the rest means
+_OPENING = re.compile(r"(?:no|yes)\b|you(?:'re)? \w+\b")  # decides what the rest means
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
 
 
@@ -59,18 +64,24 @@ class _Part:
     """What a part's own sentences say.
 
     Attributes:
-        in_tone: Those in the tone asked for.
+        known: Those in the tone asked for that fit after the act asked for, as `_plain` to their form with ``{name}``.
+        in_tone: Those in the tone.
         text: Those of all tones, in lower case.
         words: Their words.
+        last_words: The words that they end with.
         denials: What they deny.
         slots: The slots that they name.
+        elsewhere: Words of answers to other acts of the agent's.
     """
 
+    known: dict[str, str]
     in_tone: tuple[str, ...]
     text: str
     words: frozenset[str]
+    last_words: frozenset[str]
     denials: frozenset[str]
     slots: frozenset[str]
+    elsewhere: frozenset[str]
 
 
 class Guard:
@@ -87,7 +98,7 @@ class Guard:
         self._vocabulary = {*scenario.sentences["vocabulary"], *_WORD.findall(" ".join(texts).lower())}
 
     def check(
-        self, texts: Sequence[str], part: str, tone: str, logprobs: Sequence[float] | None = None
+        self, texts: Sequence[str], part: str, tone: str, logprobs: Sequence[float] | None = None, act: str = ""
     ) -> list[Verdict]:
         """Judge wordings.
 
@@ -96,44 +107,61 @@ class Guard:
             part: What they should say.
             tone: And how.
             logprobs: The mean log-probability of each one's tokens, if it is to count.
+            act: The agent's act that they answer, if that is known.
 
         Returns:
             N verdicts.
         """
-        own = self._part(part, tone)
+        own = self._part(part, tone, act)
         verdicts = [self._form(tidy(text), own, tone) for text in texts]
         for i, logprob in enumerate(logprobs or ()):
             if logprob < MIN_LOGPROB:
                 verdicts[i] = Verdict(None, f"unlikely ({logprob:.2f})")
-        passed = [i for i, verdict in enumerate(verdicts) if verdict.wording is not None]
+        known = [own.known.get(_plain(tidy(text))) for text in texts]
+        passed = [i for i, verdict in enumerate(verdicts) if verdict.wording is not None and not known[i]]
         readable = [fill(str(verdicts[i].wording), self.scenario.examples) for i in passed]
         for i, reason in zip(passed, self._meaning(readable, part, tone, own), strict=True):
             if reason:
                 verdicts[i] = Verdict(None, reason)
-        return verdicts
+        return [Verdict(wording) if wording else verdict for wording, verdict in zip(known, verdicts, strict=True)]
 
-    @functools.cache  # noqa: B019 (as many as there are parts and tones)
-    def _part(self, part: str, tone: str) -> _Part:
-        tones = self.scenario.sentences["partner"][part]
-        templates: list[str] = tones.get(tone) or tones["calm"]
+    @functools.cache  # noqa: B019 (as many as there are parts, tones and acts)
+    def _part(self, part: str, tone: str, act: str) -> _Part:
+        scenario = self.scenario
+        tones = scenario.sentences["partner"][part]
+        templates: list[str] = list(tones.get(tone) or tones["calm"])
+        fitting = list(templates)
+        mine: list[str] = [text for texts in tones.values() for text in texts]
+        others: dict[str, list[str]] = {}
+        for bank in (bank for bank in wordings(scenario) if bank.part == part):
+            (mine if bank.act in ("", act) else others.setdefault(bank.act, [])).extend(bank.texts)
+            if bank.tone == tone:
+                templates += bank.texts
+                fitting += bank.texts if bank.act in ("", act) else ()
         text = " \n ".join(self._sentences[part]).lower()
-        slots = frozenset(name for name in self.scenario.examples if "{" + name + "}" in templates[0])
+        slots = frozenset(name for name in scenario.examples if "{" + name + "}" in templates[0])
         if slots:  # a wording around a value says nothing that isn't said around it in some part
             same = [" ".join(texts) for label, texts in self._sentences.items() if _same_value(label, part)]
             words = frozenset(_WORD.findall(" ".join(same).lower()))
         else:
             words = frozenset(self._vocabulary)
-        in_tone = tuple(fill(template, self.scenario.examples) for template in templates)
-        return _Part(in_tone, text, words, frozenset(_DENIAL.findall(text)), slots)
+        return _Part(
+            known={_plain(tidy(fill(wording, scenario.examples))): wording for wording in fitting},
+            in_tone=tuple(fill(template, scenario.examples) for template in templates),
+            text=text, words=words, last_words=frozenset(re.findall(r"([a-z']+)[.!?]+\s*(?:\n|$)", text)),
+            denials=frozenset(_DENIAL.findall(text)), slots=slots,
+            elsewhere=frozenset(word for texts in others.values() for word in _telling(texts)) - _words(mine),
+        )  # fmt: skip
 
     def _form(self, text: str, own: _Part, tone: str) -> Verdict:
         """Check what can be seen without understanding."""
         low = text.lower()
         strange = not 2 <= len(text) <= MAX_CHARS or not set(text) <= CHARSET or _STRANGE.search(text)
-        if strange or _UNFINISHED.search(text) or _NAME.search(text) or self.scenario.partner_role in low:
+        unfinished = (end := _UNFINISHED.search(low)) and end[0].rstrip(".!?") not in own.last_words
+        if strange or unfinished or _NAME.search(text) or self.scenario.partner_role in low:
             return Verdict(None, "not a plain sentence")
-        if low in (sentence.lower() for sentence in own.in_tone):
-            return Verdict(None, "an example")
+        if told := sorted(own.elsewhere.intersection(_WORD.findall(low))):
+            return Verdict(None, f"{told[0]!r} answers another act")
         if unheard := sorted(set(_WORD.findall(low)) - own.words):
             return Verdict(None, f"the word {unheard[0]!r}")
         if foreign := [
@@ -196,6 +224,21 @@ class Guard:
 def _same_value(one: str, other: str) -> bool:
     """Tell whether two parts are the same, or two acts about the same value (``inform/date``, ``correct/date``)."""
     return one == other or ("/" in one and one.partition("/")[2] == other.partition("/")[2])
+
+
+def _plain(text: str) -> str:
+    """Return a sentence as it is compared: in lower case, without the marks at its end."""
+    return text.lower().rstrip(".!? ")
+
+
+def _words(texts: Iterable[str]) -> frozenset[str]:
+    return frozenset(_WORD.findall(" ".join(texts).lower()))
+
+
+def _telling(texts: Sequence[str]) -> list[str]:
+    """Return the words that `TELLING` of some wordings use."""
+    counts = Counter(word for text in texts for word in _words([text]))
+    return [word for word, count in counts.items() if count >= TELLING]
 
 
 def tidy(text: str) -> str:

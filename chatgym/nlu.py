@@ -23,6 +23,7 @@ import numpy.typing as npt
 from chatgym import store
 from chatgym.errors import Corrupted, Unavailable, unknown
 from chatgym.scenarios import Scenario, fill
+from chatgym.voice.wordings import wordings
 
 Floats = npt.NDArray[np.float32]
 
@@ -254,6 +255,11 @@ def labelled(scenario: Scenario) -> Iterator[tuple[str, str, str]]:
                 yield role, part, text
         for text in sentences["nlu"]["out_of_domain"]:
             yield role, OUT_OF_DOMAIN, text
+    for bank in wordings(scenario):
+        for text in _filled(scenario, bank.texts):
+            yield "partner", bank.part, text
+            yield "role", "partner", text
+            yield "tone", bank.tone, text
 
 
 def _filled(scenario: Scenario, templates: Sequence[str]) -> Iterator[str]:

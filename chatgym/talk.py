@@ -16,16 +16,16 @@ import numpy.typing as npt
 
 from chatgym import interfaces
 from chatgym.codecs import ActCodec, CandidateCodec, Codec, TextCodec, TokenCodec
-from chatgym.engines import Engine, make_engine
+from chatgym.engines import DEFAULT_MODEL, PLAIN_MODEL, Engine, make_engine
 from chatgym.errors import unknown
 from chatgym.nlg import Speaker
 from chatgym.player import Player, check_interface
 from chatgym.room import ChatRoom, loops_digest
-from chatgym.scenarios import ABOUT, UNCLEAR_ACT, Meaning, Scenario
+from chatgym.scenarios import ABOUT, NO_ACT, UNCLEAR_ACT, Meaning, Scenario
 from chatgym.store import MODELS
 from chatgym.tokens import TokenHistory, tokenizer_of
 
-DEFAULT_LLM = "smollm2-135m"
+DEFAULT_LLM = DEFAULT_MODEL
 SIMULATORS = ("agenda", "llm")
 
 
@@ -138,7 +138,8 @@ class Talk:
             self._heard = dict(zip(self._indices(taken), self.agent_texts(decoded.acts, taken), strict=True))
         room.step(decoded.acts, taken, fresh)
         if self.worded:
-            self._word_partner(taken if taken is None or fresh is None else taken | fresh)
+            answered = decoded.acts if fresh is None else np.where(fresh, NO_ACT, decoded.acts)
+            self._word_partner(taken if taken is None or fresh is None else taken | fresh, answered)
         if self.history is not None:
             for i in self._indices(taken):
                 self.history.hear(i, self.texts[i])
@@ -242,7 +243,8 @@ class Talk:
         indices: list[int] = np.flatnonzero(rows).tolist()
         return indices
 
-    def _word_partner(self, rows: npt.NDArray[np.bool_] | None) -> None:
+    def _word_partner(self, rows: npt.NDArray[np.bool_] | None, acts: npt.NDArray[np.int64] | None = None) -> None:
+        """Give the partners of some rows their words, which may answer the acts of their agents, int64[B]."""
         assert self.speaker is not None
         if self.player is not None:
             indices = self._indices(rows)
@@ -252,7 +254,11 @@ class Talk:
         said, keys, turns = self._said, self.room.keys, self.room.turns
         if rows is not None:
             said, keys, turns = said[rows], keys[rows], turns[rows]
-        texts = self.speaker.say([self._meaning(record) for record in said.tolist()], keys, turns)
+        answered: list[str] = []
+        if acts is not None and self.speaker.answers:
+            answered = [self.act_name(act) for act in (acts if rows is None else acts[rows]).tolist()]
+        meanings = [self._meaning(record) for record in said.tolist()]
+        texts = self.speaker.say(meanings, keys, turns, acts=answered)
         for i, text in zip(self._indices(rows), texts, strict=True):
             self.texts[i] = text
 
@@ -274,7 +280,7 @@ def _meanings_of(scenario: Scenario) -> Callable[[bytes], Meaning]:
 def _tokenizer_for(llm: str | Engine) -> str:
     """Return the tokenizer of the model that words the partner, where it has one, else the default model's."""
     name = llm.replace("deepspeed:", "hf:", 1) if isinstance(llm, str) else ""
-    return name if name in MODELS or name.startswith("hf:") else DEFAULT_LLM
+    return name if name in MODELS or name.startswith("hf:") else PLAIN_MODEL
 
 
 def root_of(generator: np.random.Generator) -> np.uint64:

@@ -21,7 +21,7 @@ from chatgym.rendering import print_turns
 from chatgym.training import Evaluation, Run, Task, converse, evaluate, train
 from chatgym.training.intervals import Interval
 
-LLM = "smollm2-135m"
+LLM = "smollm2-135m-partner"
 
 
 def main() -> None:

@@ -114,7 +114,6 @@ def test_the_guard_lets_pass_what_says_the_right_thing(guard, part, tone, text):
         ("complain", "calm", "I hate John Smith.", "not a plain sentence"),
         ("complain", "calm", "See http://example.org", "not a plain sentence"),
         ("complain", "calm", "C'est très long.", "the word"),
-        ("affirm", "calm", "Yes, that's right.", "an example"),
         ("affirm", "annoyed", "Yes, no, go on.", "opens with"),
         ("accept", "annoyed", "No, I'll take that.", "opens with"),
         ("bye/left", "calm", "You're leaving, goodbye.", "opens with"),

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from chatgym import __version__
-from chatgym.cli import audit, evaluate, inventory, play, replay, reward, serve, sft, train, tune
+from chatgym.cli import audit, evaluate, inventory, play, replay, reward, serve, sft, train, tune, voice
 from chatgym.cli.terminal import print_error
 from chatgym.errors import ChatGymError, InvalidValue
 
@@ -26,6 +26,7 @@ ORDER = (
     "audit",
     "sft",
     "reward",
+    "voice",
     "serve",
     "scenarios",
     "plugins",
@@ -97,6 +98,7 @@ app.command("play")(play.play)
 app.command("replay")(replay.replay)
 app.command("audit")(audit.audit)
 app.command("sft")(sft.sft)
+app.command("voice")(voice.voice)
 app.add_typer(reward.app, name="reward")
 app.command("serve")(serve.serve)
 app.command("scenarios")(inventory.scenarios)

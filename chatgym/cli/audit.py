@@ -38,7 +38,10 @@ def audit(
         int, typer.Option(min=0, metavar="N", help="How many to hold in words, all agents together.")
     ] = 300,
     llm: Annotated[
-        str, typer.Option(metavar="LLM", help="Who words the partner: template, smollm2-135m, hf:ID-or-folder, ...")
+        str,
+        typer.Option(
+            metavar="LLM", help="Who words the partner: template, smollm2-135m-partner, hf:ID-or-folder, ..."
+        ),
     ] = "template",
     error_rate: Annotated[
         float, typer.Option(min=0.0, max=1.0, metavar="X", help="How often agents misunderstand.")
@@ -73,7 +76,7 @@ def audit(
     Examples:
       chatgym audit customer_service
       chatgym audit social --conversations 10000 --strict
-      chatgym audit education --conversations 100 --worded 1000 --llm smollm2-135m
+      chatgym audit education --conversations 100 --worded 1000 --llm smollm2-135m-partner
       chatgym replay audits/education/wording.jsonl
     """
     from chatgym.training.audit import Audit

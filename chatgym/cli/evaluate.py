@@ -61,7 +61,7 @@ def evaluate(
     ] = None,
     partner: Annotated[
         str | None,
-        typer.Option(metavar="LLM", help="Who words the partner: template, smollm2-135m, hf:ID-or-folder, ..."),
+        typer.Option(metavar="LLM", help="Who words the partner: template, smollm2-135m-partner, hf:ID-or-folder, ..."),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -127,7 +127,7 @@ def evaluate(
     Examples:
       chatgym evaluate runs/qlearning
       chatgym evaluate expert --conversations 200 --error-rate 0.3
-      chatgym evaluate runs/qlearning --conversations 100 --partner smollm2-135m
+      chatgym evaluate runs/qlearning --conversations 100 --partner smollm2-135m-partner
       chatgym evaluate llm --llm openai:http://127.0.0.1:8000/v1#smollm2-135m --conversations 200
       chatgym evaluate llm --llm openai:https://host/v1#big --set tools=true --max-tokens 5000000
       chatgym evaluate runs/qlearning --conversations 20 --trace t.jsonl && chatgym replay t.jsonl

@@ -45,7 +45,7 @@ def play(
     ] = None,
     llm: Annotated[
         str,
-        typer.Option(metavar="LLM", help="Who words the partner: template, smollm2-135m, hf:ID-or-folder, ..."),
+        typer.Option(metavar="LLM", help="Who words the partner: template, smollm2-135m-partner, hf:ID-or-folder, ..."),
     ] = "template",
     seed: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="Which conversation.", show_default="another each time")
@@ -73,7 +73,7 @@ def play(
     \b
     Examples:
       chatgym play
-      chatgym play --seed 7 --llm smollm2-135m
+      chatgym play --seed 7 --llm smollm2-135m-partner
       chatgym play --scenario education --action text
       chatgym play runs/qlearning --as-partner
     """

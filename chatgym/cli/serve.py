@@ -15,8 +15,12 @@ if TYPE_CHECKING:
 
 def serve(
     llm: Annotated[
-        str, typer.Option(metavar="LLM", help="The model: smollm2-135m, hf:ID-or-folder, deepspeed:ID-or-folder.")
-    ] = "smollm2-135m",
+        str,
+        typer.Option(
+            metavar="LLM",
+            help="The model: smollm2-135m-partner, smollm2-135m, hf:ID-or-folder, deepspeed:ID-or-folder.",
+        ),
+    ] = "smollm2-135m-partner",
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0 is everywhere.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="0 takes any that is free.")] = 8000,
     name: Annotated[
@@ -59,7 +63,7 @@ def serve(
       chatgym serve
       chatgym serve --llm hf:runs/sft/model --name mine --port 0
       CHATGYM_SERVE_TOKENS=$(cat secret) chatgym serve --host 0.0.0.0
-      chatgym train qlearning --llm openai:http://127.0.0.1:8000/v1#smollm2-135m
+      chatgym evaluate runs/qlearning --partner openai:http://127.0.0.1:8000/v1#smollm2-135m-partner
     """
     from chatgym.serving import check_installed
 
@@ -98,7 +102,7 @@ def _opened(llm: str) -> TransformersEngine:
     opened = engine.opened() if isinstance(engine, LazyEngine) else engine
     if not isinstance(opened, TransformersEngine):
         raise InvalidValue(
-            f"llm {llm!r} is no model in this process, which is what can be served: smollm2-135m, hf:ID-or-folder, "
-            "deepspeed:ID-or-folder"
+            f"llm {llm!r} is no model in this process, which is what can be served: smollm2-135m-partner, "
+            "smollm2-135m, hf:ID-or-folder, deepspeed:ID-or-folder"
         )
     return opened

@@ -12,7 +12,10 @@ from typing import Any, Protocol
 
 from chatgym.errors import InvalidValue, Unavailable, unknown
 
-DEFAULT_MODEL = "smollm2-135m"
+DEFAULT_MODEL = "smollm2-135m-partner"
+"""The model that words the partner: SmolLM2 with the voice of `chatgym.voice`."""
+PLAIN_MODEL = "smollm2-135m"
+"""SmolLM2 as it is."""
 UNKNOWN_TOKEN = -1
 """Stands in `Completion.tokens` for a token whose id a server doesn't tell."""
 
@@ -130,7 +133,8 @@ def make_engine(llm: str | Engine) -> Engine | None:
     """Make the engine that `llm` names; no model is loaded before it is used.
 
     Args:
-        llm: ``"template"`` (no model), ``"smollm2-135m"`` (by DeepSpeed on CUDA, else by transformers),
+        llm: ``"template"`` (no model), ``"smollm2-135m-partner"`` (SmolLM2 with a partner's voice) and
+            ``"smollm2-135m"`` (SmolLM2 as it is), both by DeepSpeed on CUDA, else by transformers;
             ``"hf:ID-or-folder"``, ``"deepspeed:ID-or-folder"``, ``"openai:URL#MODEL"`` (any compatible server),
             ``"record:FILE,LLM"`` and ``"recorded:FILE"`` (see `chatgym.engines.recorded`), ``"name:spec"`` of an
             engine that a plugin registered, or an `Engine`, which is returned as it is.
@@ -148,7 +152,7 @@ def make_engine(llm: str | Engine) -> Engine | None:
         raise unknown("llm", llm, _allowed(()), "An Engine has `generate` and `score`.")
     if llm == "template":
         return None
-    if llm == DEFAULT_MODEL:
+    if llm in (DEFAULT_MODEL, PLAIN_MODEL):
         return _stored(llm)
     kind, colon, spec = llm.partition(":")
     if spec and kind in BUILT_IN:
@@ -164,33 +168,41 @@ def make_engine(llm: str | Engine) -> Engine | None:
 
 def _allowed(plugged: Sequence[str] | Any) -> list[str]:
     forms = ["hf:ID-or-folder", "deepspeed:ID-or-folder", "openai:URL#MODEL", "record:FILE,LLM", "recorded:FILE"]
-    return ["template", DEFAULT_MODEL, *forms, *(f"{name}:..." for name in plugged)]
+    return ["template", DEFAULT_MODEL, PLAIN_MODEL, *forms, *(f"{name}:..." for name in plugged)]
 
 
 def _stored(name: str) -> Engine:
+    """Return the engine of a model that comes with ChatGym, the voice's adapter merged into the base model."""
     from chatgym import store
 
-    folder = store.path(name)
-    return _lazy(folder, f"{name}@{store.revision(name)[:12]}", _where_it_pays)
+    folder = store.path(PLAIN_MODEL)
+    revision = store.revision(PLAIN_MODEL)[:12]
+    if name == PLAIN_MODEL:
+        return _lazy(folder, f"{name}@{revision}", _where_it_pays)
+    from chatgym.voice import ADAPTER
+
+    identity = f"{name}@{revision}+{_digest(sorted(ADAPTER.glob('*.safetensors')))[:12]}"
+    return _lazy(folder, identity, lambda folder, identity: _where_it_pays(folder, identity, ADAPTER))
 
 
-def _where_it_pays(folder: Path, identity: str) -> Engine:
+def _where_it_pays(folder: Path, identity: str, adapter: Path | None = None) -> Engine:
     """Open a model by DeepSpeed on CUDA, where it is installed, else by transformers."""
     import torch
 
-    return (_deepspeed if torch.cuda.is_available() and find_spec("deepspeed") else _transformers)(folder, identity)
+    opener = _deepspeed if torch.cuda.is_available() and find_spec("deepspeed") else _transformers
+    return opener(folder, identity, adapter)
 
 
-def _transformers(folder: Path, identity: str) -> Engine:
+def _transformers(folder: Path, identity: str, adapter: Path | None = None) -> Engine:
     from chatgym.engines.transformers import TransformersEngine
 
-    return TransformersEngine(folder, identity=identity)
+    return TransformersEngine(folder, identity=identity, adapter=adapter)
 
 
-def _deepspeed(folder: Path, identity: str) -> Engine:
+def _deepspeed(folder: Path, identity: str, adapter: Path | None = None) -> Engine:
     from chatgym.engines.deepspeed import DeepSpeedEngine
 
-    return DeepSpeedEngine(folder, identity=identity)
+    return DeepSpeedEngine(folder, identity=identity, adapter=adapter)
 
 
 def _openai(spec: str) -> Engine:

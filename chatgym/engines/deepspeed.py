@@ -34,14 +34,16 @@ class DeepSpeedEngine(TransformersEngine):
     """
 
     def __init__(
-        self, folder: str | Path, *, identity: str, dtype: torch.dtype | None = None, kernels: bool = False
-    ) -> None:
+        self, folder: str | Path, *, identity: str, dtype: torch.dtype | None = None, adapter: Path | None = None,
+        kernels: bool = False,
+    ) -> None:  # fmt: skip
         """Load the model.
 
         Args:
             folder: Configuration, tokenizer and weights, as `save_pretrained` writes them.
             identity: Name and revision.
             dtype: Of the weights; `chatgym.engines.transformers.pick_dtype` when None.
+            adapter: Folder of a LoRA adapter to merge into them (`chatgym.voice.adapter`).
             kernels: Whether to try DeepSpeed's own layers (CUDA only; they are compiled first, which takes minutes).
                 They keep the attention's cache to themselves, where our decode loop has its rows join and leave, and
                 don't know every release of transformers; so they are used only if they continue a few prompts as
@@ -55,7 +57,7 @@ class DeepSpeedEngine(TransformersEngine):
         if pick_device().type == "cuda":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         self._inject = False
-        super().__init__(folder, identity=identity, dtype=dtype)
+        super().__init__(folder, identity=identity, dtype=dtype, adapter=adapter)
         self.without_kernels = "not asked for"
         if kernels:
             self._use_kernels(Path(folder))

@@ -18,6 +18,7 @@ from chatgym.engines import Completion, check_each, check_sampling
 from chatgym.engines.batch import Alternatives, Batch, Request, report
 from chatgym.engines.columns import new_cache
 from chatgym.errors import InvalidValue
+from chatgym.voice.adapter import merge
 
 SCORED = 2048
 """Tokens whose logits are held at once while scoring: 400 MB with 49,152 tokens in the vocabulary."""
@@ -64,17 +65,20 @@ class TransformersEngine:
         context: Most tokens of a prompt and its continuation together.
     """
 
-    def __init__(self, folder: str | Path, *, identity: str, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, folder: str | Path, *, identity: str, dtype: torch.dtype | None = None, adapter: Path | None = None
+    ) -> None:
         """Load the model.
 
         Args:
             folder: Configuration, tokenizer and weights, as `save_pretrained` writes them.
             identity: Name and revision.
             dtype: Of the weights; `pick_dtype` when None.
+            adapter: Folder of a LoRA adapter to merge into them (`chatgym.voice.adapter`).
         """
         self.device = pick_device()
         self.dtype = dtype or pick_dtype(self.device)
-        self.identity = identity
+        self.identity, self._adapter = identity, adapter
         self.model: Any = self._load_model(Path(folder), self.dtype)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         end = self.model.generation_config.eos_token_id
@@ -92,6 +96,8 @@ class TransformersEngine:
             model: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
             )
+        if self._adapter is not None:
+            merge(model, self._adapter)
         return model.to(self.device).eval()
 
     def generate(

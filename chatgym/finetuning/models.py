@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,8 @@ def with_lora(model: Any, lora: Lora, seed: int) -> Any:
         r=lora.rank, lora_alpha=2 * lora.rank if lora.alpha is None else lora.alpha, lora_dropout=0.0,
         target_modules=ATTENTION_AND_MLP, task_type="CAUSAL_LM",
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of peft's way to ask a model something
         torch.manual_seed(seed)
         try:
             return get_peft_model(model, config)

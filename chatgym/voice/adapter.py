@@ -1,0 +1,78 @@
+"""LoRA adapters (Hu et al. 2021, eq. 3): W + (alpha / r) · B · A for some of a model's weights.
+
+They are read and merged when a model is opened, so nothing but safetensors is needed and what is generated costs no
+more than without. The form is peft's: ``adapter_config.json`` and ``adapter_model.safetensors``.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from chatgym.errors import Corrupted
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+
+
+def merge(model: Any, folder: Path) -> None:
+    """Add an adapter to a model's weights, in place; computed in float32, whatever their dtype is.
+
+    Args:
+        model: A causal language model of transformers.
+        folder: The adapter's.
+
+    Raises:
+        Corrupted: It can't be read, or it is another model's.
+    """
+    scale, matrices = _read(folder)
+    with torch.no_grad():
+        for name, (a, b) in matrices.items():
+            try:
+                weight = model.get_submodule(name).weight
+            except AttributeError as error:
+                raise Corrupted(f"{folder} is an adapter to another model: this one has no {name}") from error
+            delta = scale * (b.float() @ a.float())  # (out, r) @ (r, in)
+            if delta.shape != weight.shape:
+                raise Corrupted(f"{folder} is an adapter to another model: {name} is {tuple(weight.shape)} in this one")
+            weight.copy_(weight.float() + delta.to(weight.device))
+
+
+def pack(source: Path, target: Path) -> None:
+    """Write an adapter of peft's in float16, half as large, and only what `merge` needs of its configuration.
+
+    Raises:
+        Corrupted: `source` holds no such adapter.
+    """
+    _read(source)
+    config = json.loads((source / CONFIG).read_text(encoding="utf-8"))
+    kept = {name: config[name] for name in ("peft_type", "task_type", "r", "lora_alpha")}
+    kept["target_modules"] = sorted(config["target_modules"])
+    halved = {name: tensor.half().contiguous() for name, tensor in load_file(source / WEIGHTS).items()}
+    target.mkdir(parents=True, exist_ok=True)
+    save_file(halved, target / WEIGHTS, metadata={"format": "pt"})
+    (target / CONFIG).write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+
+
+def _read(folder: Path) -> tuple[float, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+    """Return alpha / r, and module name to A, (r, in), and B, (out, r)."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        tensors = load_file(folder / WEIGHTS)
+        if config["peft_type"] != "LORA" or config.get("use_rslora") or config.get("use_dora"):
+            raise Corrupted(f"{folder} is no plain LoRA adapter, and no other kind can be merged")
+        scale = float(config["lora_alpha"]) / int(config["r"])
+        names = [name.removeprefix(_PREFIX).removesuffix(_A) for name in tensors if name.endswith(_A)]
+        pairs = {name: (tensors[f"{_PREFIX}{name}{_A}"], tensors[f"{_PREFIX}{name}{_B}"]) for name in names}
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        if isinstance(error, Corrupted):
+            raise
+        raise Corrupted(f"{folder} holds no adapter that can be read ({error}); `chatgym voice` makes one") from error
+    if not pairs or len(pairs) * 2 != len(tensors):
+        raise Corrupted(f"{folder} holds other weights than pairs of LoRA's A and B")
+    return scale, pairs
