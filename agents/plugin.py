@@ -10,6 +10,7 @@ def register_agents(register: Register) -> None:
     register("expert", "chatgym_agents.scripted:Expert")
     register("qlearning", "chatgym_agents.qlearning:QLearning")
     register("dqn", "chatgym_agents.dqn:DQN")
+    register("ppo", "chatgym_agents.ppo:PPO")
     register("llm", "chatgym_agents.llm:LLM")
 
 

@@ -139,7 +139,8 @@ def test_every_stage_of_zero_comes_to_the_same(said, trained, tmp_path, zero):
 
 
 def start(folder, processes=1):
-    code = f"from chatgym.finetuning.launch import launch; from pathlib import Path; launch(Path({str(folder)!r}), 2)"
+    launch = f"launch('chatgym.finetuning', Path({str(folder)!r}), 2)"
+    code = f"from chatgym.finetuning.launch import launch; from pathlib import Path; {launch}"
     command = [sys.executable, "-c", code] if processes == 2 else [sys.executable, "-m", "chatgym.finetuning", folder]
     return subprocess.Popen(command, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from chatgym import __version__
-from chatgym.cli import audit, evaluate, inventory, play, replay, reward, serve, sft, train, tune, voice
+from chatgym.cli import audit, evaluate, inventory, play, replay, reward, rlhf, serve, sft, train, tune, voice
 from chatgym.cli.terminal import print_error
 from chatgym.errors import ChatGymError, InvalidValue
 
@@ -26,6 +26,7 @@ ORDER = (
     "audit",
     "sft",
     "reward",
+    "rlhf",
     "voice",
     "serve",
     "scenarios",
@@ -98,6 +99,7 @@ app.command("play")(play.play)
 app.command("replay")(replay.replay)
 app.command("audit")(audit.audit)
 app.command("sft")(sft.sft)
+app.command("rlhf")(rlhf.rlhf)
 app.command("voice")(voice.voice)
 app.add_typer(reward.app, name="reward")
 app.command("serve")(serve.serve)

@@ -98,7 +98,7 @@ def sft(
         if processes > 1:
             from chatgym.finetuning.launch import launch
 
-            launch(run, processes)
+            launch("chatgym.finetuning", run, processes)
         else:
             watched(prepared)
     except KeyboardInterrupt:

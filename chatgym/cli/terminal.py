@@ -20,6 +20,10 @@ PIPED_WIDTH = 200
 """Columns where there is no terminal: a table in a file isn't cut to the width of one."""
 
 REFRESH_SECONDS = 0.1
+NOTED = 4
+"""Most metrics that are no reason for a table below the progress bar."""
+GRID = 3
+"""Metrics side by side in it."""
 
 Progress = Callable[[int, Mapping[str, float]], None]
 
@@ -66,6 +70,17 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+def _grid(metrics: Mapping[str, float]) -> Table:
+    """Lay names and numbers out in columns."""
+    from rich.table import Table
+
+    made = Table.grid(padding=(0, 2))
+    cells = [cell for name, value in metrics.items() for cell in (name.replace("_", " "), f"{value:.4g}")]
+    for start in range(0, len(cells), 2 * GRID):
+        made.add_row(*cells[start : start + 2 * GRID])
+    return made
+
+
 @contextlib.contextmanager
 def progress_bar(what: str, total: int, unit: str, done: int = 0) -> Iterator[Progress | None]:
     """Show a bar on a terminal while the block runs; without a terminal, yield None and show nothing.
@@ -96,9 +111,18 @@ def progress_bar(what: str, total: int, unit: str, done: int = 0) -> Iterator[Pr
         TextColumn("{task.description}", markup=False), BarColumn(bar_width=None), TextColumn(plain, markup=False),
         Rate(), TextColumn("{task.fields[note]}", markup=False), TextColumn("ETA"), TimeRemainingColumn(),
     )  # fmt: skip
-    with Bar(*columns, console=Console(stderr=True), expand=True) as bar:
+    latest: tuple[int, Mapping[str, float]] = (done, {})
+
+    class Watched(Bar):
+        """A bar, and below it what an agent has to say of itself, where that is more than a word."""
+
+        def get_renderables(self) -> Iterable[Any]:
+            yield from super().get_renderables()
+            if len(latest[1]) > NOTED:
+                yield _grid(latest[1])
+
+    with Watched(*columns, console=Console(stderr=True), expand=True) as bar:
         task = bar.add_task(what, total=total, completed=done, note="")
-        latest: tuple[int, Mapping[str, float]] = (done, {})
         shown = 0.0
 
         def show() -> None:

@@ -7,7 +7,7 @@ import inspect
 import shlex
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,7 +25,7 @@ SETTING = "setting_"
 
 NUMBER = {int: "N", float: "X"}
 
-WITH_RESUME = ("run", "steps", "resume")
+WITH_RESUME = ("run", "steps", "resume", "processes")
 
 
 class Agents(TyperGroup):
@@ -103,7 +103,10 @@ def _common(
             min=1, metavar="N", help="Turns between evaluations and checkpoints.", show_default="a twentieth of all"
         ),
     ] = None,
-    conversations: Annotated[int, typer.Option(min=1, metavar="N", help="Conversations in each evaluation.")] = 1000,
+    conversations: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Conversations in each evaluation.", show_default="the agent's, or 1000"),
+    ] = None,
     log: Annotated[
         list[str] | None,
         typer.Option(metavar="FORMAT", help="Log as csv or tensorboard, too; can be given twice."),
@@ -118,14 +121,23 @@ def _common(
     """Declare the options that every agent's command has."""
 
 
+def _several(
+    processes: Annotated[int, typer.Option(min=1, metavar="N", help="Processes on this machine, by DeepSpeed.")] = 1,
+) -> None:
+    """Declare the option of agents that can be trained by several processes."""
+
+
 def agent_command(name: str, agent: Any) -> Any:
     """Make the command that trains an agent: the common options, then one for each field of its `Config`."""
 
     def command(**values: Any) -> None:
         _train(name, **values)
 
-    signature = inspect.signature(_common, eval_str=True)
-    parameters = [*signature.parameters.values(), *_settings(agent.Config, set(signature.parameters))]
+    declared: list[Callable[..., None]] = (
+        [_common, _several] if getattr(agent, "several_processes", False) else [_common]
+    )
+    parameters = [one for of in declared for one in inspect.signature(of, eval_str=True).parameters.values()]
+    parameters += _settings(agent.Config, {parameter.name for parameter in parameters})
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     steps = getattr(agent, "default_steps", None)
@@ -187,9 +199,8 @@ def _train(name: str, ctx: Any, run: Path | None, steps: int | None, resume: boo
 
 
 def _begun(name: str, folder: Path, steps: int | None, given: set[str], values: Mapping[str, Any]) -> Run:
-    from chatgym.training import Task, train
-    from chatgym.training.run import check_free, find_agent
-    from chatgym.training.trainer import DEFAULT_STEPS
+    from chatgym.training import Task, prepare
+    from chatgym.training.run import check_free
 
     check_free(folder, overwrite=values["overwrite"])
     arguments = {"error_rate": values["error_rate"]}
@@ -200,17 +211,35 @@ def _begun(name: str, folder: Path, steps: int | None, given: set[str], values: 
         from chatgym.training.tuning import best_settings
 
         settings = {**best_settings(values["from_study"], name), **settings}
-    total = getattr(find_agent(name), "default_steps", DEFAULT_STEPS) if steps is None else steps
-    with progress_bar(name, total, "turns") as progress:
-        return train(
-            name, folder, task=Task(values["scenario"], arguments), total_steps=steps, seed=values["seed"],
-            settings=settings, evaluate_every=values["evaluate_every"], conversations=values["conversations"],
-            log=values["log"] or (), overwrite=values["overwrite"], progress=progress,
-        )  # fmt: skip
+    prepared = prepare(
+        name, folder, task=Task(values["scenario"], arguments), total_steps=steps, seed=values["seed"],
+        settings=settings, evaluate_every=values["evaluate_every"], conversations=values["conversations"],
+        log=values["log"] or (), overwrite=values["overwrite"],
+    )  # fmt: skip
+    return _trained(prepared, values.get("processes", 1))
+
+
+def _trained(run: Run, processes: int) -> Run:
+    """Train, here or by several processes."""
+    if processes == 1:
+        return watched(run)
+    from chatgym.finetuning.launch import launch
+
+    launch("chatgym.training", run.folder, processes)
+    return run
+
+
+def watched(run: Run, steps: int | None = None) -> Run:
+    """Train with a progress bar."""
+    from chatgym.training import resume
+
+    total = run.config["total_steps"] if steps is None else steps
+    with progress_bar(run.config["agent"], total, "turns", run.turns) as progress:
+        return resume(run.folder, total_steps=steps, progress=progress)
 
 
 def _resumed(name: str, folder: Path, steps: int | None, given: set[str], values: Mapping[str, Any]) -> Run:
-    from chatgym.training import Run, resume
+    from chatgym.training import Run
 
     if extra := sorted(given - set(WITH_RESUME)):
         flags = ", ".join("--" + key.removeprefix(SETTING).replace("_", "-") for key in extra)
@@ -223,8 +252,10 @@ def _resumed(name: str, folder: Path, steps: int | None, given: set[str], values
     total = run.config["total_steps"] if steps is None else steps
     if total < (done := run.turns):
         raise InvalidValue(f"{folder} is trained for {done:,} turns already; --steps can only make it longer")
-    with progress_bar(name, total, "turns", run.turns) as progress:
-        return resume(folder, total_steps=steps, progress=progress)
+    processes = values.get("processes", 1)
+    if processes > 1 and steps is not None:
+        run = run.with_total_steps(steps)
+    return watched(run, steps) if processes == 1 else _trained(run, processes)
 
 
 def _interrupted(folder: Path) -> None:

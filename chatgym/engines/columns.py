@@ -59,6 +59,20 @@ class Columns(DynamicLayer):  # type: ignore[misc]
         if self._storage is not None:
             self._take([part[:, :, cut:][rows] for part in self._storage], self._end - cut)
 
+    def take(self, other: Columns, rows: torch.Tensor) -> None:
+        """Hold a copy of some rows of another layer."""
+        if other._storage is not None:
+            if not self.is_initialized:
+                self.lazy_initialization(other.keys, other.values)
+            self._take([part[rows] for part in other._storage], other._end)
+
+    def gather(self, columns: torch.Tensor) -> None:
+        """Keep these columns only, int64[B, T] for each row its own."""
+        if self._storage is not None:
+            of = columns[:, None, :, None]
+            self._take([part.gather(2, of.expand(-1, part.shape[1], -1, part.shape[3])) for part in self._storage],
+                       columns.shape[1])  # fmt: skip
+
     def append(self, other: Columns, longest: int) -> None:
         """Add the rows of another layer; both then have `longest` columns, zeros on the left."""
         held = [(self.keys, other.keys), (self.values, other.values)]

@@ -68,6 +68,14 @@ def choose(
     return _draw(logits, seeds, positions, temperatures, top_ps)
 
 
+def nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Return the fewest of the likeliest tokens that have `top_p` together, bool[B, V], of float32[B, V]."""
+    if top_p >= 1:
+        return probabilities > 0
+    chances = probabilities.cpu().contiguous().numpy()
+    return torch.from_numpy(_nuclei(chances, chances.view(np.int32), top_p)).to(probabilities.device)
+
+
 def _draw(
     logits: torch.Tensor,
     seeds: npt.NDArray[np.uint64],
@@ -161,3 +169,18 @@ def _nucleus(
         least = np.float64(p)
         total += least
     return least, ties, total
+
+
+@nb.njit(cache=True)
+def _nuclei(probabilities: npt.NDArray[np.float32], bits: npt.NDArray[np.int32], top_p: float) -> npt.NDArray[np.bool_]:
+    kept = np.zeros(probabilities.shape, np.bool_)
+    for row in range(probabilities.shape[0]):
+        least, ties, _ = _nucleus(probabilities[row], bits[row], top_p)
+        for column in range(probabilities.shape[1]):
+            p = np.float64(probabilities[row, column])
+            if p > least:
+                kept[row, column] = True
+            elif p == least and ties > 0:
+                kept[row, column] = True
+                ties -= 1
+    return kept

@@ -13,10 +13,15 @@ from pathlib import Path
 from chatgym.errors import Unavailable
 
 
-def launch(folder: Path, processes: int) -> None:
+def launch(module: str, folder: Path, processes: int) -> None:
     """Train the run in a folder by several processes, and wait for them.
 
-    On several machines start ``deepspeed --hostfile FILE --module chatgym.finetuning FOLDER`` instead.
+    On several machines start ``deepspeed --hostfile FILE --module MODULE FOLDER`` instead.
+
+    Args:
+        module: What each process runs: ``"chatgym.finetuning"`` or ``"chatgym.training"``.
+        folder: The run.
+        processes: How many.
 
     Raises:
         Unavailable: One of them failed; it said why.
@@ -25,7 +30,7 @@ def launch(folder: Path, processes: int) -> None:
     world = base64.urlsafe_b64encode(json.dumps({"localhost": list(range(processes))}).encode()).decode()
     command = [
         sys.executable, "-m", "deepspeed.launcher.launch", f"--world_info={world}", "--master_addr=127.0.0.1",
-        f"--master_port={_free_port()}", "--no_local_rank", "--module", "chatgym.finetuning", str(folder),
+        f"--master_port={_free_port()}", "--no_local_rank", "--module", module, str(folder),
     ]  # fmt: skip
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
     with subprocess.Popen(command, env={**threads, **os.environ}, stdout=subprocess.DEVNULL) as process:

@@ -29,13 +29,14 @@ WEIGHTS, STATES = "weights.safetensors", "moments.safetensors"
 
 @dataclass(frozen=True)
 class Optimization:
-    """How a module is trained: AdamW (Loshchilov & Hutter 2019), a warmup, then a cosine down to a tenth.
+    """How a module is trained: AdamW (Loshchilov & Hutter 2019), a warmup, then a cosine down to a share of it.
 
     Attributes:
         batch: Rows of a step, over all processes.
         micro_batch: Rows of a forward pass in one process, at most.
         learning_rate: At its highest.
         warmup: Share of the steps in which it rises.
+        floor: What it falls to, as a share; 1 keeps it as it is.
         weight_decay: Share of a weight that is taken off in a step, times the learning rate.
         clip: Largest norm of a step's gradient.
         zero: ZeRO stage, 0 to 3.
@@ -47,6 +48,7 @@ class Optimization:
     micro_batch: int = 4
     learning_rate: float = 1e-3
     warmup: float = 0.05
+    floor: float = 0.1
     weight_decay: float = 0.01
     clip: float = 1.0
     zero: int = 1
@@ -168,7 +170,8 @@ class Loop:
         if step < rising:
             return settings.learning_rate * (step + 1) / rising
         over = (step - rising) / max(1, self.total_steps - rising)
-        return settings.learning_rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(over, 1.0))))
+        risen = 0.5 * (1 + math.cos(math.pi * min(over, 1.0)))
+        return settings.learning_rate * (settings.floor + (1 - settings.floor) * risen)
 
     def step(self, batches: Sequence[Any], weight: float) -> dict[str, float]:
         """Take one step of the optimizer.
@@ -211,6 +214,13 @@ class Loop:
             torch.distributed.all_reduce(total)
         return float(total)
 
+    def largest(self, value: float) -> float:
+        """Return the largest of a number over the processes."""
+        largest = torch.tensor(value, device=self.device)
+        if self.world > 1:
+            torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+        return float(largest)
+
     def save(self, folder: Path) -> None:
         """Write all that a training needs to go on into an existing folder; every process has to call it.
 
@@ -218,14 +228,22 @@ class Loop:
         """
         from safetensors.torch import save_file
 
-        weights, moments = {}, {}
+        weights, moments = self.weights(), {}
         for name, parameter in self._trained():
-            weights[name] = self._weight(parameter).detach().cpu().contiguous().clone()
             for moment in MOMENTS:
                 moments[f"{name}/{moment}"] = self._moment(parameter, moment).detach().cpu().contiguous().clone()
         if self.rank == 0:
             save_file(weights, folder / WEIGHTS)
             save_file(moments, folder / STATES, metadata={"steps": str(self.steps)})
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Return copies of the trained weights by name, float32 on the CPU; every process has to call it."""
+        return {name: self._weight(p).detach().cpu().contiguous().clone() for name, p in self._trained()}
+
+    def set_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Set the trained weights, as `weights` gave them; the optimizer's moments stay."""
+        for name, parameter in self._trained():
+            self._set(parameter, weights[name], ())
 
     def restore(self, folder: Path, batches: Sequence[Any]) -> None:
         """Go on from what `save` wrote; the module has to be new, of `load_weights`.
@@ -292,17 +310,17 @@ class Loop:
         return torch.as_tensor(safe_get_full_optimizer_state(parameter, moment))
 
     def _set(self, parameter: Any, weight: torch.Tensor, moments: Sequence[torch.Tensor]) -> None:
-        """Set a parameter's weight and moments."""
+        """Set a parameter's weight, and its moments unless there are none given."""
         if not self._partitioned:
             with torch.no_grad():
                 parameter.copy_(weight)
-            for moment, value in zip(MOMENTS, moments, strict=True):
+            for moment, value in zip(MOMENTS, moments, strict=bool(moments)):
                 self._adam().state[parameter][moment].copy_(value)
             return
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         safe_set_full_fp32_param(parameter, weight.to(self.device))
-        for moment, value in zip(MOMENTS, moments, strict=True):
+        for moment, value in zip(MOMENTS, moments, strict=bool(moments)):
             safe_set_full_optimizer_state(parameter, value.to(self.device), moment)
 
 
@@ -335,6 +353,12 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(before)
+
+
+def join_others() -> None:
+    """Wait until all processes are here."""
+    _deepspeed()
+    torch.distributed.barrier()
 
 
 def _deepspeed() -> Any:

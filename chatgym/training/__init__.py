@@ -6,7 +6,7 @@ from chatgym.training.evaluation import Evaluation, converse, evaluate
 from chatgym.training.references import References, measure, references
 from chatgym.training.run import Run
 from chatgym.training.task import Task
-from chatgym.training.trainer import resume, train
+from chatgym.training.trainer import prepare, resume, train
 
 __all__ = [
     "Comparison",
@@ -19,6 +19,7 @@ __all__ = [
     "converse",
     "evaluate",
     "measure",
+    "prepare",
     "references",
     "resume",
     "train",

@@ -101,7 +101,7 @@ def evaluate(
     progress: Callable[[int], None] | None = None,
     wording_progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Let an agent hold conversations, and count.
+    """Let an agent hold conversations, and count: by the task's own reward, whatever reward model it was trained with.
 
     Args:
         agent: Any agent.
@@ -127,7 +127,7 @@ def evaluate(
     for first in range(0, conversations, ROWS):
         size = min(ROWS, conversations - first)
         words = {} if llm is None else {"llm": llm, "texts": True}
-        envs = task.make_envs(agent.requires, size, **words)
+        envs = task.make_envs(agent.requires, size, reward_model=None, **words)
         if envs.talk.speaker:
             envs.talk.speaker.progress = wording_progress
         done = None if progress is None else (lambda n, first=first: progress(first + n))

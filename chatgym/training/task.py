@@ -37,5 +37,5 @@ class Task:
         return ChatEnv(scenario=self.scenario, action=interface.action, observation=interface.observation, **arguments)
 
     def identity(self) -> dict[str, Any]:
-        """Name all that decides a conversation's course, see `chatgym.talk.Talk.identity`."""
-        return self.make_envs(Interface(), 1).identity()
+        """Name all that decides a conversation's course, see `chatgym.talk.Talk.identity`; no reward model is in it."""
+        return self.make_envs(Interface(), 1, reward_model=None).identity()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import signal
 import threading
@@ -13,7 +14,7 @@ from typing import Any
 
 from chatgym.agent import Agent, make_config
 from chatgym.errors import InvalidValue
-from chatgym.training import logs
+from chatgym.training import logs, several
 from chatgym.training.evaluation import converse, evaluate
 from chatgym.training.run import Run, check_free, find_agent, lock, versions
 from chatgym.training.task import Task
@@ -22,13 +23,16 @@ VALIDATION_SEED = 1_000_000
 """First seed of the evaluations while training; the final ones have others."""
 
 DEFAULT_STEPS = 1_000_000
+CONVERSATIONS = 1000
 EVALUATIONS = 20
 TRANSCRIPTS = 5
+SAMPLES = 2
+"""Conversations written down at each evaluation of an agent that has words of its own."""
 
 Progress = Callable[[int, Mapping[str, float]], None]
 
 
-def train(
+def prepare(
     agent: str,
     folder: str | Path,
     *,
@@ -37,15 +41,11 @@ def train(
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
     evaluate_every: int | None = None,
-    conversations: int = 1000,
+    conversations: int | None = None,
     log: str | Sequence[str] = (),
     overwrite: bool = False,
-    progress: Progress | None = None,
 ) -> Run:
-    """Train an agent from the beginning, in a new run folder.
-
-    The same arguments give the same model, byte for byte. Ctrl-C saves a checkpoint and raises KeyboardInterrupt;
-    `resume` then ends in the very model that an undisturbed training ends in, and so it does after a kill.
+    """Make the run folder of a training that is still to begin.
 
     Args:
         agent: Name of an agent (``chatgym plugins`` lists them).
@@ -55,15 +55,14 @@ def train(
         seed: Of everything random.
         settings: Fields of the agent's `Config` by name.
         evaluate_every: Turns between evaluations (each with a checkpoint); a twentieth of all when None.
-        conversations: Conversations in an evaluation.
+        conversations: Conversations in an evaluation; the agent's own default, or 1,000, when None.
         log: What to log as beside ``metrics.jsonl``: ``"csv"``, ``"tensorboard"`` or both, see
             `chatgym.training.logs`.
         overwrite: Whether to replace a run that is in the folder.
-        progress: Called after each iteration with the turns done and the agent's metrics.
 
     Raises:
         InvalidValue: When a name or value is not allowed, or the folder is taken.
-        Unavailable: When a log's package isn't installed; when the disk is full, and then the run can be resumed.
+        Unavailable: When a log's package isn't installed, or the disk is full.
     """
     task, folder, made_by = task or Task(), Path(folder), find_agent(agent)
     default = getattr(made_by, "default_steps", DEFAULT_STEPS)
@@ -71,7 +70,8 @@ def train(
         raise InvalidValue(f"the agent {agent!r} learns nothing; measure it with `chatgym evaluate {agent}`")
     total = int(default if total_steps is None else total_steps)
     every = max(total // EVALUATIONS, 1) if evaluate_every is None else evaluate_every
-    for name, value in (("total_steps", total), ("evaluate_every", every), ("conversations", conversations)):
+    counted = getattr(made_by, "default_conversations", CONVERSATIONS) if conversations is None else conversations
+    for name, value in (("total_steps", total), ("evaluate_every", every), ("conversations", counted)):
         if value < 1:
             raise InvalidValue(f"{name} is a number from 1 on, not {value}")
     if not 0 <= seed < VALIDATION_SEED:
@@ -81,13 +81,31 @@ def train(
     config = {
         "agent": agent, "settings": dataclasses.asdict(make_config(made_by.Config, settings)),
         "scenario": task.scenario, "arguments": dict(task.arguments), "seed": seed, "total_steps": total,
-        "evaluate_every": every, "conversations": conversations, "validation_seed": VALIDATION_SEED,
+        "evaluate_every": every, "conversations": counted, "validation_seed": VALIDATION_SEED,
         "log": logs.formats(log),
         "identity": task.identity(), "versions": versions(agent),
     }  # fmt: skip
     check_free(folder, overwrite=overwrite)
     with lock(folder):
-        run = Run.create(folder, config, overwrite=overwrite)
+        return Run.create(folder, config, overwrite=overwrite)
+
+
+def train(agent: str, folder: str | Path, *, progress: Progress | None = None, **options: Any) -> Run:
+    """Train an agent from the beginning, in a new run folder.
+
+    The same arguments give the same model, byte for byte. Ctrl-C saves a checkpoint and raises KeyboardInterrupt;
+    `resume` then ends in the very model that an undisturbed training ends in, and so it does after a kill.
+
+    Args:
+        agent, folder, options: As `prepare` takes them.
+        progress: Called after each iteration with the turns done and the agent's metrics.
+
+    Raises:
+        InvalidValue: When a name or value is not allowed, or the folder is taken.
+        Unavailable: When a log's package isn't installed; when the disk is full, and then the run can be resumed.
+    """
+    run = prepare(agent, folder, **options)
+    with lock(run.folder):
         _go(run, progress)
     return run
 
@@ -110,7 +128,7 @@ def resume(folder: str | Path, *, total_steps: int | None = None, progress: Prog
             f"{folder} was trained with another simulator ({before[:12]}, here {here[:12]}); its scores wouldn't go "
             "together: train again (--overwrite), or install the versions in its config.json"
         )
-    with lock(run.folder):
+    with lock(run.folder) if several.first() else contextlib.nullcontext():
         if total_steps is not None and total_steps != run.config["total_steps"]:
             run = run.with_total_steps(total_steps)
         _go(run, progress)
@@ -119,18 +137,22 @@ def resume(folder: str | Path, *, total_steps: int | None = None, progress: Prog
 
 def _go(run: Run, progress: Progress | None) -> None:
     """Train from the last checkpoint, or from the beginning, to the end."""
+    resumed = run.model.is_dir()
+    agent = run.agent() if resumed else run.new_agent()
+    several.join()
+    if not several.first():
+        _learn(run, agent, several.Follower(run, agent, run.turns))
+        return
     with logs.logging(run.folder, run.log) as log:
-        _train(run, _Loop(run, log, progress))
+        loop = _Loop(run, agent, log, progress)
+        _learn(run, agent, loop, loop.begin_again if resumed else loop.begin)
 
 
-def _train(run: Run, loop: _Loop) -> None:
+def _learn(run: Run, agent: Agent, loop: Any, begin: Callable[[], None] | None = None) -> None:
     with _deferred_interrupt(loop):
-        if run.model.is_dir():
-            loop.begin_again(run.agent())
-        else:
-            loop.begin(run.new_agent())
+        if begin is not None:
+            begin()
         envs = run.task.make_envs
-        agent = loop.agent
         agent.learn(
             lambda num_envs, **overrides: envs(agent.requires, num_envs, **overrides), run.config["total_steps"], loop
         )
@@ -142,20 +164,17 @@ def _train(run: Run, loop: _Loop) -> None:
 class _Loop:
     """The callback of a training: evaluates and saves when it is time, and stops at Ctrl-C."""
 
-    def __init__(self, run: Run, log: logs.Logs, progress: Progress | None) -> None:
-        self.run, self.log, self.progress, self.interrupted = run, log, progress, False
+    def __init__(self, run: Run, agent: Agent, log: logs.Logs, progress: Progress | None) -> None:
+        self.run, self.agent, self.log, self.progress, self.interrupted = run, agent, log, progress, False
         self.every: int = run.config["evaluate_every"]
-        self.agent: Agent
         self.turns = 0
         self.began, self.seconds = time.perf_counter(), 0.0  # seconds: of sessions before
 
-    def begin(self, agent: Agent) -> None:
-        self.agent = agent
+    def begin(self) -> None:
         self.run.keep_metrics(-1)
         self._evaluate({})
 
-    def begin_again(self, agent: Agent) -> None:
-        self.agent = agent
+    def begin_again(self) -> None:
         self.turns = self.run.turns
         self.run.keep_metrics(self.turns)
         lines = self.run.metrics()
@@ -170,7 +189,7 @@ class _Loop:
             self.progress(turns, metrics)
         if due:
             self._evaluate(metrics)
-        if self.interrupted:
+        if several.anywhere(self.interrupted):
             if not due:
                 self.run.checkpoint(self.agent, self.turns)
             self.run.draw_curve()
@@ -183,13 +202,20 @@ class _Loop:
             self._evaluate({})
         self.run.checkpoint(self.agent, self.turns)  # as `learn` left it
         self.run.draw_curve()
-        transcripts = []
-        for trained, agent in ((False, self.run.new_agent()), (True, self.agent)):
-            env = self.run.task.make_env(agent.requires)
-            for seed in range(VALIDATION_SEED, VALIDATION_SEED + TRANSCRIPTS):
-                conversation = converse(agent, env, seed, deterministic=trained)  # untrained: as its training began
-                transcripts.append({"trained_for": self.turns if trained else 0, **conversation})
-        self.run.write_transcripts(transcripts)
+        before = self.run.transcripts() if self._speaks else self._transcripts(self.run.new_agent(), 0, TRANSCRIPTS)
+        self.run.write_transcripts([*before, *self._transcripts(self.agent, self.turns, TRANSCRIPTS)])
+
+    @property
+    def _speaks(self) -> bool:
+        """Whether the agent has words of its own, so that they are to be read while it learns."""
+        return self.agent.requires.observation == "text"
+
+    def _transcripts(self, agent: Agent, trained_for: int, count: int) -> list[dict[str, Any]]:
+        """Let an agent hold some conversations to read; one that isn't trained yet acts as its training began."""
+        env = self.run.task.make_env(agent.requires)
+        seeds = range(VALIDATION_SEED, VALIDATION_SEED + count)
+        held = [converse(agent, env, seed, deterministic=trained_for > 0) for seed in seeds]
+        return [{"trained_for": trained_for, **one} for one in held]
 
     def _evaluate(self, metrics: Mapping[str, float]) -> None:
         config = self.run.config
@@ -203,6 +229,9 @@ class _Loop:
             "mean_return": dataclasses.asdict(result.mean_return), "score": dataclasses.asdict(result.score),
             "training": dict(metrics),
         }  # fmt: skip
+        if self._speaks:
+            kept = [one for one in self.run.transcripts() if one["trained_for"] < self.turns]
+            self.run.write_transcripts([*kept, *self._transcripts(self.agent, self.turns, SAMPLES)])
         self.run.checkpoint(self.agent, self.turns, line)
         with self.run.writing():
             self.log.write(self.run.metrics())
@@ -211,7 +240,7 @@ class _Loop:
 class _deferred_interrupt:
     """Within it the first Ctrl-C is noted for the loop to stop at its next checkpoint; the second one is as usual."""
 
-    def __init__(self, loop: _Loop) -> None:
+    def __init__(self, loop: Any) -> None:
         self.loop = loop
         self.ours = threading.current_thread() is threading.main_thread()
         self.before: Any = None

@@ -1,0 +1,56 @@
+"""A trained policy that takes part in conversations."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from chatgym.engines.transformers import pick_device, pick_dtype
+from chatgym.finetuning import models
+from chatgym.tokens import ChatTokenizer
+
+from .policy import Coefficients, Policy
+from .sampling import Sampling
+from .turns import Turns
+
+if TYPE_CHECKING:
+    from .agent import PPO
+
+CHUNK = 128
+"""Conversations whose next tokens are computed together at most."""
+
+
+def sampling_of(config: Any) -> Sampling:
+    """Return how the policy of some settings samples."""
+    return Sampling(config.temperature, config.top_p, config.top_k)
+
+
+def coefficients_of(config: Any) -> Coefficients:
+    """Return what the loss of some settings is made of."""
+    value = config.value_coefficient if config.advantage == "gae" else 0.0
+    return Coefficients(config.clip_ratio, config.clip_value, value, config.entropy_coefficient)
+
+
+def load_policy(config: Any, folder: Path | None) -> Policy:
+    """Load a saved policy, or the model that settings start from, to act."""
+    device = pick_device()
+    source = folder or models.folder_of(config.model)
+    model = models.load(source, pick_dtype(device) if config.bf16 else torch.float32)
+    policy = Policy(model, sampling_of(config), coefficients_of(config), separate_critic=False)
+    return policy.to(device).eval()
+
+
+def make_turns(agent: PPO, size: int, deterministic: bool) -> Turns:
+    """Return B conversations that an agent takes part in."""
+    policy, config = agent.policy(), agent.config
+    policy.eval()
+    sampling = sampling_of(config)
+    source = agent.tokenizer_folder()
+    device = next(policy.parameters()).device
+    return Turns(
+        policy, ChatTokenizer(str(source)), size, replace(sampling, temperature=0.0) if deterministic else sampling,
+        config.max_new_tokens, device,
+    )  # fmt: skip

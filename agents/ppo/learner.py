@@ -1,0 +1,245 @@
+"""PPO from top to bottom: hold conversations, weigh their tokens, learn from them, again and again.
+
+Ziegler et al. 2019 and Ouyang et al. 2022 (InstructGPT) for the reward with its KL penalty, Schulman et al. 2016 and
+2017 for advantages and loss; here a conversation has many turns, and its tokens are those of all of the agent's turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from chatgym import rng
+from chatgym.errors import ChatGymError
+from chatgym.finetuning.loop import Loop
+from chatgym.tokens import ChatTokenizer
+
+from .advantages import gae, group_advantages, kl_estimates, token_rewards, whiten
+from .policy import Policy, Reference, right_padded
+from .rollout import Conversation, Phases, hold
+from .turns import Turns
+
+GAP = {torch.float32: 5e-3, torch.bfloat16: 1.0}
+"""How far a log-probability, computed again, may be from the one when it was sampled: rounding, and no more."""
+ADAPTIVE_GAIN, ADAPTIVE_CLIP = 0.1, 0.2  # of the adaptive KL coefficient, Ziegler et al. 2019
+
+
+class LogprobsDiffer(ChatGymError):
+    """The policy that learns doesn't give the log-probabilities of the one that sampled."""
+
+
+class Learner:
+    """What trains a policy.
+
+    Attributes:
+        policy, loop: The network, and DeepSpeed around it.
+        actor: The network that holds conversations: the policy, or, where its weights are in parts, a copy.
+        kl_coefficient: β, as it is now.
+        iteration: How many iterations were made.
+    """
+
+    def __init__(
+        self, config: Any, policy: Policy, actor: Policy, reference: Reference, loop: Loop, tokenizer: ChatTokenizer,
+        seed: int,
+    ) -> None:  # fmt: skip
+        self.config, self.policy, self.actor, self.reference, self.loop = config, policy, actor, reference, loop
+        self.tokenizer, self.seed = tokenizer, seed
+        self.kl_coefficient: float = config.kl_coefficient
+        self.iteration = 0
+        self.phases = Phases()
+
+    def hold(self, envs: Any) -> list[Conversation]:
+        """Hold this process's share of an iteration's conversations, and ask the reference about their tokens."""
+        config, loop = self.config, self.loop
+        mine = np.arange(config.batch)[loop.rank :: loop.world]
+        root = rng.bits(self.seed, 0, 0)
+        numbers = (self.iteration * config.batch + mine) // config.group
+        keys = np.array([rng.episode_key(root, number) for number in numbers.tolist()], np.uint64)
+        self.actor.eval()
+        turns = Turns(self.actor, self.tokenizer, len(mine), self.policy.sampling, config.max_new_tokens, loop.device)
+        salt = (mine % config.group).tolist()
+        held = hold(turns, envs, keys, salt, max_length=config.max_length, phases=self.phases)
+        with self.phases("scoring"):
+            self._score(held)
+        return self._gathered(held)
+
+    def learn(self, conversations: Sequence[Conversation]) -> dict[str, float]:
+        """Make the epochs of one iteration; every process has all conversations.
+
+        Returns:
+            Metrics.
+
+        Raises:
+            LogprobsDiffer: The first minibatch's ratios aren't 1, so what would be learned isn't what was done.
+        """
+        self.weigh(conversations)
+        metrics = measures(conversations, self.kl_coefficient)
+        with self.phases("training"):
+            metrics.update(self._epochs(conversations))
+            self.refresh_actor()
+        self._adapt(metrics["kl"])
+        self.iteration += 1
+        return {**metrics, **self._speeds(conversations)}
+
+    def refresh_actor(self) -> None:
+        """Bring the actor's weights up to date, where they are a copy."""
+        if self.actor is not self.policy:
+            with self.loop.gathered():
+                self.actor.load_state_dict(self.policy.state_dict())
+
+    def weigh(self, conversations: Sequence[Conversation]) -> None:
+        """Fill in rewards, advantages and returns."""
+        config = self.config
+        for one in conversations:
+            one.kl = kl_estimates(one.logprobs, one.reference, config.kl_estimator)
+            rewards = np.clip(one.rewards, -config.clip_reward, config.clip_reward)
+            one.token_rewards = token_rewards(rewards, one.ends.tolist(), one.kl, self.kl_coefficient)
+        if config.advantage == "gae":
+            for one in conversations:
+                one.advantages = gae(
+                    one.token_rewards, one.values, one.bootstrap, config.discount_factor, config.gae_lambda
+                )
+                one.returns = one.advantages + one.values
+        else:
+            totals = np.array([one.token_rewards.sum() for one in conversations])
+            for one, advantage in zip(
+                conversations, group_advantages(totals, config.group, config.advantage), strict=True
+            ):
+                one.advantages = np.full(len(one.places), advantage)
+                one.returns = one.values.astype(np.float64)
+        if config.whiten:
+            everything = whiten(np.concatenate([one.advantages for one in conversations]))
+            cuts = np.cumsum([len(one.places) for one in conversations])[:-1]
+            for one, part in zip(conversations, np.split(everything, cuts), strict=True):
+                one.advantages = part
+
+    def batches(self, conversations: Sequence[Conversation]) -> list[dict[str, torch.Tensor]]:
+        """Return what the policy's loss takes: this process's share of a minibatch, in passes of similar lengths."""
+        share = sorted(conversations, key=lambda one: len(one.ids))[self.loop.rank :: self.loop.world]
+        size = len(share) // self.loop.passes
+        return [self._batch(share[i * size : (i + 1) * size]) for i in range(self.loop.passes)]
+
+    def _epochs(self, conversations: Sequence[Conversation]) -> dict[str, float]:
+        config, loop, policy = self.config, self.loop, self.policy
+        size = config.batch // config.minibatches
+        totals = dict.fromkeys((*policy.sums, "loss", "grad_norm"), 0.0)
+        gap, steps, stopped = 0.0, 0, 0.0
+        for epoch in range(config.epochs):
+            key = np.array([self.seed, self.iteration * config.epochs + epoch], np.uint64)
+            order = np.random.Generator(np.random.Philox(key=key)).permutation(config.batch)
+            for minibatch in range(config.minibatches):
+                picked = [conversations[i] for i in order[minibatch * size : (minibatch + 1) * size]]
+                policy.forget()
+                done = loop.step(self.batches(picked), sum(len(one.places) for one in picked))
+                sums = {name: loop.sum(value) for name, value in policy.sums.items() if name != "gap"}
+                if steps == 0:
+                    gap = self._check_gap(policy.sums["gap"])
+                for name, value in sums.items():
+                    totals[name] += value
+                totals["loss"] += done["loss"]
+                totals["grad_norm"] += done.get("grad_norm", 0.0)
+                steps += 1
+                if config.target_kl and sums["kl"] / sums["tokens"] > config.target_kl:
+                    stopped = 1.0
+                    break
+            if stopped:
+                break
+        tokens = totals["tokens"]
+        return {
+            "policy_kl": totals["kl"] / tokens, "clip_fraction": totals["clipped"] / tokens,
+            "loss": totals["loss"] / steps, "grad_norm": totals["grad_norm"] / steps, "logprob_gap": gap,
+            "steps": float(steps), "stopped_early": stopped,
+        }  # fmt: skip
+
+    def _check_gap(self, gap: float) -> float:
+        """Check that the first minibatch's ratios are 1 within what rounding explains."""
+        worst = self.loop.largest(gap)
+        bound = GAP[torch.bfloat16 if self.loop.settings.bf16 else torch.float32]
+        if not worst <= bound:
+            raise LogprobsDiffer(
+                f"the log-probability of a token differs by {worst:.3g} from the one it was sampled with (bound "
+                f"{bound:g}): what would be learned isn't what was done; train in float32, or report this"
+            )
+        return worst
+
+    def _adapt(self, kl: float) -> None:
+        """Steer the KL coefficient so that a conversation's divergence per token stays at the target."""
+        if self.config.kl_target:
+            error = max(-ADAPTIVE_CLIP, min(ADAPTIVE_CLIP, kl / self.config.kl_target - 1))
+            self.kl_coefficient *= 1 + ADAPTIVE_GAIN * error
+
+    def _batch(self, conversations: Sequence[Conversation]) -> dict[str, torch.Tensor]:
+        device = self.loop.device
+        rows = np.concatenate([np.full(len(one.places), i) for i, one in enumerate(conversations)])
+        columns = np.concatenate([one.places for one in conversations])
+        made = {
+            "ids": right_padded([one.ids for one in conversations], device),
+            "places": torch.from_numpy(np.stack([rows, columns])).to(device),
+            "tokens": torch.from_numpy(np.concatenate([one.tokens for one in conversations])).to(device),
+        }
+        if conversations[0].supports is not None:
+            supports = np.concatenate([one.supports for one in conversations if one.supports is not None])
+            made["supports"] = torch.from_numpy(supports).to(device)
+        for name in ("logprobs", "values", "advantages", "returns"):
+            numbers = np.concatenate([getattr(one, name) for one in conversations]).astype(np.float32)
+            made[name] = torch.from_numpy(numbers).to(device)
+        return made
+
+    @torch.no_grad()
+    def _score(self, held: Sequence[Conversation]) -> None:
+        """Fill in the reference's log-probabilities, and the values of a critic that reads whole conversations."""
+        size = max(1, self.config.micro_batch)
+        in_order = sorted(held, key=lambda one: len(one.ids))
+        for part in (in_order[i : i + size] for i in range(0, len(in_order), size)):
+            for one in part:
+                one.advantages = one.returns = np.zeros(len(one.places))  # not known yet
+            batch = self._batch(part)
+            ids, places = batch["ids"], batch["places"]
+            logprobs = self.reference.logprobs(ids, places, batch["tokens"], batch.get("supports")).cpu().numpy()
+            cuts = np.cumsum([len(one.places) for one in part])[:-1]
+            for one, numbers in zip(part, np.split(logprobs, cuts), strict=True):
+                one.reference = numbers
+            if self.actor.critic is not None:
+                after = torch.tensor([[i, len(one.ids)] for i, one in enumerate(part)], device=places.device).T
+                hidden = self.actor.hidden(ids, torch.cat([places, after], 1), self.actor.critic)
+                *values, last = np.split(self.actor.values(hidden).cpu().numpy(), [*cuts, places.shape[1]])
+                for one, numbers, bootstrap in zip(part, values, last.tolist(), strict=True):
+                    one.values, one.bootstrap = numbers, bootstrap if one.broken else 0.0
+
+    def _gathered(self, held: list[Conversation]) -> list[Conversation]:
+        """Return the conversations of all processes, in the order of their numbers."""
+        if self.loop.world == 1:
+            return held
+        shares: list[Any] = [None] * self.loop.world
+        torch.distributed.all_gather_object(shares, held)
+        everything: list[Any] = [None] * self.config.batch
+        for process, share in enumerate(shares):
+            everything[process :: self.loop.world] = share
+        return everything
+
+    def _speeds(self, conversations: Sequence[Conversation]) -> dict[str, float]:
+        """Return the agent's tokens a second, by phase and in all, and forget the seconds."""
+        tokens = sum(len(one.places) for one in conversations)
+        seconds, self.phases = self.phases.seconds, Phases()
+        speeds = {f"tokens_per_second_{name}": tokens / spent for name, spent in seconds.items() if spent}
+        return {**speeds, "tokens_per_second": tokens / max(sum(seconds.values()), 1e-9)}
+
+
+def measures(conversations: Sequence[Conversation], kl_coefficient: float) -> dict[str, float]:
+    """Return what is to be known of an iteration's conversations."""
+    tokens = sum(len(one.places) for one in conversations)
+    returns = np.concatenate([one.returns for one in conversations])
+    values = np.concatenate([one.values for one in conversations])
+    spread = returns.var()
+    return {
+        "mean_return": float(np.mean([one.rewards.sum() for one in conversations])),
+        "kl": float(sum(one.kl.sum() for one in conversations)) / tokens,
+        "kl_coefficient": kl_coefficient,
+        "entropy": -float(sum(one.logprobs.sum() for one in conversations)) / tokens,
+        "explained_variance": 0.0 if spread < 1e-12 else float(1 - (returns - values).var() / spread),
+        "tokens_per_turn": tokens / sum(len(one.ends) for one in conversations),
+        "turns": float(np.mean([len(one.ends) for one in conversations])),
+    }

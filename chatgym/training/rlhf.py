@@ -1,0 +1,191 @@
+"""RLHF from nothing: supervised fine-tuning, reward models, PPO, in one folder (Ouyang et al. 2022, figure 2).
+
+``rlhf.json`` says what was asked for. ``sft/`` is a run of `chatgym sft`, ``reward/`` and ``held-out/`` are reward
+models of `chatgym reward train` (the second one, made of other conversations, isn't trained on but watched), and
+``ppo/`` is a run of `chatgym train ppo`. Each step goes on where it was, so all of it can be killed at any moment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from chatgym.errors import Corrupted, InvalidValue
+from chatgym.training import atomic
+from chatgym.training.run import Run, find_agent
+from chatgym.training.task import Task
+from chatgym.training.trainer import prepare, resume
+
+FORMAT, VERSION = "chatgym-rlhf", 1
+PLAN = "rlhf.json"
+REWARDS = {"reward": 0, "held-out": 500_000}
+"""The reward models, and the seed of the first conversation that each learns from."""
+
+Watch = Callable[[str, int, str], Any]
+"""(what, how many, of what) to a context manager of what is called with the number done and metrics, or of None."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be made.
+
+    Attributes:
+        scenario: What is talked about.
+        model: What to start from; empty: a new model of 1.7 million weights.
+        conversations: How many the teacher holds.
+        wander: Share of turns in which the teacher acts at random.
+        epochs: How often they are learned from.
+        pairs: Conversations that each reward model's pairs are made of.
+        turns: Turns that PPO trains for.
+        lora: Rank of LoRA in both trainings; 0: all weights.
+        zero, bf16: As DeepSpeed knows them.
+        seed: Of everything random.
+        settings: Further settings of the agent ppo.
+    """
+
+    scenario: str = "customer_service"
+    model: str = ""
+    conversations: int = 1000
+    wander: float = 0.3
+    epochs: float = 3.0
+    pairs: int = 300
+    turns: int = 50_000
+    lora: int = 0
+    zero: int = 1
+    bf16: bool = False
+    seed: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def begin(folder: Path, plan: Plan) -> Plan:
+    """Write the plan into a new folder.
+
+    Raises:
+        InvalidValue: Something is in the folder already.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InvalidValue(f"{folder} isn't empty; go on with it (--resume), or name another folder (--run)")
+    with atomic.disk_space(folder, "free some, or name another folder (--run)"):
+        folder.mkdir(parents=True, exist_ok=True)
+        record = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(plan)}
+        atomic.write_text(folder / PLAN, json.dumps(record, indent=2) + "\n")
+    return plan
+
+
+def read(folder: Path) -> Plan:
+    """Read the plan of a folder.
+
+    Raises:
+        InvalidValue: There is none.
+        Corrupted: It can't be read.
+    """
+    path = folder / PLAN
+    if not path.is_file():
+        raise InvalidValue(f"{folder} holds nothing to go on with: there is no {path}; leave out --resume")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if (found.pop("format"), found.pop("version")) != (FORMAT, VERSION):
+            raise InvalidValue(f"{path} is something else's")
+        return Plan(**found)
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, InvalidValue):
+            raise
+        raise Corrupted(f"{path} can't be read ({error}); begin anew, in another folder") from error
+
+
+def sft(folder: Path, plan: Plan, watch: Watch) -> Path:
+    """Make ``sft/``, or go on with it; returns the folder of its model."""
+    from chatgym.finetuning.dialogues import held_by
+    from chatgym.finetuning.loop import Optimization
+    from chatgym.finetuning.sft import SFT, Settings
+
+    run = folder / "sft"
+    if not (run / "config.json").is_file():
+        task = Task(plan.scenario, {"error_rate": 0.0})  # who reads words doesn't mishear acts
+        with watch("expert talks", plan.conversations, "conversations") as progress:
+            said = held_by(
+                find_agent("expert")(task.find_scenario()), task, plan.conversations, seed=plan.seed,
+                wander=plan.wander, progress=None if progress is None else (lambda n: progress(n, {})),
+            )  # fmt: skip
+        rate = 3e-3 if not plan.model else 5e-4 if plan.lora else 5e-5
+        settings = Settings(plan.model, "", "", epochs=plan.epochs, lora=plan.lora, seed=plan.seed)
+        optimization = Optimization(batch=8, learning_rate=rate, zero=plan.zero, bf16=plan.bf16)
+        about = {"teacher": "expert", "wander": plan.wander, "scenario": plan.scenario}
+        SFT.prepare(run, settings, optimization, said=said, about=about)
+    training = SFT.open(run)
+    with _Stage(watch, "sft", "steps") as stage:
+        training.train(stage)
+    return training.model
+
+
+def rewards(folder: Path, plan: Plan, watch: Watch) -> None:
+    """Make the reward models that aren't there yet."""
+    from chatgym.rewards import folder as storage
+    from chatgym.rewards import training
+    from chatgym.rewards.badness import pairs_of
+    from chatgym.rewards.encoder import FILE
+    from chatgym.rewards.pairs import split
+    from chatgym.rewards.report import measure
+
+    scenario = Task(plan.scenario).find_scenario()
+    for name, first in REWARDS.items():
+        atomic.recover_folder(folder / name)
+        if (folder / name).is_dir():
+            continue
+        with watch(f"{name} pairs", plan.pairs, "conversations") as progress:
+            done = None if progress is None else (lambda n, progress=progress: progress(n, {}))
+            made = pairs_of(scenario, plan.pairs, seed=first + plan.seed, progress=done)
+        learned, tested = split(made)
+        model = training.train(learned, seed=plan.seed)
+        report = measure(model, tested)
+        about = {"scenario": plan.scenario, "learned": len(learned), "sha256": training.digest_of(learned)}
+
+        def fill(new: Path, model: Any = model, report: Any = report, about: Any = about) -> None:
+            storage.write_config(new, "encoder", about)
+            model.save(new / FILE)
+            report.save(new / "report.json")
+
+        atomic.replace_folder(folder / name, fill)
+
+
+def begin_ppo(folder: Path, plan: Plan, model: Path) -> Run:
+    """Make the run ``ppo/``, or open it."""
+    run = folder / "ppo"
+    if (run / "config.json").is_file():
+        return Run.open(run)
+    settings = {
+        "model": str(model), "reward_model": str(folder / "reward"), "held_out": str(folder / "held-out"),
+        "lora": plan.lora, "zero": plan.zero, "bf16": plan.bf16, **plan.settings,
+    }  # fmt: skip
+    return prepare("ppo", run, task=Task(plan.scenario, {"error_rate": 0.0}), total_steps=plan.turns, seed=plan.seed,
+                   settings=settings)  # fmt: skip
+
+
+def ppo(folder: Path, plan: Plan, model: Path, watch: Watch) -> Run:
+    """Train by PPO, or go on with it."""
+    run = begin_ppo(folder, plan, model)
+    with watch("ppo", plan.turns, "turns") as progress:
+        return resume(run.folder, progress=progress)
+
+
+class _Stage:
+    """A training's progress, whose length is known only once it has begun."""
+
+    def __init__(self, watch: Watch, what: str, unit: str) -> None:
+        self._watch, self._what, self._unit = watch, what, unit
+        self._shown: Any = None
+
+    def __enter__(self) -> _Stage:
+        return self
+
+    def __call__(self, done: int, total: int) -> Any:
+        self._shown = self._watch(self._what, total, self._unit)
+        return self._shown.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        if self._shown is not None:
+            self._shown.__exit__(*error)
