@@ -12,6 +12,7 @@ from chatgym.engines import Engine
 from chatgym.errors import ChatGymError, InvalidValue
 from chatgym.interfaces import row_of
 from chatgym.rendering import print_turns, to_ansi
+from chatgym.rewards import RewardModel
 from chatgym.scenarios import ABOUT, NO_ACT, Scenario
 from chatgym.talk import DEFAULT_LLM, Talk, root_of
 
@@ -69,6 +70,7 @@ class ChatEnv(gym.Env[Any, Any]):
     | time | 0.02 | -1 a turn |
     | mood | 0.05 | change of the partner's mood (0 to 10) |
     | satisfaction | 0.2 | mood / 10 at the end, if resolved |
+    | reward_model | 0.05 | where one judges: its score, -1 to 1, of the conversation up to the agent's words |
 
     ## Starting State
     A partner with a goal, mood, patience and character drawn from the conversation's key opens with a greeting
@@ -90,7 +92,9 @@ class ChatEnv(gym.Env[Any, Any]):
       ``"template"`` (no model), ``"hf:ID-or-folder"``, an `Engine`.
     * ``simulator``: ``"agenda"`` decides what the partner does, `llm` how it says it; or ``"llm"``: `llm`, a strong
       model, plays it (`chatgym.player`); that is ``action="text"``, ``observation="text"``, and no error channel.
-    * ``reward_model``: ``"default"`` (the scenario's own, if it has one) or None.
+    * ``reward_model``: adds what it makes of the agent's words to the reward (`chatgym.rewards.make_reward_model`):
+      ``"default"`` (the scenario's own, if it has one; off with ``action="act"``, where words are the scenario's and
+      cost more than the turn), None, a folder, ``"hf:ID-or-folder"``, ``"judge:LLM"``, a `RewardModel`.
     * ``reward_weights``: reward term to weight, for those to change.
     * ``max_turns``: turns until truncation.
     * ``error_rate``: the semantic error rate, 0 to 1.
@@ -117,7 +121,7 @@ class ChatEnv(gym.Env[Any, Any]):
         observation: str = "embedding",
         llm: str | Engine = DEFAULT_LLM,
         simulator: str = "agenda",
-        reward_model: str | None = "default",
+        reward_model: str | RewardModel | None = "default",
         reward_weights: Mapping[str, float] | None = None,
         max_turns: int | None = None,
         error_rate: float = 0.1,
@@ -163,7 +167,7 @@ class ChatEnv(gym.Env[Any, Any]):
         self._going, self._last_act, self._turns, self._unworded = True, NO_ACT, [], []
         self._note(self.scenario.partner_role, self._user_act(), self.talk.texts[0])
         self._show()
-        terms = dict.fromkeys(self.scenario.reward_terms, 0.0)
+        terms = dict.fromkeys(self.talk.reward_weights, 0.0)
         return self._observation(), self._info(terms, "")
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
@@ -184,7 +188,7 @@ class ChatEnv(gym.Env[Any, Any]):
         room, talk = self.room, self.talk
         turn, belief = room.turns.item() + 1, self._belief.tobytes()
         act = self._last_act = talk.step(self._batch(action)).item()
-        reward, terminated, truncated = room.rewards.item(), room.terminations.item(), room.truncations.item()
+        reward, terminated, truncated = talk.rewards.item(), room.terminations.item(), room.truncations.item()
         name = talk.act_name(act)
         if act != NO_ACT:
             said = {"role": self.scenario.agent_role, "act": name, "text": talk.own_words.get(0, ""), "reward": reward}
@@ -195,7 +199,7 @@ class ChatEnv(gym.Env[Any, Any]):
             self._turns.append(said)
             self._note(self.scenario.partner_role, self._user_act(), talk.texts[0])
             self._show()
-        info = self._info(dict(zip(self.scenario.reward_terms, room.terms.tolist()[0], strict=True)), name)
+        info = self._info(dict(zip(talk.reward_weights, talk.terms.tolist()[0], strict=True)), name)
         if terminated or truncated:
             self._going = False
             info["outcome"] = self.scenario.outcomes[room.outcomes[0]]

@@ -20,6 +20,8 @@ from chatgym.engines import DEFAULT_MODEL, PLAIN_MODEL, Engine, make_engine
 from chatgym.errors import unknown
 from chatgym.nlg import Speaker
 from chatgym.player import Player, check_interface
+from chatgym.rewards import RewardModel
+from chatgym.rewards.term import NAME, make_term
 from chatgym.room import ChatRoom, loops_digest
 from chatgym.scenarios import ABOUT, NO_ACT, UNCLEAR_ACT, Meaning, Scenario
 from chatgym.store import MODELS
@@ -54,6 +56,7 @@ class Talk:
         codec: Reads actions.
         speaker: NLG, or None without words.
         player: The model that plays the partner, or None where the agenda does.
+        judged: The reward model's term of the reward, or None.
         history: What was said as token ids, or None unless the observation is that.
         texts: What the partner said last, B strings; empty without words.
         own_words: Row to what the agent said last, where it chose its words itself.
@@ -68,7 +71,7 @@ class Talk:
         observation: str = "embedding",
         llm: str | Engine = DEFAULT_LLM,
         simulator: str = "agenda",
-        reward_model: str | None = "default",
+        reward_model: str | RewardModel | None = "default",
         reward_weights: Mapping[str, float] | None = None,
         max_turns: int | None = None,
         error_rate: float = 0.1,
@@ -81,8 +84,6 @@ class Talk:
         if simulator == "llm":
             check_interface(action, observation)
             error_rate = 0.0  # the agent reads the model's words themselves
-        if reward_model not in ("default", None):
-            raise unknown("reward model", reward_model, ("default",), "Or None, for the task's own reward.")
         if action not in interfaces.ACTIONS:
             raise unknown("action interface", action, interfaces.ACTIONS)
         self.scenario = find_scenario(scenario)
@@ -90,18 +91,18 @@ class Talk:
         tokens = "token" in (action, observation)
         self.tokenizer = tokenizer_of(tokenizer or _tokenizer_for(llm)) if tokens else None
         self.single_observation_space = interfaces.observation_space(self.scenario, observation, self.tokenizer)
-        self.room = ChatRoom(
-            self.scenario, size, error_rate=error_rate, max_turns=max_turns, reward_weights=reward_weights
-        )
+        self.judged, weights = make_term(reward_model, reward_weights, self.scenario, action, size)
+        self.room = ChatRoom(self.scenario, size, error_rate=error_rate, max_turns=max_turns, reward_weights=weights)
         self.history = TokenHistory(size, self.tokenizer) if self.tokenizer and observation == "token" else None
         self.codec = self._make_codec(action)
         self.single_action_space = self.codec.space
-        self.worded = texts or observation in ("text", "token") or action == "candidate"
+        self.worded = texts or observation in ("text", "token") or action == "candidate" or self.judged is not None
         self.engine = make_engine(llm) if self.worded else None
         self.player = Player(self.scenario, self.engine, size) if simulator == "llm" else None
         self.speaker = Speaker(self.scenario, None if self.player else self.engine) if self.worded else None
         self.texts = [""] * size if self.worded else []
         self.own_words: dict[int, str] = {}
+        self._listeners = tuple(one for one in (self.history, self.judged) if one is not None)
         self._heard: dict[int, str] = {}
         self._everyone = list(range(size))
         self._said = self.room.said.view(f"V{self.scenario.said.itemsize}")  # as bytes: those can be looked up
@@ -113,9 +114,9 @@ class Talk:
         self.room.start(rows, keys)
         if self.worded:
             self._word_partner(rows)
-        if self.history is not None:
+        for listener in self._listeners:
             for i in self._indices(rows):
-                self.history.begin(i, self.texts[i])
+                listener.begin(i, self.texts[i])
         self.codec.refresh(self._all if rows is None else rows)
 
     def step(
@@ -136,17 +137,35 @@ class Talk:
                 self.history.say(i, text)
         if self.player is not None:
             self._heard = dict(zip(self._indices(taken), self.agent_texts(decoded.acts, taken), strict=True))
+        if self.judged is not None:
+            self.judged.say(self._indices(taken), self.agent_texts(decoded.acts, taken))
         room.step(decoded.acts, taken, fresh)
         if self.worded:
             answered = decoded.acts if fresh is None else np.where(fresh, NO_ACT, decoded.acts)
             self._word_partner(taken if taken is None or fresh is None else taken | fresh, answered)
-        if self.history is not None:
+        for listener in self._listeners:
             for i in self._indices(taken):
-                self.history.hear(i, self.texts[i])
+                listener.hear(i, self.texts[i])
             for i in () if fresh is None else self._indices(fresh):
-                self.history.begin(i, self.texts[i])
+                listener.begin(i, self.texts[i])
         self.codec.refresh(self._none if fresh is None else fresh)
         return decoded.acts
+
+    @property
+    def rewards(self) -> npt.NDArray[np.float64]:
+        """Rewards of the last step, float64[B]: the task's, and the reward model's share."""
+        return self.room.rewards if self.judged is None else self.judged.rewards(self.room.rewards)
+
+    @property
+    def terms(self) -> npt.NDArray[np.float64]:
+        """Unweighted terms of them, float64[B, T], in the order of `reward_weights`."""
+        return self.room.terms if self.judged is None else self.judged.terms(self.room.terms)
+
+    @property
+    def reward_weights(self) -> Mapping[str, float]:
+        """Reward term to weight."""
+        weights = self.room.reward_weights
+        return weights if self.judged is None else {**weights, NAME: self.judged.weight}
 
     def observe(self) -> Any:
         """Return the observations, see `chatgym.interfaces.observe`."""
@@ -199,7 +218,8 @@ class Talk:
             "reward": {
                 "version": scenario.version,
                 "sha256": scenario.digest,
-                "weights": room.reward_weights,
+                "weights": self.reward_weights,
+                **({} if self.judged is None else {"model": self.judged.identity()}),
             },
             "max_turns": room.max_turns,
         }

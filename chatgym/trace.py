@@ -16,9 +16,13 @@ from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from chatgym.codecs import Spoken
 from chatgym.errors import Corrupted, InvalidValue, ReplayMismatch
+from chatgym.rewards import Conversation, RewardModel
+from chatgym.rewards.term import NAME
+from chatgym.talk import find_scenario
 
 FORMAT = "chatgym-trace"
 VERSION = 1
@@ -228,6 +232,8 @@ def replay(path: str | Path) -> Replay:
         if chat.talk.player is not None:
             reply = expected.get("reply")
             chat.talk.player.script = [reply] if isinstance(reply, str) else []
+        if isinstance(model := getattr(chat.talk.judged, "model", None), _Scores):
+            model.script = expected.get("reward_terms")
         if expected["type"] == "start":
             observation, info = env.reset(options={"key": int(expected["key"], 16)})
             got = start_record(chat, observation, info)
@@ -264,8 +270,36 @@ def _arguments(identity: dict[str, Any]) -> dict[str, Any]:
         "llm": _Absent(identity["simulator"]["player"]["model"]) if "player" in identity["simulator"] else "template",
         "max_turns": identity["max_turns"],
         "error_rate": identity["error_model"]["rate"],
+        "reward_model": _reward_model(identity),
         "reward_weights": identity["reward"]["weights"],
     }
+
+
+def _reward_model(identity: dict[str, Any]) -> RewardModel | None:
+    """Return the reward model that an identity names: the scenario's own judges again, others' scores are read."""
+    from chatgym.rewards import default
+
+    name = identity["reward"].get("model")
+    if name is None:
+        return None
+    scenario = find_scenario(identity["scenario"]["name"])
+    if default.exists(scenario) and default.load(scenario).identity == name:
+        return default.load(scenario)
+    return _Scores(name)
+
+
+@dataclass
+class _Scores:
+    """Stands for a reward model that isn't here: known by its identity, its scores are in the trace."""
+
+    identity: Any
+    script: Any = None
+
+    def score(self, conversations: Sequence[Conversation]) -> npt.NDArray[np.float32]:
+        score = self.script.get(NAME) if isinstance(self.script, dict) else None
+        if not isinstance(score, (int, float)):
+            raise Corrupted("the trace lacks scores of the reward model that judged; record it again")
+        return np.full(len(conversations), score, np.float32)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from gymnasium.vector.utils import batch_space
 from chatgym.engines import Engine
 from chatgym.errors import ChatGymError, InvalidValue
 from chatgym.interfaces import row_of
+from chatgym.rewards import RewardModel
 from chatgym.room import Snapshot
 from chatgym.scenarios import ABOUT, NO_ACT, Scenario
 from chatgym.talk import DEFAULT_LLM, Talk, root_of
@@ -42,7 +43,7 @@ class ChatVectorEnv(VectorEnv[Any, Any, Any]):
         observation: str = "embedding",
         llm: str | Engine = DEFAULT_LLM,
         simulator: str = "agenda",
-        reward_model: str | None = "default",
+        reward_model: str | RewardModel | None = "default",
         reward_weights: Mapping[str, float] | None = None,
         max_turns: int | None = None,
         error_rate: float = 0.1,
@@ -103,7 +104,7 @@ class ChatVectorEnv(VectorEnv[Any, Any, Any]):
         self._ended[where] = False
         self._started = True
         acts = np.full(self.num_envs, NO_ACT)
-        return self.talk.observe(), self._infos(acts, where, np.zeros_like(self.room.terms))
+        return self.talk.observe(), self._infos(acts, where, np.zeros((self.num_envs, len(self.talk.reward_weights))))
 
     def step(self, actions: npt.ArrayLike) -> tuple[Any, npt.NDArray[np.float64], BoolArray, BoolArray, dict[str, Any]]:
         """Take one agent act in each row.
@@ -131,7 +132,8 @@ class ChatVectorEnv(VectorEnv[Any, Any, Any]):
         acts = self.talk.step(actions, fresh=fresh)
         if fresh is not None:
             acts = np.where(fresh, NO_ACT, acts)
-        rewards, terminations, truncations, terms = room.rewards, room.terminations, room.truncations, room.terms
+        rewards, terms = self.talk.rewards, self.talk.terms
+        terminations, truncations = room.terminations, room.truncations
         self._ended = terminations | truncations
         if self.autoreset_mode is AutoresetMode.SAME_STEP and self._ended.any():
             return self._same_step_reset(acts, rewards, terminations, truncations, terms)
@@ -148,15 +150,18 @@ class ChatVectorEnv(VectorEnv[Any, Any, Any]):
 
     def snapshot(self) -> Snapshot:
         """Copy the state of all conversations, for `restore`."""
-        return {**self.room.snapshot(), "ended": self._ended.copy()}
+        heard = {} if self.talk.judged is None else {"heard": self.talk.judged.dump()}
+        return {**self.room.snapshot(), "ended": self._ended.copy(), **heard}
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go back to a snapshot; words said before it are not kept.
+        """Go back to a snapshot; words said before it are kept for the reward model only.
 
         Raises:
             InvalidValue: When it was taken from another kind of environment.
         """
         self.room.restore(snapshot)
+        if self.talk.judged is not None:
+            self.talk.judged.load(snapshot.get("heard"))
         self._ended = np.array(snapshot["ended"], bool)
         self._started = True
 
@@ -207,7 +212,7 @@ class ChatVectorEnv(VectorEnv[Any, Any, Any]):
         """Return the infos of the rows in `where`, as Gymnasium lays them out: an array and its mask."""
         room = self.room
         reward_terms: dict[str, Any] = {}
-        for i, name in enumerate(self.scenario.reward_terms):
+        for i, name in enumerate(self.talk.reward_weights):
             reward_terms[name], reward_terms[f"_{name}"] = terms[:, i], where
         infos: dict[str, Any] = {
             "reward_terms": reward_terms,

@@ -23,7 +23,7 @@ EPISODES = 300
 
 
 def make(**arguments):
-    return gym.make("ChatEnv-v0", **{"llm": "template", **arguments}).unwrapped
+    return gym.make("ChatEnv-v0", **{"llm": "template", "reward_model": None, **arguments}).unwrapped
 
 
 def sentence(env, act):
@@ -159,7 +159,13 @@ def random_episodes(scenario, size):
 def play_all(scenario, action, choose):
     """Play `EPISODES` rows to the end of their first episode; returns the rewards, the outcome and the last words."""
     envs = ChatVectorEnv(
-        EPISODES, scenario=scenario, action=action, llm="template", texts=True, tokenizer="smollm2-135m"
+        EPISODES,
+        scenario=scenario,
+        action=action,
+        llm="template",
+        texts=True,
+        tokenizer="smollm2-135m",
+        reward_model=None,
     )
     envs.reset(seed=5)
     rewards, ends = [[] for _ in range(EPISODES)], {}

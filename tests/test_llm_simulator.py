@@ -36,7 +36,7 @@ class Partner(LocalServer):
     @property
     def arguments(self):
         llm = f"openai:{self.url}#{self.model}"
-        return {"action": "text", "observation": "text", "simulator": "llm", "llm": llm}
+        return {"action": "text", "observation": "text", "simulator": "llm", "llm": llm, "reward_model": None}
 
 
 def make(server, scenario="customer_service", **more):

@@ -32,8 +32,10 @@ class Task:
         )
 
     def make_env(self, interface: Interface, **overrides: Any) -> ChatEnv:
-        """Make the single environment, worded by templates unless `overrides` say otherwise."""
-        arguments = {"llm": "template", **self.arguments, **overrides}
+        """Make the single environment, worded by templates, to count in: without a reward model, unless `overrides` say
+        otherwise.
+        """
+        arguments = {"llm": "template", **self.arguments, "reward_model": None, **overrides}
         return ChatEnv(scenario=self.scenario, action=interface.action, observation=interface.observation, **arguments)
 
     def identity(self) -> dict[str, Any]:
