@@ -47,7 +47,9 @@ class Agent(Protocol):
     (``envs.snapshot()``), so that an interrupted training ends in the same bytes as one that wasn't.
 
     A class may also have ``default_steps: ClassVar[int]``, the turns that a training takes when nobody says how
-    many; 0 says that the agent learns nothing. One that remembers what was said has ``begin(keys)``, called with the
+    many (0 says that the agent learns nothing), ``default_evaluations`` and ``default_conversations``, how many it is
+    interrupted by and how long they are, and ``several_processes = True`` if they can train it together (see
+    `chatgym.training.several`). One that remembers what was said has ``begin(keys)``, called with the
     keys uint64[B] of conversations that are about to begin; where texts are observed, it is then shown ``""`` of a
     conversation that is over.
     """

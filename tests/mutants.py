@@ -39,6 +39,10 @@ CUSTOMER_BELIEF = "chatgym/scenarios/customer_service/belief.py"
 STUDENT, PERSON = "chatgym/scenarios/education/student.py", "chatgym/scenarios/social/person.py"
 QLEARNING, DQN, SB3 = "agents/qlearning.py", "agents/masked_dqn.py", "chatgym/integrations/sb3.py"
 
+ADVANTAGES, LOSSES = "agents/ppo/advantages.py", "agents/ppo/losses.py"
+POLICY, ROLLOUT, TURNS = "agents/ppo/policy.py", "agents/ppo/rollout.py", "agents/ppo/turns.py"
+PPO_SAMPLING, PACKING = "agents/ppo/sampling.py", "agents/ppo/packing.py"
+
 FAULTS = [
     # Draws
     Fault("the turn is no part of a draw", RNG, "np.uint64(turn) * np.uint64(PURPOSES) + np.uint64(purpose)",
@@ -130,6 +134,46 @@ FAULTS = [
     Fault("DQN's maximum ignores the masks", DQN, "choosing_values.masked_fill(~next_masks, -torch.inf)",
           "choosing_values", "dqn"),
     Fault("DQN values what comes after the end", DQN, "following.masked_fill(terminated, 0.0)", "following", "dqn"),
+    # Token-level PPO
+    Fault("GAE forgets λ", ADVANTAGES, "last = delta + discount * decay * last", "last = delta + discount * last",
+          "ppo_equations"),
+    Fault("GAE does not bootstrap where a conversation was broken off", ADVANTAGES,
+          "np.empty(len(rewards)), bootstrap, 0.0", "np.empty(len(rewards)), 0.0, 0.0", "ppo_equations"),
+    Fault("a broken-off conversation has no value after it", ROLLOUT,
+          "bootstraps[now] = turns.peek(np.flatnonzero(now).tolist())", "bootstraps[now] = 0.0", "ppo"),
+    Fault("advantages have the wrong sign", ADVANTAGES, "advantages[i], after = last, before[i]",
+          "advantages[i], after = -last, before[i]", "ppo_equations"),
+    Fault("KL is rewarded", ADVANTAGES, "rewards = -coefficient * kl", "rewards = coefficient * kl", "ppo_equations"),
+    Fault("a turn's reward comes with the token after its last", ADVANTAGES, "rewards[list(ends)] +=",
+          "rewards[[min(end + 1, len(kl) - 1) for end in ends]] +=", "ppo_equations"),
+    Fault("the ratio is upside down", LOSSES, "ratio = (logprobs - before).exp()", "ratio = (before - logprobs).exp()",
+          "ppo_equations"),
+    Fault("the policy loss isn't clipped", LOSSES, "ratio.clamp(1 - clip, 1 + clip) * advantages", "ratio * advantages",
+          "ppo_equations"),
+    Fault("values are clipped to the wrong side", LOSSES, "moved = before + (values", "moved = before - (values",
+          "ppo_equations"),
+    Fault("entropy is punished", POLICY, "loss = loss - weights.entropy", "loss = loss + weights.entropy", "ppo"),
+    Fault("KL is taken against the policy itself", POLICY, "yield getattr(self._copy, self._copy.base_model_prefix)",
+          "yield self._policy.trunk", "ppo"),
+    Fault("the reference keeps LoRA's adapters", POLICY, "with self._policy.model.disable_adapter():",
+          "with contextlib.nullcontext():", "ppo"),
+    Fault("a token is learned at the place after it", PACKING, "for one in conversations]) - 1",
+          "for one in conversations])", "ppo"),
+    Fault("who shares a beginning sees the others, too", PACKING, "sees = (same | (branch[:, None, :] == 0)) &",
+          "sees = (same | True) &", "ppo"),
+    Fault("a shared beginning is counted for each", PACKING, "shared + np.arange(len(tail)), number",
+          "at + np.arange(len(tail)), number", "ppo"),
+    Fault("the agent's tokens are taken to begin one too early", ROLLOUT, "turn.start + np.arange(len(turn.tokens))",
+          "turn.start - 1 + np.arange(len(turn.tokens))", "ppo"),
+    Fault("the partner's tokens are learned, too", ROLLOUT,
+          "places=np.concatenate([turn.start + np.arange(len(turn.tokens)) for turn in taken])",
+          "places=taken[0].start + np.arange(sum(len(turn.tokens) for turn in taken))", "ppo"),
+    Fault("log-probabilities are of what was never left out", PPO_SAMPLING, "if supports is not None:", "if False:",
+          "ppo_equations ppo"),
+    Fault("keys and values of another conversation are kept", TURNS, "part.mask = part.mask.gather(1, order)",
+          "part.mask = part.mask[:, -longest:]", "ppo"),
+    Fault("a group's mean includes the conversation itself", ADVANTAGES, "centred * (group / (group - 1))",
+          "centred * 1", "ppo_equations ppo"),
 ]  # fmt: skip
 
 

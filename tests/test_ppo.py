@@ -7,9 +7,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from chatgym_agents.ppo import PPO
+from chatgym_agents.ppo import PPO, packing
 from chatgym_agents.ppo.acting import coefficients_of, sampling_of
 from chatgym_agents.ppo.learner import Learner, LogprobsDiffer
+from chatgym_agents.ppo.packing import pack
 from chatgym_agents.ppo.policy import Policy
 from chatgym_agents.ppo.rollout import Phases, hold
 from chatgym_agents.ppo.training import Training
@@ -65,7 +66,7 @@ def policy_of(base, config):
 
 
 def envs_of(size, **overrides):
-    return TASK.make_envs(PPO.requires, size, **overrides)
+    return TASK.make_envs(PPO.requires, size, **{"reward_model": None, **overrides})
 
 
 def held(base, size=6, config=None, max_length=400):
@@ -331,6 +332,31 @@ def test_groups_begin_alike_and_share_an_advantage_by_conversation(base):
     totals = [one.token_rewards.sum() for one in conversations]
     for i in range(4):
         assert np.allclose(conversations[i].advantages, totals[i] - (sum(totals[:4]) - totals[i]) / 3)
+
+
+def test_a_shared_beginning_changes_neither_loss_nor_reference(base):
+    learner = learner_of(base, advantage="grpo", group=8, batch=8, minibatches=1, zero=0)
+    conversations = learner.hold(envs_of(8))
+    learner.weigh(conversations)
+    head = conversations[0].ids[: conversations[0].places[0]]
+    for one in conversations:  # its first turn alone, so that the beginning is much of it
+        count = int(one.ends[0]) + 1
+        one.ids, one.ends = one.ids[: one.places[count - 1] + 1], one.ends[:1]
+        for name in ("places", "logprobs", "values", "advantages", "returns"):
+            setattr(one, name, getattr(one, name)[:count])
+    shared, plain = pack(conversations), packing._plain(conversations)
+    assert len(shared.ids) == 1
+    assert len(plain.ids) == 8
+    assert shared.ids[0, : len(head)].tolist() == head
+    policy = learner.policy
+    tokens = torch.cat([torch.from_numpy(one.tokens) for one in conversations])
+    for trunk in (None, learner.reference._copy.model):
+        with torch.no_grad():
+            assert torch.allclose(policy.hidden(shared, trunk), policy.hidden(plain, trunk), atol=1e-4)
+            last = [policy.states(p)[p.last[0], p.last[1]] for p in (shared, plain)]
+            assert torch.allclose(*last, atol=1e-4)
+    found = [learner.reference.logprobs(packed, tokens, None) for packed in (shared, plain)]
+    assert torch.allclose(*found, atol=1e-4)
 
 
 def test_the_kl_coefficient_is_steered(base):

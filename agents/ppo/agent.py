@@ -33,6 +33,7 @@ class PPO:
     requires: ClassVar[Interface] = Interface(action="text", observation="text")
     default_steps: ClassVar[int] = 50_000
     default_conversations: ClassVar[int] = 200
+    default_evaluations: ClassVar[int] = 10
     several_processes: ClassVar[bool] = True
 
     @dataclass(frozen=True)
@@ -83,6 +84,9 @@ class PPO:
         gradient_checkpointing: bool = setting(False, "compute activations twice rather than keep them")
         deepspeed: str = setting("", "file of more settings in DeepSpeed's JSON form")
         partner: str = setting("template", "who words the partner while training: template, or a model")
+        reward_model: str = setting(
+            "", "what is learned from beside the task's reward: default, a folder of `chatgym reward train`, ..."
+        )
         held_out: str = setting("", "reward model that isn't trained on, to watch; the task's outcome without one")
         stop_on_alarm: bool = setting(False, "stop where the trained reward rises and the held-out measure falls")
 

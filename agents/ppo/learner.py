@@ -18,7 +18,8 @@ from chatgym.finetuning.loop import Loop
 from chatgym.tokens import ChatTokenizer
 
 from .advantages import gae, group_advantages, kl_estimates, token_rewards, whiten
-from .policy import Policy, Reference, right_padded
+from .packing import Packed, pack
+from .policy import Policy, Reference
 from .rollout import Conversation, Phases, hold
 from .turns import Turns
 
@@ -116,9 +117,9 @@ class Learner:
             for one, part in zip(conversations, np.split(everything, cuts), strict=True):
                 one.advantages = part
 
-    def batches(self, conversations: Sequence[Conversation]) -> list[dict[str, torch.Tensor]]:
+    def batches(self, conversations: Sequence[Conversation]) -> list[dict[str, Any]]:
         """Return what the policy's loss takes: this process's share of a minibatch, in passes of similar lengths."""
-        share = sorted(conversations, key=lambda one: len(one.ids))[self.loop.rank :: self.loop.world]
+        share = in_order(conversations)[self.loop.rank :: self.loop.world]
         size = len(share) // self.loop.passes
         return [self._batch(share[i * size : (i + 1) * size]) for i in range(self.loop.passes)]
 
@@ -171,15 +172,10 @@ class Learner:
             error = max(-ADAPTIVE_CLIP, min(ADAPTIVE_CLIP, kl / self.config.kl_target - 1))
             self.kl_coefficient *= 1 + ADAPTIVE_GAIN * error
 
-    def _batch(self, conversations: Sequence[Conversation]) -> dict[str, torch.Tensor]:
+    def _batch(self, conversations: Sequence[Conversation]) -> dict[str, Any]:
         device = self.loop.device
-        rows = np.concatenate([np.full(len(one.places), i) for i, one in enumerate(conversations)])
-        columns = np.concatenate([one.places for one in conversations])
-        made = {
-            "ids": right_padded([one.ids for one in conversations], device),
-            "places": torch.from_numpy(np.stack([rows, columns])).to(device),
-            "tokens": torch.from_numpy(np.concatenate([one.tokens for one in conversations])).to(device),
-        }
+        tokens = torch.from_numpy(np.concatenate([one.tokens for one in conversations])).to(device)
+        made: dict[str, Any] = {"packed": pack(conversations).to(device), "tokens": tokens}
         if conversations[0].supports is not None:
             supports = np.concatenate([one.supports for one in conversations if one.supports is not None])
             made["supports"] = torch.from_numpy(supports).to(device)
@@ -192,20 +188,20 @@ class Learner:
     def _score(self, held: Sequence[Conversation]) -> None:
         """Fill in the reference's log-probabilities, and the values of a critic that reads whole conversations."""
         size = max(1, self.config.micro_batch)
-        in_order = sorted(held, key=lambda one: len(one.ids))
-        for part in (in_order[i : i + size] for i in range(0, len(in_order), size)):
+        ordered = in_order(held)
+        for part in (ordered[i : i + size] for i in range(0, len(ordered), size)):
             for one in part:
                 one.advantages = one.returns = np.zeros(len(one.places))  # not known yet
             batch = self._batch(part)
-            ids, places = batch["ids"], batch["places"]
-            logprobs = self.reference.logprobs(ids, places, batch["tokens"], batch.get("supports")).cpu().numpy()
+            packed: Packed = batch["packed"]
+            logprobs = self.reference.logprobs(packed, batch["tokens"], batch.get("supports")).cpu().numpy()
             cuts = np.cumsum([len(one.places) for one in part])[:-1]
             for one, numbers in zip(part, np.split(logprobs, cuts), strict=True):
                 one.reference = numbers
             if self.actor.critic is not None:
-                after = torch.tensor([[i, len(one.ids)] for i, one in enumerate(part)], device=places.device).T
-                hidden = self.actor.hidden(ids, torch.cat([places, after], 1), self.actor.critic)
-                *values, last = np.split(self.actor.values(hidden).cpu().numpy(), [*cuts, places.shape[1]])
+                rows, columns = torch.cat([packed.before, packed.last], 1)
+                states = self.actor.states(packed, self.actor.critic)[rows, columns]
+                *values, last = np.split(self.actor.values(states).cpu().numpy(), [*cuts, packed.before.shape[1]])
                 for one, numbers, bootstrap in zip(part, values, last.tolist(), strict=True):
                     one.values, one.bootstrap = numbers, bootstrap if one.broken else 0.0
 
@@ -228,6 +224,14 @@ class Learner:
         return {**speeds, "tokens_per_second": tokens / max(sum(seconds.values()), 1e-9)}
 
 
+def in_order(conversations: Sequence[Conversation]) -> list[Conversation]:
+    """Sort conversations so that neighbours are about equally long, those that begin alike together."""
+    longest: dict[int, int] = {}
+    for one in conversations:
+        longest[one.key] = max(longest.get(one.key, 0), len(one.ids))
+    return sorted(conversations, key=lambda one: (longest[one.key], one.key, len(one.ids)))
+
+
 def measures(conversations: Sequence[Conversation], kl_coefficient: float) -> dict[str, float]:
     """Return what is to be known of an iteration's conversations."""
     tokens = sum(len(one.places) for one in conversations)
@@ -235,7 +239,8 @@ def measures(conversations: Sequence[Conversation], kl_coefficient: float) -> di
     values = np.concatenate([one.values for one in conversations])
     spread = returns.var()
     return {
-        "mean_return": float(np.mean([one.rewards.sum() for one in conversations])),
+        "mean_return": float(np.mean([one.task_return for one in conversations])),
+        "mean_reward": float(np.mean([one.rewards.sum() for one in conversations])),
         "kl": float(sum(one.kl.sum() for one in conversations)) / tokens,
         "kl_coefficient": kl_coefficient,
         "entropy": -float(sum(one.logprobs.sum() for one in conversations)) / tokens,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from .losses import entropies, policy_loss, value_loss
+from .packing import Packed
 from .sampling import Sampling
 
 
@@ -91,26 +92,31 @@ class Policy(torch.nn.Module):
         values: torch.Tensor = self.value_head(hidden)[:, 0].float()
         return values
 
-    def hidden(self, ids: torch.Tensor, places: torch.Tensor, trunk: Any = None) -> torch.Tensor:
-        """Return the hidden states before some tokens, [N, H].
+    def states(self, packed: Packed, trunk: Any = None) -> torch.Tensor:
+        """Return the hidden states of whole conversations, [R, T, H].
 
         Args:
-            ids: int64[B, T], padded on the right, where no token before sees it.
-            places: int64[2, N], rows and columns of the tokens.
-            trunk: Whose; the model's own when None.
+            packed: The conversations.
+            trunk: Whose states; the model's own when None.
         """
-        states = (self.trunk if trunk is None else trunk)(ids, use_cache=False).last_hidden_state
-        before: torch.Tensor = states[places[0], places[1] - 1]
-        return before
+        more = {} if packed.mask is None else {"attention_mask": packed.mask, "position_ids": packed.positions}
+        states: torch.Tensor = (self.trunk if trunk is None else trunk)(
+            packed.ids, use_cache=False, **more
+        ).last_hidden_state
+        return states
 
-    def forward(self, rows: dict[str, torch.Tensor]) -> torch.Tensor:
+    def hidden(self, packed: Packed, trunk: Any = None) -> torch.Tensor:
+        """Return the hidden states that the agents' tokens were sampled from, [N, H], see `states`."""
+        return self.states(packed, trunk)[packed.before[0], packed.before[1]]
+
+    def forward(self, rows: dict[str, Any]) -> torch.Tensor:
         """Return PPO's loss, summed over the tokens that the agent sampled.
 
         Args:
-            rows: ``ids`` int64[B, T]; ``places`` int64[2, N]; of the N tokens: ``tokens`` int64, ``logprobs``,
-                ``advantages``, ``values``, ``returns`` float32, and perhaps ``supports``, see `Sampling.draw`.
+            rows: ``packed``, the conversations; of their N tokens ``tokens`` int64, ``logprobs``, ``advantages``,
+                ``values``, ``returns`` float32, and perhaps ``supports``, see `Sampling.draw`.
         """
-        hidden = self.hidden(rows["ids"], rows["places"])
+        hidden = self.hidden(rows["packed"])
         everything = self.sampling.log_probabilities(self.logits(hidden), rows.get("supports"))
         logprobs = everything.gather(1, rows["tokens"][:, None])[:, 0]
         weights = self.coefficients
@@ -119,7 +125,7 @@ class Policy(torch.nn.Module):
         if weights.entropy:
             loss = loss - weights.entropy * entropies(everything).sum()
         if weights.value:
-            seen = hidden if self.critic is None else self.hidden(rows["ids"], rows["places"], self.critic)
+            seen = hidden if self.critic is None else self.hidden(rows["packed"], self.critic)
             values = self.values(seen)
             loss = loss + weights.value * value_loss(values, rows["values"], rows["returns"], weights.clip_value).sum()
         self._note(logprobs.detach(), rows["logprobs"])
@@ -154,13 +160,11 @@ class Reference:
             self._copy.to(device, dtype)
 
     @torch.no_grad()
-    def logprobs(
-        self, ids: torch.Tensor, places: torch.Tensor, tokens: torch.Tensor, supports: torch.Tensor | None
-    ) -> torch.Tensor:
+    def logprobs(self, packed: Packed, tokens: torch.Tensor, supports: torch.Tensor | None) -> torch.Tensor:
         """Return the log-probabilities of tokens float32[N], of the distribution limited as the policy's was."""
         policy = self._policy
         with self._alone() as trunk:
-            hidden = policy.hidden(ids, places, trunk)
+            hidden = policy.hidden(packed, trunk)
             model = policy.causal if self._copy is None else self._copy
             logits = model.get_output_embeddings()(hidden).float()
         return policy.sampling.log_probabilities(logits, supports).gather(1, tokens[:, None])[:, 0]
@@ -172,11 +176,3 @@ class Reference:
             return
         with self._policy.model.disable_adapter():
             yield self._policy.trunk
-
-
-def right_padded(sequences: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
-    """Return token ids as int64[B, T], padded on the right with 0."""
-    ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.long)
-    for row, sequence in zip(ids, sequences, strict=True):
-        row[: len(sequence)] = torch.tensor(sequence)
-    return ids.to(device)

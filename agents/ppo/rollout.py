@@ -35,7 +35,8 @@ class Conversation:
         logprobs, values: float32[N], see `Turn`.
         supports: uint8[N, V / 8] or None.
         ends: int64[K], the last token of each turn, counted among the N.
-        rewards: float64[K], of the environment.
+        rewards: float64[K], of the environment, a reward model's term included.
+        task_return: Sum of the task's own rewards.
         bootstrap: Value of the state after the last turn; 0 where the conversation ended.
         broken: Whether it was broken off instead, by the environment or for its length.
         outcome: Its name; empty where it was broken off for being longer than the model may read.
@@ -52,6 +53,7 @@ class Conversation:
     supports: Supports | None
     ends: npt.NDArray[np.int64]
     rewards: npt.NDArray[np.float64]
+    task_return: float
     bootstrap: float
     broken: bool
     outcome: str
@@ -118,7 +120,7 @@ def hold(
     taken: list[list[Turn]] = [[] for _ in range(size)]
     rewards: list[list[float]] = [[] for _ in range(size)]
     messages = [[{"role": "user", "content": text}] for text in talk.texts]
-    bootstraps, cut = np.zeros(size), np.zeros(size, bool)
+    returns, bootstraps, cut = np.zeros(size), np.zeros(size), np.zeros(size, bool)
     for row in range(size):
         turns.hear(row, talk.texts[row])
     going, texts = np.ones(size, bool), [""] * size
@@ -131,8 +133,10 @@ def hold(
             texts[row] = clean(turns.text(turn))[:MAX_CHARS]
         with phases("environment"):
             talk.step(texts, going)
+            earned = talk.rewards
         for row in rows:
-            rewards[row].append(float(room.rewards[row]))
+            rewards[row].append(float(earned[row]))
+            returns[row] += room.rewards[row]
             messages[row].append({"role": "assistant", "content": texts[row]})
             if not room.terminations[row]:
                 turns.hear(row, talk.texts[row])
@@ -147,8 +151,8 @@ def hold(
     names = np.array(envs.scenario.outcomes, object)[room.outcomes]
     return [
         _conversation(
-            int(keys[row]), turns, row, taken[row], rewards[row], messages[row], bootstrap=float(bootstraps[row]),
-            broken=bool(cut[row]), outcome=str(names[row]),
+            int(keys[row]), turns, row, taken[row], rewards[row], messages[row], task_return=float(returns[row]),
+            bootstrap=float(bootstraps[row]), broken=bool(cut[row]), outcome=str(names[row]),
         )
         for row in range(size)
     ]  # fmt: skip

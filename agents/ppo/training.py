@@ -24,6 +24,7 @@ from chatgym.tokens import ChatTokenizer
 from .acting import coefficients_of, sampling_of
 from .alarm import Alarm
 from .learner import Learner
+from .packing import Packed
 from .policy import Policy, Reference
 from .rollout import Conversation
 
@@ -73,7 +74,7 @@ class Training:
         """Train until so many turns are done."""
         agent, learner, config = self.agent, self.learner, self.agent.config
         share = config.batch // learner.loop.world
-        envs: Any = make_envs(share, llm=config.partner)
+        envs: Any = make_envs(share, llm=config.partner, reward_model=config.reward_model or None)
         try:
             while agent.turns < total_steps:
                 with _memory():
@@ -192,13 +193,12 @@ class Training:
                 "alarm": float(self.alarm.ringing)}  # fmt: skip
 
 
-def _nothing(device: torch.device) -> dict[str, torch.Tensor]:
+def _nothing(device: torch.device) -> dict[str, Any]:
     """Return a batch from which nothing is learned."""
-    numbers = dict.fromkeys(("logprobs", "values", "advantages", "returns"), torch.zeros(1))
-    made = {"ids": torch.zeros(1, 2), "tokens": torch.zeros(1), "places": torch.tensor([[0], [1]])}
-    return {name: tensor.long().to(device) for name, tensor in made.items()} | {
-        name: tensor.to(device) for name, tensor in numbers.items()
-    }
+    place = torch.zeros(2, 1, dtype=torch.long)
+    packed = Packed(torch.zeros(1, 2, dtype=torch.long), place, place).to(device)
+    numbers = dict.fromkeys(("logprobs", "values", "advantages", "returns"), torch.zeros(1, device=device))
+    return {"packed": packed, "tokens": torch.zeros(1, dtype=torch.long, device=device), **numbers}
 
 
 def _state(folder: Path) -> dict[str, Any]:

@@ -175,16 +175,26 @@ class Turns:
         else:
             self._part = self._empty(rows)
             self._cached[list(rows)] = 0
-        new = [self.history.ids[row][self._cached[row] :] for row in rows]
-        longest = max(map(len, new))
-        ids, mask = np.zeros((2, len(new), longest), np.int64)
-        for i, tokens in enumerate(new):
+        new = [tuple(self.history.ids[row][self._cached[row] :]) for row in rows]
+        begun = self._part.mask.shape[1] > 0
+        distinct = new if begun else list(dict.fromkeys(new))  # who begins alike is read once
+        longest = max(map(len, distinct))
+        ids, mask = np.zeros((2, len(distinct), longest), np.int64)
+        for i, tokens in enumerate(distinct):
             ids[i, longest - len(tokens) :] = tokens
             mask[i, longest - len(tokens) :] = 1
         part = self._part
-        part.mask = torch.cat([part.mask, torch.from_numpy(mask).to(self._device)], 1)
+        before = part.mask if begun else part.mask[: len(distinct)]
+        part.mask = torch.cat([before, torch.from_numpy(mask).to(self._device)], 1)
         self._cached[list(rows)] = [len(self.history.ids[row]) for row in rows]
-        return self.policy.read(torch.from_numpy(ids).to(self._device), part.mask, part.cache)
+        hidden = self.policy.read(torch.from_numpy(ids).to(self._device), part.mask, part.cache)
+        if len(distinct) == len(new):
+            return hidden
+        places = {tokens: i for i, tokens in enumerate(distinct)}
+        copies = np.array([places[tokens] for tokens in new])
+        self._part = part.select(copies)
+        self._part.rows = np.array(rows, np.int64)
+        return hidden[torch.from_numpy(copies).to(self._device)]
 
     def _empty(self, rows: Sequence[int] = ()) -> _Part:
         mask = torch.zeros(len(rows), 0, dtype=torch.long, device=self._device)

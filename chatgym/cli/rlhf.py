@@ -36,6 +36,7 @@ def rlhf(
         int, typer.Option(min=5, metavar="N", help="Conversations that a reward model's pairs are made of.")
     ] = 300,
     turns: Annotated[int, typer.Option(min=1, metavar="N", help="Turns that PPO trains for.")] = 50_000,
+    evaluation: Annotated[int, typer.Option(min=1, metavar="N", help="Conversations of an evaluation.")] = 200,
     setting: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="A setting of `chatgym train ppo`; can be given again."),
@@ -104,7 +105,19 @@ def _plan(values: dict[str, Any], given: set[str]) -> Any:
     config = find_agent("ppo").Config
     settings = dict(_setting(one, config) for one in values["setting"] or ())
     make_config(config, settings)
-    names = ("scenario", "conversations", "wander", "epochs", "pairs", "turns", "lora", "zero", "bf16", "seed")
+    names = (
+        "scenario",
+        "conversations",
+        "wander",
+        "epochs",
+        "pairs",
+        "turns",
+        "evaluation",
+        "lora",
+        "zero",
+        "bf16",
+        "seed",
+    )
     chosen = {name: values[name] for name in names}
     return Plan(model="" if scratch else values["model"], settings=settings, **chosen)
 

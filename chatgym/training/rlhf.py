@@ -41,6 +41,7 @@ class Plan:
         epochs: How often they are learned from.
         pairs: Conversations that each reward model's pairs are made of.
         turns: Turns that PPO trains for.
+        evaluation: Conversations in each of its evaluations.
         lora: Rank of LoRA in both trainings; 0: all weights.
         zero, bf16: As DeepSpeed knows them.
         seed: Of everything random.
@@ -54,6 +55,7 @@ class Plan:
     epochs: float = 3.0
     pairs: int = 300
     turns: int = 50_000
+    evaluation: int = 200
     lora: int = 0
     zero: int = 1
     bf16: bool = False
@@ -162,7 +164,7 @@ def begin_ppo(folder: Path, plan: Plan, model: Path) -> Run:
         "lora": plan.lora, "zero": plan.zero, "bf16": plan.bf16, **plan.settings,
     }  # fmt: skip
     return prepare("ppo", run, task=Task(plan.scenario, {"error_rate": 0.0}), total_steps=plan.turns, seed=plan.seed,
-                   settings=settings)  # fmt: skip
+                   settings=settings, conversations=plan.evaluation)  # fmt: skip
 
 
 def ppo(folder: Path, plan: Plan, model: Path, watch: Watch) -> Run:

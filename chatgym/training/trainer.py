@@ -54,7 +54,7 @@ def prepare(
         total_steps: Turns to train for, over all conversations; the agent's own default when None.
         seed: Of everything random.
         settings: Fields of the agent's `Config` by name.
-        evaluate_every: Turns between evaluations (each with a checkpoint); a twentieth of all when None.
+        evaluate_every: Turns between evaluations (each with a checkpoint); when None, a twentieth, or the agent's.
         conversations: Conversations in an evaluation; the agent's own default, or 1,000, when None.
         log: What to log as beside ``metrics.jsonl``: ``"csv"``, ``"tensorboard"`` or both, see
             `chatgym.training.logs`.
@@ -69,7 +69,8 @@ def prepare(
     if default == 0:
         raise InvalidValue(f"the agent {agent!r} learns nothing; measure it with `chatgym evaluate {agent}`")
     total = int(default if total_steps is None else total_steps)
-    every = max(total // EVALUATIONS, 1) if evaluate_every is None else evaluate_every
+    evaluations = getattr(made_by, "default_evaluations", EVALUATIONS)
+    every = max(total // evaluations, 1) if evaluate_every is None else evaluate_every
     counted = getattr(made_by, "default_conversations", CONVERSATIONS) if conversations is None else conversations
     for name, value in (("total_steps", total), ("evaluate_every", every), ("conversations", counted)):
         if value < 1:
