@@ -33,7 +33,7 @@ def rlhf(
     ] = 0.3,
     epochs: Annotated[float, typer.Option(min=0.01, metavar="X", help="How often those are seen.")] = 3.0,
     pairs: Annotated[
-        int, typer.Option(min=5, metavar="N", help="Conversations that a reward model's pairs are made of.")
+        int, typer.Option(min=20, metavar="N", help="Conversations that a reward model's pairs are made of.")
     ] = 300,
     turns: Annotated[int, typer.Option(min=1, metavar="N", help="Turns that PPO trains for.")] = 50_000,
     evaluation: Annotated[int, typer.Option(min=1, metavar="N", help="Conversations of an evaluation.")] = 200,

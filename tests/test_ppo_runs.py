@@ -1,0 +1,113 @@
+"""PPO's runs: several processes are as one, and `chatgym rlhf` can be killed at any moment."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from chatgym_agents.ppo import PPO
+from safetensors.numpy import load_file
+from typer.testing import CliRunner
+
+from chatgym.cli.app import app
+from chatgym.errors import InvalidValue
+from chatgym.finetuning import tiny
+from chatgym.finetuning.dialogues import held_by
+from chatgym.training import Run, Task, rlhf
+from chatgym.training.run import find_agent
+
+SETTINGS = ("--batch", 8, "--minibatches", 2, "--micro-batch", 2, "--max-new-tokens", 12, "--learning-rate", 1e-3)
+SMALL = ("--from-scratch", "tiny", "--conversations", 16, "--epochs", 1, "--pairs", 20, "--turns", 60, "--evaluation", 3)
+SETTING = [part for one in ("batch=8", "minibatches=2", "max-new-tokens=12") for part in ("--setting", one)]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    task = Task("customer_service", {"error_rate": 0.0})
+    said = held_by(find_agent("expert")(task.find_scenario()), task, 4)
+    tiny.save_tokenizer([message["content"] for one in said for message in one], folder)
+    tiny.make_model(folder, 0).save_pretrained(folder)
+    return folder
+
+
+def chatgym(*arguments):
+    command = [sys.executable, "-c", "from chatgym.cli import main; main()", *map(str, arguments)]
+    return subprocess.Popen(
+        command, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL
+    )
+
+
+def steady(run):
+    kept = []
+    for line in Run.open(run).metrics():
+        training = {k: v for k, v in line["training"].items() if "per_second" not in k and k != "logprob_gap"}
+        kept.append({**line, "seconds": 0, "training": training})
+    return kept
+
+
+def test_two_processes_learn_what_one_learns(base, tmp_path):
+    def trained(name, processes):
+        more = ("--max-turns", 4, "--conversations", 3, "--steps", 80, "--zero", 2, "--processes", processes)
+        run = tmp_path / name
+        assert chatgym("train", "ppo", "--run", run, "--model", base, *SETTINGS, *more).wait() == 0
+        return run
+
+    one, two = trained("one", 1), trained("two", 2)
+    for a, b in zip(steady(one), steady(two), strict=True):
+        assert a["turns"] == b["turns"]
+        assert a["score"] == b["score"]
+        assert a["training"] == pytest.approx(b["training"], rel=1e-3, abs=1e-4)
+    weights = [load_file(run / "model" / "model.safetensors") for run in (one, two)]
+    assert all(np.allclose(weights[0][name], weights[1][name], atol=1e-4) for name in weights[0])
+
+
+def begun(folder):
+    """What is there of each step, in the order in which it comes."""
+    lines = [path.read_text().count("\n") if path.is_file() else 0
+             for path in (folder / "sft" / "metrics.jsonl", folder / "ppo" / "metrics.jsonl")]  # fmt: skip
+    return [lines[0] > 1, (folder / "reward").is_dir(), lines[1] > 1]
+
+
+def test_rlhf_killed_at_three_moments_ends_as_undisturbed(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    undisturbed = chatgym("rlhf", "--run", whole, *SMALL, *SETTING)
+    for moment in range(3):
+        how = ("--resume",) if moment else (*SMALL, *SETTING)
+        process = chatgym("rlhf", "--run", broken, *how)
+        while not begun(broken)[moment]:
+            assert process.poll() is None
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (broken / "ppo" / "curve.png").exists()
+    assert chatgym("rlhf", "--run", broken, "--resume").wait() == 0
+    assert undisturbed.wait() == 0
+    for name in ("sft/model/model.safetensors", "reward/reward.npz", "held-out/reward.npz",
+                 "ppo/model/model.safetensors", "ppo/model/training/moments.safetensors"):  # fmt: skip
+        assert (broken / name).read_bytes() == (whole / name).read_bytes(), name
+    assert steady(broken / "ppo") == steady(whole / "ppo")
+    agent = Run.open(whole / "ppo").agent()
+    assert isinstance(agent, PPO)
+    assert agent.config.reward_model == str(whole / "reward")
+    samples = [json.loads(line)["trained_for"] for line in (whole / "ppo" / "transcripts.jsonl").open()]
+    assert len(set(samples)) > 2
+
+
+def test_rlhf_says_what_does_not_fit(tmp_path):
+    def said(*arguments):
+        result = CliRunner().invoke(app, ["rlhf", *map(str, arguments)])
+        assert result.exit_code == 2
+        return result.output
+
+    assert "chatgym" not in said("--run", tmp_path, "--setting", "nothing")
+    assert "kl_coefficient" in said("--run", tmp_path, "--from-scratch", "tiny", "--setting", "kl_coeficient=1")
+    assert "--lora" in said("--run", tmp_path, "--from-scratch", "tiny", "--lora", 4)
+    assert "--resume" in said("--run", tmp_path / "none", "--resume")
+    (tmp_path / "other").write_text("")
+    with pytest.raises(InvalidValue, match="isn't empty"):
+        rlhf.begin(tmp_path, rlhf.Plan())
