@@ -21,7 +21,9 @@ from chatgym.training import Run, Task, rlhf
 from chatgym.training.run import find_agent
 
 SETTINGS = ("--batch", 8, "--minibatches", 2, "--micro-batch", 2, "--max-new-tokens", 12, "--learning-rate", 1e-3)
-SMALL = ("--from-scratch", "tiny", "--conversations", 16, "--epochs", 1, "--pairs", 20, "--turns", 60, "--evaluation", 3)
+SMALL = (
+    "--from-scratch", "tiny", "--conversations", 16, "--epochs", 1, "--pairs", 20, "--turns", 60, "--evaluation", 3,
+)  # fmt: skip
 SETTING = [part for one in ("batch=8", "minibatches=2", "max-new-tokens=12") for part in ("--setting", one)]
 
 
