@@ -136,6 +136,6 @@ def test_the_default_model_is_served_by_deepspeed_on_cuda_only(folder, monkeypat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     # What is chosen, not what it does: there is no such device here.
     for name in ("_deepspeed", "_transformers"):
-        monkeypatch.setattr(engines, name, lambda folder, identity, name=name: name)
+        monkeypatch.setattr(engines, name, lambda *chosen, name=name: name)
     chosen = make_engine(DEFAULT_MODEL)._open()
     assert {"_deepspeed": "DeepSpeedEngine", "_transformers": "TransformersEngine"}[chosen] == kind

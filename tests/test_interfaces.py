@@ -225,7 +225,9 @@ def test_a_trace_of_every_action_level_replays(tmp_path, action):
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
 def test_single_and_vector_agree(action, mode):
     choose = {"candidate": by_candidate, "text": by_text, "token": by_tokens}[action]
-    envs = ChatVectorEnv(3, action=action, observation="token", llm="template", texts=True, autoreset_mode=mode)
+    envs = ChatVectorEnv(
+        3, action=action, observation="token", llm="template", texts=True, autoreset_mode=mode, reward_model=None
+    )
     singles = [make(action=action, observation="token") for _ in range(3)]
     observations, infos = envs.reset(seed=10)
     starts = [env.reset(seed=10 + i) for i, env in enumerate(singles)]

@@ -147,7 +147,7 @@ def test_an_act_that_is_spoken_is_replayed(tmp_path):
 
 
 def test_single_and_vector_agree_on_spoken_acts():
-    env, envs = TASK.make_env(LLM.requires), TASK.make_envs(LLM.requires, 2)
+    env, envs = TASK.make_env(LLM.requires), TASK.make_envs(LLM.requires, 2, reward_model=None)
     env.reset(seed=4)
     envs.reset(seed=4)
     for act in (1, 2, UNCLEAR_ACT):
