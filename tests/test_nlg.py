@@ -80,7 +80,7 @@ def test_values_are_filled_in_and_sentences_begin_with_a_capital():
     [
         ("inform/reference", "calm", "It's 482913."),
         ("inform/date", "angry", "It was 3 days ago, and I'm waiting for a solution!"),
-        ("state_problem/late_delivery", "annoyed", "My delivery is delayed."),
+        ("state_problem/late_delivery", "calm", "My delivery is delayed."),
         ("affirm", "calm", "Yes, you got it right."),
         ("correct/date", "annoyed", "- No, I said it was 3 days ago."),
         ("complain", "angry", '"I\'m sick of this!"'),
