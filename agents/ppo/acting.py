@@ -34,10 +34,9 @@ def coefficients_of(config: Any) -> Coefficients:
     return Coefficients(config.clip_ratio, config.clip_value, value, config.entropy_coefficient)
 
 
-def load_policy(config: Any, folder: Path | None) -> Policy:
-    """Load a saved policy, or the model that settings start from, to act."""
+def load_policy(config: Any, source: Path) -> Policy:
+    """Load the model in a folder, to act as the policy of some settings."""
     device = pick_device()
-    source = folder or models.folder_of(config.model)
     model = models.load(source, pick_dtype(device) if config.bf16 else torch.float32)
     policy = Policy(model, sampling_of(config), coefficients_of(config), separate_critic=False)
     return policy.to(device).eval()

@@ -172,7 +172,7 @@ class PPO:
         if self._policy is None:
             from .acting import load_policy
 
-            self._policy = load_policy(self.config, self._folder)
+            self._policy = load_policy(self.config, self.tokenizer_folder())
         return self._policy
 
     def tokenizer_folder(self) -> Path:

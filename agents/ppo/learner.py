@@ -16,6 +16,7 @@ from chatgym import rng
 from chatgym.errors import ChatGymError
 from chatgym.finetuning.loop import Loop
 from chatgym.tokens import ChatTokenizer
+from chatgym.training.several import largest
 
 from .advantages import gae, group_advantages, kl_estimates, token_rewards, whiten
 from .packing import Packed, pack
@@ -157,7 +158,7 @@ class Learner:
 
     def _check_gap(self, gap: float) -> float:
         """Check that the first minibatch's ratios are 1 within what rounding explains."""
-        worst = self.loop.largest(gap)
+        worst = largest(gap)
         bound = GAP[torch.bfloat16 if self.loop.settings.bf16 else torch.float32]
         if not worst <= bound:
             raise LogprobsDiffer(

@@ -41,7 +41,7 @@ class Policy(torch.nn.Module):
         value_head: From a hidden state to the return expected; 0 everywhere at first.
         critic: A trunk of its own for the values, or None: they come from the model's.
         sums: Of the last calls of `forward`, over tokens: ``tokens``, ``clipped``, ``kl`` (from the policy that
-            sampled them), ``surprise`` (-log p), and ``gap``, the largest change of a log-probability.
+            sampled them), and ``gap``, the largest change of a log-probability.
     """
 
     def __init__(self, model: Any, sampling: Sampling, coefficients: Coefficients, *, separate_critic: bool) -> None:
@@ -133,7 +133,7 @@ class Policy(torch.nn.Module):
 
     def forget(self) -> None:
         """Begin `sums` anew."""
-        self.sums = dict.fromkeys(("tokens", "clipped", "kl", "surprise", "gap"), 0.0)
+        self.sums = dict.fromkeys(("tokens", "clipped", "kl", "gap"), 0.0)
 
     def _note(self, logprobs: torch.Tensor, before: torch.Tensor) -> None:
         change = logprobs - before
@@ -141,7 +141,6 @@ class Policy(torch.nn.Module):
         self.sums["tokens"] += len(logprobs)
         self.sums["clipped"] += float(((ratio - 1).abs() > self.coefficients.clip_ratio).sum())
         self.sums["kl"] += float((ratio - 1 - change).sum())
-        self.sums["surprise"] -= float(logprobs.sum())
         self.sums["gap"] = max(self.sums["gap"], float(change.abs().max()) if len(change) else 0.0)
 
 

@@ -17,7 +17,7 @@ from chatgym import store
 from chatgym.agent import Callback, MakeEnvs
 from chatgym.errors import Corrupted, InvalidValue, Unavailable
 from chatgym.finetuning import models
-from chatgym.finetuning.loop import Loop, Optimization, load_weights
+from chatgym.finetuning.loop import Loop, Optimization, load_weights, read_deepspeed
 from chatgym.finetuning.models import Lora
 from chatgym.tokens import ChatTokenizer
 
@@ -81,7 +81,7 @@ class Training:
                     held = learner.hold(envs)
                     metrics = learner.learn(held)
                 agent.turns += sum(len(one.ends) for one in held)
-                metrics.update(self._watch(held))
+                metrics.update(self._watch(held, metrics["mean_reward"]))
                 callback(agent.turns, metrics)
                 if self.alarm.ringing and config.stop_on_alarm:
                     break
@@ -169,17 +169,16 @@ class Training:
         return Optimization(
             batch=config.batch // config.minibatches, micro_batch=config.micro_batch, learning_rate=rate, warmup=0.0,
             floor=1.0, weight_decay=0.0, clip=config.max_grad_norm, zero=config.zero, bf16=config.bf16,
-            deepspeed=_json(config.deepspeed),
+            deepspeed=read_deepspeed(Path(config.deepspeed) if config.deepspeed else None),
         )  # fmt: skip
 
-    def _watch(self, held: Sequence[Conversation]) -> dict[str, float]:
-        """Compare what is trained on with what isn't, and keep the best weights by the latter."""
+    def _watch(self, held: Sequence[Conversation], trained: float) -> dict[str, float]:
+        """Compare what is trained on, its mean, with what isn't, and keep the best weights by the latter."""
         success = np.array([one.outcome == self.agent.scenario.success for one in held], np.float64)
         if self._held_out is None:
             measured = success
         else:
             measured = self._held_out.score([one.messages for one in held]).astype(np.float64)
-        trained = float(np.mean([one.rewards.sum() for one in held]))
         was = self.alarm.ringing
         if self.alarm.note(trained, float(measured.mean()), float(measured.std() / math.sqrt(len(measured)))):
             self._best = self.learner.loop.weights()
@@ -214,18 +213,6 @@ def _state(folder: Path) -> dict[str, Any]:
 def _digest(folder: Path) -> str:
     """Return the SHA-256 of a model's weights, one after the other."""
     return "".join(store.sha256(path) for path in sorted(folder.glob("*.safetensors")))
-
-
-def _json(path: str) -> dict[str, Any]:
-    if not path:
-        return {}
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InvalidValue(f"--deepspeed {path} can't be read ({error})") from error
-    if not isinstance(found, dict):
-        raise InvalidValue(f"--deepspeed {path} holds no JSON object")
-    return found
 
 
 def _reward_model(spec: str, agent: PPO) -> Any:

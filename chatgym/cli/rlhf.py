@@ -89,21 +89,20 @@ def rlhf(
 def _plan(values: dict[str, Any], given: set[str]) -> Any:
     """Check the options."""
     from chatgym.agent import make_config
+    from chatgym.cli.sft import check_scratch
     from chatgym.finetuning import models
     from chatgym.talk import find_scenario
     from chatgym.training.rlhf import Plan
     from chatgym.training.run import find_agent
+    from chatgym.training.space import read_settings
 
     scratch = values["from_scratch"]
-    if scratch not in ("", "tiny"):
-        raise InvalidValue(f"--from-scratch {scratch}: the one that there is is called tiny")
-    if scratch and (wrong := sorted(given & {"model", "lora"})):
-        raise InvalidValue(f"--from-scratch trains all weights of a new model: leave out --{wrong[0]}")
+    check_scratch(scratch, given)
     find_scenario(values["scenario"])
     if not scratch:
         models.folder_of(values["model"])
     config = find_agent("ppo").Config
-    settings = dict(_setting(one, config) for one in values["setting"] or ())
+    settings = read_settings(config, values["setting"] or ())
     make_config(config, settings)
     names = (
         "scenario",
@@ -120,24 +119,6 @@ def _plan(values: dict[str, Any], given: set[str]) -> Any:
     )
     chosen = {name: values[name] for name in names}
     return Plan(model="" if scratch else values["model"], settings=settings, **chosen)
-
-
-def _setting(text: str, config: type) -> tuple[str, Any]:
-    """Read NAME=VALUE."""
-    import json
-    import typing
-
-    name, equals, value = text.partition("=")
-    name = name.strip().replace("-", "_")
-    if not equals:
-        raise InvalidValue(f"--setting {text}: write NAME=VALUE, as in --setting kl_coefficient=0.05")
-    kind = typing.get_type_hints(config).get(name)
-    if kind in (int, float, bool):
-        try:
-            return name, json.loads(value.lower())
-        except ValueError:
-            raise InvalidValue(f"--setting {text}: {value!r} is no {kind.__name__}") from None
-    return name, value
 
 
 def _print_result(run: Path, finished: Any) -> None:

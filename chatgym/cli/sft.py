@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -131,22 +130,19 @@ def _resumed(run: Path, given: set[str]) -> SFT:
 def _prepared(given: set[str], values: Mapping[str, Any]) -> SFT:
     """Check the options and begin the run."""
     from chatgym.finetuning import models
-    from chatgym.finetuning.loop import Optimization, deepspeed_config
-    from chatgym.finetuning.sft import SFT, Settings, check_free
+    from chatgym.finetuning.loop import Optimization, deepspeed_config, read_deepspeed
+    from chatgym.finetuning.sft import SFT, Settings, check_free, default_rate
 
     scratch = values["from_scratch"]
-    if scratch not in ("", "tiny"):
-        raise InvalidValue(f"--from-scratch {scratch}: the one that there is is called tiny")
-    if scratch and (wrong := sorted(given & {"model", "lora"})):
-        raise InvalidValue(f"--from-scratch trains all weights of a new model: leave out --{wrong[0]}")
+    check_scratch(scratch, given)
     if values["data"] and (wrong := sorted(given & {"teacher", "scenario", "conversations", "wander", "error_rate"})):
         raise InvalidValue(f"--data is what is learned from, without a teacher: leave out --{wrong[0]}")
     rate = values["learning_rate"]
     if rate is None:
-        rate = 3e-3 if scratch else 5e-4 if values["lora"] else 5e-5
+        rate = default_rate("" if scratch else values["model"], values["lora"])
     optimization = Optimization(
         batch=values["batch"], micro_batch=values["micro_batch"], learning_rate=rate, warmup=values["warmup"],
-        zero=values["zero"], bf16=values["bf16"], deepspeed=_json(values["deepspeed"]),
+        zero=values["zero"], bf16=values["bf16"], deepspeed=read_deepspeed(values["deepspeed"]),
     )  # fmt: skip
     check_free(values["run"], values["overwrite"])
     deepspeed_config(optimization, values["processes"])  # refuses what doesn't fit before anything is made
@@ -163,16 +159,16 @@ def _prepared(given: set[str], values: Mapping[str, Any]) -> SFT:
     )  # fmt: skip
 
 
-def _json(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InvalidValue(f"--deepspeed {path} can't be read ({error})") from error
-    if not isinstance(found, dict):
-        raise InvalidValue(f"--deepspeed {path} holds no JSON object")
-    return found
+def check_scratch(scratch: str, given: set[str]) -> None:
+    """Check --from-scratch, and that no option is given that goes with a model that is there.
+
+    Raises:
+        InvalidValue: It isn't so.
+    """
+    if scratch not in ("", "tiny"):
+        raise InvalidValue(f"--from-scratch {scratch}: the one that there is is called tiny")
+    if scratch and (wrong := sorted(given & {"model", "lora"})):
+        raise InvalidValue(f"--from-scratch trains all weights of a new model: leave out --{wrong[0]}")
 
 
 def _said(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:

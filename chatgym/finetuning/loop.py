@@ -8,6 +8,7 @@ processes, divided by one number that all of them know.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 import os
@@ -21,6 +22,7 @@ import torch
 
 from chatgym.engines.transformers import pick_device
 from chatgym.errors import Corrupted, InvalidValue, Unavailable
+from chatgym.training.several import processes, rank
 
 BETAS, EPSILON = (0.9, 0.95), 1e-8
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
@@ -56,16 +58,6 @@ class Optimization:
     deepspeed: Mapping[str, Any] = field(default_factory=dict)
 
 
-def rank() -> int:
-    """Return the number of this process, as a launcher set it."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def processes() -> int:
-    """Return how many processes train together, as a launcher set it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def micro_batch_of(settings: Optimization, world: int) -> int:
     """Return the rows of a forward pass: the most that divide what a process has of a step.
 
@@ -76,6 +68,23 @@ def micro_batch_of(settings: Optimization, world: int) -> int:
         raise InvalidValue(f"--batch {settings.batch} can't be shared by {world} processes; choose a multiple of that")
     share = settings.batch // world
     return max(n for n in range(1, min(settings.micro_batch, share) + 1) if share % n == 0)
+
+
+def read_deepspeed(path: Path | None) -> dict[str, Any]:
+    """Read a user's file of DeepSpeed's settings; nothing without one.
+
+    Raises:
+        InvalidValue: It holds no JSON object.
+    """
+    if path is None:
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidValue(f"--deepspeed {path} can't be read ({error})") from error
+    if not isinstance(found, dict):
+        raise InvalidValue(f"--deepspeed {path} holds no JSON object")
+    return found
 
 
 def deepspeed_config(settings: Optimization, world: int) -> dict[str, Any]:
@@ -213,13 +222,6 @@ class Loop:
         if self.world > 1:
             torch.distributed.all_reduce(total)
         return float(total)
-
-    def largest(self, value: float) -> float:
-        """Return the largest of a number over the processes."""
-        largest = torch.tensor(value, device=self.device)
-        if self.world > 1:
-            torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
-        return float(largest)
 
     def save(self, folder: Path) -> None:
         """Write all that a training needs to go on into an existing folder; every process has to call it.

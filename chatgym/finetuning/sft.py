@@ -309,6 +309,11 @@ class SFT:
         return f"chatgym sft --run {shlex.quote(str(self.folder))} --resume"
 
 
+def default_rate(model: str, lora: int) -> float:
+    """Return the learning rate for a model (empty: a new one), trained by LoRA of some rank or, at 0, whole."""
+    return 3e-3 if not model else 5e-4 if lora else 5e-5
+
+
 def batch_of(rows: Rows, picked: Sequence[int] | npt.NDArray[np.int64], device: torch.device) -> dict[str, Any]:
     """Return rows as tensors; a number past the last row stands for one that nothing is learned from.
 

@@ -103,7 +103,7 @@ def sft(folder: Path, plan: Plan, watch: Watch) -> Path:
     """Make ``sft/``, or go on with it; returns the folder of its model."""
     from chatgym.finetuning.dialogues import held_by
     from chatgym.finetuning.loop import Optimization
-    from chatgym.finetuning.sft import SFT, Settings
+    from chatgym.finetuning.sft import SFT, Settings, default_rate
 
     run = folder / "sft"
     if not (run / "config.json").is_file():
@@ -113,9 +113,10 @@ def sft(folder: Path, plan: Plan, watch: Watch) -> Path:
                 find_agent("expert")(task.find_scenario()), task, plan.conversations, seed=plan.seed,
                 wander=plan.wander, progress=None if progress is None else (lambda n: progress(n, {})),
             )  # fmt: skip
-        rate = 3e-3 if not plan.model else 5e-4 if plan.lora else 5e-5
         settings = Settings(plan.model, "", "", epochs=plan.epochs, lora=plan.lora, seed=plan.seed)
-        optimization = Optimization(batch=8, learning_rate=rate, zero=plan.zero, bf16=plan.bf16)
+        optimization = Optimization(
+            batch=8, learning_rate=default_rate(plan.model, plan.lora), zero=plan.zero, bf16=plan.bf16
+        )
         about = {"teacher": "expert", "wander": plan.wander, "scenario": plan.scenario}
         SFT.prepare(run, settings, optimization, said=said, about=about)
     training = SFT.open(run)

@@ -8,14 +8,20 @@ all of them.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chatgym.agent import Agent
+from chatgym.errors import ChatGymError
 
 if TYPE_CHECKING:
     from chatgym.training.run import Run
+
+
+def rank() -> int:
+    """Return the number of this process, as a launcher set it."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def processes() -> int:
@@ -25,18 +31,38 @@ def processes() -> int:
 
 def first() -> bool:
     """Tell whether this is the process that keeps the run."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return rank() == 0
+
+
+def largest(value: float) -> float:
+    """Return the largest of a number over the processes; each has to ask."""
+    if processes() == 1:
+        return value
+    import torch
+
+    found = torch.tensor(value, device="cuda" if torch.cuda.is_available() else "cpu")
+    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+    return float(found)
 
 
 def anywhere(here: bool) -> bool:
     """Tell whether something is so in any of the processes; each has to ask."""
-    if processes() == 1:
-        return here
-    import torch
+    return bool(largest(float(here)))
 
-    seen = torch.tensor(float(here), device="cuda" if torch.cuda.is_available() else "cpu")
-    torch.distributed.all_reduce(seen, torch.distributed.ReduceOp.MAX)
-    return bool(seen)
+
+def run_process(train: Callable[[], object]) -> int:
+    """Train as one of the processes, and return its exit code; the first one says what went wrong."""
+    from chatgym.cli.terminal import print_error
+
+    try:
+        train()
+    except ChatGymError as error:
+        if first():
+            print_error(str(error))
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
 
 
 class Follower:
