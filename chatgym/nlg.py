@@ -284,7 +284,7 @@ class Speaker:
         part, tone, act = _named(name)
         likely = None
         if self.voice:
-            texts = [line for completion in completions for line in _lines(completion)]
+            texts = [line for completion in completions for line in list_lines(completion)]
         else:
             texts = [c.text if c.finish_reason == "stop" else f"{c.text} ..." for c in completions]
             likely = [sum(c.logprobs) / len(c.logprobs) if c.logprobs else 0.0 for c in completions]
@@ -320,7 +320,7 @@ def _named(name: str) -> tuple[str, str, str]:
     return part, tone, act[0] if act else ""
 
 
-def _lines(completion: Completion) -> list[str]:
+def list_lines(completion: Completion) -> list[str]:
     """Return the wordings in a list; one that was cut off is none."""
     lines = completion.text.split("\n")
     return [line for line in (lines[:-1] if completion.finish_reason == "length" else lines) if line.strip()]

@@ -22,7 +22,7 @@ from chatgym.scenarios import Meaning, fill
 from chatgym.talk import DEFAULT_LLM, find_scenario
 from chatgym.voice import ADAPTER, is_voice, prompts
 from chatgym.voice.adapter import pack
-from chatgym.voice.training import lessons, prepare
+from chatgym.voice.training import banks_of, lessons, passed, prepare
 from chatgym.voice.wordings import answers, said_by_agent, wordings
 
 NAMES = ("customer_service", "education", "social")
@@ -129,6 +129,32 @@ def test_what_is_said_answers_the_agents_last_act(tmp_path):
     again = Speaker(SCENARIO, Voice({}), cache=Cache(tmp_path / "words.sqlite"))
     assert say(again, part, [act, "greet", ""]) == [own[0], usual[0], usual[0]]
     assert again.engine.calls == []  # they were kept
+
+
+def test_a_voice_practises_by_what_the_guard_lets_pass():
+    part, act = "accept", next(iter(answers(SCENARIO)["accept"]))
+    own = next(b.texts for b in wordings(SCENARIO) if (b.part, b.tone, b.act) == (part, "calm", act))
+    usual = SCENARIO.sentences["partner"][part]["calm"]
+    speaker, voice = Speaker(SCENARIO, Voice({})), Voice({})
+    new = "Fine, do that for me."
+    lines = [own[0], new, "I want to cancel my plan.", new, usual[0]]
+    voice.said = {speaker.prompt(f"{part}|calm|{act}"): "\n".join(lines)}
+    counted = []
+    said = passed(SCENARIO, voice, 2, progress=counted.append)
+    assert list(said) == banks_of(SCENARIO)
+    assert counted[-1] == len(said)
+    assert said.pop((part, "calm", act)) == [own[0], new, usual[0]]
+    assert not any(said.values())
+    # In the lists it learns then, what was new stands beside what was written, once each.
+    asked = prompts.messages(SCENARIO, part, "calm", act)
+    taught = {
+        line
+        for lesson in lessons(SCENARIO, more={(part, "calm", act): [own[0], new, usual[0]]})
+        if lesson[:-1] == asked
+        for line in lesson[-1]["content"].split("\n")
+    }
+    assert new in taught
+    assert taught - {new} <= {*own, *usual, *next(b.texts for b in wordings(SCENARIO) if b.part == part and not b.act)}
 
 
 def test_a_voice_that_says_nothing_right_is_heard_in_templates(tmp_path):

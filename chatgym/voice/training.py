@@ -1,56 +1,110 @@
-"""How a voice is made: lists of wordings as conversations, then supervised fine-tuning with LoRA."""
+"""How a voice is made: lists of wordings as conversations, then supervised fine-tuning with LoRA.
+
+It is taught twice: by what people wrote, then also by what it says itself and the guard lets pass, which is rejection
+sampling fine-tuning (Dong et al. 2023, "RAFT"; Yuan et al. 2023). So it learns what the guard wants.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from chatgym import plugins
+from chatgym import plugins, rng
+from chatgym.engines import Engine
 from chatgym.errors import InvalidValue
 from chatgym.finetuning.dialogues import Dialogue
 from chatgym.finetuning.loop import Optimization
 from chatgym.finetuning.sft import SFT, Settings
+from chatgym.guard import Guard
+from chatgym.nlg import TOGETHER, list_lines
+from chatgym.nlu import nlu_of
 from chatgym.scenarios import Scenario, fill
 from chatgym.talk import find_scenario
 from chatgym.voice import BASE
-from chatgym.voice.prompts import LINES, messages
-from chatgym.voice.wordings import FILE, wordings
+from chatgym.voice.prompts import LINES, messages, prompt
+from chatgym.voice.wordings import FILE, answers, wordings
 
 PLAIN = 3
 """Wordings that fit after any act, put among those that answer one."""
 BOUND = ("state_feeling",)
 """Acts of which a wording that answers another act would be wrong: one still feels what one felt before."""
+SAMPLING: dict[str, Any] = {"max_new_tokens": 160, "temperature": 1.0, "top_p": 0.95}
+"""How a voice says what it may learn from: more freely than when it is used."""
 
 
-def lessons(scenario: Scenario, rounds: int = 1, seed: int = 0) -> Iterator[Dialogue]:
+Asked = tuple[str, str, str]
+"""What a voice is asked for: part, tone, and the agent's act, empty where it makes no difference."""
+
+
+def lessons(
+    scenario: Scenario, rounds: int = 1, seed: int = 0, more: Mapping[Asked, Sequence[str]] | None = None
+) -> Iterator[Dialogue]:
     """Yield what a voice learns of a scenario: for each bank, its wordings in lists of up to `LINES`.
 
     Args:
         scenario: With a ``voice.json``.
         rounds: How often each bank is shown, each time in another order.
         seed: Of the orders.
+        more: Further wordings, as of `passed`.
     """
     draws = np.random.Generator(np.random.Philox(key=[seed, 0]))
-    partner = scenario.sentences["partner"]
-    plain: dict[tuple[str, str], list[str]] = {}
+    partner, written, more = scenario.sentences["partner"], {}, more or {}
     for bank in wordings(scenario):
-        if not bank.act:
-            plain[bank.part, bank.tone] = [*partner[bank.part][bank.tone], *bank.texts]
+        written[bank.part, bank.tone, bank.act] = bank.texts
     for _ in range(rounds):
-        for bank in wordings(scenario):
-            texts = list(bank.texts)
-            usual = [text for text in plain[bank.part, bank.tone] if text not in texts]
-            if not bank.act:
-                texts = plain[bank.part, bank.tone]
-            elif bank.part.partition("/")[0] not in BOUND:
+        for part, tone, act in dict.fromkeys([*written, *more]):
+            texts = list(written.get((part, tone, act), ()))
+            plain = [*partner[part].get(tone, ()), *written.get((part, tone, ""), ())]
+            usual = [text for text in plain if text not in texts]
+            if not act:
+                texts = plain
+            elif part.partition("/")[0] not in BOUND:
                 texts += [usual[i] for i in draws.permutation(len(usual))[:PLAIN]]
-            asked = messages(scenario, bank.part, bank.tone, bank.act)
+            texts += [text for text in more.get((part, tone, act), ()) if text not in (*texts, *usual)]
+            asked = messages(scenario, part, tone, act)
             for chunk in _chunks([texts[i] for i in draws.permutation(len(texts))]):
                 said = "\n".join(fill(text, scenario.examples) for text in chunk)
                 yield [*asked, {"role": "assistant", "content": said}]
+
+
+def banks_of(scenario: Scenario) -> list[Asked]:
+    """Return all that a scenario's voice may be asked for."""
+    partner = scenario.sentences["partner"]
+    asked = [(part, tone, "") for part, tones in partner.items() for tone in tones]
+    return asked + [
+        (part, tone, act) for part, acts in answers(scenario).items() for act in acts for tone in partner[part]
+    ]
+
+
+def passed(
+    scenario: Scenario, engine: Engine, lists: int, seed: int = 0, progress: Callable[[int], Any] | None = None
+) -> dict[Asked, list[str]]:
+    """Return what a voice says of each bank and the guard lets pass, less what people wrote for it.
+
+    Args:
+        scenario: Whose partner.
+        engine: With the voice.
+        lists: How many lists it says for a bank.
+        seed: Of what it says.
+        progress: Called with the number of banks that were asked for.
+    """
+    asked, guard, found = banks_of(scenario), Guard(scenario, nlu_of(scenario)), {}
+    for first in range(0, len(asked), TOGETHER):
+        banks = asked[first : first + TOGETHER]
+        prompts = [prompt(messages(scenario, *bank)) for bank in banks for _ in range(lists)]
+        seeds = [int(rng.bits(np.uint64(seed), first, i)) for i in range(len(prompts))]
+        completions = engine.generate(prompts, seeds=seeds, **SAMPLING)
+        for i, (part, tone, act) in enumerate(banks):
+            lines = [line for one in completions[i * lists : (i + 1) * lists] for line in list_lines(one)]
+            kept = [verdict.wording for verdict in guard.check(lines, part, tone, act=act)]
+            found[part, tone, act] = list(dict.fromkeys(wording for wording in kept if wording))
+        if progress is not None:
+            progress(min(first + TOGETHER, len(asked)))
+    return found
 
 
 def _chunks(texts: Sequence[str]) -> list[Sequence[str]]:
@@ -60,27 +114,42 @@ def _chunks(texts: Sequence[str]) -> list[Sequence[str]]:
     return [texts[a:b] for a, b in itertools.pairwise(ends)]
 
 
+def scenarios_of(names: Sequence[str] | None) -> list[Scenario]:
+    """Return the scenarios of these names; all that have wordings when None.
+
+    Raises:
+        InvalidValue: There is no such scenario.
+    """
+    if names is not None:
+        return [find_scenario(name) for name in names]
+    return [one for one in map(find_scenario, plugins.load().scenarios) if any(wordings(one))]
+
+
 def prepare(
-    run: Path, names: Sequence[str] | None = None, *, rounds: int = 2, seed: int = 0, overwrite: bool = False
-) -> SFT:
+    run: Path, names: Sequence[str] | None = None, *, rounds: int = 2, practised: Mapping[str, Any] | None = None,
+    seed: int = 0, overwrite: bool = False,
+) -> SFT:  # fmt: skip
     """Begin the training of a voice.
 
     Args:
         run: Its run folder.
         names: The scenarios whose partners it words; all that have wordings when None.
         rounds: How often each bank is shown.
+        practised: Scenario to further wordings, as of `passed`.
         seed: Of everything random.
         overwrite: Whether to replace the run that is there.
 
     Raises:
         InvalidValue: No scenario of these has wordings; and see `SFT.prepare`.
     """
-    known = plugins.load().scenarios
-    scenarios = [find_scenario(name) for name in (known if names is None else names)]
-    said = [lesson for scenario in scenarios for lesson in lessons(scenario, rounds, seed)]
+    scenarios = scenarios_of(names)
+    said = [
+        lesson for scenario in scenarios
+        for lesson in lessons(scenario, rounds, seed, (practised or {}).get(scenario.name))
+    ]  # fmt: skip
     if not said:
-        raise InvalidValue(f"no {FILE} in {', '.join(str(scenario.folder) for scenario in scenarios)}; write one first")
+        raise InvalidValue(f"no wordings in {', '.join(names or ['any scenario'])}; write a {FILE} in its folder first")
     settings = Settings(BASE, "", "", epochs=1, validation=0.02, evaluations=3, lora=8, seed=seed)
     optimization = Optimization(batch=2, micro_batch=2, learning_rate=1e-3)
-    about = {"voice": [scenario.name for scenario in scenarios], "rounds": rounds}
+    about = {"voice": [scenario.name for scenario in scenarios], "rounds": rounds, "practised": practised is not None}
     return SFT.prepare(run, settings, optimization, said=said, about=about, overwrite=overwrite)
