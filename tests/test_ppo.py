@@ -13,6 +13,7 @@ from chatgym_agents.ppo.learner import Learner, LogprobsDiffer
 from chatgym_agents.ppo.packing import pack
 from chatgym_agents.ppo.policy import Policy
 from chatgym_agents.ppo.rollout import Phases, hold
+from chatgym_agents.ppo.states import features
 from chatgym_agents.ppo.training import Training
 from chatgym_agents.ppo.turns import Turns
 
@@ -27,7 +28,10 @@ from chatgym.vector import ChatVectorEnv
 
 TASK = Task("customer_service", {"error_rate": 0.0, "max_turns": 4})
 CPU = torch.device("cpu")
-SMALL = {"batch": 8, "minibatches": 2, "micro_batch": 2, "max_new_tokens": 12, "max_length": 400, "learning_rate": 1e-3}
+SMALL = {
+    "batch": 8, "minibatches": 2, "micro_batch": 2, "max_new_tokens": 12, "max_length": 400, "learning_rate": 1e-3,
+    "critic": "shared", "value_warmup": 0, "clip_value": 0.2,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -308,6 +312,69 @@ def test_a_separate_critic_sees_what_a_shared_one_would(base):
         assert one.bootstrap == pytest.approx(values[-1] if one.broken else 0.0, abs=1e-4)
 
 
+def test_values_of_the_state_are_those_of_ridge_regression_in_which_old_iterations_fade(base):
+    learner = learner_of(base, critic="state", kl_coefficient=0.0, whiten=False, turn_lambda=0.8)
+    envs, seen = envs_of(8), []
+    for _ in range(3):
+        conversations = learner.hold(envs)
+        learner.learn(conversations)
+        states = np.concatenate([one.states[:-1] for one in conversations]).astype(np.float64)
+        seen.append((states, np.concatenate([one.returns[[0, *(one.ends[:-1] + 1)]] for one in conversations])))
+    rows = [np.column_stack([states, np.ones(len(states))]) for states, _ in seen]
+    fades = [0.9**2, 0.9, 1.0]
+    cost = np.diag([100.0] * (rows[0].shape[1] - 1) + [1e-3])
+    gram = sum(fade * x.T @ x for fade, x in zip(fades, rows, strict=True)) + cost
+    moments = sum(fade * x.T @ y for fade, x, (_, y) in zip(fades, rows, seen, strict=True))
+    weights = np.linalg.solve(gram, moments)
+    conversations = learner.hold(envs)
+    assert any(one.broken for one in conversations)
+    for one in conversations:
+        *values, last = np.column_stack([one.states, np.ones(len(one.states))]) @ weights
+        lengths = np.diff(one.ends, prepend=-1)
+        assert np.allclose(one.values, np.repeat(values, lengths), atol=1e-5)
+        assert one.bootstrap == pytest.approx(last if one.broken else 0.0, abs=1e-5)
+    learner.weigh(conversations)
+    for one in conversations:  # a turn's tokens share what the turn was worth
+        assert len(one.states) == len(one.ends) + 1
+        values = [*one.values[one.ends], one.bootstrap]
+        worth = 0.0
+        for turn in reversed(range(len(one.ends))):
+            worth = one.rewards[turn] + values[turn + 1] - values[turn] + 0.8 * worth
+            first = one.ends[turn - 1] + 1 if turn else 0
+            assert one.advantages[first : one.ends[turn] + 1] == pytest.approx(worth, abs=1e-5)
+
+
+def test_what_the_state_is_known_by_tells_the_partners_secrets_apart():
+    envs = envs_of(64)
+    envs.reset(seed=1)
+    found = features(envs.room)
+    assert found.shape[0] == 64
+    assert np.abs(found).max() <= 2.0
+    topics = envs.room.hidden["topic"]
+    for one, other in zip(range(0, 64, 2), range(1, 64, 2), strict=True):
+        if topics[one] != topics[other]:
+            assert not np.array_equal(found[one], found[other])
+    assert np.array_equal(found, features(envs.room))
+    before = found.copy()
+    envs.room.hidden["topic"] = (topics + 1) % 6
+    assert (features(envs.room) != before).any(1).all()
+
+
+def test_while_values_warm_up_the_policy_stays_as_it_is(base):
+    for critic in ("state", "shared", "separate"):
+        learner = learner_of(base, critic=critic, value_warmup=2, zero=0)
+        envs = envs_of(8)
+        before = {name: weight.clone() for name, weight in learner.policy.model.state_dict().items()}
+        for _ in range(2):
+            learner.learn(learner.hold(envs))
+            after = learner.policy.model.state_dict()
+            assert all(torch.equal(before[name], after[name]) for name in before), critic
+        values = [one.values for one in learner.hold(envs)]
+        assert max(np.abs(one).max() for one in values) > 0
+        learner.learn(learner.hold(envs))
+        assert any(not torch.equal(before[n], w) for n, w in learner.policy.model.state_dict().items()), critic
+
+
 def test_rewards_are_clipped_and_the_advantages_of_an_iteration_are_whitened(base):
     learner = learner_of(base, clip_reward=0.01, kl_coefficient=0.0)
     conversations = learner.hold(envs_of(8))
@@ -434,10 +501,11 @@ def test_a_bandit_comes_to_its_known_optimum(base, advantage):
 # -- Runs ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_training_that_was_saved_and_loaded_ends_in_the_same_bytes(base, tmp_path):
-    whole = agent_of(base)
+@pytest.mark.parametrize("how", [{}, {"critic": "state", "value_warmup": 1}, {"advantage": "rloo", "group": 2}])
+def test_a_training_that_was_saved_and_loaded_ends_in_the_same_bytes(base, tmp_path, how):
+    whole = agent_of(base, **how)
     lines = train(whole, 120)
-    first = agent_of(base)
+    first = agent_of(base, **how)
     head = train(first, 60)
     again = PPO.load(saved(first, tmp_path / "half"))
     tail = train(again, 120)

@@ -30,7 +30,8 @@ def sampling_of(config: Any) -> Sampling:
 
 def coefficients_of(config: Any) -> Coefficients:
     """Return what the loss of some settings is made of."""
-    value = config.value_coefficient if config.advantage == "gae" else 0.0
+    learns = config.advantage == "gae" and config.critic != "state"
+    value = config.value_coefficient if learns else 0.0
     return Coefficients(config.clip_ratio, config.clip_value, value, config.entropy_coefficient)
 
 

@@ -47,7 +47,7 @@ def token_rewards(turn_rewards: npt.ArrayLike, ends: Sequence[int], kl: Doubles,
     return rewards
 
 
-def gae(rewards: Doubles, values: npt.ArrayLike, bootstrap: float, discount: float, decay: float) -> Doubles:
+def gae(rewards: Doubles, values: npt.ArrayLike, bootstrap: float, discount: float, decay: float | Doubles) -> Doubles:
     """Return generalised advantage estimates (Schulman et al. 2016, equation 16).
 
     Args:
@@ -55,18 +55,31 @@ def gae(rewards: Doubles, values: npt.ArrayLike, bootstrap: float, discount: flo
         values: float[N], V of the state in which each token was sampled.
         bootstrap: V of the state after the last one: 0 where the conversation ended, not where it was broken off.
         discount: γ, from a token to the next.
-        decay: λ.
+        decay: λ, or float64[N], the λ from each token to the next.
 
     Returns:
         float64[N]; added to the values they are the returns that the value function learns.
     """
-    before = np.asarray(values, np.float64)
+    before, decay = np.asarray(values, np.float64), np.broadcast_to(decay, len(rewards))
     advantages, after, last = np.empty(len(rewards)), bootstrap, 0.0
     for i in range(len(rewards) - 1, -1, -1):
         delta = rewards[i] + discount * after - before[i]
-        last = delta + discount * decay * last
+        last = delta + discount * decay[i] * last
         advantages[i], after = last, before[i]
     return advantages
+
+
+def decays(ends: Sequence[int], within: float, between: float) -> Doubles:
+    """Return the λ from each token to the next, float64[N]: one within a turn, one from a turn to the next.
+
+    Args:
+        ends: K numbers, the last token of each turn.
+        within: λ from token to token of a turn.
+        between: λ from the last token of a turn to the first of the next.
+    """
+    found = np.full(ends[-1] + 1, within)
+    found[list(ends)] = between
+    return found
 
 
 def group_advantages(returns: Doubles, group: int, kind: str) -> Doubles:

@@ -55,15 +55,17 @@ class PPO:
         )  # fmt: skip
         discount_factor: float = setting(1.0, "γ: the worth of a reward one token later", low=0.0, high=1.0)
         gae_lambda: float = setting(
-            0.95, "λ of generalised advantage estimation, per token", low=0.0, high=1.0, tune=Range(0.9, 1.0)
+            1.0, "λ of generalised advantage estimation, from token to token of a turn", low=0.0, high=1.0
         )
+        turn_lambda: float = setting(0.95, "λ from a turn to the next", low=0.0, high=1.0, tune=Range(0.8, 1.0))
+        value_warmup: int = setting(2, "first iterations, in which only values are learned", low=0)
         whiten: bool = setting(True, "advantages are shifted and scaled to mean 0, variance 1")
         clip_ratio: float = setting(0.2, "ε of the clipped policy loss", low=0.0)
-        clip_value: float = setting(0.2, "how far a value may move in an iteration", low=0.0)
+        clip_value: float = setting(0.0, "how far a value may move in an iteration; 0: however far", low=0.0)
         value_coefficient: float = setting(0.1, "weight of the value loss", low=0.0)
         entropy_coefficient: float = setting(0.0, "weight of the entropy bonus", low=0.0)
-        critic: Literal["shared", "separate"] = setting(
-            "shared", "where values come from: the policy's trunk, or one of their own"
+        critic: Literal["state", "shared", "separate"] = setting(
+            "state", "where values come from: the simulator's state, the policy's trunk, or a trunk of their own"
         )
         kl_coefficient: float = setting(
             0.1, "β: what a nat of divergence from the starting model costs", low=0.0, tune=Range(0.01, 0.2, log=True)

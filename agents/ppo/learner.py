@@ -18,10 +18,11 @@ from chatgym.finetuning.loop import Loop
 from chatgym.tokens import ChatTokenizer
 from chatgym.training.several import largest
 
-from .advantages import gae, group_advantages, kl_estimates, token_rewards, whiten
+from .advantages import decays, gae, group_advantages, kl_estimates, token_rewards, whiten
 from .packing import Packed, pack
 from .policy import Policy, Reference
 from .rollout import Conversation, Phases, hold
+from .states import StateValues
 from .turns import Turns
 
 GAP = {torch.float32: 5e-3, torch.bfloat16: 1.0}
@@ -40,6 +41,7 @@ class Learner:
         policy, loop: The network, and DeepSpeed around it.
         actor: The network that holds conversations: the policy, or, where its weights are in parts, a copy.
         kl_coefficient: β, as it is now.
+        values: The value function of the simulator's state; nothing is learned there with another critic.
         iteration: How many iterations were made.
     """
 
@@ -50,6 +52,7 @@ class Learner:
         self.config, self.policy, self.actor, self.reference, self.loop = config, policy, actor, reference, loop
         self.tokenizer, self.seed = tokenizer, seed
         self.kl_coefficient: float = config.kl_coefficient
+        self.values = StateValues()
         self.iteration = 0
         self.phases = Phases()
 
@@ -63,7 +66,9 @@ class Learner:
         self.actor.eval()
         turns = Turns(self.actor, self.tokenizer, len(mine), self.policy.sampling, config.max_new_tokens, loop.device)
         salt = (mine % config.group).tolist()
-        held = hold(turns, envs, keys, salt, max_length=config.max_length, phases=self.phases)
+        held = hold(
+            turns, envs, keys, salt, max_length=config.max_length, phases=self.phases, states=config.critic == "state"
+        )
         with self.phases("scoring"):
             self._score(held)
         return self._gathered(held)
@@ -77,10 +82,12 @@ class Learner:
         Raises:
             LogprobsDiffer: The first minibatch's ratios aren't 1, so what would be learned isn't what was done.
         """
+        self.policy.warming = self.iteration < self.config.value_warmup and self.config.advantage == "gae"
         self.weigh(conversations)
         metrics = measures(conversations, self.kl_coefficient)
         with self.phases("training"):
             metrics.update(self._epochs(conversations))
+            self._learn_values(conversations)
             self.refresh_actor()
         self._adapt(metrics["kl"])
         self.iteration += 1
@@ -101,10 +108,10 @@ class Learner:
             one.token_rewards = token_rewards(rewards, one.ends.tolist(), one.kl, self.kl_coefficient)
         if config.advantage == "gae":
             for one in conversations:
-                one.advantages = gae(
-                    one.token_rewards, one.values, one.bootstrap, config.discount_factor, config.gae_lambda
-                )
-                one.returns = one.advantages + one.values
+                decay = decays(one.ends.tolist(), config.gae_lambda, config.turn_lambda)
+                known = one.token_rewards, one.values, one.bootstrap, config.discount_factor
+                one.advantages = gae(*known, decay)
+                one.returns = gae(*known, 1.0) + one.values
         else:
             totals = np.array([one.token_rewards.sum() for one in conversations])
             for one, advantage in zip(
@@ -118,6 +125,13 @@ class Learner:
             for one, part in zip(conversations, np.split(everything, cuts), strict=True):
                 one.advantages = part
 
+    def _learn_values(self, conversations: Sequence[Conversation]) -> None:
+        """Bring the value function of the state up to date; the policy's own learns with the policy."""
+        if self.config.critic == "state" and self.config.advantage == "gae":
+            starts = [np.concatenate([[0], one.ends[:-1] + 1]) for one in conversations]
+            returns = [one.returns[first] for one, first in zip(conversations, starts, strict=True)]
+            self.values.learn(np.concatenate([one.states[:-1] for one in conversations]), np.concatenate(returns))
+
     def batches(self, conversations: Sequence[Conversation]) -> list[dict[str, Any]]:
         """Return what the policy's loss takes: this process's share of a minibatch, in passes of similar lengths."""
         share = in_order(conversations)[self.loop.rank :: self.loop.world]
@@ -129,7 +143,7 @@ class Learner:
         size = config.batch // config.minibatches
         totals = dict.fromkeys((*policy.sums, "loss", "grad_norm"), 0.0)
         gap, steps, stopped = 0.0, 0, 0.0
-        for epoch in range(config.epochs):
+        for epoch in range(0 if policy.warming and config.critic == "state" else config.epochs):
             key = np.array([self.seed, self.iteration * config.epochs + epoch], np.uint64)
             order = np.random.Generator(np.random.Philox(key=key)).permutation(config.batch)
             for minibatch in range(config.minibatches):
@@ -149,10 +163,10 @@ class Learner:
                     break
             if stopped:
                 break
-        tokens = totals["tokens"]
+        tokens, taken = max(totals["tokens"], 1.0), max(steps, 1)
         return {
             "policy_kl": totals["kl"] / tokens, "clip_fraction": totals["clipped"] / tokens,
-            "loss": totals["loss"] / steps, "grad_norm": totals["grad_norm"] / steps, "logprob_gap": gap,
+            "loss": totals["loss"] / taken, "grad_norm": totals["grad_norm"] / taken, "logprob_gap": gap,
             "steps": float(steps), "stopped_early": stopped,
         }  # fmt: skip
 
@@ -187,7 +201,7 @@ class Learner:
 
     @torch.no_grad()
     def _score(self, held: Sequence[Conversation]) -> None:
-        """Fill in the reference's log-probabilities, and the values of a critic that reads whole conversations."""
+        """Fill in the reference's log-probabilities, and values but those that came with the tokens."""
         size = max(1, self.config.micro_batch)
         ordered = in_order(held)
         for part in (ordered[i : i + size] for i in range(0, len(ordered), size)):
@@ -199,7 +213,12 @@ class Learner:
             cuts = np.cumsum([len(one.places) for one in part])[:-1]
             for one, numbers in zip(part, np.split(logprobs, cuts), strict=True):
                 one.reference = numbers
-            if self.actor.critic is not None:
+            if self.config.critic == "state":
+                for one in part:
+                    *values, last = self.values.predict(one.states)
+                    one.values = np.repeat(values, np.diff(one.ends, prepend=-1)).astype(np.float32)
+                    one.bootstrap = float(last) if one.broken else 0.0
+            elif self.actor.critic is not None:
                 rows, columns = torch.cat([packed.before, packed.last], 1)
                 states = self.actor.states(packed, self.actor.critic)[rows, columns]
                 *values, last = np.split(self.actor.values(states).cpu().numpy(), [*cuts, packed.before.shape[1]])

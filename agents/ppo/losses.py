@@ -25,8 +25,10 @@ def value_loss(values: torch.Tensor, before: torch.Tensor, returns: torch.Tensor
         values: float32[N], as they are now.
         before: float32[N], as they were when the tokens were sampled.
         returns: float32[N], what they should be.
-        clip: How far a value may move.
+        clip: How far a value may move; 0: however far.
     """
+    if not clip:
+        return 0.5 * (values - returns) ** 2
     moved = before + (values - before).clamp(-clip, clip)
     return 0.5 * torch.maximum((values - returns) ** 2, (moved - returns) ** 2)
 

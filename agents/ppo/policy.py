@@ -40,6 +40,7 @@ class Policy(torch.nn.Module):
         model: The causal language model, perhaps peft's around it.
         value_head: From a hidden state to the return expected; 0 everywhere at first.
         critic: A trunk of its own for the values, or None: they come from the model's.
+        warming: Whether only the value function learns for now.
         sums: Of the last calls of `forward`, over tokens: ``tokens``, ``clipped``, ``kl`` (from the policy that
             sampled them), and ``gap``, the largest change of a log-probability.
     """
@@ -51,10 +52,12 @@ class Policy(torch.nn.Module):
         self.value_head = torch.nn.Linear(causal.config.hidden_size, 1)
         torch.nn.init.zeros_(self.value_head.weight)
         torch.nn.init.zeros_(self.value_head.bias)
+        self.value_head.requires_grad_(coefficients.value > 0)  # what has no gradient has no moments to save either
         self.critic: Any = copy.deepcopy(self.trunk).requires_grad_(True) if separate_critic else None
         # Releases of transformers before 5.24 know the cache by another name.
         names = inspect.signature(type(self.trunk).forward).parameters
         self._cache_name = "cache" if "cache" in names else "past_key_values"
+        self.warming = False
         self.sums: dict[str, float] = {}
         self.forget()
 
@@ -121,11 +124,14 @@ class Policy(torch.nn.Module):
         logprobs = everything.gather(1, rows["tokens"][:, None])[:, 0]
         weights = self.coefficients
         per_token = policy_loss(logprobs, rows["logprobs"], rows["advantages"], weights.clip_ratio)
-        loss = per_token.sum()
-        if weights.entropy:
+        loss = per_token.sum() * (0.0 if self.warming else 1.0)
+        if weights.entropy and not self.warming:
             loss = loss - weights.entropy * entropies(everything).sum()
         if weights.value:
-            seen = hidden if self.critic is None else self.hidden(rows["packed"], self.critic)
+            if self.critic is not None:
+                seen = self.hidden(rows["packed"], self.critic)
+            else:
+                seen = hidden.detach() if self.warming else hidden
             values = self.values(seen)
             loss = loss + weights.value * value_loss(values, rows["values"], rows["returns"], weights.clip_value).sum()
         self._note(logprobs.detach(), rows["logprobs"])

@@ -17,6 +17,7 @@ from chatgym.codecs import clean
 from chatgym.interfaces import MAX_CHARS
 
 from .sampling import Supports
+from .states import features
 from .turns import Turn, Turns
 
 SPEECH = rng.PURPOSES - 4
@@ -35,6 +36,7 @@ class Conversation:
         logprobs, values: float32[N], see `Turn`.
         supports: uint8[N, V / 8] or None.
         ends: int64[K], the last token of each turn, counted among the N.
+        states: float32[K + 1, F], what `states.features` knows before each turn and after the last; or nothing.
         rewards: float64[K], of the environment, a reward model's term included.
         task_return: Sum of the task's own rewards.
         bootstrap: Value of the state after the last turn; 0 where the conversation ended.
@@ -52,6 +54,7 @@ class Conversation:
     values: npt.NDArray[np.float32]
     supports: Supports | None
     ends: npt.NDArray[np.int64]
+    states: npt.NDArray[np.float32]
     rewards: npt.NDArray[np.float64]
     task_return: float
     bootstrap: float
@@ -98,8 +101,9 @@ def speech_seeds(keys: npt.NDArray[np.uint64], turns: npt.NDArray[np.int64], sal
 
 
 def hold(
-    turns: Turns, envs: Any, keys: npt.NDArray[np.uint64], salt: Sequence[int], *, max_length: int, phases: Phases
-) -> list[Conversation]:
+    turns: Turns, envs: Any, keys: npt.NDArray[np.uint64], salt: Sequence[int], *, max_length: int, phases: Phases,
+    states: bool = False,
+) -> list[Conversation]:  # fmt: skip
     """Hold one conversation in each row of the environment, to its end.
 
     Args:
@@ -109,6 +113,7 @@ def hold(
         salt: See `speech_seeds`.
         max_length: Tokens of a conversation at which it is broken off.
         phases: Where time is counted.
+        states: Whether to keep what a value function of the simulator's state knows.
 
     Returns:
         B conversations.
@@ -118,6 +123,7 @@ def hold(
         envs.reset(options={"keys": keys})
     size = envs.num_envs
     taken: list[list[Turn]] = [[] for _ in range(size)]
+    known = [features(room)] if states else []
     rewards: list[list[float]] = [[] for _ in range(size)]
     messages = [[{"role": "user", "content": text}] for text in talk.texts]
     returns, bootstraps, cut = np.zeros(size), np.zeros(size), np.zeros(size, bool)
@@ -134,6 +140,8 @@ def hold(
         with phases("environment"):
             talk.step(texts, going)
             earned = talk.rewards
+            if states:
+                known.append(features(room))
         for row in rows:
             rewards[row].append(float(earned[row]))
             returns[row] += room.rewards[row]
@@ -151,7 +159,9 @@ def hold(
     names = np.array(envs.scenario.outcomes, object)[room.outcomes]
     return [
         _conversation(
-            int(keys[row]), turns, row, taken[row], rewards[row], messages[row], task_return=float(returns[row]),
+            int(keys[row]), turns, row, taken[row], rewards[row], messages[row],
+            states=np.array([state[row] for state in known[: len(taken[row]) + 1]], np.float32),
+            task_return=float(returns[row]),
             bootstrap=float(bootstraps[row]), broken=bool(cut[row]), outcome=str(names[row]),
         )
         for row in range(size)

@@ -31,7 +31,7 @@ from .rollout import Conversation
 if TYPE_CHECKING:
     from .agent import PPO
 
-STATE, BEST = "state.json", "best.safetensors"
+STATE, BEST, VALUES = "state.json", "best.safetensors", "values.safetensors"
 SMALL = 10_000_000
 """Weights below which a model is small enough for the highest learning rate."""
 ADVICE = (
@@ -68,6 +68,8 @@ class Training:
             assert folder is not None
             self.learner.iteration, self.learner.kl_coefficient = state["iteration"], state["kl_coefficient"]
             self._best = load_file(folder / "training" / BEST)
+            values = load_file(folder / "training" / VALUES)
+            self.learner.values.set(values["gram"].numpy(), values["products"].numpy())
         self._held_out = _reward_model(config.held_out, agent)
 
     def run(self, make_envs: MakeEnvs, total_steps: int, callback: Callback) -> None:
@@ -110,6 +112,8 @@ class Training:
         }  # fmt: skip
         (inside / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
         save_file(self._best, inside / BEST)
+        values = {name: torch.from_numpy(getattr(learner.values, name)) for name in ("gram", "products")}
+        save_file(values, inside / VALUES)
         model = self._model()
         model.load_state_dict(weights)
         models.save(model, self._source, folder)
