@@ -41,7 +41,7 @@ QLEARNING, DQN, SB3 = "agents/qlearning.py", "agents/masked_dqn.py", "chatgym/in
 
 ADVANTAGES, LOSSES = "agents/ppo/advantages.py", "agents/ppo/losses.py"
 POLICY, ROLLOUT, TURNS = "agents/ppo/policy.py", "agents/ppo/rollout.py", "agents/ppo/turns.py"
-PPO_SAMPLING, PACKING = "agents/ppo/sampling.py", "agents/ppo/packing.py"
+PPO_SAMPLING, PACKING, STATES = "agents/ppo/sampling.py", "agents/ppo/packing.py", "agents/ppo/states.py"
 
 FAULTS = [
     # Draws
@@ -135,8 +135,14 @@ FAULTS = [
           "choosing_values", "dqn"),
     Fault("DQN values what comes after the end", DQN, "following.masked_fill(terminated, 0.0)", "following", "dqn"),
     # Token-level PPO
-    Fault("GAE forgets λ", ADVANTAGES, "last = delta + discount * decay * last", "last = delta + discount * last",
+    Fault("GAE forgets λ", ADVANTAGES, "last = delta + discount * decay[i] * last", "last = delta + discount * last",
           "ppo_equations"),
+    Fault("from a turn to the next λ is as within it", ADVANTAGES, "found[list(ends)] = between",
+          "found[list(ends)] = within", "ppo"),
+    Fault("values of the state do not know what the partner hides", STATES, "(room.hidden, room.belief)",
+          "(room.belief,)", "ppo"),
+    Fault("values of the state never forget", STATES, "MEMORY * self.gram", "self.gram", "ppo"),
+    Fault("the policy moves while values warm up", POLICY, "(0.0 if self.warming else 1.0)", "1.0", "ppo"),
     Fault("GAE does not bootstrap where a conversation was broken off", ADVANTAGES,
           "np.empty(len(rewards)), bootstrap, 0.0", "np.empty(len(rewards)), 0.0, 0.0", "ppo_equations"),
     Fault("a broken-off conversation has no value after it", ROLLOUT,
