@@ -331,6 +331,16 @@ def test_evaluate_prints_what_evaluate_computes(chatgym: Chatgym, trained: Path)
         assert any(line.split()[:2] == [outcome, str(count)] for line in table.splitlines())
 
 
+def test_evaluate_can_let_an_agent_act_as_in_training(chatgym: Chatgym, trained: Path) -> None:
+    run = Run.open(trained)
+    best, sampled = (
+        json.loads(chatgym("evaluate", trained, "--conversations", 60, "--json", *more).out)
+        for more in ((), ("--sampled",))
+    )
+    assert sampled == evaluate(run.agent(), run.task, conversations=60, deterministic=False).to_json() != best
+    assert "--sampled" in chatgym("evaluate", "--compare", trained, "expert", "--sampled").err
+
+
 def test_the_default_seed_is_that_of_evaluations() -> None:
     assert SEED == evaluation.EVALUATION_SEED
 

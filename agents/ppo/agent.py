@@ -44,10 +44,10 @@ class PPO:
         advantage: Literal["gae", "rloo", "grpo"] = setting(
             "gae", "gae: by a value function; rloo, grpo: by comparing conversations that began alike"
         )
-        batch: int = setting(64, "conversations of an iteration, over all processes", low=1)
+        batch: int = setting(128, "conversations of an iteration, over all processes", low=1)
         group: int = setting(1, "conversations of them that begin alike; rloo and grpo need 2 at least", low=1)
-        epochs: int = setting(2, "how often an iteration's conversations are learned from", low=1, tune=(1, 2, 4))
-        minibatches: int = setting(4, "steps of the optimizer in an epoch", low=1)
+        epochs: int = setting(1, "how often an iteration's conversations are learned from", low=1, tune=(1, 2, 4))
+        minibatches: int = setting(8, "steps of the optimizer in an epoch", low=1)
         micro_batch: int = setting(8, "conversations of a forward pass in one process, at most", low=1)
         learning_rate: float = setting(
             0.0, "step size; 0: 3e-4 below 10 million weights, 2e-4 with LoRA, else 1e-5", low=0.0, high=1.0,
@@ -68,7 +68,7 @@ class PPO:
             "state", "where values come from: the simulator's state, the policy's trunk, or a trunk of their own"
         )
         kl_coefficient: float = setting(
-            0.1, "β: what a nat of divergence from the starting model costs", low=0.0, tune=Range(0.01, 0.2, log=True)
+            0.02, "β: what a nat of divergence from the starting model costs", low=0.0, tune=Range(0.01, 0.2, log=True)
         )
         kl_estimator: Literal["k1", "k3"] = setting("k1", "how the divergence is estimated, by the token sampled")
         kl_target: float = setting(0.0, "nats a token that the coefficient is steered to; 0: it is fixed", low=0.0)

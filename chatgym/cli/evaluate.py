@@ -88,6 +88,9 @@ def evaluate(
             show_default="the run's, or the scenario's",
         ),
     ] = None,
+    sampled: Annotated[
+        bool, typer.Option("--sampled", help="Act as in training: an LLM samples its words, others explore.")
+    ] = False,
     trace: Annotated[
         Path | None,
         typer.Option(metavar="FILE", dir_okay=False, help="Write the conversations, for `chatgym replay`."),
@@ -131,6 +134,7 @@ def evaluate(
       chatgym evaluate llm --llm openai:http://127.0.0.1:8000/v1#smollm2-135m --conversations 200
       chatgym evaluate llm --llm openai:https://host/v1#big --set tools=true --max-tokens 5000000
       chatgym evaluate runs/qlearning --conversations 20 --trace t.jsonl && chatgym replay t.jsonl
+      chatgym evaluate runs/ppo --sampled
       chatgym evaluate --compare runs/qlearning runs/dqn expert
     """
     for path in (trace, picture):
@@ -142,10 +146,10 @@ def evaluate(
         "completion_price": completion_price,
     }  # fmt: skip
     if compare:
-        if (llm, partner, trace, out, settings) != (None,) * 5 or set(limits.values()) != {None}:
+        if sampled or (llm, partner, trace, out, settings) != (None,) * 5 or set(limits.values()) != {None}:
             raise InvalidValue(
-                "a comparison is without words: leave out --llm, --partner, --set, --trace, --out and the limits, or "
-                "evaluate one by one"
+                "a comparison is without words, of what agents know best: leave out --llm, --partner, --set, "
+                "--sampled, --trace, --out and the limits, or evaluate one by one"
             )
         compare_all(what, scenario, changes, conversations, seed, picture or Path("compare.png"), as_json)
         return
@@ -162,7 +166,7 @@ def evaluate(
     if speaks(agent):
         out = model.keep_answers(agent, task, out, **limits)
     given = "template" if partner == "template" else words
-    result, figures = _measure(what[0], agent, task, given, conversations, seed, trace, out)
+    result, figures = _measure(what[0], agent, task, given, conversations, seed, trace, out, sampled)
     if as_json:
         typer.echo(json.dumps(figures, indent=2))
         return
@@ -176,14 +180,15 @@ def evaluate(
 
 
 def _measure(
-    what: str, agent: Any, task: Task, words: Any, conversations: int, seed: int, trace: Path | None, out: Path | None
-) -> tuple[Evaluation, dict[str, Any]]:
+    what: str, agent: Any, task: Task, words: Any, conversations: int, seed: int, trace: Path | None,
+    out: Path | None, sampled: bool,
+) -> tuple[Evaluation, dict[str, Any]]:  # fmt: skip
     """Hold the conversations, and once more for whatever is to be written; returns the figures as JSON, too."""
     recorder: Any = Recorder(agent)
     engine = agent.engine if speaks(agent) else words if words != "template" else None
     kept = f"what was answered is kept in {out}" if speaks(agent) else "the words made so far are kept"
     with saying_how_to_go_on(engine, kept):
-        result = _hold(what, recorder, task, conversations, seed, words)
+        result = _hold(what, recorder, task, conversations, seed, words, sampled)
         figures = result.to_json()
         if speaks(agent):
             figures |= {"agent": agent.report(), "usage": usage(engine)}
@@ -196,7 +201,7 @@ def _measure(
     return result, figures
 
 
-def _hold(what: str, recorder: Any, task: Task, conversations: int, seed: int, words: Any) -> Evaluation:
+def _hold(what: str, recorder: Any, task: Task, conversations: int, seed: int, words: Any, sampled: bool) -> Evaluation:
     """Hold the conversations behind a progress bar."""
     if words not in (None, "template") and sys.stderr.isatty():
         typer.echo(
@@ -216,7 +221,7 @@ def _hold(what: str, recorder: Any, task: Task, conversations: int, seed: int, w
             recorder.agent.progress = lambda answers: show(ended, {"answers": answers})
         return training.evaluate(
             recorder, task, conversations=conversations, seed=seed, llm=words, progress=done,
-            wording_progress=lambda banks: show(0, {"wordings": banks}),
+            wording_progress=lambda banks: show(0, {"wordings": banks}), deterministic=not sampled,
         )  # fmt: skip
 
 
