@@ -206,7 +206,7 @@ def main() -> None:
         seconds = statistics.median(trl(arguments.trl, arguments.rounds))
         single.append(line("TRL, GRPO", ROWS * SAID / seconds, rate, {"in all": seconds}))
         print(single[-1], flush=True)
-    rate, phases = measured(ours(TURNS, CONVERSATIONS, 1), arguments.rounds)
+    rate, phases = measured(ours(TURNS, CONVERSATIONS, 1, critic="shared", value_warmup=0), arguments.rounds)
     many.append(line("ChatGym, PPO", rate, rate, phases))
     print(many[-1], flush=True)
     other, phases = measured(plain(TURNS, CONVERSATIONS), arguments.rounds)

@@ -427,7 +427,7 @@ def test_a_shared_beginning_changes_neither_loss_nor_reference(base):
 
 
 def test_the_kl_coefficient_is_steered(base):
-    learner = learner_of(base, kl_target=0.05)
+    learner = learner_of(base, kl_target=0.05, kl_coefficient=0.1)
     learner._adapt(0.5)
     assert learner.kl_coefficient == pytest.approx(0.1 * 1.02)
     learner._adapt(0.0)

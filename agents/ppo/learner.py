@@ -53,6 +53,7 @@ class Learner:
         self.tokenizer, self.seed = tokenizer, seed
         self.kl_coefficient: float = config.kl_coefficient
         self.values = StateValues()
+        self._by_state: bool = config.advantage == "gae" and config.critic == "state"
         self.iteration = 0
         self.phases = Phases()
 
@@ -66,9 +67,7 @@ class Learner:
         self.actor.eval()
         turns = Turns(self.actor, self.tokenizer, len(mine), self.policy.sampling, config.max_new_tokens, loop.device)
         salt = (mine % config.group).tolist()
-        held = hold(
-            turns, envs, keys, salt, max_length=config.max_length, phases=self.phases, states=config.critic == "state"
-        )
+        held = hold(turns, envs, keys, salt, max_length=config.max_length, phases=self.phases, states=self._by_state)
         with self.phases("scoring"):
             self._score(held)
         return self._gathered(held)
@@ -127,7 +126,7 @@ class Learner:
 
     def _learn_values(self, conversations: Sequence[Conversation]) -> None:
         """Bring the value function of the state up to date; the policy's own learns with the policy."""
-        if self.config.critic == "state" and self.config.advantage == "gae":
+        if self._by_state:
             starts = [np.concatenate([[0], one.ends[:-1] + 1]) for one in conversations]
             returns = [one.returns[first] for one, first in zip(conversations, starts, strict=True)]
             self.values.learn(np.concatenate([one.states[:-1] for one in conversations]), np.concatenate(returns))
@@ -143,7 +142,7 @@ class Learner:
         size = config.batch // config.minibatches
         totals = dict.fromkeys((*policy.sums, "loss", "grad_norm"), 0.0)
         gap, steps, stopped = 0.0, 0, 0.0
-        for epoch in range(0 if policy.warming and config.critic == "state" else config.epochs):
+        for epoch in range(0 if policy.warming and self._by_state else config.epochs):
             key = np.array([self.seed, self.iteration * config.epochs + epoch], np.uint64)
             order = np.random.Generator(np.random.Philox(key=key)).permutation(config.batch)
             for minibatch in range(config.minibatches):
@@ -213,7 +212,7 @@ class Learner:
             cuts = np.cumsum([len(one.places) for one in part])[:-1]
             for one, numbers in zip(part, np.split(logprobs, cuts), strict=True):
                 one.reference = numbers
-            if self.config.critic == "state":
+            if self._by_state:
                 for one in part:
                     *values, last = self.values.predict(one.states)
                     one.values = np.repeat(values, np.diff(one.ends, prepend=-1)).astype(np.float32)
