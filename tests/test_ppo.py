@@ -501,7 +501,7 @@ def test_a_bandit_comes_to_its_known_optimum(base, advantage):
 # -- Runs ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", [{}, {"critic": "state", "value_warmup": 1}, {"advantage": "rloo", "group": 2}])
+@pytest.mark.parametrize("how", [{}, {"critic": "state", "value_warmup": 3}, {"advantage": "rloo", "group": 2}])
 def test_a_training_that_was_saved_and_loaded_ends_in_the_same_bytes(base, tmp_path, how):
     whole = agent_of(base, **how)
     lines = train(whole, 120)

@@ -232,8 +232,9 @@ class Loop:
 
         weights, moments = self.weights(), {}
         for name, parameter in self._trained():
-            for moment in MOMENTS:
-                moments[f"{name}/{moment}"] = self._moment(parameter, moment).detach().cpu().contiguous().clone()
+            for moment in MOMENTS:  # before the first step there are none yet
+                found = self._moment(parameter, moment) if self.steps else torch.zeros_like(weights[name])
+                moments[f"{name}/{moment}"] = found.detach().cpu().contiguous().clone()
         if self.rank == 0:
             save_file(weights, folder / WEIGHTS)
             save_file(moments, folder / STATES, metadata={"steps": str(self.steps)})
