@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
 import io
 import json
 import statistics
@@ -83,11 +82,13 @@ def ours(turns: int, rows: int, group: int, **settings: Any) -> Callable[[], tup
     chosen = {"batch": rows, "group": group, "epochs": 1, "minibatches": 1, "micro_batch": rows, "zero": 0,
               "max_new_tokens": SAID, "max_length": 1024, "target_kl": 0.0, **settings}  # fmt: skip
     learner = Training(PPO(find_scenario("customer_service"), make_config(PPO.Config, chosen)), None).learner
-    tokenizer = copy.copy(learner.tokenizer)
+    tokenizer = learner.tokenizer
     heads = len(tokenizer.encode("<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n"))
     opening = [text for text in prompts(tokenizer, rows // group, READ - heads) for _ in range(group)]
     envs = Partner(opening, prompts(tokenizer, 1, HEARD - heads)[0], turns)
-    learner.tokenizer.end = -1  # no turn ends before it is as long as it may be
+    policy, end = learner.policy, torch.tensor([tokenizer.end])
+    logits = policy.logits  # no turn ends before it is as long as it may be
+    policy.logits = lambda hidden: logits(hidden).index_fill(1, end, -1e9)
 
     def step() -> tuple[int, dict[str, float]]:
         conversations = learner.hold(envs)

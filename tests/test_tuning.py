@@ -271,6 +271,27 @@ def test_a_failing_agent_is_an_error_and_its_trial_is_taken_up_again(
     assert places(tune(plan(params=("x=0.1,0.5,0.3",)), tmp_path / "study")) == [0, 1, 2]
 
 
+def test_a_trial_that_another_process_took_for_dead_is_taken_up_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learn, url = Toy.learn, f"sqlite:///{tmp_path / 'study' / 'study.db'}"
+    stood_still = []
+
+    def slow(self: Toy, *args: Any) -> None:
+        learn(self, *args)
+        if self.config.x == 0.3 and not stood_still:
+            stood_still.append(True)
+            study = optuna.load_study(study_name=optuna.get_all_study_names(url)[0], storage=url)
+            (running,) = study.get_trials(states=[optuna.trial.TrialState.RUNNING])
+            study._storage.set_trial_state_values(running._trial_id, optuna.trial.TrialState.FAIL)
+
+    monkeypatch.setattr(Toy, "learn", slow)
+    study = tune(plan(params=("x=0.1,0.3,0.5",)), tmp_path / "study")
+    assert stood_still
+    assert places(study) == [0, 1, 2]
+    assert len(Toy.trained) == 4
+
+
 def test_nothing_is_logged_and_optuna_is_left_as_it_was(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before = optuna.logging.get_verbosity()
     tune(plan(params=("x=0.1,0.3",)), tmp_path / "study")

@@ -251,7 +251,15 @@ def _work(study: optuna.Study, plan: Plan, trials: int, folder: Path, progress: 
         _fill(study, plan, trials)
         states = [trial.state for trial in study.get_trials(deepcopy=False)]
         if TrialState.WAITING in states:
-            study.optimize(worker, n_trials=1, catch=(_Surplus,))
+            try:
+                study.optimize(worker, n_trials=1, catch=(_Surplus,))
+            # It stood still for so long that another process took it for dead, and queued its place again.
+            except optuna.exceptions.UpdateFinishedTrialError:
+                continue
+            except ValueError as error:
+                if "Cannot tell" not in str(error):
+                    raise
+                continue
             if ranked := finished(study):
                 _write_best(ranked[0], plan, folder)
         elif TrialState.RUNNING in states:
