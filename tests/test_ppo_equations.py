@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from chatgym_agents.ppo.advantages import gae, group_advantages, kl_estimates, token_rewards, whiten
+from chatgym_agents.ppo.advantages import decays, gae, group_advantages, kl_estimates, token_rewards, whiten
 from chatgym_agents.ppo.alarm import Alarm
 from chatgym_agents.ppo.losses import entropies, policy_loss, value_loss
 from chatgym_agents.ppo.sampling import Sampling
@@ -107,6 +107,26 @@ def test_value_loss_is_the_worse_of_plain_and_clipped(values, before, returns, c
     for v, old, wanted, loss in zip(*(t.tolist() for t in (values, before, returns, found)), strict=True):
         clipped = min(max(v, old - clip), old + clip)
         assert loss == pytest.approx(0.5 * max((v - wanted) ** 2, (clipped - wanted) ** 2), abs=1e-9)
+
+
+@given(vectors(8), vectors(8), vectors(8))
+def test_value_loss_without_a_clip_is_half_the_squared_error(values, before, returns):
+    assert torch.equal(value_loss(values, before, returns, 0.0), 0.5 * (values - returns) ** 2)
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=6), SHARE, SHARE, st.data())
+def test_lambda_changes_at_the_end_of_a_turn_alone(lengths, within, between, data):
+    """The sum of TD errors, each weighted by the λs of the steps before it (Schulman et al. 2016, equation 16)."""
+    ends, size = (np.cumsum(lengths) - 1).tolist(), sum(lengths)
+    rewards, values = (np.array(data.draw(st.lists(NUMBER, min_size=size, max_size=size))) for _ in range(2))
+    found = gae(rewards, values, 0.5, 0.9, decays(ends, within, between))
+    errors = rewards + 0.9 * np.append(values[1:], 0.5) - values
+    for first in range(size):
+        weight, total = 1.0, 0.0
+        for i in range(first, size):
+            total += weight * errors[i]
+            weight *= 0.9 * (between if i in ends else within)
+        assert found[first] == pytest.approx(total, abs=1e-9)
 
 
 def test_entropy_leaves_out_what_could_not_be_sampled():
