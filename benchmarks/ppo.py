@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import io
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -166,7 +167,9 @@ def trl(interpreter: str, rounds: int) -> list[float]:
     texts = prompts(ChatTokenizer("smollm2-135m"), ROWS // GROUP, READ)
     asked = json.dumps({"model": str(store.path("smollm2-135m")), "prompts": texts, "rows": ROWS, "group": GROUP,
                         "said": SAID, "rounds": rounds, "threads": torch.get_num_threads()})  # fmt: skip
-    done = subprocess.run([*interpreter.split(), str(HERE / "ppo_trl.py")], input=asked, capture_output=True, text=True)
+    alone = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}  # DeepSpeed's, here
+    command = [*interpreter.split(), str(HERE / "ppo_trl.py")]
+    done = subprocess.run(command, input=asked, capture_output=True, text=True, env=alone)
     if done.returncode:
         sys.exit(done.stderr[-2000:])
     found: list[float] = json.loads(done.stdout.strip().splitlines()[-1])
