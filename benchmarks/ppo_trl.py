@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 import tempfile
 import time
 
+import datasets.fingerprint
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 VOWELS = set("aeiou")
+# Only a cache needs the fingerprints of what the trainer makes of a dataset, and not all of it can be hashed.
+datasets.fingerprint.Hasher.hash = classmethod(lambda cls, value: f"{random.getrandbits(64):016x}")
 
 
 class Clock(TrainerCallback):
