@@ -30,7 +30,7 @@ from chatgym.guard import Guard, tidy
 from chatgym.nlu import data_digest
 from chatgym.scenarios import Meaning, Scenario, fill
 from chatgym.voice import is_voice, prompts
-from chatgym.voice.wordings import answers
+from chatgym.voice.wordings import answers, askable
 
 VERSION = 2
 CANDIDATES = 16
@@ -152,9 +152,7 @@ class Speaker:
         if self.engine is None:
             return set()
         if names is None:
-            partner = self.scenario.sentences["partner"]
-            names = [f"{part}|{tone}" for part, tones in partner.items() for tone in tones]
-            names += [f"{part}|{tone}|{act}" for part, act in sorted(self.answers) for tone in partner[part]]
+            names = ["|".join(filter(None, bank)) for bank in askable(self.scenario, sorted(self.answers))]
         missing = []
         for name in dict.fromkeys(names):
             if name not in self.banks:

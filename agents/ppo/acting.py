@@ -28,10 +28,14 @@ def sampling_of(config: Any) -> Sampling:
     return Sampling(config.temperature, config.top_p, config.top_k)
 
 
+def critic_of(config: Any) -> str:
+    """Return where the values of some settings come from: a critic's name; nothing where advantages need none."""
+    return str(config.critic) if config.advantage == "gae" else ""
+
+
 def coefficients_of(config: Any) -> Coefficients:
     """Return what the loss of some settings is made of."""
-    learns = config.advantage == "gae" and config.critic != "state"
-    value = config.value_coefficient if learns else 0.0
+    value = config.value_coefficient if critic_of(config) in ("shared", "separate") else 0.0
     return Coefficients(config.clip_ratio, config.clip_value, value, config.entropy_coefficient)
 
 

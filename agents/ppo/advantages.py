@@ -58,7 +58,7 @@ def gae(rewards: Doubles, values: npt.ArrayLike, bootstrap: float, discount: flo
         decay: λ, or float64[N], the λ from each token to the next.
 
     Returns:
-        float64[N]; added to the values they are the returns that the value function learns.
+        float64[N]; with a λ of 1, added to the values, they are the returns that values learn.
     """
     before, decay = np.asarray(values, np.float64), np.broadcast_to(decay, len(rewards))
     advantages, after, last = np.empty(len(rewards)), bootstrap, 0.0

@@ -18,6 +18,7 @@ from chatgym.finetuning.loop import Loop
 from chatgym.tokens import ChatTokenizer
 from chatgym.training.several import largest
 
+from .acting import critic_of
 from .advantages import decays, gae, group_advantages, kl_estimates, token_rewards, whiten
 from .packing import Packed, pack
 from .policy import Policy, Reference
@@ -53,7 +54,7 @@ class Learner:
         self.tokenizer, self.seed = tokenizer, seed
         self.kl_coefficient: float = config.kl_coefficient
         self.values = StateValues()
-        self._by_state: bool = config.advantage == "gae" and config.critic == "state"
+        self._by_state = critic_of(config) == "state"
         self.iteration = 0
         self.phases = Phases()
 
@@ -81,7 +82,7 @@ class Learner:
         Raises:
             LogprobsDiffer: The first minibatch's ratios aren't 1, so what would be learned isn't what was done.
         """
-        self.policy.warming = self.iteration < self.config.value_warmup and self.config.advantage == "gae"
+        self.policy.warming = self.iteration < self.config.value_warmup and critic_of(self.config) != ""
         self.weigh(conversations)
         metrics = measures(conversations, self.kl_coefficient)
         with self.phases("training"):

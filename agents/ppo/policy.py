@@ -62,6 +62,11 @@ class Policy(torch.nn.Module):
         self.forget()
 
     @property
+    def values_tokens(self) -> bool:
+        """Whether values come with the tokens; else they are known, if at all, once a conversation is there whole."""
+        return self.coefficients.value > 0 and self.critic is None
+
+    @property
     def causal(self) -> Any:
         """The language model without peft around it."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model

@@ -21,7 +21,7 @@ from chatgym.finetuning.loop import Loop, Optimization, load_weights, read_deeps
 from chatgym.finetuning.models import Lora
 from chatgym.tokens import ChatTokenizer
 
-from .acting import coefficients_of, sampling_of
+from .acting import coefficients_of, critic_of, sampling_of
 from .alarm import Alarm
 from .learner import Learner
 from .packing import Packed
@@ -161,7 +161,7 @@ class Training:
 
     def _policy(self, model: Any) -> Policy:
         config = self.agent.config
-        separate = config.critic == "separate" and config.advantage == "gae"
+        separate = critic_of(config) == "separate"
         return Policy(model, sampling_of(config), coefficients_of(config), separate_critic=separate)
 
     def _optimization(self, policy: Policy) -> Optimization:

@@ -141,6 +141,8 @@ class Turns:
     @torch.no_grad()
     def peek(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:
         """Return the values of the states that some conversations are in, float32[n]; all can be gone on with."""
+        if not self.policy.values_tokens:
+            return np.zeros(len(rows), np.float32)
         part, cached = self._part, self._cached.copy()
         self._part = part.select(np.flatnonzero(np.isin(part.rows, rows)))
         values = self._values(self._read(rows))
@@ -161,7 +163,7 @@ class Turns:
         return self.tokenizer.decode([token for token in turn.tokens if token != self.tokenizer.end])
 
     def _values(self, hidden: torch.Tensor) -> npt.NDArray[np.float32]:
-        if self.policy.critic is not None:  # it reads whole conversations afterwards
+        if not self.policy.values_tokens:
             return np.zeros(len(hidden), np.float32)
         values: npt.NDArray[np.float32] = self.policy.values(hidden).cpu().numpy()
         return values

@@ -20,19 +20,19 @@ from chatgym.finetuning.dialogues import Dialogue
 from chatgym.finetuning.loop import Optimization
 from chatgym.finetuning.sft import SFT, Settings
 from chatgym.guard import Guard
-from chatgym.nlg import TOGETHER, list_lines
+from chatgym.nlg import LIST_SAMPLING, TOGETHER, list_lines
 from chatgym.nlu import nlu_of
 from chatgym.scenarios import Scenario, fill
 from chatgym.talk import find_scenario
 from chatgym.voice import BASE
 from chatgym.voice.prompts import LINES, messages, prompt
-from chatgym.voice.wordings import FILE, answers, wordings
+from chatgym.voice.wordings import FILE, answers, askable, wordings
 
 PLAIN = 3
 """Wordings that fit after any act, put among those that answer one."""
 BOUND = ("state_feeling",)
 """Acts of which a wording that answers another act would be wrong: one still feels what one felt before."""
-SAMPLING: dict[str, Any] = {"max_new_tokens": 160, "temperature": 1.0, "top_p": 0.95}
+SAMPLING: dict[str, Any] = {**LIST_SAMPLING, "temperature": 1.0}
 """How a voice says what it may learn from: more freely than when it is used."""
 
 
@@ -73,17 +73,13 @@ def lessons(
 
 def banks_of(scenario: Scenario) -> list[Asked]:
     """Return all that a scenario's voice may be asked for."""
-    partner = scenario.sentences["partner"]
-    asked = [(part, tone, "") for part, tones in partner.items() for tone in tones]
-    return asked + [
-        (part, tone, act) for part, acts in answers(scenario).items() for act in acts for tone in partner[part]
-    ]
+    return askable(scenario, [(part, act) for part, acts in answers(scenario).items() for act in acts])
 
 
 def passed(
     scenario: Scenario, engine: Engine, lists: int, seed: int = 0, progress: Callable[[int], Any] | None = None
 ) -> dict[Asked, list[str]]:
-    """Return what a voice says of each bank and the guard lets pass, less what people wrote for it.
+    """Return what a voice says of each bank and the guard lets pass, each wording once.
 
     Args:
         scenario: Whose partner.
@@ -94,11 +90,11 @@ def passed(
     """
     asked, guard, found = banks_of(scenario), Guard(scenario, nlu_of(scenario)), {}
     for first in range(0, len(asked), TOGETHER):
-        banks = asked[first : first + TOGETHER]
-        prompts = [prompt(messages(scenario, *bank)) for bank in banks for _ in range(lists)]
+        together = asked[first : first + TOGETHER]
+        prompts = [prompt(messages(scenario, *bank)) for bank in together for _ in range(lists)]
         seeds = [int(rng.bits(np.uint64(seed), first, i)) for i in range(len(prompts))]
         completions = engine.generate(prompts, seeds=seeds, **SAMPLING)
-        for i, (part, tone, act) in enumerate(banks):
+        for i, (part, tone, act) in enumerate(together):
             lines = [line for one in completions[i * lists : (i + 1) * lists] for line in list_lines(one)]
             kept = [verdict.wording for verdict in guard.check(lines, part, tone, act=act)]
             found[part, tone, act] = list(dict.fromkeys(wording for wording in kept if wording))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,18 @@ def wordings(scenario: Scenario) -> Iterator[Wordings]:
 def answers(scenario: Scenario) -> dict[str, tuple[str, ...]]:
     """Return the parts whose wordings hang on the agent's last act, each with the acts that make a difference."""
     return {part: tuple(acts) for part, acts in _read(scenario).get("answers", {}).items()}
+
+
+def askable(scenario: Scenario, answering: Iterable[tuple[str, str]]) -> list[tuple[str, str, str]]:
+    """Return all that a partner can be asked to word: part, tone, and the agent's act where it makes a difference.
+
+    Args:
+        scenario: Whose partner.
+        answering: Pairs of a part and an act that its wordings hang on.
+    """
+    partner = scenario.sentences["partner"]
+    plain = [(part, tone, "") for part, tones in partner.items() for tone in tones]
+    return plain + [(part, tone, act) for part, act in answering for tone in partner[part]]
 
 
 def said_by_agent(scenario: Scenario, act: str) -> str:
