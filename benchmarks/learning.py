@@ -58,6 +58,9 @@ def read_options() -> Any:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--agents", nargs="+", default=["qlearning", "dqn"])
     parser.add_argument("--scenarios", nargs="+", default=sorted(plugins.load().scenarios))
+    parser.add_argument(
+        "--reward-model", default="", metavar="FOLDER", help="judges the turns, too; {scenario} stands for its name"
+    )
     parser.add_argument("--points", type=int, default=20, help="evaluations along a curve")
     parser.add_argument("--conversations", type=int, default=500, help="in each evaluation")
     parser.add_argument("--jobs", type=int, default=max((os.cpu_count() or 2) // 2, 1), help="processes")
@@ -67,14 +70,17 @@ def read_options() -> Any:
 
 
 def run_folder(options: Any, scenario: str, agent: str, seed: int) -> Path:
-    folder: Path = options.runs / f"{scenario}-{agent}-{options.steps}-{seed}"
+    judged = "-judged" if options.reward_model else ""
+    folder: Path = options.runs / f"{scenario}-{agent}-{options.steps}-{seed}{judged}"
     return folder
 
 
 def learn(scenario: str, agent: str, seed: int, options: Any) -> float:
     """Train, or go on with a training, and return the score in the end."""
+    judge = options.reward_model.replace("{scenario}", scenario)
+    task = Task(scenario, {"reward_model": judge} if judge else {})
     run = trained(
-        agent, run_folder(options, scenario, agent, seed), task=Task(scenario), total_steps=options.steps, seed=seed,
+        agent, run_folder(options, scenario, agent, seed), task=task, total_steps=options.steps, seed=seed,
         evaluate_every=max(options.steps // options.points, 1), conversations=options.conversations,
     )  # fmt: skip
     return float(run.metrics()[-1]["score"]["value"])
