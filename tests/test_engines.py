@@ -91,6 +91,19 @@ def test_a_stop_string_ends_the_text_before_it(engine):
     assert engine.generate(PROMPTS[1:2], max_new_tokens=2)[0].finish_reason == "length"
 
 
+def test_the_environment_decides_the_dtype(monkeypatch):
+    import torch
+
+    from chatgym.engines.transformers import pick_dtype
+
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        monkeypatch.setenv("CHATGYM_DTYPE", name)
+        assert pick_dtype(torch.device("cpu")) is dtype
+    monkeypatch.setenv("CHATGYM_DTYPE", "float16")
+    with pytest.raises(InvalidValue, match="CHATGYM_DTYPE 'float16'; known: 'bfloat16', 'float32'"):
+        pick_dtype(torch.device("cpu"))
+
+
 def test_no_global_random_state_is_read_or_changed(engine):
     def drawn():
         torch.manual_seed(1)

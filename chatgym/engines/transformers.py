@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from chatgym.engines import Completion, check_each, check_sampling
 from chatgym.engines.batch import Alternatives, Batch, Request, report
 from chatgym.engines.columns import new_cache
-from chatgym.errors import InvalidValue
+from chatgym.errors import InvalidValue, unknown
 from chatgym.voice.adapter import merge
 
 SCORED = 2048
 """Tokens whose logits are held at once while scoring: 400 MB with 49,152 tokens in the vocabulary."""
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def pick_device() -> torch.device:
@@ -30,7 +34,18 @@ def pick_device() -> torch.device:
 
 
 def pick_dtype(device: torch.device) -> torch.dtype:
-    """Return bfloat16 where the hardware computes in it, else float32 (emulated bfloat16 is slower)."""
+    """Return bfloat16 where the hardware computes in it, else float32 (emulated bfloat16 is slower).
+
+    The environment variable ``CHATGYM_DTYPE`` decides it otherwise.
+
+    Raises:
+        InvalidValue: When it names another dtype than those two.
+    """
+    asked = os.environ.get("CHATGYM_DTYPE")
+    if asked:
+        if asked not in DTYPES:
+            raise unknown("CHATGYM_DTYPE", asked, list(DTYPES))
+        return DTYPES[asked]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
