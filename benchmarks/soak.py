@@ -2,8 +2,8 @@
 
 Each client asks one thing after another: prompts, lengths, temperatures and seeds of its own, one in four as a stream.
 Afterwards a model in this process answers the same with the same seeds. Of the answers that aren't the same, those are
-*mixed up* that somebody else asked for. In float32, unless ``CHATGYM_DTYPE`` says otherwise: in bfloat16 the rows beside
-a row decide some of its draws, by rounding.
+*mixed up* that somebody else asked for. In float32, unless ``CHATGYM_DTYPE`` says otherwise: in bfloat16 the rows
+beside a row decide some of its draws, by rounding.
 """
 
 from __future__ import annotations
