@@ -174,12 +174,10 @@ def train(
 
 def _fill_encoder(new: Path, learned: list[Pair], about: dict[str, Any], ensemble: int, seed: int) -> None:
     from chatgym.rewards import folder, training
-    from chatgym.rewards.encoder import FILE
 
     with watched("reading", "texts") as progress:
         model = training.train(learned, ensemble=ensemble, seed=seed, progress=progress)
-    folder.write_config(new, "encoder", {**about, "ensemble": ensemble, "seed": seed})
-    model.save(new / FILE)
+    folder.write_encoder(new, model, {**about, "ensemble": ensemble, "seed": seed})
 
 
 def _fill_llm(

@@ -12,9 +12,7 @@ import json
 import math
 import shlex
 import shutil
-import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from chatgym import store
+from chatgym import interrupts, store
 from chatgym.errors import Corrupted, InvalidValue
 from chatgym.finetuning import dialogues, models, tiny
 from chatgym.finetuning.dialogues import Dialogue
@@ -195,7 +193,7 @@ class SFT:
         if loop.rank == 0:
             atomic.write_text(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
         every = max(1, math.ceil(loop.total_steps / self.settings.evaluations))
-        with _interruptible() as interrupted:
+        with interrupts.deferred() as interrupted:
             while loop.steps < loop.total_steps:
                 line = self._step(loop, training)
                 stop = loop.sum(float(interrupted())) > 0
@@ -355,24 +353,3 @@ def check_free(folder: Path, overwrite: bool) -> None:
                 raise
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InvalidValue(f"{folder} isn't empty and holds no fine-tuning; name another folder (--run)")
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Let Ctrl-C wait for the end of the step in the block; the second one doesn't wait."""
-    seen: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        if seen:
-            raise KeyboardInterrupt
-        seen.append(number)
-
-    try:
-        before = signal.signal(signal.SIGINT, note)
-    except ValueError:  # not in the main thread: whoever made this one gets the signal
-        yield lambda: False
-        return
-    try:
-        yield lambda: bool(seen)
-    finally:
-        signal.signal(signal.SIGINT, before)

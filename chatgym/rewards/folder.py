@@ -36,6 +36,12 @@ def write_config(folder: Path, kind: str, about: Mapping[str, Any]) -> None:
     (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
+def write_encoder(folder: Path, model: EncoderRewardModel, about: Mapping[str, Any]) -> None:
+    """Write an encoder model and what made it."""
+    write_config(folder, "encoder", about)
+    model.save(folder / FILE)
+
+
 def load(folder: Path) -> Any:
     """Load what `chatgym reward train` made.
 

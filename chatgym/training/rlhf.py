@@ -130,7 +130,6 @@ def rewards(folder: Path, plan: Plan, watch: Watch) -> None:
     from chatgym.rewards import folder as storage
     from chatgym.rewards import training
     from chatgym.rewards.badness import pairs_of
-    from chatgym.rewards.encoder import FILE
     from chatgym.rewards.pairs import split
     from chatgym.rewards.report import measure
 
@@ -148,8 +147,7 @@ def rewards(folder: Path, plan: Plan, watch: Watch) -> None:
         about = {"scenario": plan.scenario, "learned": len(learned), "sha256": training.digest_of(learned)}
 
         def fill(new: Path, model: Any = model, report: Any = report, about: Any = about) -> None:
-            storage.write_config(new, "encoder", about)
-            model.save(new / FILE)
+            storage.write_encoder(new, model, about)
             report.save(new / "report.json")
 
         atomic.replace_folder(folder / name, fill)

@@ -69,11 +69,12 @@ class Follower:
     """The callback of the processes that don't keep the run: takes part in each checkpoint, and stops with the others.
 
     Attributes:
-        interrupted: Whether this process got Ctrl-C.
+        interrupted: Tells whether this process got Ctrl-C.
     """
 
     def __init__(self, run: Run, agent: Agent, turns: int) -> None:
-        self.agent, self.interrupted = agent, False
+        self.agent = agent
+        self.interrupted: Callable[[], bool] = bool
         self._every: int = run.config["evaluate_every"]
         self._turns = self._saved = turns
 
@@ -83,7 +84,7 @@ class Follower:
         self._turns = turns
         if due:
             self._save()
-        if anywhere(self.interrupted):
+        if anywhere(self.interrupted()):
             if not due:
                 self._save()
             raise KeyboardInterrupt

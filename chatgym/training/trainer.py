@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import signal
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
+from chatgym import interrupts
 from chatgym.agent import Agent, make_config
 from chatgym.errors import InvalidValue
 from chatgym.training import logs, several
@@ -150,7 +148,8 @@ def _go(run: Run, progress: Progress | None) -> None:
 
 
 def _learn(run: Run, agent: Agent, loop: Any, begin: Callable[[], None] | None = None) -> None:
-    with _deferred_interrupt(loop):
+    with interrupts.deferred() as interrupted:
+        loop.interrupted = interrupted
         if begin is not None:
             begin()
         envs = run.task.make_envs
@@ -158,7 +157,7 @@ def _learn(run: Run, agent: Agent, loop: Any, begin: Callable[[], None] | None =
             lambda num_envs, **overrides: envs(agent.requires, num_envs, **overrides), run.config["total_steps"], loop
         )
         loop.finish()
-    if loop.interrupted:  # too late to stop before the end
+    if interrupted():  # too late to stop before the end
         raise KeyboardInterrupt
 
 
@@ -166,7 +165,8 @@ class _Loop:
     """The callback of a training: evaluates and saves when it is time, and stops at Ctrl-C."""
 
     def __init__(self, run: Run, agent: Agent, log: logs.Logs, progress: Progress | None) -> None:
-        self.run, self.agent, self.log, self.progress, self.interrupted = run, agent, log, progress, False
+        self.run, self.agent, self.log, self.progress = run, agent, log, progress
+        self.interrupted: Callable[[], bool] = bool
         self.every: int = run.config["evaluate_every"]
         self.turns = 0
         self.began, self.seconds = time.perf_counter(), 0.0  # seconds: of sessions before
@@ -190,7 +190,7 @@ class _Loop:
             self.progress(turns, metrics)
         if due:
             self._evaluate(metrics)
-        if several.anywhere(self.interrupted):
+        if several.anywhere(self.interrupted()):
             if not due:
                 self.run.checkpoint(self.agent, self.turns)
             self.run.draw_curve()
@@ -236,24 +236,3 @@ class _Loop:
         self.run.checkpoint(self.agent, self.turns, line)
         with self.run.writing():
             self.log.write(self.run.metrics())
-
-
-class _deferred_interrupt:
-    """Within it the first Ctrl-C is noted for the loop to stop at its next checkpoint; the second one is as usual."""
-
-    def __init__(self, loop: Any) -> None:
-        self.loop = loop
-        self.ours = threading.current_thread() is threading.main_thread()
-        self.before: Any = None
-
-    def __enter__(self) -> None:
-        if self.ours:
-            self.before = signal.signal(signal.SIGINT, self._note)
-
-    def __exit__(self, *error: object) -> None:
-        if self.ours:
-            signal.signal(signal.SIGINT, self.before)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.loop.interrupted = True
-        signal.signal(signal.SIGINT, self.before)
