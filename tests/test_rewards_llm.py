@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import signal
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from typer.testing import CliRunner
 
 from chatgym.cli.app import app
 from chatgym.errors import InvalidValue
+from chatgym.finetuning.launch import launch
 from chatgym.finetuning.loop import Optimization
 from chatgym.rewards import folder, llm, make_reward_model
 from chatgym.rewards.classifier import ClassifierRewardModel, encode
@@ -40,10 +43,11 @@ def pairs_of(count: int) -> list[Pair]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    out = tmp_path_factory.mktemp("model")
+    out = tmp_path_factory.mktemp("models") / "training"
     losses = []
-    llm.train(pairs_of(32), out, SCRATCH, HOW, lambda done, total, figures: losses.append(figures["loss"]))
-    return out, losses
+    llm.prepare(out, pairs_of(32), SCRATCH, HOW)
+    llm.train(out, lambda done, total, figures: losses.append(figures["loss"]))
+    return out / "model", losses
 
 
 def test_training_begins_undecided_and_learns(trained):
@@ -61,9 +65,60 @@ def test_it_keeps_to_the_protocol_and_loads_as_a_classifier(trained):
     check_reward_model(make_reward_model(f"hf:{trained[0]}", find_scenario("social")))
 
 
-def test_the_same_pairs_give_the_same_bytes(trained, tmp_path):
-    llm.train(pairs_of(32), tmp_path, SCRATCH, HOW)
-    assert (tmp_path / "model.safetensors").read_bytes() == (trained[0] / "model.safetensors").read_bytes()
+def test_the_same_pairs_give_the_same_bytes_though_it_was_interrupted(trained, tmp_path):
+    out, steps = tmp_path / "training", []
+
+    def progress(done, total, figures):
+        steps.append(done)
+        if steps in ([1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 6, 7]):
+            signal.raise_signal(signal.SIGINT)
+
+    for _ in range(2):
+        llm.prepare(out, pairs_of(32), SCRATCH, HOW)
+        with pytest.raises(KeyboardInterrupt):
+            llm.train(out, progress)
+    llm.prepare(out, pairs_of(32), SCRATCH, HOW)
+    llm.train(out, progress)
+    assert steps == list(range(1, 13))  # none was taken twice
+    assert (out / "model" / "model.safetensors").read_bytes() == (trained[0] / "model.safetensors").read_bytes()
+
+
+def test_another_training_begins_anew_and_nothing_else_is_replaced(tmp_path):
+    out = tmp_path / "training"
+    llm.prepare(out, pairs_of(8), SCRATCH, HOW)
+    (out / "model").mkdir()
+    llm.prepare(out, pairs_of(8), SCRATCH, HOW)
+    assert (out / "model").is_dir()
+    llm.prepare(out, pairs_of(9), SCRATCH, HOW)
+    assert not (out / "model").exists()
+    (out / "config.json").write_text("{}")
+    with pytest.raises(InvalidValue, match="in the way"):
+        llm.prepare(out, pairs_of(9), SCRATCH, HOW)
+
+
+def test_two_processes_train_as_one(trained, tmp_path):
+    from safetensors.numpy import load_file
+
+    llm.prepare(tmp_path / "two", pairs_of(32), SCRATCH, dataclasses.replace(HOW, zero=2))
+    launch("chatgym.rewards", tmp_path / "two", 2)
+    one, two = (load_file(path / "model.safetensors") for path in (trained[0], tmp_path / "two" / "model"))
+    assert one.keys() == two.keys()
+    for name, weights in one.items():
+        assert two[name] == pytest.approx(weights, abs=2e-3), name
+
+
+def test_lora_trains_the_head_and_leaves_a_whole_model(tmp_path):
+    base = save_tiny_model(tmp_path)
+    llm.prepare(tmp_path / "training", pairs_of(32), llm.Settings(str(base), epochs=8, length=64, lora=4), HOW)
+    losses = []
+    llm.train(tmp_path / "training", lambda done, total, figures: losses.append(figures["loss"]))
+    assert losses[-1] < losses[0] - 0.2
+    model = ClassifierRewardModel(tmp_path / "training" / "model", "tiny")
+    better, worse = (model.score([getattr(pair, side) for pair in pairs_of(32)]) for side in ("better", "worse"))
+    assert (better > worse).mean() > 0.9
+    fresh = llm._model(base, llm.Settings(str(base)))
+    assert not torch.equal(fresh.score.weight, model._model.score.weight)
+    assert torch.equal(fresh.model.embed_tokens.weight, model._model.model.embed_tokens.weight)
 
 
 def test_the_loss_is_that_of_the_paper_and_knows_no_padding(trained):
@@ -98,8 +153,9 @@ def test_a_language_model_gets_a_new_head_from_the_seed(tmp_path):
 
 def test_a_context_that_is_too_short_is_told(tmp_path):
     base = save_tiny_model(tmp_path)
+    llm.prepare(tmp_path / "training", pairs_of(8), llm.Settings(str(base)), HOW)
     with pytest.raises(InvalidValue, match="--length 512 is more than the 256 tokens"):
-        llm.train(pairs_of(8), tmp_path, llm.Settings(str(base)), HOW)
+        llm.train(tmp_path / "training")
 
 
 def test_the_command_trains_one(tmp_path):
@@ -110,4 +166,5 @@ def test_the_command_trains_one(tmp_path):
     assert result.exit_code == 0, result.output
     assert json.loads((out / "report.json").read_text())["accuracy"]["value"] > 0.9
     assert isinstance(folder.load(out), ClassifierRewardModel)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["judge", "pairs.jsonl"]
     assert CliRunner().invoke(app, [*command, "--overwrite", "--kind", "lm"]).exit_code == 2

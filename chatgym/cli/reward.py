@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -117,10 +118,20 @@ def train(
     length: Annotated[int, typer.Option(min=16, metavar="N", help="Of llm: tokens read, the last ones.")] = 512,
     learning_rate: Annotated[
         float | None,
-        typer.Option(min=0.0, metavar="X", help="Of llm: at its highest.", show_default="tiny 1e-3, else 3e-5"),
+        typer.Option(
+            min=0.0, metavar="X", help="Of llm: at its highest.", show_default="tiny 1e-3, with --lora 3e-4, else 3e-5"
+        ),
     ] = None,
+    lora: Annotated[
+        int, typer.Option(min=0, metavar="RANK", help="Of llm: train the head and LoRA's matrices of that rank only.")
+    ] = 0,
     zero: Annotated[int, typer.Option(min=0, max=3, metavar="STAGE", help="Of llm: ZeRO stage.")] = 1,
     bf16: Annotated[bool, typer.Option("--bf16/--fp32", help="Of llm: compute in bfloat16 (pays on GPUs).")] = False,
+    deepspeed: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", exists=True, dir_okay=False, help="Of llm: more, in DeepSpeed's JSON form."),
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, metavar="N", help="Of llm: processes on this machine.")] = 1,
     seed: Annotated[int, typer.Option(min=0, max=999_999, metavar="N", help="Of everything random.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the reward model in the folder.")] = False,
 ) -> None:  # fmt: skip
@@ -128,17 +139,19 @@ def train(
 
     Of the groups one in five is held out. The encoder kind is a Bradley-Terry head over features of a sentence encoder
     and takes a minute on a CPU; with --ensemble it also tells by how much its heads differ. The llm kind is a whole
-    language model with a head, trained by DeepSpeed.
+    language model with a head, trained by DeepSpeed; after Ctrl-C or a kill the same command goes on, from what is in
+    OUT.training until it is done.
 
     \b
     Examples:
       chatgym reward train --pairs pairs.jsonl --out judge
       chatgym reward train --pairs pairs.jsonl --pairs people.jsonl --out judge --ensemble 5
       chatgym reward train --pairs pairs.jsonl --out judge --kind llm --model hf:runs/sft/model --bf16
+      chatgym reward train --pairs pairs.jsonl --out judge --kind llm --lora 8 --processes 2 --zero 2
 
     The folder holds the model, config.json and report.json.
     """
-    from chatgym.finetuning.loop import Optimization
+    from chatgym.finetuning.loop import Optimization, deepspeed_config, read_deepspeed
     from chatgym.rewards import folder
     from chatgym.rewards.llm import SCRATCH, Settings
     from chatgym.rewards.pairs import read_pairs, split
@@ -150,9 +163,13 @@ def train(
         raise unknown("kind", kind, folder.KINDS)
     folder.check_free(out, overwrite)
     learned, tested = split([pair for path in pairs for pair in read_pairs(path)])
-    rate = learning_rate if learning_rate is not None else 1e-3 if model == SCRATCH else 3e-5
-    settings = Settings(model, epochs, length, seed)
-    optimization = Optimization(batch, micro_batch, rate, zero=zero, bf16=bf16)
+    if learning_rate is None:
+        learning_rate = 1e-3 if model == SCRATCH else 3e-4 if lora else 3e-5
+    settings = Settings(model, epochs, length, lora, seed)
+    optimization = Optimization(
+        batch, micro_batch, learning_rate, zero=zero, bf16=bf16, deepspeed=read_deepspeed(deepspeed)
+    )
+    deepspeed_config(optimization, processes)  # refuses what doesn't fit before anything is made
 
     reports: list[Report] = []
 
@@ -161,13 +178,18 @@ def train(
         if kind == ENCODER:
             _fill_encoder(new, learned, about, ensemble, seed)
         else:
-            _fill_llm(new, learned, about, settings, optimization)
+            _fill_llm(new, training, about, settings, optimization)
         reports.append(measure(folder.load(new), tested))
         reports[0].save(new / "report.json")
 
+    training = out.with_name(f"{out.name}.training")
     with atomic.disk_space(out, "free some, or name another folder (--out)"):
         out.parent.mkdir(parents=True, exist_ok=True)
+        if kind != ENCODER:
+            _train_llm(training, learned, settings, optimization, processes)
         atomic.replace_folder(out, fill)
+        if kind != ENCODER:
+            shutil.rmtree(training)
     print_report(reports[0])
     console().print(f"\nReward model: {out} (learned from {len(learned):,} pairs), reward_model={str(out)!r}")
 
@@ -180,18 +202,41 @@ def _fill_encoder(new: Path, learned: list[Pair], about: dict[str, Any], ensembl
     folder.write_encoder(new, model, {**about, "ensemble": ensemble, "seed": seed})
 
 
-def _fill_llm(
-    new: Path, learned: list[Pair], about: dict[str, Any], settings: Settings, optimization: Optimization
-) -> None:
+def _fill_llm(new: Path, training: Path, about: dict[str, Any], settings: Settings, optimization: Optimization) -> None:
     import dataclasses
 
-    from chatgym.rewards import folder, llm
+    from chatgym.rewards import folder
 
-    (new / folder.MODEL).mkdir()
-    with watched("training", "steps") as progress:
-        llm.train(learned, new / folder.MODEL, settings, optimization, progress)
+    (training / folder.MODEL).rename(new / folder.MODEL)
     how = {"settings": dataclasses.asdict(settings), "optimization": dataclasses.asdict(optimization)}
     folder.write_config(new, "llm", {**about, **how})
+
+
+def _train_llm(
+    training: Path, learned: list[Pair], settings: Settings, optimization: Optimization, processes: int
+) -> None:
+    """Train in a folder, or go on there."""
+    from chatgym.rewards import llm
+
+    llm.prepare(training, learned, settings, optimization)
+    try:
+        if processes > 1:
+            from chatgym.finetuning.launch import launch
+
+            launch("chatgym.rewards", training, processes)
+        else:
+            watched_training(training)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted; go on with the same command", err=True)
+        raise typer.Exit(130) from None
+
+
+def watched_training(training: Path) -> None:
+    """Train a reward model of the llm kind with a progress bar."""
+    from chatgym.rewards import llm
+
+    with watched("training", "steps") as progress:
+        llm.train(training, progress)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ def launch(module: str, folder: Path, processes: int) -> None:
     On several machines start ``deepspeed --hostfile FILE --module MODULE FOLDER`` instead.
 
     Args:
-        module: What each process runs: ``"chatgym.finetuning"`` or ``"chatgym.training"``.
+        module: What each process runs: ``"chatgym.finetuning"``, ``"chatgym.rewards"`` or ``"chatgym.training"``.
         folder: The run.
         processes: How many.
 

@@ -55,8 +55,14 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False)
 
 
-def with_lora(model: Any, lora: Lora, seed: int) -> Any:
+def with_lora(model: Any, lora: Lora, seed: int, task: str = "CAUSAL_LM") -> Any:
     """Put LoRA's matrices into a model and freeze the rest; returns peft's model.
+
+    Args:
+        model: Which.
+        lora: Of which size.
+        seed: Of A; B is zero.
+        task: peft's name for what the model does; ``"SEQ_CLS"`` trains the head, too.
 
     Raises:
         Unavailable: peft isn't installed.
@@ -68,7 +74,7 @@ def with_lora(model: Any, lora: Lora, seed: int) -> Any:
         raise Unavailable("--lora needs peft: pip install 'chatgym[lora]'") from error
     config = LoraConfig(
         r=lora.rank, lora_alpha=2 * lora.rank if lora.alpha is None else lora.alpha, lora_dropout=0.0,
-        target_modules=ATTENTION_AND_MLP, task_type="CAUSAL_LM",
+        target_modules=ATTENTION_AND_MLP, task_type=task,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of peft's way to ask a model something

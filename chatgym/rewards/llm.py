@@ -7,8 +7,10 @@ is saved as a sequence classifier, as `chatgym.rewards.classifier` and the trans
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,23 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from chatgym import interrupts
 from chatgym.errors import InvalidValue
 from chatgym.finetuning import models, tiny
-from chatgym.finetuning.loop import Loop, Optimization
+from chatgym.finetuning.loop import Loop, Optimization, load_weights
+from chatgym.finetuning.models import Lora
 from chatgym.rewards.classifier import MOST_TOKENS, encode
-from chatgym.rewards.pairs import Pair
+from chatgym.rewards.pairs import Pair, read_pairs, write_pairs
+from chatgym.rewards.training import digest_of
+from chatgym.training import atomic
 
 SCRATCH = "tiny"
 """Names a new, small model instead of one that is there."""
+FORMAT = "chatgym-reward-training-1"
+CONFIG, PAIRS, BASE, CHECKPOINT, MODEL = "config.json", "pairs.jsonl", "base", "checkpoint", "model"
+"""What is in a training's folder; the tokenizer of a new model is its base."""
+CHECKPOINTS = 5
+"""Of a training."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +45,14 @@ class Settings:
         model: A stored model's name, a folder, or `SCRATCH`.
         epochs: How often each pair is seen.
         length: Tokens of a conversation that are read, the last ones.
+        lora: Rank of LoRA's matrices, which are trained with the head; 0 trains all weights.
         seed: Of everything random.
     """
 
     model: str = "smollm2-135m"
     epochs: float = 1.0
     length: int = 512
+    lora: int = 0
     seed: int = 0
 
 
@@ -62,63 +75,131 @@ class PairLoss(torch.nn.Module):
 
     def rewards(self, rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return r at the last token of each conversation, float32[2 N]."""
-        trunk = getattr(self.model, self.model.base_model_prefix)
+        model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        trunk = getattr(model, model.base_model_prefix)
         hidden = trunk(rows["ids"], attention_mask=rows["mask"], use_cache=False).last_hidden_state  # (2 N, T, H)
         last = hidden[torch.arange(len(hidden), device=hidden.device), rows["last"]]
-        return self.model.score(last).float()[:, 0]  # type: ignore[no-any-return]
+        return model.score(last).float()[:, 0]  # type: ignore[no-any-return]
 
 
-def train(
-    pairs: Sequence[Pair],
-    out: Path,
-    settings: Settings,
-    optimization: Optimization,
-    progress: Callable[[int, int, Mapping[str, float]], None] | None = None,
-) -> None:
-    """Train a model on pairs, all of them, and write it into an existing folder.
-
-    Under a launcher every process calls it, and the first one writes. On one process the same arguments give the same
-    bytes.
+def prepare(folder: Path, pairs: Sequence[Pair], settings: Settings, optimization: Optimization) -> None:
+    """Begin a training in a folder, unless the same one is there already: then `train` goes on with it.
 
     Args:
+        folder: New, or of a training; one of something else is begun anew.
         pairs: See `chatgym.rewards.pairs.split` for those to hold out.
-        out: Where; `chatgym.rewards.classifier.ClassifierRewardModel` and ``reward_model="hf:OUT"`` load it.
         settings: What.
         optimization: How; a row of a batch is a pair.
+
+    Raises:
+        InvalidValue: The folder holds something else, or there is no such model.
+    """
+    record = {"format": FORMAT, "settings": asdict(settings), "optimization": asdict(optimization),
+              "sha256": digest_of(pairs)}  # fmt: skip
+    atomic.recover_folder(folder)
+    if folder.exists():
+        found = _record(folder)
+        if found == record:
+            return
+        if found.get("format") != FORMAT:
+            raise InvalidValue(f"{folder} is in the way, where the training goes; move it, or name another --out")
+    if settings.model != SCRATCH:
+        models.folder_of(settings.model)
+
+    def fill(new: Path) -> None:
+        write_pairs(new / PAIRS, pairs)
+        if settings.model == SCRATCH:
+            (new / BASE).mkdir()
+            texts = (one["content"] for pair in pairs for one in (*pair.better, *pair.worse))
+            tiny.save_tokenizer(texts, new / BASE)
+        (new / CONFIG).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+    atomic.replace_folder(folder, fill)
+
+
+def train(folder: Path, progress: Callable[[int, int, Mapping[str, float]], None] | None = None) -> None:
+    """Train what `prepare` began, from its last checkpoint if there is one, and write it into ``FOLDER/model``.
+
+    Under a launcher every process calls it, and the first one writes. On one process the same training gives the same
+    bytes, interrupted or not. `chatgym.rewards.classifier.ClassifierRewardModel` and ``reward_model="hf:FOLDER/model"``
+    load the model.
+
+    Args:
+        folder: Where.
         progress: Called with steps done, steps in all, and the step's ``loss`` (mean of a pair).
 
     Raises:
-        InvalidValue: There is no such model, it has no such head, or its context is shorter than `settings.length`.
+        InvalidValue: The model takes no such head, or its context is shorter than ``settings.length``.
         Unavailable: DeepSpeed isn't installed.
+        Corrupted: A file isn't what it was.
+        KeyboardInterrupt: After Ctrl-C, once a checkpoint is written.
     """
-    base = out if settings.model == SCRATCH else models.folder_of(settings.model)
-    if settings.model == SCRATCH:
-        tiny.save_tokenizer((one["content"] for pair in pairs for one in (*pair.better, *pair.worse)), out)
+    out, checkpoint = folder / MODEL, folder / CHECKPOINT
+    if out.is_dir():
+        return
+    atomic.recover_folder(checkpoint)
+    record = _record(folder)
+    settings, optimization = Settings(**record["settings"]), Optimization(**record["optimization"])
+    pairs = read_pairs(folder / PAIRS)
+    base = folder / BASE if settings.model == SCRATCH else models.folder_of(settings.model)
     tokenizer, model = _tokenizer(base), _model(base, settings)
-    if settings.length > min(model.config.max_position_embeddings, MOST_TOKENS):
-        longest = min(model.config.max_position_embeddings, MOST_TOKENS)
+    longest = min(model.config.max_position_embeddings, MOST_TOKENS)
+    if settings.length > longest:
         raise InvalidValue(f"--length {settings.length} is more than the {longest} tokens that the model reads")
     model.config.pad_token_id, tokenizer.model_max_length = tokenizer.pad_token_id, settings.length
     better, worse = (
         [encode(tokenizer, getattr(pair, side), settings.length) for pair in pairs] for side in ("better", "worse")
     )
+
+    def batches(step: int) -> list[dict[str, torch.Tensor]]:
+        """Return this process's share of a step, one batch a pass."""
+        picked = _order(len(pairs), step, optimization.batch, settings.seed)
+        return [
+            batch_of([*(better[i] for i in part), *(worse[i] for i in part)], tokenizer.pad_token_id, loop.device)
+            for part in (one.tolist() for one in np.split(picked[loop.rank :: loop.world], loop.passes))
+        ]
+
     total = max(1, int(settings.epochs * len(pairs) / optimization.batch))
     module = PairLoss(model)
+    resumed = checkpoint.is_dir()
+    if resumed:
+        load_weights(module, checkpoint)
     loop = Loop(module, optimization, total)
-    while loop.steps < total:
-        picked = _order(len(pairs), loop.steps, optimization.batch, settings.seed)
-        share = np.split(picked[loop.rank :: loop.world], loop.passes)
-        batches = [
-            batch_of([*(better[i] for i in part), *(worse[i] for i in part)], tokenizer.pad_token_id, loop.device)
-            for part in (one.tolist() for one in share)
-        ]
-        done = loop.step(batches, optimization.batch)
-        if progress is not None and loop.rank == 0:
-            progress(loop.steps, total, done)
+    if resumed:
+        loop.restore(checkpoint, batches(0))
+    with interrupts.deferred() as interrupted:
+        while loop.steps < total:
+            done = loop.step(batches(loop.steps), optimization.batch)
+            if progress is not None and loop.rank == 0:
+                progress(loop.steps, total, done)
+            stop = loop.sum(float(interrupted())) > 0
+            if loop.steps < total and (stop or loop.steps % math.ceil(total / CHECKPOINTS) == 0):
+                if loop.rank == 0:
+                    atomic.replace_folder(checkpoint, loop.save)
+                else:
+                    loop.save(checkpoint)
+                if stop:
+                    raise KeyboardInterrupt
     with loop.gathered():
         if loop.rank == 0:
-            module.model.to("cpu", torch.float32).save_pretrained(out, max_shard_size="1TB")
-            tokenizer.save_pretrained(out)
+            atomic.replace_folder(out, lambda new: _save(module.model, tokenizer, new))
+
+
+def _save(model: Any, tokenizer: Any, folder: Path) -> None:
+    model = model.to("cpu", torch.float32)
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()
+    model.save_pretrained(folder, max_shard_size="1TB")
+    tokenizer.save_pretrained(folder)
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """Return what a training is of; nothing where there is none."""
+    try:
+        found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def batch_of(conversations: Sequence[Sequence[int]], pad: int, device: torch.device) -> dict[str, torch.Tensor]:
@@ -174,4 +255,4 @@ def _model(folder: Path, settings: Settings) -> Any:
         raise InvalidValue(
             f"--model {settings.model}: it is no causal language model; choose one, such as smollm2-135m"
         )
-    return model
+    return models.with_lora(model, Lora(settings.lora), settings.seed, task="SEQ_CLS") if settings.lora else model
