@@ -19,7 +19,7 @@ from chatgym.nlu import NLU, OUT_OF_DOMAIN, labelled
 from chatgym.scenarios import Scenario, fill
 from chatgym.voice.wordings import wordings
 
-VERSION = 3
+VERSION = 4
 MAX_CHARS = 120
 MIN_LOGPROB = -1.1
 """Least mean log-probability of a wording's tokens, under the distribution that they were sampled from."""
@@ -33,6 +33,10 @@ MIN_SIMILARITY = 0.5
 """Least cosine to the nearest of the part's own sentences in the tone."""
 TELLING = 2
 """How many wordings that answer an act of the agent's have to use a word for it to tell of that act."""
+COMMON = 0.25
+"""Least share of a scenario's parts whose sentences use a word for it to tell of none of them."""
+DENYING = 0.4
+"""Least share of a part's sentences that deny something for it to be free in what it denies: then NLU decides."""
 
 _MARKS = re.compile(r"^(?:[\s\-*•(\"'“”‘’]|\d+[.)]\s)+(?=\S)|[\s\"“”]+$")
 _STRANGE = re.compile(r"[\[\]{}<>|_#*=\\/@:;\"()]|\.\.|…|https?|www", re.I)
@@ -40,6 +44,9 @@ _NAME = re.compile(r"(?<=[a-z,] )(?!I\b|I')[A-Z]\w*")
 _SPAN = re.compile(r"\b(?:days|weeks|months|years|hours|minutes|dollars?|euros?|pounds?|percent)\b", re.I)
 _DENIAL = re.compile(r"\b(?:\w+n't|not|never|nothing|nobody|none|cannot|without|hardly)\b(?: [\w']+){0,2}", re.I)
 _HARMLESS = re.compile(r"not (?:sure|happy|okay|fair|right|working|possible)\b", re.I)
+_LINKS = frozenset(("is", "it's", "said", "that's", "was"))
+"""Words that may stand before any value; so may whatever ends with a comma."""
+_CLAUSE = re.compile(r"\b(?:how|what|where|who|why) (?:it|that|this) (?:is|was)[.!?]+$", re.I)
 _UNFINISHED = re.compile(r"\b(?:of|to|for|with|at|from|the|an?|and|or|but|my|your|is|was|it's|i'm)[.!?]+$", re.I)
 _POLITE = re.compile(r"\b(?:sorry|please|thank\w*|appreciate|glad|afraid)\b", re.I)
 _HABITS = re.compile(  # of weak models: they say little, or the other one's part
@@ -70,6 +77,7 @@ class _Part:
         words: Their words.
         last_words: The words that they end with.
         denials: What they deny.
+        denying: Whether it is in its nature to deny something.
         slots: The slots that they name.
         elsewhere: Words of answers to other acts of the agent's.
     """
@@ -80,6 +88,7 @@ class _Part:
     words: frozenset[str]
     last_words: frozenset[str]
     denials: frozenset[str]
+    denying: bool
     slots: frozenset[str]
     elsewhere: frozenset[str]
 
@@ -96,6 +105,8 @@ class Guard:
                 self._sentences.setdefault(label, []).append(text)
         texts = [text for texts in self._sentences.values() for text in texts]
         self._vocabulary = {*scenario.sentences["vocabulary"], *_WORD.findall(" ".join(texts).lower())}
+        used = Counter(word for label in self._sentences for word in _words(self._sentences[label]))
+        self._common = frozenset(word for word, parts in used.items() if parts >= COMMON * len(self._sentences))
 
     def check(
         self, texts: Sequence[str], part: str, tone: str, logprobs: Sequence[float] | None = None, act: str = ""
@@ -142,7 +153,7 @@ class Guard:
         slots = frozenset(name for name in scenario.examples if "{" + name + "}" in templates[0])
         if slots:  # a wording around a value says nothing that isn't said around it in some part
             same = [" ".join(texts) for label, texts in self._sentences.items() if _same_value(label, part)]
-            words = frozenset(_WORD.findall(" ".join(same).lower()))
+            words = frozenset(_WORD.findall(" ".join(same).lower())) | self._common
         else:
             words = frozenset(self._vocabulary)
         return _Part(
@@ -150,23 +161,26 @@ class Guard:
             in_tone=tuple(fill(template, scenario.examples) for template in templates),
             text=text, words=words, last_words=frozenset(re.findall(r"([a-z']+)[.!?]+\s*(?:\n|$)", text)),
             denials=frozenset(_DENIAL.findall(text)), slots=slots,
-            elsewhere=frozenset(word for texts in others.values() for word in _telling(texts)) - _words(mine),
+            denying=not slots and _share_that_denies(self._sentences[part]) >= DENYING,
+            elsewhere=frozenset(word for texts in others.values() for word in _telling(texts))
+            - _words(mine) - self._common,
         )  # fmt: skip
 
     def _form(self, text: str, own: _Part, tone: str) -> Verdict:
         """Check what can be seen without understanding."""
         low = text.lower()
         strange = not 2 <= len(text) <= MAX_CHARS or not set(text) <= CHARSET or _STRANGE.search(text)
-        unfinished = (end := _UNFINISHED.search(low)) and end[0].rstrip(".!?") not in own.last_words
+        unfinished = (
+            (end := _UNFINISHED.search(low)) and end[0].rstrip(".!?") not in own.last_words and not _CLAUSE.search(low)
+        )
         if strange or unfinished or _NAME.search(text) or self.scenario.partner_role in low:
             return Verdict(None, "not a plain sentence")
         if told := sorted(own.elsewhere.intersection(_WORD.findall(low))):
             return Verdict(None, f"{told[0]!r} answers another act")
         if unheard := sorted(set(_WORD.findall(low)) - own.words):
             return Verdict(None, f"the word {unheard[0]!r}")
-        if foreign := [
-            found for found in _DENIAL.findall(low) if found not in own.denials and not _HARMLESS.match(found)
-        ]:
+        denied = [] if own.denying else _DENIAL.findall(low)
+        if foreign := [found for found in denied if found not in own.denials and not _HARMLESS.match(found)]:
             return Verdict(None, f"denies {foreign[0]!r}")
         habits = _HABITS.findall(low) + (_POLITE.findall(low) if tone == "angry" else [])
         if foreign := [found for found in habits if found not in own.text]:
@@ -187,7 +201,8 @@ class Guard:
             if len(after) != 1:
                 return Verdict(None, f"another {slot}")
             word = (before.lower().split() or ["-"])[-1]
-            if word != "-" and f"{word} {surface}" not in own.text:
+            free = word == "-" or word.endswith(",") or word in _LINKS
+            if not free and f"{word} {surface}" not in own.text:
                 return Verdict(None, f"{word!r} before a {slot}")
             text = f"{before}{{{slot}}}{after[0]}"
         if re.search(r"\d", text) or _SPAN.search(text):
@@ -229,6 +244,10 @@ def _same_value(one: str, other: str) -> bool:
 def _plain(text: str) -> str:
     """Return a sentence as it is compared: in lower case, without the marks at its end."""
     return text.lower().rstrip(".!? ")
+
+
+def _share_that_denies(texts: Sequence[str]) -> float:
+    return sum(bool(_DENIAL.search(text)) for text in texts) / len(texts)
 
 
 def _words(texts: Iterable[str]) -> frozenset[str]:
