@@ -17,6 +17,7 @@ import torch
 from transformers import DynamicCache
 
 from chatgym.engines.columns import Columns
+from chatgym.engines.prefixes import widen
 from chatgym.engines.sampling import choose
 from chatgym.errors import InvalidValue
 
@@ -91,7 +92,9 @@ class Batch:
 
     @torch.inference_mode()
     def join(self, requests: Sequence[Request]) -> list[Row]:
-        """Read the prompts, each distinct one once, and add a row for each request.
+        """Read the prompts, each distinct one once, and what begins like one that was read before from there on.
+
+        Each request gets a row.
 
         Returns:
             The rows, in the order of the requests.
@@ -107,16 +110,14 @@ class Batch:
         if not requests:
             return []
         distinct = {prompt: i for i, prompt in enumerate(dict.fromkeys(request.prompt for request in requests))}
-        ids, mask = self.engine.pad(list(distinct))
-        cache = self.engine.new_cache()
-        last = self.engine.forward(ids, mask, cache)
+        cache, mask, last = self.engine.prefixes.read(list(distinct))
         copies = torch.tensor([distinct[request.prompt] for request in requests], device=self.engine.device)
         if len(distinct) < len(requests):
             cache.batch_select_indices(copies)
             last, mask = last[copies], mask[copies]
         if self.rows:
             longest = max(self._mask.shape[1], mask.shape[1])
-            mask = torch.cat([_widen(self._mask, longest), _widen(mask, longest)])
+            mask = torch.cat([widen(self._mask, longest), widen(mask, longest)])
             last = torch.cat([self._last, last])
             for layer, other in zip(self._cache.layers, cache.layers, strict=True):
                 layer.append(other, longest)
@@ -230,8 +231,3 @@ def report(logits: torch.Tensor, tokens: torch.Tensor, most: int) -> list[Altern
         Alternatives(logprob, tuple(zip(ids, these, strict=True)))
         for logprob, ids, these in zip(own, order.tolist(), values.tolist(), strict=True)
     ]
-
-
-def _widen(mask: torch.Tensor, longest: int) -> torch.Tensor:
-    """Pad a mask, int64[B, T], with zeros on the left."""
-    return torch.nn.functional.pad(mask, (longest - mask.shape[1], 0))

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from chatgym.engines import Completion, check_each, check_sampling
 from chatgym.engines.batch import Alternatives, Batch, Request, report
 from chatgym.engines.columns import new_cache
+from chatgym.engines.prefixes import Prefixes
 from chatgym.errors import InvalidValue, unknown
 from chatgym.voice.adapter import merge
 
@@ -78,6 +79,7 @@ class TransformersEngine:
         tokenizer: Its tokenizer.
         ends: Tokens that end a text.
         context: Most tokens of a prompt and its continuation together.
+        prefixes: The beginnings of prompts that it read last.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class TransformersEngine:
             "cache" if "cache" in inspect.signature(type(self.model).forward).parameters else "past_key_values"
         )
         self.context: int = self.model.config.max_position_embeddings
+        self.prefixes = Prefixes(self)
 
     def _load_model(self, folder: Path, dtype: torch.dtype) -> Any:
         """Return the model in evaluation mode, on `self.device`; where another engine hands in its own."""
@@ -205,7 +208,7 @@ class TransformersEngine:
 
     def close(self) -> None:
         """Let go of the model's memory."""
-        self.model = None
+        self.model, self.prefixes = None, Prefixes(self)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

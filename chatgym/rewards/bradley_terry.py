@@ -7,6 +7,7 @@ convex and is minimised in float64, so the same pairs give the same weights.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +15,9 @@ import numpy.typing as npt
 
 from chatgym.rewards.features import Doubles, one_thread
 
-WEIGHT_DECAY = 2e-2
-"""Of the weights of features that are scaled to a standard deviation of 1."""
+DECAYS = (0.02, 0.1, 0.5, 2.0)
+"""Strengths of the L2 penalty to choose from, of weights of features that are scaled to a standard deviation of 1."""
+FOLDS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +33,7 @@ class Fitted:
     loss: float
 
 
-def fit(differences: Doubles, counts: npt.NDArray[np.int64] | None = None, decay: float = WEIGHT_DECAY) -> Fitted:
+def fit(differences: Doubles, counts: npt.NDArray[np.int64] | None = None, decay: float = DECAYS[0]) -> Fitted:
     """Fit the weights to pairs.
 
     Args:
@@ -63,6 +65,27 @@ def fit(differences: Doubles, counts: npt.NDArray[np.int64] | None = None, decay
         with torch.no_grad():
             loss = float(negative_log_likelihood())
     return Fitted(weights.detach().numpy() / scale, loss)
+
+
+def choose_decay(differences: Doubles, groups: Sequence[str]) -> float:
+    """Return the penalty whose fits say best what they haven't seen, by cross-validation over groups.
+
+    Args:
+        differences: As of `fit`.
+        groups: N names; a group is in one fold whole.
+    """
+    places = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+    if len(places) < FOLDS:
+        return DECAYS[0]
+    fold = np.array([places[group] % FOLDS for group in groups])
+
+    def loss(decay: float) -> float:
+        margins = np.zeros(len(differences))
+        for k in range(FOLDS):
+            margins[fold == k] = differences[fold == k] @ fit(differences[fold != k], decay=decay).weights
+        return float(np.logaddexp(0.0, -margins).mean())
+
+    return min(DECAYS, key=loss)
 
 
 def bootstrap_counts(groups: list[str], seed: int) -> npt.NDArray[np.int64]:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 import numpy as np
 
 from chatgym.rewards import Conversation
-from chatgym.rewards.bradley_terry import bootstrap_counts, fit
+from chatgym.rewards.bradley_terry import bootstrap_counts, choose_decay, fit
 from chatgym.rewards.encoder import EncoderRewardModel
 from chatgym.rewards.features import SIZE, Doubles, Reader, Space, one_thread, texts, turns, weights
 from chatgym.rewards.pairs import Pair
@@ -48,7 +48,8 @@ def train(
     differences = chosen - features_of(worse, reader)
     groups = [pair.group for pair in pairs]
     samples = [None] if ensemble == 1 else [bootstrap_counts(groups, seed + k) for k in range(ensemble)]
-    fitted = np.stack([fit(differences, counts).weights for counts in samples]).astype(np.float32)  # (K, F)
+    decay = choose_decay(differences, groups)
+    fitted = np.stack([fit(differences, counts, decay).weights for counts in samples]).astype(np.float32)  # (K, F)
     typical = (fitted.astype(np.float64) @ chosen.mean(0)).astype(np.float32)
     model = EncoderRewardModel(space, fitted, typical, digest_of(pairs))
     model.reader.preload(vectors)

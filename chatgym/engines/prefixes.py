@@ -1,0 +1,145 @@
+"""Beginnings of prompts that were read before: their keys and values are kept, and only the rest of a prompt is read.
+
+A conversation with a language model sends the same long instructions and all that was said so far with every turn.
+What a model makes of a prompt doesn't depend on what it remembers but for rounding: the same numbers are added up in
+another order.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import DynamicCache
+
+from chatgym.engines.columns import Columns
+
+if TYPE_CHECKING:
+    from chatgym.engines.transformers import TransformersEngine
+
+Tokens = tuple[int, ...]
+Kept = list[tuple[torch.Tensor, torch.Tensor]]
+"""Keys and values of each layer, [heads, T, D]."""
+
+LEAST = 128
+"""Tokens that a beginning has at least; shorter ones are read faster than looked for."""
+MOST_BYTES = 256 * 2**20
+
+
+class Prefixes:
+    """The prompts that a model read last, the least recently used ones forgotten first."""
+
+    def __init__(self, engine: TransformersEngine, most_bytes: int = MOST_BYTES) -> None:
+        self._engine, self._most = engine, most_bytes
+        self._kept: OrderedDict[Tokens, Kept] = OrderedDict()
+        self._arrays: dict[Tokens, npt.NDArray[np.int64]] = {}
+        self._bytes = 0
+
+    def read(self, prompts: Sequence[Tokens]) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
+        """Read prompts.
+
+        Args:
+            prompts: B of them, all different.
+
+        Returns:
+            A cache of B rows, right-aligned; its mask int64[B, T]; the logits of each row's next token, float32[B, V].
+        """
+        arrays = [np.asarray(prompt, np.int64) for prompt in prompts]
+        self._begin_together(arrays)
+        groups: dict[tuple[Tokens, int], list[int]] = {}
+        for i, array in enumerate(arrays):
+            groups.setdefault(self._find(array), []).append(i)
+        parts = [self._extend(known, [prompts[i] for i in rows]) for known, rows in groups.items()]
+        cache, mask, last = parts[0]
+        for other, more, logits in parts[1:]:
+            longest = max(mask.shape[1], more.shape[1])
+            for layer, layer_of_other in zip(cache.layers, other.layers, strict=True):
+                layer.append(layer_of_other, longest)
+            mask, last = torch.cat([widen(mask, longest), widen(more, longest)]), torch.cat([last, logits])
+        if len(parts) > 1:
+            order = np.argsort([i for rows in groups.values() for i in rows])
+            index = torch.from_numpy(order).to(mask.device)
+            cache.batch_select_indices(index)
+            mask, last = mask[index], last[index]
+        self._keep(prompts, cache)
+        return cache, mask, last
+
+    def _begin_together(self, arrays: Sequence[npt.NDArray[np.int64]]) -> None:
+        """Read the beginning that new prompts have in common once, ahead of them."""
+        new = [array for array in arrays if not self._find(array)[1]]
+        if len(new) > 1:
+            common = min(_common(new[0], array) for array in new[1:])
+            if common >= LEAST and self._usable:
+                shared = tuple(new[0][:common].tolist())
+                self._keep([shared], self._extend(((), 0), [shared])[0])
+
+    def _find(self, prompt: npt.NDArray[np.int64]) -> tuple[Tokens, int]:
+        """Return the kept prompt that begins most like this one, and how many tokens both have, one less than all."""
+        best: tuple[Tokens, int] = ((), 0)
+        for tokens, array in self._arrays.items():
+            common = min(_common(array, prompt), len(prompt) - 1)
+            if common >= LEAST and common > best[1]:
+                best = tokens, common
+        return best
+
+    def _extend(
+        self, known: tuple[Tokens, int], prompts: Sequence[Tokens]
+    ) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
+        """Read the rest of prompts that begin alike; see `read`."""
+        tokens, length = known
+        cache = self._engine.new_cache()
+        ids, mask = self._engine.pad([prompt[length:] for prompt in prompts])
+        if length:
+            self._kept.move_to_end(tokens)
+            for layer, states in zip(cache.layers, self._kept[tokens], strict=True):
+                layer.update(*(state[None, :, :length].expand(len(prompts), -1, -1, -1) for state in states))
+            mask = torch.cat([mask.new_ones(len(prompts), length), mask], 1)
+        last = self._engine.forward(ids, mask, cache)
+        if length and len(set(map(len, prompts))) > 1:  # padding stands in the middle; it goes to the left
+            order = mask.argsort(dim=1, stable=True)
+            mask = mask.gather(1, order)
+            for layer in cache.layers:
+                layer.gather(order)
+        return cache, mask, last
+
+    def _keep(self, prompts: Sequence[Tokens], cache: DynamicCache) -> None:
+        if not self._usable:
+            return
+        for row, prompt in enumerate(prompts):
+            if len(prompt) < LEAST or prompt in self._kept:
+                continue
+            kept = [
+                (layer.keys[row, :, -len(prompt) :].clone(), layer.values[row, :, -len(prompt) :].clone())
+                for layer in cache.layers
+            ]
+            self._kept[prompt], self._arrays[prompt] = kept, np.asarray(prompt, np.int64)
+            self._bytes += _size(kept)
+        while self._bytes > self._most:
+            tokens, kept = self._kept.popitem(last=False)
+            del self._arrays[tokens]
+            self._bytes -= _size(kept)
+
+    @property
+    def _usable(self) -> bool:
+        """Whether the model remembers all positions: not one with sliding windows, or a recurrent one."""
+        return all(isinstance(layer, Columns) for layer in self._engine.new_cache().layers)
+
+
+def widen(mask: torch.Tensor, longest: int) -> torch.Tensor:
+    """Pad a mask, int64[B, T], with zeros on the left."""
+    return torch.nn.functional.pad(mask, (longest - mask.shape[1], 0))
+
+
+def _common(one: npt.NDArray[np.int64], other: npt.NDArray[np.int64]) -> int:
+    """Return how many tokens two prompts begin with alike."""
+    length = min(len(one), len(other))
+    differ = one[:length] != other[:length]
+    return int(differ.argmax()) if differ.any() else length
+
+
+def _size(kept: Kept) -> int:
+    return sum(state.nbytes for states in kept for state in states)
