@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from chatgym.cli.app import app
 from chatgym.errors import Corrupted, InvalidValue
 from chatgym.rewards import badness, default, folder
-from chatgym.rewards.bradley_terry import bootstrap_counts, fit, probability
+from chatgym.rewards.bradley_terry import DECAYS, bootstrap_counts, choose_decay, fit, probability
 from chatgym.rewards.encoder import EncoderRewardModel
 from chatgym.rewards.features import SIGNALS, WINDOW, Reader, turns
 from chatgym.rewards.pairs import Pair, read_pairs, split, write_pairs
@@ -127,6 +127,19 @@ def test_a_pair_that_counts_twice_is_a_pair_given_twice():
     doubled = np.concatenate([differences, differences[:1]])
     scale = differences.std(0) / doubled.std(0)  # what the decay is relative to
     assert np.allclose(fit(differences, counts, 1e-9).weights, fit(doubled, decay=1e-9).weights, rtol=1e-3), scale
+
+
+def test_the_penalty_is_strong_where_features_say_nothing_and_weak_where_they_do():
+    random = np.random.default_rng(0)
+    differences, groups = random.normal(size=(400, 60)), [str(i // 4) for i in range(400)]
+    assert choose_decay(differences, groups) == DECAYS[-1]
+    told = differences * np.sign(differences[:, :1])  # the first feature decides
+    assert choose_decay(told, groups) == DECAYS[0]
+    assert choose_decay(differences, ["one", "two"] * 200) == DECAYS[0]  # too few groups to tell
+    copied = np.concatenate(
+        [differences] * 4
+    )  # each pair four times: only by groups is it seen that nothing is learned
+    assert choose_decay(copied, groups * 4) == DECAYS[-1]
 
 
 def test_a_bootstrap_draws_whole_groups():
