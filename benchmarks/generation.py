@@ -27,6 +27,7 @@ from rich.progress import track
 
 from chatgym import store
 from chatgym.cache import Cache
+from chatgym.engines import prefixes
 from chatgym.engines.batch import Batch, Request
 from chatgym.engines.transformers import TransformersEngine
 from chatgym.nlg import SAMPLING, Speaker
@@ -225,6 +226,30 @@ def reuse(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def history(options: argparse.Namespace) -> dict[str, Any]:
+    """A chat of eight turns with long instructions, in 1 and 8 rows: what was read before kept, beside read anew."""
+    found: dict[str, Any] = {"told": 512, "turn": 40, "turns": 8}
+    ids = loaded().tokens(" ".join(texts()))
+    for rows in (1, 8):
+        best = {}
+        for name, most in (("kept", prefixes.MOST_BYTES), ("anew", 0)):
+            for _ in range(2):
+                engine = loaded()
+                engine.prefixes = prefixes.Prefixes(engine, most)
+                chats = [ids[: found["told"]] for _ in range(rows)]
+                begun = time.perf_counter()
+                for turn in range(found["turns"]):
+                    place = found["told"] + turn * rows * found["turn"]
+                    chats = [
+                        chat + ids[place + row * found["turn"] : place + (row + 1) * found["turn"]]
+                        for row, chat in enumerate(chats)
+                    ]
+                    continued(engine, [Request(tuple(chat), 20, seed=i) for i, chat in enumerate(chats)])
+                best[name] = min(best.get(name, 1e9), time.perf_counter() - begun)
+        found[str(rows)] = best
+    return found
+
+
 def steps(cache: dict[str, Any], ids: torch.Tensor, mask: torch.Tensor, forward: Any, n: int) -> float:
     """Seconds per step of n greedy ones after the prompt; a cache of a fixed length is given a mask of that length."""
     seconds, position = [], torch.full((len(ids), 1), ids.shape[1] - 1)
@@ -361,7 +386,14 @@ def halves(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-SECTIONS = {"rates": rates, "reuse": reuse, "compiling": compiling, "overhead": overhead, "bfloat16": halves}
+SECTIONS = {
+    "rates": rates,
+    "reuse": reuse,
+    "history": history,
+    "compiling": compiling,
+    "overhead": overhead,
+    "bfloat16": halves,
+}
 
 
 def main() -> None:

@@ -66,6 +66,17 @@ def reuse(found: Found) -> list[str]:
     return lines
 
 
+def history(found: Found) -> list[str]:
+    lines = ["## A chat that goes on", "",
+             f"Chats with instructions of {found['told']} tokens, {found['turn']} more and an answer of 20 in each of "
+             f"{found['turns']} turns. Seconds in all, where what was read before is kept, and where it is read anew:",
+             "", "| chats | kept | anew | gain |", "|---:|---:|---:|---:|"]  # fmt: skip
+    for rows in ("1", "8"):
+        kept, anew = found[rows]["kept"], found[rows]["anew"]
+        lines.append(f"| {rows} | {kept:.1f} | {anew:.1f} | {anew / kept:.1f} |")
+    return lines
+
+
 def compiling(found: Found) -> list[str]:
     lines = ["## Static cache and torch.compile", "", "Milliseconds of a step, the likeliest token taken:", "",
              "| rows | our cache | static cache | static cache, compiled | seconds to compile |",
@@ -121,5 +132,6 @@ def halves(found: Found) -> list[str]:
 
 
 WRITERS: dict[str, Callable[[Found], list[str]]] = {
-    "rates": rates, "reuse": reuse, "compiling": compiling, "overhead": overhead, "bfloat16": halves,
+    "rates": rates, "reuse": reuse, "history": history, "compiling": compiling, "overhead": overhead,
+    "bfloat16": halves,
 }  # fmt: skip
