@@ -118,10 +118,10 @@ class Prefixes:
             ]
             self._kept[prompt], self._arrays[prompt] = kept, np.asarray(prompt, np.int64)
             self._bytes += _size(kept)
-        while self._bytes > self._most:
-            tokens, kept = self._kept.popitem(last=False)
-            del self._arrays[tokens]
-            self._bytes -= _size(kept)
+            while self._bytes > self._most:
+                tokens, forgotten = self._kept.popitem(last=False)
+                del self._arrays[tokens]
+                self._bytes -= _size(forgotten)
 
     @property
     def _usable(self) -> bool:
