@@ -45,11 +45,11 @@ def memory(processes: list[subprocess.Popen[str]]) -> int:
     return total
 
 
-def started(command: list[str], folder: Path) -> subprocess.Popen[str]:
+def started(command: list[str], folder: Path, threads: int = 1) -> subprocess.Popen[str]:
     """Start Python with a cache of its own, whose models are those already here."""
     folder.mkdir()
     (folder / "models").symlink_to(store.cache_root() / "models")
-    environment = os.environ | {"CHATGYM_CACHE": str(folder), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"CHATGYM_CACHE": str(folder), "OMP_NUM_THREADS": str(threads)}
     return subprocess.Popen([sys.executable, *command], env=environment, stdout=subprocess.PIPE, text=True)
 
 
@@ -69,7 +69,8 @@ def measure(options: argparse.Namespace, folder: Path, shared: bool) -> tuple[fl
     try:
         if shared:
             serve = "from chatgym.cli import main; main()"
-            server = started(["-c", serve, "serve", "--llm", llm, "--port", "0", "--queue", "10000"], folder / "server")
+            command = ["-c", serve, "serve", "--llm", llm, "--port", "0", "--queue", "10000"]
+            server = started(command, folder / "server", os.cpu_count() or 1)
             processes.append(server)
             said = re.search(r"Serving (\S+) at (\S+)", server.stdout.readline())
             llm = f"openai:{said[2]}#{said[1]}"
