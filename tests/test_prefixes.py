@@ -50,6 +50,7 @@ def assert_the_same(engine, prompts, monkeypatch):
     tokens, logprobs = continued(engine, prompts)
     with monkeypatch.context() as patch:
         patch.setattr(prefixes, "LEAST", 10**9)
+        patch.setattr(prefixes, "LEAST_WHOLE", 10**9)
         plain = Counting(engine.folder, identity="tiny", dtype=torch.float64)
         expected, thought = continued(plain, prompts)
     assert tokens == expected
@@ -86,11 +87,12 @@ def test_a_beginning_inside_a_longer_prompt_serves(engine, folder, monkeypatch):
     assert engine.read - before == 6 + 7  # the last of eight tokens is never read
     before = engine.read
     assert_the_same(engine, [whole], monkeypatch)
-    assert engine.read - before == 1 + 7
+    assert engine.read - before == 7
 
 
 def test_rows_join_others_under_way(engine, folder, monkeypatch):
     monkeypatch.setattr(prefixes, "LEAST", 10**9)
+    monkeypatch.setattr(prefixes, "LEAST_WHOLE", 10**9)
     first, second = INSTRUCTIONS + words(3), INSTRUCTIONS + words(11)
     expected = [continued(Counting(folder, identity="tiny", dtype=torch.float64), [p])[0][0] for p in (first, second)]
     monkeypatch.undo()
@@ -119,6 +121,29 @@ def test_what_was_not_used_for_long_is_forgotten(engine):
     assert kept._arrays.keys() == kept._kept.keys()
 
 
-def test_short_prompts_leave_nothing_behind(engine):
-    continued(engine, [words(50), words(127)])
-    assert not engine.prefixes._kept
+def test_the_same_prompt_has_the_same_bits(folder):
+    """In bfloat16, too, whatever stands beside it the second time."""
+    engine = Counting(folder, identity="tiny", dtype=torch.bfloat16)
+    prompts = [words(40), INSTRUCTIONS + words(9)]
+    batch = Batch(engine)
+    batch.join([Request(prompt, 8) for prompt in prompts])
+    first, read = batch._last, engine.read
+    batch = Batch(engine)
+    batch.join([Request(prompt, 8) for prompt in (words(70), prompts[1], prompts[0])])
+    assert torch.equal(batch._last[1:], first.flip(0))
+    assert engine.read - read == 70
+
+
+def test_a_short_prompt_is_read_again_unless_it_is_the_same(engine, folder, monkeypatch):
+    engine.folder = folder
+    prompt = words(50)
+    assert_the_same(engine, [prompt], monkeypatch)
+    before = engine.read
+    assert_the_same(engine, [prompt[:40] + words(10)], monkeypatch)
+    assert engine.read - before == 50 + 7
+    before = engine.read
+    assert_the_same(engine, [prompt], monkeypatch)
+    assert engine.read - before == 7
+    kept = len(engine.prefixes._kept)
+    continued(engine, [words(15)])
+    assert len(engine.prefixes._kept) == kept

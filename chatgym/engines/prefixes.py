@@ -27,6 +27,9 @@ Kept = list[tuple[torch.Tensor, torch.Tensor]]
 
 LEAST = 128
 """Tokens that a beginning has at least; shorter ones are read faster than looked for."""
+LEAST_WHOLE = 16
+"""The same of a whole prompt that is read again; it has the same bits as the first time."""
+WHOLE = -1
 MOST_BYTES = 256 * 2**20
 
 
@@ -37,6 +40,7 @@ class Prefixes:
         self._engine, self._most = engine, most_bytes
         self._kept: OrderedDict[Tokens, Kept] = OrderedDict()
         self._arrays: dict[Tokens, npt.NDArray[np.int64]] = {}
+        self._last: dict[Tokens, torch.Tensor] = {}  # float32[V]
         self._bytes = 0
 
     def read(self, prompts: Sequence[Tokens]) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
@@ -48,11 +52,10 @@ class Prefixes:
         Returns:
             A cache of B rows, right-aligned; its mask int64[B, T]; the logits of each row's next token, float32[B, V].
         """
-        arrays = [np.asarray(prompt, np.int64) for prompt in prompts]
-        self._begin_together(arrays)
+        self._begin_together(prompts)
         groups: dict[tuple[Tokens, int], list[int]] = {}
-        for i, array in enumerate(arrays):
-            groups.setdefault(self._find(array), []).append(i)
+        for i, prompt in enumerate(prompts):
+            groups.setdefault(self._find(prompt), []).append(i)
         parts = [self._extend(known, [prompts[i] for i in rows]) for known, rows in groups.items()]
         cache, mask, last = parts[0]
         for other, more, logits in parts[1:]:
@@ -65,23 +68,27 @@ class Prefixes:
             index = torch.from_numpy(order).to(mask.device)
             cache.batch_select_indices(index)
             mask, last = mask[index], last[index]
-        self._keep(prompts, cache)
+        self._keep(prompts, cache, last)
         return cache, mask, last
 
-    def _begin_together(self, arrays: Sequence[npt.NDArray[np.int64]]) -> None:
+    def _begin_together(self, prompts: Sequence[Tokens]) -> None:
         """Read the beginning that new prompts have in common once, ahead of them."""
-        new = [array for array in arrays if not self._find(array)[1]]
+        new = [np.asarray(prompt, np.int64) for prompt in prompts if not self._find(prompt)[1]]
         if len(new) > 1:
             common = min(_common(new[0], array) for array in new[1:])
             if common >= LEAST and self._usable:
                 shared = tuple(new[0][:common].tolist())
-                self._keep([shared], self._extend(((), 0), [shared])[0])
+                cache, _, last = self._extend(((), 0), [shared])
+                self._keep([shared], cache, last)
 
-    def _find(self, prompt: npt.NDArray[np.int64]) -> tuple[Tokens, int]:
-        """Return the kept prompt that begins most like this one, and how many tokens both have, one less than all."""
+    def _find(self, prompt: Tokens) -> tuple[Tokens, int]:
+        """Return the kept prompt that begins most like this one, and how many tokens of it serve, or `WHOLE`."""
+        if prompt in self._kept:
+            return prompt, WHOLE
+        array = np.asarray(prompt, np.int64)
         best: tuple[Tokens, int] = ((), 0)
-        for tokens, array in self._arrays.items():
-            common = min(_common(array, prompt), len(prompt) - 1)
+        for tokens, kept in self._arrays.items():
+            common = min(_common(kept, array), len(prompt) - 1)
             if common >= LEAST and common > best[1]:
                 best = tokens, common
         return best
@@ -91,6 +98,12 @@ class Prefixes:
     ) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
         """Read the rest of prompts that begin alike; see `read`."""
         tokens, length = known
+        if length == WHOLE:
+            self._kept.move_to_end(tokens)
+            cache, last = self._engine.new_cache(), self._last[tokens][None]
+            for layer, states in zip(cache.layers, self._kept[tokens], strict=True):
+                layer.update(*(state[None] for state in states))
+            return cache, torch.ones(1, len(tokens), dtype=torch.long, device=last.device), last
         cache = self._engine.new_cache()
         ids, mask = self._engine.pad([prompt[length:] for prompt in prompts])
         if length:
@@ -106,21 +119,22 @@ class Prefixes:
                 layer.gather(order)
         return cache, mask, last
 
-    def _keep(self, prompts: Sequence[Tokens], cache: DynamicCache) -> None:
+    def _keep(self, prompts: Sequence[Tokens], cache: DynamicCache, last: torch.Tensor) -> None:
         if not self._usable:
             return
         for row, prompt in enumerate(prompts):
-            if len(prompt) < LEAST or prompt in self._kept:
+            if len(prompt) < LEAST_WHOLE or prompt in self._kept:
                 continue
             kept = [
                 (layer.keys[row, :, -len(prompt) :].clone(), layer.values[row, :, -len(prompt) :].clone())
                 for layer in cache.layers
             ]
             self._kept[prompt], self._arrays[prompt] = kept, np.asarray(prompt, np.int64)
+            self._last[prompt] = last[row].clone()
             self._bytes += _size(kept)
             while self._bytes > self._most:
                 tokens, forgotten = self._kept.popitem(last=False)
-                del self._arrays[tokens]
+                del self._arrays[tokens], self._last[tokens]
                 self._bytes -= _size(forgotten)
 
     @property
