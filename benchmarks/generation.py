@@ -47,6 +47,7 @@ def loaded(dtype: torch.dtype = torch.float32) -> TransformersEngine:
     """Return the model, whose texts never end by themselves: each row has as many tokens as asked for."""
     engine = TransformersEngine(store.path(MODEL), identity=MODEL, dtype=dtype)
     engine.ends = frozenset()
+    engine.prefixes = prefixes.Prefixes(engine, 0)  # or the second round would find its prompts read
     return engine
 
 

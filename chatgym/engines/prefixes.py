@@ -7,6 +7,7 @@ another order.
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -85,8 +86,10 @@ class Prefixes:
         """Return the kept prompt that begins most like this one, and how many tokens of it serve, or `WHOLE`."""
         if prompt in self._kept:
             return prompt, WHOLE
-        array = np.asarray(prompt, np.int64)
         best: tuple[Tokens, int] = ((), 0)
+        if len(prompt) <= LEAST:  # too short to begin like another one
+            return best
+        array = np.asarray(prompt, np.int64)
         for tokens, kept in self._arrays.items():
             common = min(_common(kept, array), len(prompt) - 1)
             if common >= LEAST and common > best[1]:
@@ -137,10 +140,10 @@ class Prefixes:
                 del self._arrays[tokens], self._last[tokens]
                 self._bytes -= _size(forgotten)
 
-    @property
+    @functools.cached_property
     def _usable(self) -> bool:
-        """Whether the model remembers all positions: not one with sliding windows, or a recurrent one."""
-        return all(isinstance(layer, Columns) for layer in self._engine.new_cache().layers)
+        """Whether anything is kept: not of a model that forgets positions (sliding windows, a recurrent one)."""
+        return self._most > 0 and all(isinstance(layer, Columns) for layer in self._engine.new_cache().layers)
 
 
 def widen(mask: torch.Tensor, longest: int) -> torch.Tensor:

@@ -22,6 +22,7 @@ import torch
 
 from chatgym.engines.transformers import pick_device
 from chatgym.errors import Corrupted, InvalidValue, Unavailable
+from chatgym.training import atomic
 from chatgym.training.several import processes, rank
 
 BETAS, EPSILON = (0.9, 0.95), 1e-8
@@ -238,6 +239,13 @@ class Loop:
         if self.rank == 0:
             save_file(weights, folder / WEIGHTS)
             save_file(moments, folder / STATES, metadata={"steps": str(self.steps)})
+
+    def checkpoint(self, folder: Path) -> None:
+        """Replace a folder by what `save` writes, all of it or nothing; every process has to call it."""
+        if self.rank == 0:
+            atomic.replace_folder(folder, self.save)
+        else:
+            self.save(folder)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Return copies of the trained weights by name, float32 on the CPU; every process has to call it."""

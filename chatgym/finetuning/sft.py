@@ -286,10 +286,7 @@ class SFT:
     def _save_checkpoint(self, loop: Loop) -> None:
         """Write a checkpoint; all processes gather it, the first one writes."""
         with self._writing():
-            if loop.rank == 0:
-                atomic.replace_folder(self.checkpoint, loop.save)
-            else:
-                loop.save(self.checkpoint)
+            loop.checkpoint(self.checkpoint)
 
     def _finish(self, loop: Loop, module: WordLoss) -> None:
         with loop.gathered(), self._writing():

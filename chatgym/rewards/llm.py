@@ -174,10 +174,7 @@ def train(folder: Path, progress: Callable[[int, int, Mapping[str, float]], None
                 progress(loop.steps, total, done)
             stop = loop.sum(float(interrupted())) > 0
             if loop.steps < total and (stop or loop.steps % math.ceil(total / CHECKPOINTS) == 0):
-                if loop.rank == 0:
-                    atomic.replace_folder(checkpoint, loop.save)
-                else:
-                    loop.save(checkpoint)
+                loop.checkpoint(checkpoint)
                 if stop:
                     raise KeyboardInterrupt
     with loop.gathered():
