@@ -96,9 +96,9 @@ class _Part:
 class Guard:
     """Checks wordings of one scenario's partner."""
 
-    def __init__(self, scenario: Scenario, nlu: NLU) -> None:
-        """Make a guard that understands by `nlu`."""
-        self.scenario, self.nlu = scenario, nlu
+    def __init__(self, scenario: Scenario, nlu: NLU, *, margin: float = 0.0) -> None:
+        """Make a guard that understands by `nlu`, and has it be surer by `margin` than it has to be."""
+        self.scenario, self.nlu, self.margin = scenario, nlu, margin
         self._sentences: dict[str, list[str]] = {}
         for head, label, text in labelled(scenario):
             if head == "partner" and label != OUT_OF_DOMAIN:
@@ -220,14 +220,14 @@ class Guard:
         labels = heads["partner"].labels
         same = [i for i, label in enumerate(labels) if _same_value(label, part)]
         meant, other, sounds = labels.index(part), heads["role"].labels.index("agent"), heads["tone"].labels.index(tone)
-        reasons = []
+        reasons, margin = [], self.margin
         for i in range(len(texts)):
-            heard = int(parts[i].argmax())
-            if heard not in same or parts[i, same].sum() < MIN_CONFIDENCE or parts[i, meant] < MIN_ACT:
+            heard, sure = int(parts[i].argmax()), parts[i, same].sum() >= MIN_CONFIDENCE + margin
+            if heard not in same or not sure or parts[i, meant] < MIN_ACT + margin:
                 reasons.append(f"sounds like {labels[heard]} ({parts[i, heard]:.2f})")
-            elif roles[i, other] > MAX_OTHER_ROLE:
+            elif roles[i, other] > MAX_OTHER_ROLE - margin:
                 reasons.append(f"sounds like the other role ({roles[i, other]:.2f})")
-            elif tones[i, sounds] < MIN_TONE:
+            elif tones[i, sounds] < MIN_TONE + margin:
                 reasons.append(f"another tone ({tones[i, sounds]:.2f})")
             elif similarity[i] < MIN_SIMILARITY:
                 reasons.append(f"unlike all examples ({similarity[i]:.2f})")

@@ -16,14 +16,15 @@ from chatgym.engines.transformers import TransformersEngine
 from chatgym.env import ChatEnv
 from chatgym.errors import Corrupted, InvalidValue
 from chatgym.guard import Guard
-from chatgym.nlg import Speaker
+from chatgym.nlg import TOGETHER, Speaker
 from chatgym.nlu import nlu_of
 from chatgym.scenarios import Meaning, fill
 from chatgym.talk import DEFAULT_LLM, find_scenario
 from chatgym.voice import ADAPTER, is_voice, prompts
 from chatgym.voice.adapter import pack
-from chatgym.voice.training import banks_of, lessons, passed, prepare
-from chatgym.voice.wordings import answers, said_by_agent, wordings
+from chatgym.voice.practice import passed, practise
+from chatgym.voice.training import lessons, prepare
+from chatgym.voice.wordings import answers, banks_of, said_by_agent, wordings
 
 NAMES = ("customer_service", "education", "social")
 SCENARIO = find_scenario("customer_service")
@@ -131,20 +132,22 @@ def test_what_is_said_answers_the_agents_last_act(tmp_path):
     assert again.engine.calls == []  # they were kept
 
 
-def test_a_voice_practises_by_what_the_guard_lets_pass():
+def test_a_voice_practises_by_what_is_right_beyond_doubt(tmp_path):
     part, act = "accept", next(iter(answers(SCENARIO)["accept"]))
     own = next(b.texts for b in wordings(SCENARIO) if (b.part, b.tone, b.act) == (part, "calm", act))
     usual = SCENARIO.sentences["partner"][part]["calm"]
     speaker, voice = Speaker(SCENARIO, Voice({})), Voice({})
-    new = "Fine, do that for me."
+    new = "Okay, that works for me, I'll take it."
     lines = [own[0], new, "I want to cancel my plan.", new, usual[0]]
     voice.said = {speaker.prompt(f"{part}|calm|{act}"): "\n".join(lines)}
-    counted = []
-    said = passed(SCENARIO, voice, 2, progress=counted.append)
+    counted, file = [], tmp_path / "practice.jsonl"
+    practise(file, [SCENARIO], voice, 2, progress=counted.append)
+    said = passed(file, SCENARIO)
     assert list(said) == banks_of(SCENARIO)
     assert counted[-1] == len(said)
     assert said.pop((part, "calm", act)) == [own[0], new, usual[0]]
     assert not any(said.values())
+    assert not passed(file, find_scenario("social"))
     # In the lists it learns then, what was new stands beside what was written, once each.
     asked = prompts.messages(SCENARIO, part, "calm", act)
     taught = {
@@ -155,6 +158,40 @@ def test_a_voice_practises_by_what_the_guard_lets_pass():
     }
     assert new in taught
     assert taught - {new} <= {*own, *usual, *next(b.texts for b in wordings(SCENARIO) if b.part == part and not b.act)}
+
+
+def test_the_guard_is_surer_of_what_is_learned_from():
+    texts = ["That works.", "Fine, do that for me.", "All right, I accept that, thanks.", "Good, let's do that."]
+    passed_by = [
+        {v.wording for v in Guard(SCENARIO, nlu_of(SCENARIO), margin=margin).check(texts, "accept", "calm")} - {None}
+        for margin in (0.0, 0.15, 0.3)
+    ]
+    assert passed_by[0] > passed_by[1] > passed_by[2] > set()
+
+
+def test_a_practice_that_was_interrupted_goes_on(tmp_path):
+    whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+    seen = []
+
+    class Seeded(Voice):
+        def generate(self, given, **sampling):
+            seen.append(sampling["seeds"])
+            return [Completion(f"Hello {seed}.", (1,), None, "stop") for seed in sampling["seeds"]]
+
+    def interrupt(done):
+        if done > 20:
+            raise KeyboardInterrupt
+
+    practise(whole, [SCENARIO], Seeded({}), 1)
+    with pytest.raises(KeyboardInterrupt):
+        practise(cut, [SCENARIO], Seeded({}), 1, progress=interrupt)
+    cut.write_bytes(cut.read_bytes()[:-7])  # as a kill in the middle of writing leaves it
+    practise(cut, [SCENARIO], Seeded({}), 1)
+    assert cut.read_bytes() == whole.read_bytes()
+    calls = -(-len(banks_of(SCENARIO)) // TOGETHER)
+    assert len(seen) == 2 * calls + 1  # one was said again
+    practise(cut, [SCENARIO], Seeded({}), 1)
+    assert len(seen) == 2 * calls + 1
 
 
 def test_a_voice_that_says_nothing_right_is_heard_in_templates(tmp_path):
@@ -238,7 +275,7 @@ def test_the_default_partner_is_a_voice_that_comes_with_the_package():
 def test_a_scenario_without_wordings_has_no_voice_to_train(tmp_path, monkeypatch):
     monkeypatch.setattr("chatgym.voice.training.lessons", lambda *_: iter(()))
     with pytest.raises(InvalidValue, match=r"voice\.json"):
-        prepare(tmp_path / "run", ["education"])
+        prepare(tmp_path / "run", [find_scenario("education")])
 
 
 def test_a_bank_says_the_same_whichever_banks_are_asked_for_beside_it(tmp_path):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from chatgym.cli.terminal import console, progress_bar
+from chatgym.scenarios import Scenario
 
 
 def voice(
@@ -20,7 +22,10 @@ def voice(
         list[str] | None,
         typer.Option(metavar="NAME", help="Whose partners; can be given again.", show_default="all with wordings"),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, metavar="N", help="How often each wording by hand is seen.")] = 2,
+    rounds: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="How often it sees each wording before it practises; then twice that."),
+    ] = 2,
     practice: Annotated[
         int, typer.Option(min=0, metavar="N", help="Lists that it says of each thing to learn from; 0: none.")
     ] = 6,
@@ -34,8 +39,8 @@ def voice(
 
     A scenario's voice.json holds wordings by hand, for each thing that its partner says, in each tone, and those that
     answer an act of the agent's. The model learns to list them. Then it says lists itself, and is trained anew by the
-    wordings by hand and those of its own that the wording guard lets pass. Takes about an hour on two cores, and needs
-    pip install 'chatgym[lora]'. docs/voice.md says more.
+    wordings by hand and those of its own that the wording guard lets pass beyond doubt. Takes about an hour and a half
+    on two cores, and needs pip install 'chatgym[lora]'. docs/voice.md says more.
 
     \b
     Examples:
@@ -46,20 +51,24 @@ def voice(
     from chatgym.finetuning.sft import SFT
     from chatgym.voice import ADAPTER
     from chatgym.voice.adapter import pack
-    from chatgym.voice.training import prepare
+    from chatgym.voice.practice import passed
+    from chatgym.voice.training import prepare, scenarios_of
 
-    hand, practised = run / "hand", run / "practised"
+    scenarios = scenarios_of(scenario)
+    hand, said, practised = run / "hand", run / "practice.jsonl", run / "practised"
     try:
         if not resume:
-            training = prepare(hand, scenario, rounds=rounds, seed=seed, overwrite=overwrite)
+            training = prepare(hand, scenarios, rounds=rounds, seed=seed, overwrite=overwrite)
+            said.unlink(missing_ok=True)
             shutil.rmtree(practised, ignore_errors=True)
         else:
             training = SFT.open(hand)
         watched(training)
         if practice:
             if not practised.is_dir():
-                own = _practise(training.model, scenario, practice, seed)
-                prepare(practised, scenario, rounds=1, practised=own, seed=seed)
+                _practise(said, training.model, scenarios, practice, seed)
+                own = {one.name: passed(said, one) for one in scenarios}
+                prepare(practised, scenarios, rounds=2 * rounds, practised=own, seed=seed)
             training = SFT.open(practised)
             watched(training)
     except KeyboardInterrupt:
@@ -71,25 +80,16 @@ def voice(
     console().print(f"Perplexity on lists kept apart: {found[0]:.2f} before, {found[-1]:.2f} after\nAdapter: {target}")
 
 
-def _practise(model: Path, names: list[str] | None, lists: int, seed: int) -> dict[str, Any]:
-    """Have a voice say lists for each scenario; returns what the guard let pass."""
+def _practise(path: Path, model: Path, scenarios: Sequence[Scenario], lists: int, seed: int) -> None:
+    """Have a voice say its lists, with a progress bar."""
     from chatgym.engines import make_engine
-    from chatgym.voice.training import banks_of, passed, scenarios_of
+    from chatgym.voice.practice import practise
+    from chatgym.voice.wordings import banks_of
 
     engine = make_engine(f"hf:{model}")
     assert engine is not None
-    scenarios = scenarios_of(names)
-    done, own = 0, {}
     try:
-        with progress_bar("practice", sum(len(banks_of(scenario)) for scenario in scenarios), "banks") as progress:
-            for scenario in scenarios:
-
-                def report(count: int, before: int = done) -> None:
-                    if progress is not None:
-                        progress(before + count, {})
-
-                own[scenario.name] = passed(scenario, engine, lists, seed, report)
-                done += len(banks_of(scenario))
+        with progress_bar("practice", sum(len(banks_of(one)) for one in scenarios), "banks") as progress:
+            practise(path, scenarios, engine, lists, seed, progress and (lambda done: progress(done, {})))
     finally:
         engine.close()
-    return own

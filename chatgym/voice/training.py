@@ -7,37 +7,27 @@ sampling fine-tuning (Dong et al. 2023, "RAFT"; Yuan et al. 2023). So it learns 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from chatgym import plugins, rng
-from chatgym.engines import Engine
+from chatgym import plugins
 from chatgym.errors import InvalidValue
 from chatgym.finetuning.dialogues import Dialogue
 from chatgym.finetuning.loop import Optimization
 from chatgym.finetuning.sft import SFT, Settings
-from chatgym.guard import Guard
-from chatgym.nlg import LIST_SAMPLING, TOGETHER, list_lines
-from chatgym.nlu import nlu_of
 from chatgym.scenarios import Scenario, fill
 from chatgym.talk import find_scenario
 from chatgym.voice import BASE
-from chatgym.voice.prompts import LINES, messages, prompt
-from chatgym.voice.wordings import FILE, answers, askable, wordings
+from chatgym.voice.prompts import LINES, messages
+from chatgym.voice.wordings import FILE, Asked, wordings
 
 PLAIN = 3
 """Wordings that fit after any act, put among those that answer one."""
 BOUND = ("state_feeling",)
 """Acts of which a wording that answers another act would be wrong: one still feels what one felt before."""
-SAMPLING: dict[str, Any] = {**LIST_SAMPLING, "temperature": 1.0}
-"""How a voice says what it may learn from: more freely than when it is used."""
-
-
-Asked = tuple[str, str, str]
-"""What a voice is asked for: part, tone, and the agent's act, empty where it makes no difference."""
 
 
 def lessons(
@@ -49,7 +39,7 @@ def lessons(
         scenario: With a ``voice.json``.
         rounds: How often each bank is shown, each time in another order.
         seed: Of the orders.
-        more: Further wordings, as of `passed`.
+        more: Further wordings, as of `chatgym.voice.practice.passed`.
     """
     draws = np.random.Generator(np.random.Philox(key=[seed, 0]))
     partner, written, more = scenario.sentences["partner"], {}, more or {}
@@ -71,38 +61,6 @@ def lessons(
                 yield [*asked, {"role": "assistant", "content": said}]
 
 
-def banks_of(scenario: Scenario) -> list[Asked]:
-    """Return all that a scenario's voice may be asked for."""
-    return askable(scenario, [(part, act) for part, acts in answers(scenario).items() for act in acts])
-
-
-def passed(
-    scenario: Scenario, engine: Engine, lists: int, seed: int = 0, progress: Callable[[int], Any] | None = None
-) -> dict[Asked, list[str]]:
-    """Return what a voice says of each bank and the guard lets pass, each wording once.
-
-    Args:
-        scenario: Whose partner.
-        engine: With the voice.
-        lists: How many lists it says for a bank.
-        seed: Of what it says.
-        progress: Called with the number of banks that were asked for.
-    """
-    asked, guard, found = banks_of(scenario), Guard(scenario, nlu_of(scenario)), {}
-    for first in range(0, len(asked), TOGETHER):
-        together = asked[first : first + TOGETHER]
-        prompts = [prompt(messages(scenario, *bank)) for bank in together for _ in range(lists)]
-        seeds = [int(rng.bits(np.uint64(seed), first, i)) for i in range(len(prompts))]
-        completions = engine.generate(prompts, seeds=seeds, **SAMPLING)
-        for i, (part, tone, act) in enumerate(together):
-            lines = [line for one in completions[i * lists : (i + 1) * lists] for line in list_lines(one)]
-            kept = [verdict.wording for verdict in guard.check(lines, part, tone, act=act)]
-            found[part, tone, act] = list(dict.fromkeys(wording for wording in kept if wording))
-        if progress is not None:
-            progress(min(first + TOGETHER, len(asked)))
-    return found
-
-
 def _chunks(texts: Sequence[str]) -> list[Sequence[str]]:
     """Cut a list into as few parts as possible that are about equally long and none longer than `LINES`."""
     parts = -(-len(texts) // LINES)
@@ -122,30 +80,32 @@ def scenarios_of(names: Sequence[str] | None) -> list[Scenario]:
 
 
 def prepare(
-    run: Path, names: Sequence[str] | None = None, *, rounds: int = 2, practised: Mapping[str, Any] | None = None,
+    run: Path, scenarios: Sequence[Scenario], *, rounds: int = 2, practised: Mapping[str, Any] | None = None,
     seed: int = 0, overwrite: bool = False,
 ) -> SFT:  # fmt: skip
     """Begin the training of a voice.
 
     Args:
         run: Its run folder.
-        names: The scenarios whose partners it words; all that have wordings when None.
-        rounds: How often each bank is shown.
-        practised: Scenario to further wordings, as of `passed`.
+        scenarios: Whose partners it words.
+        rounds: How often each bank is shown, each time in another order.
+        practised: Scenario to further wordings, as of `chatgym.voice.practice.passed`.
         seed: Of everything random.
         overwrite: Whether to replace the run that is there.
 
     Raises:
         InvalidValue: No scenario of these has wordings; and see `SFT.prepare`.
     """
-    scenarios = scenarios_of(names)
     said = [
         lesson for scenario in scenarios
         for lesson in lessons(scenario, rounds, seed, (practised or {}).get(scenario.name))
     ]  # fmt: skip
     if not said:
-        raise InvalidValue(f"no wordings in {', '.join(names or ['any scenario'])}; write a {FILE} in its folder first")
+        names = ", ".join(scenario.name for scenario in scenarios)
+        raise InvalidValue(f"no wordings in {names or 'any scenario'}; write a {FILE} in its folder first")
     settings = Settings(BASE, "", "", epochs=1, validation=0.02, evaluations=3, lora=8, seed=seed)
-    optimization = Optimization(batch=2, micro_batch=2, learning_rate=1e-3)
+    optimization = Optimization(
+        batch=2, micro_batch=2, learning_rate=1e-3, bf16=practised is not None
+    )  # that one is long
     about = {"voice": [scenario.name for scenario in scenarios], "rounds": rounds, "practised": practised is not None}
     return SFT.prepare(run, settings, optimization, said=said, about=about, overwrite=overwrite)

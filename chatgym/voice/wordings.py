@@ -18,6 +18,9 @@ from chatgym.scenarios import Scenario
 
 FILE = "voice.json"
 
+Asked = tuple[str, str, str]
+"""What a voice is asked for: part, tone, and the agent's act, empty where it makes no difference."""
+
 
 @dataclass(frozen=True)
 class Wordings:
@@ -50,7 +53,7 @@ def answers(scenario: Scenario) -> dict[str, tuple[str, ...]]:
     return {part: tuple(acts) for part, acts in _read(scenario).get("answers", {}).items()}
 
 
-def askable(scenario: Scenario, answering: Iterable[tuple[str, str]]) -> list[tuple[str, str, str]]:
+def askable(scenario: Scenario, answering: Iterable[tuple[str, str]]) -> list[Asked]:
     """Return all that a partner can be asked to word: part, tone, and the agent's act where it makes a difference.
 
     Args:
@@ -60,6 +63,11 @@ def askable(scenario: Scenario, answering: Iterable[tuple[str, str]]) -> list[tu
     partner = scenario.sentences["partner"]
     plain = [(part, tone, "") for part, tones in partner.items() for tone in tones]
     return plain + [(part, tone, act) for part, act in answering for tone in partner[part]]
+
+
+def banks_of(scenario: Scenario) -> list[Asked]:
+    """Return all that a scenario's voice may be asked for."""
+    return askable(scenario, [(part, act) for part, acts in answers(scenario).items() for act in acts])
 
 
 def said_by_agent(scenario: Scenario, act: str) -> str:
