@@ -1,8 +1,10 @@
 """Eight processes that share one server beside eight with a model each: ``python benchmarks/serving.py``.
 
-Each process holds worded conversations with a words' cache of its own, so that it needs the model for everything it
-says. Both ways run in one go; what counts are the ratios of their times (from the start of the processes, the server's
-loading included) and of their memory (proportional set size: what processes share is counted once).
+Each process holds conversations with a words' cache of its own, so that it needs the model for everything that the
+partner says: sixteen wordings at once where the model words it (``--simulator agenda``), one for each conversation
+where it plays it (``--simulator llm``). Both ways run in one go; what counts are the ratios of their times (from the
+start of the processes, the server's loading included) and of their memory (proportional set size: what processes share
+is counted once).
 """
 
 from __future__ import annotations
@@ -22,13 +24,19 @@ from chatgym import store
 SAMPLED_EVERY = 0.2  # seconds
 PART = """
 import sys
+import numpy as np
+from chatgym.scenarios import fill
 from chatgym.vector import ChatVectorEnv
-llm, scenario, rows, turns, seed = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
-envs = ChatVectorEnv(rows, scenario=scenario, llm=llm, texts=True)
+llm, simulator, scenario, rows, turns, seed = *sys.argv[1:4], *map(int, sys.argv[4:])
+envs = ChatVectorEnv(
+    rows, scenario=scenario, llm=llm, simulator=simulator, action="text", observation="text", reward_model=None
+)
 envs.reset(seed=seed)
-envs.action_space.seed(seed)
+known = envs.talk.scenario
+says = [fill(texts[0], known.examples) for texts in known.sentences["agent"].values()]
+draws = np.random.default_rng(seed)
 for _ in range(turns):
-    envs.step(envs.action_space.sample())
+    envs.step(draws.choice(says, rows).tolist())
 """
 
 
@@ -75,7 +83,8 @@ def measure(options: argparse.Namespace, folder: Path, shared: bool) -> tuple[fl
             said = re.search(r"Serving (\S+) at (\S+)", server.stdout.readline())
             llm = f"openai:{said[2]}#{said[1]}"
         for i in range(options.processes):
-            part = ["-c", PART, llm, options.scenario, str(options.rows), str(options.turns), str(100 * i)]
+            numbers = map(str, (options.rows, options.turns, 100 * i))
+            part = ["-c", PART, llm, options.simulator, options.scenario, *numbers]
             processes.append(started(part, folder / str(i)))
         failed = [process.wait() for process in processes[1 if shared else 0 :]]
         assert not any(failed), f"exit codes: {failed}"
@@ -93,6 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--llm", default="smollm2-135m")
     parser.add_argument("--scenario", default="social")
+    parser.add_argument("--simulator", choices=("agenda", "llm"), default="agenda")
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--rows", type=int, default=4, help="conversations of a process")
     parser.add_argument("--turns", type=int, default=4)
@@ -102,7 +112,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         each = measure(options, Path(folder) / "each", shared=False)
         one = measure(options, Path(folder) / "one", shared=True)
-    print(f"{options.processes} processes x {options.rows} conversations x {options.turns} turns of {options.scenario}")
+    print(f"{options.processes} processes x {options.rows} conversations x {options.turns} turns of {options.scenario}, {options.simulator}")
     print(f"a model each: {each[0]:6.1f} s, {each[1] / 1e6:7,.0f} MB")
     print(f"one server:   {one[0]:6.1f} s, {one[1] / 1e6:7,.0f} MB")
     print(f"ratio: {each[0] / one[0]:.2f} x the time, {each[1] / one[1]:.2f} x the memory")

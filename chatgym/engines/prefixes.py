@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from chatgym.engines.transformers import TransformersEngine
 
 Tokens = tuple[int, ...]
-Kept = list[tuple[torch.Tensor, torch.Tensor]]
-"""Keys and values of each layer, [heads, T, D]."""
 
 LEAST = 128
 """Tokens that a beginning has at least; shorter ones are read faster than looked for."""
@@ -34,14 +33,31 @@ WHOLE = -1
 MOST_BYTES = 256 * 2**20
 
 
+@dataclass(frozen=True)
+class _Read:
+    """A prompt of T tokens that was read.
+
+    Attributes:
+        ids: int64[T].
+        states: Keys and values of each layer, [heads, T, D].
+        logits: Of the token after it, float32[V].
+    """
+
+    ids: npt.NDArray[np.int64]
+    states: list[tuple[torch.Tensor, torch.Tensor]]
+    logits: torch.Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.logits.nbytes + sum(state.nbytes for pair in self.states for state in pair)
+
+
 class Prefixes:
     """The prompts that a model read last, the least recently used ones forgotten first."""
 
     def __init__(self, engine: TransformersEngine, most_bytes: int = MOST_BYTES) -> None:
         self._engine, self._most = engine, most_bytes
-        self._kept: OrderedDict[Tokens, Kept] = OrderedDict()
-        self._arrays: dict[Tokens, npt.NDArray[np.int64]] = {}
-        self._last: dict[Tokens, torch.Tensor] = {}  # float32[V]
+        self._kept: OrderedDict[Tokens, _Read] = OrderedDict()
         self._bytes = 0
 
     def read(self, prompts: Sequence[Tokens]) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
@@ -90,8 +106,8 @@ class Prefixes:
         if len(prompt) <= LEAST:  # too short to begin like another one
             return best
         array = np.asarray(prompt, np.int64)
-        for tokens, kept in self._arrays.items():
-            common = min(_common(kept, array), len(prompt) - 1)
+        for tokens, kept in self._kept.items():
+            common = min(_common(kept.ids, array), len(prompt) - 1)
             if common >= LEAST and common > best[1]:
                 best = tokens, common
         return best
@@ -101,17 +117,18 @@ class Prefixes:
     ) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
         """Read the rest of prompts that begin alike; see `read`."""
         tokens, length = known
-        if length == WHOLE:
-            self._kept.move_to_end(tokens)
-            cache, last = self._engine.new_cache(), self._last[tokens][None]
-            for layer, states in zip(cache.layers, self._kept[tokens], strict=True):
-                layer.update(*(state[None] for state in states))
-            return cache, torch.ones(1, len(tokens), dtype=torch.long, device=last.device), last
         cache = self._engine.new_cache()
-        ids, mask = self._engine.pad([prompt[length:] for prompt in prompts])
         if length:
             self._kept.move_to_end(tokens)
-            for layer, states in zip(cache.layers, self._kept[tokens], strict=True):
+            kept = self._kept[tokens]
+        if length == WHOLE:
+            for layer, states in zip(cache.layers, kept.states, strict=True):
+                layer.update(*(state[None] for state in states))
+            logits = kept.logits[None]
+            return cache, torch.ones(1, len(tokens), dtype=torch.long, device=logits.device), logits
+        ids, mask = self._engine.pad([prompt[length:] for prompt in prompts])
+        if length:
+            for layer, states in zip(cache.layers, kept.states, strict=True):
                 layer.update(*(state[None, :, :length].expand(len(prompts), -1, -1, -1) for state in states))
             mask = torch.cat([mask.new_ones(len(prompts), length), mask], 1)
         last = self._engine.forward(ids, mask, cache)
@@ -128,17 +145,14 @@ class Prefixes:
         for row, prompt in enumerate(prompts):
             if len(prompt) < LEAST_WHOLE or prompt in self._kept:
                 continue
-            kept = [
+            states = [
                 (layer.keys[row, :, -len(prompt) :].clone(), layer.values[row, :, -len(prompt) :].clone())
                 for layer in cache.layers
             ]
-            self._kept[prompt], self._arrays[prompt] = kept, np.asarray(prompt, np.int64)
-            self._last[prompt] = last[row].clone()
-            self._bytes += _size(kept)
+            self._kept[prompt] = _Read(np.asarray(prompt, np.int64), states, last[row].clone())
+            self._bytes += self._kept[prompt].nbytes
             while self._bytes > self._most:
-                tokens, forgotten = self._kept.popitem(last=False)
-                del self._arrays[tokens], self._last[tokens]
-                self._bytes -= _size(forgotten)
+                self._bytes -= self._kept.popitem(last=False)[1].nbytes
 
     @functools.cached_property
     def _usable(self) -> bool:
@@ -156,7 +170,3 @@ def _common(one: npt.NDArray[np.int64], other: npt.NDArray[np.int64]) -> int:
     length = min(len(one), len(other))
     differ = one[:length] != other[:length]
     return int(differ.argmax()) if differ.any() else length
-
-
-def _size(kept: Kept) -> int:
-    return sum(state.nbytes for states in kept for state in states)
