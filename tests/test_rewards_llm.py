@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from chatgym.cli.app import app
 from chatgym.errors import InvalidValue
 from chatgym.finetuning.launch import launch
-from chatgym.finetuning.loop import Optimization
+from chatgym.finetuning.loop import Optimization, rows_of_step
 from chatgym.rewards import folder, llm, make_reward_model
 from chatgym.rewards.classifier import ClassifierRewardModel, encode
 from chatgym.rewards.pairs import Pair, write_pairs
@@ -138,7 +138,7 @@ def test_the_loss_is_that_of_the_paper_and_knows_no_padding(trained):
 
 
 def test_each_epoch_sees_each_pair_once():
-    seen = np.concatenate([llm._order(10, step, 4, 0) for step in range(5)])
+    seen = np.concatenate([rows_of_step(10, step, 4, 0) for step in range(5)])
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
     assert seen[:10].tolist() != seen[10:].tolist()
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from chatgym.engines.transformers import pick_device
@@ -69,6 +71,25 @@ def micro_batch_of(settings: Optimization, world: int) -> int:
         raise InvalidValue(f"--batch {settings.batch} can't be shared by {world} processes; choose a multiple of that")
     share = settings.batch // world
     return max(n for n in range(1, min(settings.micro_batch, share) + 1) if share % n == 0)
+
+
+def rows_of_step(count: int, step: int, batch: int, seed: int) -> npt.NDArray[np.int64]:
+    """Return the numbers of a step's rows, int64[batch]; a step may reach into the next epoch.
+
+    Args:
+        count: How many rows there are; each epoch is a permutation of all of them.
+        step: The first being 0.
+        batch: Rows of a step.
+        seed: Of the permutations; they never use its stream 0.
+    """
+    places = np.arange(step * batch, (step + 1) * batch)
+    picked = np.empty(batch, np.int64)
+    for epoch in np.unique(places // count).tolist():
+        key = np.array([seed, 1 + epoch], np.uint64)
+        order = np.random.Generator(np.random.Philox(key=key)).permutation(count)
+        here = places // count == epoch
+        picked[here] = order[places[here] % count]
+    return picked
 
 
 def read_deepspeed(path: Path | None) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from chatgym import interrupts, store
 from chatgym.errors import Corrupted, InvalidValue
 from chatgym.finetuning import dialogues, models, tiny
 from chatgym.finetuning.dialogues import Dialogue
-from chatgym.finetuning.loop import Loop, Optimization, load_weights
+from chatgym.finetuning.loop import Loop, Optimization, load_weights, rows_of_step
 from chatgym.finetuning.models import Lora, WordLoss
 from chatgym.finetuning.packing import Rows, pack
 from chatgym.tokens import ChatTokenizer
@@ -249,28 +249,19 @@ class SFT:
         total = max(1, int(settings.epochs * len(rows) / self.optimization.batch))
         loop = Loop(module, self.optimization, total)
         if resumed:
-            loop.restore(self.checkpoint, self._batches(loop, rows, self._order(rows, 0)))
+            loop.restore(self.checkpoint, self._batches(loop, rows, self._picked(rows, 0)))
         return module, loop
-
-    def _order(self, rows: Rows, step: int) -> npt.NDArray[np.int64]:
-        """Return the rows of a step: each epoch is a permutation of all, and a step may reach into the next."""
-        n, batch = len(rows), self.optimization.batch
-        places = np.arange(step * batch, (step + 1) * batch)
-        picked = np.empty(batch, np.int64)
-        for epoch in np.unique(places // n).tolist():
-            key = np.array([self.settings.seed, 1 + epoch], np.uint64)
-            order = np.random.Generator(np.random.Philox(key=key)).permutation(n)
-            here = places // n == epoch
-            picked[here] = order[places[here] % n]
-        return picked
 
     def _batches(self, loop: Loop, rows: Rows, picked: npt.NDArray[np.int64]) -> list[dict[str, torch.Tensor]]:
         """Return this process's share of a step, one batch a pass."""
         share = picked[loop.rank :: loop.world]
         return [batch_of(rows, part, loop.device) for part in np.split(share, loop.passes)]
 
+    def _picked(self, rows: Rows, step: int) -> npt.NDArray[np.int64]:
+        return rows_of_step(len(rows), step, self.optimization.batch, self.settings.seed)
+
     def _step(self, loop: Loop, rows: Rows) -> dict[str, float]:
-        picked = self._order(rows, loop.steps)
+        picked = self._picked(rows, loop.steps)
         tokens = int(rows.learned[picked].sum())
         done = loop.step(self._batches(loop, rows, picked), tokens)
         return {"step": loop.steps, **done, "tokens": tokens}

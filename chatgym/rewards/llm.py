@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from chatgym import interrupts
 from chatgym.errors import InvalidValue
 from chatgym.finetuning import models, tiny
-from chatgym.finetuning.loop import Loop, Optimization, load_weights
+from chatgym.finetuning.loop import Loop, Optimization, load_weights, rows_of_step
 from chatgym.finetuning.models import Lora
 from chatgym.rewards.classifier import MOST_TOKENS, encode
 from chatgym.rewards.pairs import Pair, read_pairs, write_pairs
@@ -153,7 +152,7 @@ def train(folder: Path, progress: Callable[[int, int, Mapping[str, float]], None
 
     def batches(step: int) -> list[dict[str, torch.Tensor]]:
         """Return this process's share of a step, one batch a pass."""
-        picked = _order(len(pairs), step, optimization.batch, settings.seed)
+        picked = rows_of_step(len(pairs), step, optimization.batch, settings.seed)
         return [
             batch_of([*(better[i] for i in part), *(worse[i] for i in part)], tokenizer.pad_token_id, loop.device)
             for part in (one.tolist() for one in np.split(picked[loop.rank :: loop.world], loop.passes))
@@ -207,16 +206,6 @@ def batch_of(conversations: Sequence[Sequence[int]], pad: int, device: torch.dev
         ids[row, : len(tokens)] = torch.tensor(tokens)
     mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
     return {name: one.to(device) for name, one in (("ids", ids), ("mask", mask), ("last", lengths - 1))}
-
-
-def _order(count: int, step: int, batch: int, seed: int) -> npt.NDArray[np.int64]:
-    """Return the pairs of a step: each epoch is a permutation of all, and a step may reach into the next."""
-    places = np.arange(step * batch, (step + 1) * batch)
-    picked = np.empty(batch, np.int64)
-    for epoch in np.unique(places // count).tolist():
-        here = places // count == epoch
-        picked[here] = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)[places[here] % count]
-    return picked
 
 
 def _tokenizer(folder: Path) -> Any:
