@@ -91,6 +91,10 @@ class PPO:
         )
         held_out: str = setting("", "reward model that isn't trained on, to watch; the task's outcome without one")
         stop_on_alarm: bool = setting(False, "stop where the trained reward rises and the held-out measure falls")
+        rollout_llm: str = setting(
+            "", "server that holds the conversations, openai:URL#NAME; it is given the adapter, so it needs lora"
+        )
+        rollout_folder: str = setting("runs/rollout", "where that server finds the adapter")
 
     def __init__(self, scenario: Scenario, config: Any = None, *, seed: int = 0) -> None:
         """Begin with the model of the settings, see `chatgym.agent.Agent`; nothing is loaded before it is needed.
@@ -224,5 +228,11 @@ def _check(config: PPO.Config) -> None:
         raise InvalidValue(f"batch {config.batch} isn't a multiple of group {config.group}")
     if config.batch % config.minibatches:
         raise InvalidValue(f"batch {config.batch} isn't a multiple of minibatches {config.minibatches}")
+    if config.rollout_llm and not config.lora:
+        raise InvalidValue("a server takes adapters only, so rollout_llm needs lora: set it to 8 or so")
+    if config.rollout_llm and (config.top_p < 1 or config.top_k):
+        raise InvalidValue("a server doesn't tell which tokens top_p and top_k leave out: no rollout_llm with them")
+    if config.rollout_llm and config.advantage == "gae" and config.critic == "shared":
+        raise InvalidValue("a server knows no values: no rollout_llm with critic shared; use state or separate")
     if config.max_length <= config.max_new_tokens:
         raise InvalidValue("max_length leaves no room for max_new_tokens; raise it")

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from chatgym import rng
 from chatgym.errors import ChatGymError
-from chatgym.finetuning.loop import Loop
+from chatgym.finetuning.loop import Loop, join_others
 from chatgym.tokens import ChatTokenizer
 from chatgym.training.several import largest
 
@@ -23,11 +24,15 @@ from .advantages import decays, gae, group_advantages, kl_estimates, token_rewar
 from .packing import Packed, pack
 from .policy import Policy, Reference
 from .rollout import Conversation, Phases, hold
+from .served import Rollouts, ServedTurns
 from .states import StateValues
 from .turns import Turns
 
 GAP = {torch.float32: 5e-3, torch.bfloat16: 1.0}
 """How far a log-probability, computed again, may be from the one when it was sampled: rounding, and no more."""
+SERVED_GAP = 0.2
+"""How far the log-probabilities that a server states may be from the policy's own, on average: bfloat16 explains less,
+another model is further off."""
 ADAPTIVE_GAIN, ADAPTIVE_CLIP = 0.1, 0.2  # of the adaptive KL coefficient, Ziegler et al. 2019
 
 
@@ -43,15 +48,17 @@ class Learner:
         actor: The network that holds conversations: the policy, or, where its weights are in parts, a copy.
         kl_coefficient: β, as it is now.
         values: The value function of the simulator's state; nothing is learned there with another critic.
+        rollouts: The server that holds conversations in the actor's place, if one does.
         iteration: How many iterations were made.
     """
 
     def __init__(
         self, config: Any, policy: Policy, actor: Policy, reference: Reference, loop: Loop, tokenizer: ChatTokenizer,
-        seed: int,
+        seed: int, rollouts: Rollouts | None = None,
     ) -> None:  # fmt: skip
         self.config, self.policy, self.actor, self.reference, self.loop = config, policy, actor, reference, loop
-        self.tokenizer, self.seed = tokenizer, seed
+        self.tokenizer, self.seed, self.rollouts = tokenizer, seed, rollouts
+        self._served_gap = 0.0
         self.kl_coefficient: float = config.kl_coefficient
         self.values = StateValues()
         self._by_state = critic_of(config) == "state"
@@ -66,12 +73,26 @@ class Learner:
         numbers = (self.iteration * config.batch + mine) // config.group
         keys = np.array([rng.episode_key(root, number) for number in numbers.tolist()], np.uint64)
         self.actor.eval()
-        turns = Turns(self.actor, self.tokenizer, len(mine), self.policy.sampling, config.max_new_tokens, loop.device)
+        turns = self._turns(len(mine))
         salt = (mine % config.group).tolist()
         held = hold(turns, envs, keys, salt, max_length=config.max_length, phases=self.phases, states=self._by_state)
         with self.phases("scoring"):
+            if self.rollouts is not None:
+                self._weigh_served(held)
             self._score(held)
         return self._gathered(held)
+
+    def _turns(self, size: int) -> Turns | ServedTurns:
+        """Return conversations to be held, by the policy as it is now."""
+        if self.rollouts is None:
+            limits = self.config.max_new_tokens
+            return Turns(self.actor, self.tokenizer, size, self.policy.sampling, limits, self.loop.device)
+        with self.phases("publishing"), self.loop.gathered():
+            if self.loop.rank == 0:
+                self.rollouts.publish(self.policy.model)
+            if self.loop.world > 1:
+                join_others()
+        return self.rollouts.turns(self.tokenizer, size, self.config)
 
     def learn(self, conversations: Sequence[Conversation]) -> dict[str, float]:
         """Make the epochs of one iteration; every process has all conversations.
@@ -85,6 +106,8 @@ class Learner:
         self.policy.warming = self.iteration < self.config.value_warmup and critic_of(self.config) != ""
         self.weigh(conversations)
         metrics = measures(conversations, self.kl_coefficient)
+        if self.rollouts is not None:
+            metrics["served_gap"] = self._served_gap
         with self.phases("training"):
             metrics.update(self._epochs(conversations))
             self._learn_values(conversations)
@@ -121,8 +144,7 @@ class Learner:
                 one.returns = one.values.astype(np.float64)
         if config.whiten:
             everything = whiten(np.concatenate([one.advantages for one in conversations]))
-            cuts = np.cumsum([len(one.places) for one in conversations])[:-1]
-            for one, part in zip(conversations, np.split(everything, cuts), strict=True):
+            for one, part in zip(conversations, np.split(everything, _cuts(conversations)), strict=True):
                 one.advantages = part
 
     def _learn_values(self, conversations: Sequence[Conversation]) -> None:
@@ -195,22 +217,46 @@ class Learner:
             supports = np.concatenate([one.supports for one in conversations if one.supports is not None])
             made["supports"] = torch.from_numpy(supports).to(device)
         for name in ("logprobs", "values", "advantages", "returns"):
+            if not len(getattr(conversations[0], name)):  # not known yet
+                continue
             numbers = np.concatenate([getattr(one, name) for one in conversations]).astype(np.float32)
             made[name] = torch.from_numpy(numbers).to(device)
         return made
 
     @torch.no_grad()
+    def _weigh_served(self, held: Sequence[Conversation]) -> None:
+        """Put the policy's own log-probabilities in the place of those that a server stated."""
+        apart: list[float] = []
+        for part in self._passes(held):
+            batch = self._batch(part)
+            logits = self.actor.logits(self.actor.hidden(batch["packed"]))
+            everything = self.actor.sampling.log_probabilities(logits, None)
+            own = everything.gather(1, batch["tokens"][:, None])[:, 0].cpu().numpy()
+            for one, numbers in zip(part, np.split(own, _cuts(part)), strict=True):
+                apart += np.abs(one.logprobs - numbers).tolist()
+                one.logprobs = numbers
+        self._served_gap = largest(float(np.mean(apart)))
+        # Some servers state log-probabilities before the temperature.
+        if self.config.temperature == 1.0 and self._served_gap > SERVED_GAP:
+            raise LogprobsDiffer(
+                f"the server's log-probabilities differ from the policy's by {self._served_gap:.3g} on average: it "
+                "samples from another model; check that it was started with the model that the training began with, "
+                "and takes adapters"
+            )
+
+    def _passes(self, held: Sequence[Conversation]) -> list[list[Conversation]]:
+        """Return conversations in forward passes of similar lengths."""
+        size, ordered = max(1, self.config.micro_batch), in_order(held)
+        return [ordered[i : i + size] for i in range(0, len(ordered), size)]
+
+    @torch.no_grad()
     def _score(self, held: Sequence[Conversation]) -> None:
         """Fill in the reference's log-probabilities, and values but those that came with the tokens."""
-        size = max(1, self.config.micro_batch)
-        ordered = in_order(held)
-        for part in (ordered[i : i + size] for i in range(0, len(ordered), size)):
-            for one in part:
-                one.advantages = one.returns = np.zeros(len(one.places))  # not known yet
+        for part in self._passes(held):
             batch = self._batch(part)
             packed: Packed = batch["packed"]
             logprobs = self.reference.logprobs(packed, batch["tokens"], batch.get("supports")).cpu().numpy()
-            cuts = np.cumsum([len(one.places) for one in part])[:-1]
+            cuts = _cuts(part)
             for one, numbers in zip(part, np.split(logprobs, cuts), strict=True):
                 one.reference = numbers
             if self._by_state:
@@ -242,6 +288,11 @@ class Learner:
         seconds, self.phases = self.phases.seconds, Phases()
         speeds = {f"tokens_per_second_{name}": tokens / spent for name, spent in seconds.items() if spent}
         return {**speeds, "tokens_per_second": tokens / max(sum(seconds.values()), 1e-9)}
+
+
+def _cuts(conversations: Sequence[Conversation]) -> npt.NDArray[np.int64]:
+    """Return where each but the first begins among the tokens of all."""
+    return np.cumsum([len(one.places) for one in conversations])[:-1]
 
 
 def in_order(conversations: Sequence[Conversation]) -> list[Conversation]:

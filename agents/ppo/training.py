@@ -27,6 +27,7 @@ from .learner import Learner
 from .packing import Packed
 from .policy import Policy, Reference
 from .rollout import Conversation
+from .served import Rollouts
 
 if TYPE_CHECKING:
     from .agent import PPO
@@ -152,7 +153,9 @@ class Training:
         reference.to(loop.device, dtype)
         if actor is not policy:
             actor.to(loop.device, dtype)
-        learner = Learner(config, policy, actor, reference, loop, ChatTokenizer(str(self._source)), agent.seed)
+        rollouts = Rollouts(config.rollout_llm, Path(config.rollout_folder)) if config.rollout_llm else None
+        tokenizer = ChatTokenizer(str(self._source))
+        learner = Learner(config, policy, actor, reference, loop, tokenizer, agent.seed, rollouts)
         if state:
             assert saved is not None
             loop.restore(saved, [_nothing(loop.device) for _ in range(loop.passes)])

@@ -64,12 +64,38 @@ class _Part:
         return _Part(self.rows[keep], cache, self.mask[at])
 
 
-class Turns:
-    """B conversations between a partner and a model.
+class Heard:
+    """B conversations between a partner and a model, as far as they are heard and written down.
 
     Attributes:
         history: Their ids.
+        max_new_tokens: Most tokens of a turn.
     """
+
+    def __init__(self, tokenizer: ChatTokenizer, size: int, max_new_tokens: int) -> None:
+        """Begin with B conversations in which nothing was said."""
+        self.tokenizer, self.max_new_tokens = tokenizer, max_new_tokens
+        self.history = TokenHistory(size, tokenizer)
+
+    def hear(self, row: int, text: str) -> None:
+        """Append what the partner says."""
+        if self.history.ids[row]:
+            self.history.hear(row, text)
+        else:
+            self.history.begin(row, text)
+
+    def note(self, row: int, turn: Turn) -> None:
+        """Append what the model says."""
+        ended = turn.tokens[-1] == self.tokenizer.end
+        self.history.say(row, turn.tokens[:-1] if ended else turn.tokens)
+
+    def text(self, turn: Turn) -> str:
+        """Return the words of a turn."""
+        return self.tokenizer.decode([token for token in turn.tokens if token != self.tokenizer.end])
+
+
+class Turns(Heard):
+    """B conversations in which a model of this process takes its turns."""
 
     def __init__(
         self, policy: Policy, tokenizer: ChatTokenizer, size: int, sampling: Sampling, max_new_tokens: int,
@@ -81,20 +107,12 @@ class Turns:
             InvalidValue: The model's layers forget positions (sliding windows, recurrent ones), so that a
                 conversation can't be kept in them.
         """
-        self.policy, self.tokenizer, self.sampling = policy, tokenizer, sampling
-        self.history = TokenHistory(size, tokenizer)
-        self.max_new_tokens, self._device = max_new_tokens, device
+        super().__init__(tokenizer, size, max_new_tokens)
+        self.policy, self.sampling, self._device = policy, sampling, device
         self._cached = np.zeros(size, np.int64)  # how many ids of each are in the cache
         self._part = self._empty()
         if not all(isinstance(layer, Columns) for layer in self._part.cache.layers):
             raise InvalidValue("this model's layers forget positions; choose one with full attention in every layer")
-
-    def hear(self, row: int, text: str) -> None:
-        """Append what the partner says."""
-        if self.history.ids[row]:
-            self.history.hear(row, text)
-        else:
-            self.history.begin(row, text)
 
     @torch.no_grad()
     def speak(self, rows: Sequence[int], seeds: npt.NDArray[np.uint64]) -> list[Turn]:
@@ -134,8 +152,7 @@ class Turns:
         self._part = merged([*parked, part])
         for row, turn in zip(rows, turns, strict=True):
             self._cached[row] += len(turn.tokens) - 1
-            ended = turn.tokens[-1] == self.tokenizer.end
-            self.history.say(row, turn.tokens[:-1] if ended else turn.tokens)
+            self.note(row, turn)
         return turns
 
     @torch.no_grad()
@@ -157,10 +174,6 @@ class Turns:
     def forget(self) -> None:
         """Let go of keys and values; all will be read again."""
         self._part = self._empty()
-
-    def text(self, turn: Turn) -> str:
-        """Return the words of a turn."""
-        return self.tokenizer.decode([token for token in turn.tokens if token != self.tokenizer.end])
 
     def _values(self, hidden: torch.Tensor) -> npt.NDArray[np.float32]:
         if not self.policy.values_tokens:

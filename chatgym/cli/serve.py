@@ -49,6 +49,13 @@ def serve(
     patience: Annotated[
         float, typer.Option(min=0.1, metavar="SECONDS", help="How long a client may take to send a request.")
     ] = 30.0,
+    adapters: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", file_okay=False, show_default="none",
+            help="Where LoRA adapters lie that clients may have the model take (POST /v1/load_lora_adapter).",
+        ),
+    ] = None,
 ) -> None:  # fmt: skip
     """Serve a model to many processes, as OpenAI's API does.
 
@@ -63,6 +70,7 @@ def serve(
       chatgym serve
       chatgym serve --llm hf:runs/sft/model --name mine --port 0
       CHATGYM_SERVE_TOKENS=$(cat secret) chatgym serve --host 0.0.0.0
+      chatgym serve --llm smollm2-135m --adapters runs/rollout
       chatgym evaluate runs/qlearning --partner openai:http://127.0.0.1:8000/v1#smollm2-135m-partner
     """
     from chatgym.serving import check_installed
@@ -86,7 +94,7 @@ def serve(
     server = make_server(
         engine,
         name=model,
-        limits=Limits(rows, queue, max_tokens, max_prompt, max_rows, max_body, patience),
+        limits=Limits(rows, queue, max_tokens, max_prompt, max_rows, max_body, patience, adapters),
         access=access,
         ready=lambda: typer.echo(f"Serving {model} at http://{place}/v1 (Ctrl-C ends it)"),
     )

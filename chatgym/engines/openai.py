@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, NoReturn
 
 from chatgym.engines import Completion, check_each, check_sampling
@@ -24,7 +25,7 @@ from chatgym.engines.budget import Budget, Limits, Usage, tokens_used
 from chatgym.engines.chat import Answered, Message, Reply
 from chatgym.engines.patience import backoff
 from chatgym.engines.server import Server, TryAgain
-from chatgym.engines.wire import Job, completion, echoed, replied
+from chatgym.engines.wire import Job, completion, echoed, replied, sampled
 from chatgym.errors import InvalidValue, Unavailable, Unfinished
 
 FEW = 3
@@ -168,6 +169,45 @@ class OpenAIEngine:
             for prompt, seed in zip(prompts, range(len(prompts)) if seeds is None else seeds, strict=True)
         ]
         return self._answers(jobs, completion)
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, temperature: float, seeds: Sequence[int]
+    ) -> list[tuple[list[int], list[float]]]:
+        """Continue prompts of tokens by tokens, so that nothing is lost between text and tokens.
+
+        Args:
+            prompts: B lists of token ids.
+            max_new_tokens, temperature, seeds: See `generate`.
+
+        Returns:
+            B pairs: the tokens, that which ended it included, and their log-probabilities as the server states them.
+
+        Raises:
+            Unfinished: The server doesn't state tokens, or as `generate`.
+        """
+        check_sampling([""] * len(prompts), max_new_tokens, temperature, 1.0, seeds)
+        jobs = [
+            Job("", max_new_tokens, temperature, seed=int(seed) % 2**63, logprobs=True, ids=tuple(ids))
+            for ids, seed in zip(prompts, seeds, strict=True)
+        ]
+        return self._answers(jobs, sampled)
+
+    def take_adapter(self, folder: Path) -> None:
+        """Have the server load a LoRA adapter under the model's name, in the place of the one before.
+
+        Raises:
+            Unfinished: It doesn't, or can't be reached.
+        """
+        self._server.connect(self.settings.timeout)
+        failed = 0
+        while True:
+            try:
+                return self._server.take_adapter(folder)
+            except TryAgain as error:
+                failed += 1
+                if failed > (self.settings.retries if self._server.reached else FEW - 1):
+                    self._give_up(error, failed)
+                (self._sleep or time.sleep)(backoff(failed, self._random.random()))
 
     def score(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[list[float]]:
         """Score continuations, as `chatgym.engines.Engine.score`; a token across the border belongs to them.

@@ -6,6 +6,7 @@ import json
 import os
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from chatgym import store
@@ -62,12 +63,12 @@ class Server:
         """
         import openai
 
-        endpoint = "chat" if job.chat else self.endpoint or "completions"
+        endpoint = "chat" if job.chat else "completions" if job.ids else self.endpoint or "completions"
         while True:
             try:
                 answer = self._post(endpoint, job)
             except openai.APIStatusError as error:
-                missing = error.status_code in (404, 405) and not self.endpoint and not job.echo
+                missing = error.status_code in (404, 405) and not self.endpoint and not job.echo and not job.ids
                 if job.chat and error.code in REFUSALS:
                     return {
                         "choices": [{"message": {}, "finish_reason": error.code}],
@@ -169,6 +170,29 @@ class Server:
             http_client=openai.DefaultHttpxClient(trust_env=not self._loopback),
         )
         self._made_for = (os.getpid(), timeout)
+
+    def take_adapter(self, folder: Path) -> None:
+        """Have the server load a LoRA adapter under the model's name, in the place of the one before.
+
+        Raises:
+            TryAgain, Unfinished: See `ask`.
+        """
+        import httpx
+        import openai
+
+        body = {"lora_name": self.model, "lora_path": str(folder.resolve()), "load_inplace": True}
+        try:
+            self._client.post(
+                "/load_lora_adapter", body=body, cast_to=httpx.Response, options={"headers": self._headers}
+            )
+        except openai.APIConnectionError as error:
+            raise TryAgain(self._clean(f"it can't be reached ({error.__cause__ or error})")) from None
+        except openai.APIStatusError as error:
+            raise Unfinished(
+                self._clean(f"the server at {self.url} doesn't take the adapter in {folder}: {error}")
+                + "; start it with `chatgym serve --adapters FOLDER`, or with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True "
+                "`vllm serve --enable-lora`, where that folder can be read"
+            ) from None
 
     def close(self) -> None:
         """Close the connections; `connect` opens them again."""

@@ -20,7 +20,7 @@ from chatgym.engines.batch import Alternatives, Batch, Request, report
 from chatgym.engines.columns import new_cache
 from chatgym.engines.prefixes import Prefixes
 from chatgym.errors import InvalidValue, unknown
-from chatgym.voice.adapter import merge
+from chatgym.voice.adapter import exchange, merge
 
 SCORED = 2048
 """Tokens whose logits are held at once while scoring: 400 MB with 49,152 tokens in the vocabulary."""
@@ -106,6 +106,16 @@ class TransformersEngine:
             "cache" if "cache" in inspect.signature(type(self.model).forward).parameters else "past_key_values"
         )
         self.context: int = self.model.config.max_position_embeddings
+        self.prefixes = Prefixes(self)
+        self._plain: dict[str, torch.Tensor] = {}  # weights as they were before an adapter was exchanged
+
+    def exchange_adapter(self, folder: Path) -> None:
+        """Merge an adapter in the place of the one exchanged before; nothing may be computed meanwhile.
+
+        Raises:
+            Corrupted: See `chatgym.voice.adapter.merge`.
+        """
+        exchange(self.model, folder, self._plain)
         self.prefixes = Prefixes(self)
 
     def _load_model(self, folder: Path, dtype: torch.dtype) -> Any:

@@ -20,7 +20,8 @@ from chatgym.errors import InvalidValue, Unfinished
 class Job:
     """What is asked of the server for one row.
 
-    With `echo`, the prompt's own log-probabilities. With `chat`, messages and tools as JSON, in place of a prompt.
+    With `echo`, the prompt's own log-probabilities. In place of a prompt, `chat` has messages and tools as JSON, `ids`
+    the prompt's tokens.
     """
 
     prompt: str
@@ -32,11 +33,12 @@ class Job:
     stop: tuple[str, ...] = ()
     echo: bool = False
     chat: str = ""
+    ids: tuple[int, ...] = ()
 
     @property
     def most_prompt(self) -> int:
         """Most tokens of the prompt, but for a server's chat template: no token is shorter than a byte."""
-        return len((self.chat or self.prompt).encode("utf-8", "replace"))
+        return len(self.ids) or len((self.chat or self.prompt).encode("utf-8", "replace"))
 
     def body(self, endpoint: str) -> dict[str, Any]:
         """Return the arguments of a request to ``"completions"`` or ``"chat"``, without model and length."""
@@ -44,6 +46,8 @@ class Job:
         body: dict[str, Any] = {"temperature": self.temperature}
         if self.chat:
             body |= json.loads(self.chat)
+        elif self.ids:
+            body |= {"prompt": list(self.ids), "extra_body": {"return_token_ids": True}}
         else:
             body |= {"messages": [{"role": "user", "content": self.prompt}]} if chat else {"prompt": self.prompt}
         body |= {"seed": self.seed} if self.seed is not None else {}
@@ -116,6 +120,22 @@ def replied(job: Job, answer: Any) -> Reply:
     named = [function if isinstance(function, dict) else {} for function in functions]
     calls = [ToolCall(str(call.get("name") or ""), str(call.get("arguments") or "")) for call in named]
     return Reply(text if isinstance(text, str) else "", tuple(calls), str(choice.get("finish_reason") or "stop"))
+
+
+def sampled(job: Job, answer: Any) -> tuple[list[int], list[float]]:
+    """Return the tokens of a continuation, that which ended it included, and their log-probabilities.
+
+    Raises:
+        Unfinished: The server doesn't state them.
+    """
+    choice = answer["choices"][0]
+    ids, likely = choice.get("token_ids"), _logprobs(choice.get("logprobs") or {})
+    if not ids or likely is None or len(likely) != len(ids):
+        raise Unfinished(
+            "the server doesn't state the tokens that it sampled (`return_token_ids` of /completions), so nothing can "
+            "be learned from them; use `chatgym serve`, or vLLM from 0.10.2 on"
+        )
+    return list(map(int, ids)), list(likely)
 
 
 def _logprobs(stated: Any) -> tuple[float, ...] | None:

@@ -15,11 +15,12 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from chatgym.engines.transformers import TransformersEngine
+from chatgym.errors import Corrupted
 from chatgym.serving.access import Access
 from chatgym.serving.answers import Answer
 from chatgym.serving.limits import Limits
 from chatgym.serving.metrics import Metrics
-from chatgym.serving.refusal import Refusal
+from chatgym.serving.refusal import Refusal, invalid
 from chatgym.serving.requests import Plan, Reader
 from chatgym.serving.scheduler import Scheduler, Ticket
 
@@ -67,6 +68,16 @@ class Service:
         if ticket.failed:
             raise FAILED
         return JSONResponse(answer.whole())
+
+    async def take_adapter(self, request: Request) -> Response:
+        """Exchange the model's LoRA adapter, as vLLM's server does when it is let."""
+        loop = asyncio.get_running_loop()
+        folder = await loop.run_in_executor(self._reading, self.reader.adapter, await self._body(request))
+        try:
+            await asyncio.wrap_future(self.scheduler.change(lambda: self.engine.exchange_adapter(folder)))
+        except Corrupted as error:
+            raise invalid(str(error), "lora_path") from None
+        return JSONResponse({"status": "ok", "model": self.name})
 
     async def _stream(
         self, request: Request, ticket: Ticket, event: asyncio.Event, answer: Answer
@@ -209,6 +220,7 @@ def _routes(service: Service) -> list[tuple[str, str, Callable[..., Any], bool]]
     return [
         ("/v1/completions", "POST", completions, True),
         ("/v1/chat/completions", "POST", chat, True),
+        ("/v1/load_lora_adapter", "POST", service.take_adapter, True),
         ("/v1/models", "GET", models, True),
         ("/v1/models/{name:path}", "GET", one, True),
         ("/metrics", "GET", metrics, True),

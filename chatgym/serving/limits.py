@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Limits:
         max_rows: Most continuations of one request, prompts times n.
         max_body: Most bytes of a request.
         patience: Seconds that a client may take to send a request.
+        adapters: Folder in which LoRA adapters lie that clients may have the model take; None: none.
     """
 
     rows: int = 64
@@ -26,3 +28,4 @@ class Limits:
     max_rows: int = 64
     max_body: int = 1_000_000
     patience: float = 30.0
+    adapters: Path | None = None

@@ -6,6 +6,7 @@ import copy
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from jinja2.exceptions import TemplateError
@@ -61,6 +62,7 @@ class CompletionBody(Body):
     echo: bool | None = None
     best_of: Annotated[int, Field(ge=1, le=1)] | None = None
     suffix: Annotated[str, Field(max_length=0)] | None = None
+    return_token_ids: bool | None = None  # vLLM's; they are always stated
 
 
 class Part(BaseModel):
@@ -94,6 +96,14 @@ class ChatBody(Body):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: Plain | None = None
     store: Any = None
+
+
+class AdapterBody(_Checked):
+    """Body of ``/v1/load_lora_adapter``, vLLM's."""
+
+    lora_name: str
+    lora_path: Annotated[str, Field(min_length=1, max_length=4096)]
+    load_inplace: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -151,6 +161,30 @@ class Reader:
             echoed = (body.prompt,)
         return self._plan(body, prompts, most, body.logprobs, echoed, chat=False)
 
+    def adapter(self, raw: bytes) -> Path:
+        """Read the body of ``/v1/load_lora_adapter``; returns the adapter's folder.
+
+        Raises:
+            Refusal: 400, 403, 404 or 422.
+        """
+        body = _checked(AdapterBody, raw)
+        self._check_name(body.lora_name, "lora_name")
+        root = self._limits.adapters
+        if root is None:
+            raise Refusal(403, "this server takes no adapters; start it with --adapters FOLDER", code="no_adapters")
+        folder: Path = (root / body.lora_path).resolve()
+        if not folder.is_relative_to(root.resolve()):
+            raise Refusal(403, "the adapter lies outside of the server's --adapters folder", param="lora_path",
+                          code="no_adapters")  # fmt: skip
+        return folder
+
+    def _check_name(self, named: str, param: str) -> None:
+        if named != self._name:
+            raise Refusal(
+                404, f"there is no model {named!r} here; this server has {self._name!r}", param=param,
+                code="model_not_found",
+            )  # fmt: skip
+
     def chat(self, raw: bytes) -> Plan:
         """Read the body of ``/v1/chat/completions``.
 
@@ -203,11 +237,7 @@ class Reader:
         echoed: tuple[str, ...], *, chat: bool,
     ) -> Plan:  # fmt: skip
         limits, n = self._limits, body.n or 1
-        if body.model != self._name:
-            raise Refusal(
-                404, f"there is no model {body.model!r} here; this server has {self._name!r}", param="model",
-                code="model_not_found",
-            )  # fmt: skip
+        self._check_name(body.model, "model")
         if len(prompts) * n > limits.max_rows:
             raise self._too_many(len(prompts) * n)
         if most > limits.max_tokens:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from chatgym.engines.batch import Alternatives, Batch, Request, Row
@@ -67,6 +68,7 @@ class Scheduler:
         self._waiting: deque[Ticket] = deque()
         self._active: list[Ticket] = []  # with rows in the batch; the thread's own
         self._wake = threading.Condition()
+        self._changes: deque[tuple[Callable[[], None], Future[None]]] = deque()
         self._closed = self.draining = False
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         metrics.waiting.set_function(lambda: len(self._waiting))
@@ -113,6 +115,14 @@ class Scheduler:
             self._waiting.append(ticket)
             self._wake.notify()
 
+    def change(self, what: Callable[[], None]) -> Future[None]:
+        """Have the thread change the model once all rows that are in the batch have ended; others join afterwards."""
+        done: Future[None] = Future()
+        with self._wake:
+            self._changes.append((what, done))
+            self._wake.notify()
+        return done
+
     def cancel(self, ticket: Ticket) -> None:
         """Drop a request that nobody waits for any more; its rows leave before the next step."""
         with self._wake:
@@ -127,13 +137,16 @@ class Scheduler:
     def _run(self) -> None:
         while True:
             with self._wake:
-                while not (self._waiting or self._active or self._closed):
+                while not (self._waiting or self._active or self._changes or self._closed):
                     self._wake.wait()
                 if self._closed:
                     return
             try:
                 self._leave()
-                self._admit()
+                if self._changes:
+                    self._change()
+                else:
+                    self._admit()
                 self._step()
             except Exception:  # such as no memory for that many rows: those that were in it are told, the others go on
                 log.exception("the model failed; %d requests with it", len(self._active))
@@ -150,6 +163,17 @@ class Scheduler:
         if gone:
             self._batch.leave([row for ticket in gone for row in ticket.rows])
             self._active = [ticket for ticket in self._active if not ticket.cancelled]
+
+    def _change(self) -> None:
+        if self._batch.rows:
+            return
+        what, done = self._changes.popleft()
+        try:
+            what()
+        except Exception as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
 
     def _admit(self) -> None:
         """Let those who wait join, first come, first served, while there is room."""

@@ -28,19 +28,39 @@ def merge(model: Any, folder: Path) -> None:
         folder: The adapter's.
 
     Raises:
-        Corrupted: It can't be read, or it is another model's.
+        Corrupted: It can't be read, or it is another model's; then nothing was changed.
+    """
+    exchange(model, folder, {})
+
+
+def exchange(model: Any, folder: Path, plain: dict[str, torch.Tensor]) -> None:
+    """Merge an adapter in the place of the one that was merged before.
+
+    Args:
+        model, folder: See `merge`.
+        plain: Modules' names to their weights without any adapter, empty before the first; brought up to date.
+
+    Raises:
+        Corrupted: See `merge`.
     """
     scale, matrices = _read(folder)
+    weights = {}
+    for name, (a, b) in matrices.items():
+        try:
+            weights[name] = weight = model.get_submodule(name).weight
+        except AttributeError as error:
+            raise Corrupted(f"{folder} is an adapter to another model: this one has no {name}") from error
+        shape = (b.shape[0], a.shape[1])
+        if shape != weight.shape or b.shape[1] != a.shape[0]:
+            raise Corrupted(f"{folder} is an adapter to another model: {name} is {tuple(weight.shape)} in this one")
     with torch.no_grad():
+        for name in plain.keys() - weights.keys():
+            model.get_submodule(name).weight.copy_(plain[name])
         for name, (a, b) in matrices.items():
-            try:
-                weight = model.get_submodule(name).weight
-            except AttributeError as error:
-                raise Corrupted(f"{folder} is an adapter to another model: this one has no {name}") from error
+            weight = weights[name]
+            before = plain.setdefault(name, weight.clone())
             delta = scale * (b.float() @ a.float())  # (out, r) @ (r, in)
-            if delta.shape != weight.shape:
-                raise Corrupted(f"{folder} is an adapter to another model: {name} is {tuple(weight.shape)} in this one")
-            weight.copy_(weight.float() + delta.to(weight.device))
+            weight.copy_(before.float() + delta.to(weight.device))
 
 
 def pack(source: Path, target: Path) -> None:
