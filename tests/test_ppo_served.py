@@ -112,7 +112,8 @@ def test_a_policy_learns_from_what_a_server_said(base, server, tmp_path):  # noq
     assert all(line["logprob_gap"] < 1e-3 for line in lines)
     assert all(line["tokens_per_second_publishing"] > 0 for line in lines)
     agent._training.learner._turns(1)
-    merged = opened(base, adapter=tmp_path / "r" / "adapter").generate(["Hello"], max_new_tokens=8, seeds=[1])
+    (adapter,) = (tmp_path / "r").iterdir()  # those before were put away
+    merged = opened(base, adapter=adapter).generate(["Hello"], max_new_tokens=8, seeds=[1])
     asked = OpenAIEngine(f"{server.root}/v1", "policy", settings=QUICK).generate(["Hello"], max_new_tokens=8, seeds=[1])
     assert [one.text for one in asked] == [one.text for one in merged]
 

@@ -6,6 +6,7 @@ server is given the adapter that was learned.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from chatgym import store
 from chatgym.engines.openai import OpenAIEngine
 from chatgym.errors import InvalidValue
 from chatgym.tokens import ChatTokenizer
 from chatgym.training import atomic
+from chatgym.voice.adapter import WEIGHTS
 
 from .turns import Heard, Turn
 
@@ -71,8 +74,14 @@ class Rollouts:
 
     def publish(self, model: Any) -> None:
         """Write peft's adapter into the folder, and have the server take it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        target = self.folder / "adapter"
         with atomic.disk_space(self.folder, "free some, or name another folder (--rollout-folder)"):
-            atomic.replace_folder(target, lambda new: model.save_pretrained(new))
+            self.folder.mkdir(parents=True, exist_ok=True)
+            new = self.folder / "adapter"
+            atomic.replace_folder(new, model.save_pretrained)
+            # Named by content: vLLM would reuse what it read with another adapter of the same path.
+            target = self.folder / f"adapter-{store.sha256(new / WEIGHTS)[:16]}"
+            if not target.is_dir():
+                new.rename(target)
         self.engine.take_adapter(target)
+        for other in {*self.folder.glob("adapter*")} - {target}:
+            shutil.rmtree(other, ignore_errors=True)
