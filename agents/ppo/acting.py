@@ -47,14 +47,15 @@ def load_policy(config: Any, source: Path) -> Policy:
     return policy.to(device).eval()
 
 
-def make_turns(agent: PPO, size: int, deterministic: bool) -> Turns:
-    """Return B conversations that an agent takes part in."""
-    policy, config = agent.policy(), agent.config
+def make_turns(agent: PPO, size: int, deterministic: bool) -> list[tuple[int, Turns]]:
+    """Return B conversations that an agent takes part in, in chunks; with each the number of its first one."""
+    policy, config, source = agent.policy(), agent.config, agent.tokenizer_folder()
     policy.eval()
     sampling = sampling_of(config)
-    source = agent.tokenizer_folder()
-    device = next(policy.parameters()).device
-    return Turns(
-        policy, ChatTokenizer(str(source)), size, replace(sampling, temperature=0.0) if deterministic else sampling,
-        config.max_new_tokens, device,
-    )  # fmt: skip
+    if deterministic:
+        sampling = replace(sampling, temperature=0.0)
+    device, tokenizer = next(policy.parameters()).device, ChatTokenizer(str(source))
+    return [
+        (at, Turns(policy, tokenizer, min(CHUNK, size - at), sampling, config.max_new_tokens, device))
+        for at in range(0, size, CHUNK)
+    ]

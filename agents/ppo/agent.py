@@ -152,8 +152,7 @@ class PPO:
         if len(heard) != len(self._keys):
             self.begin(np.arange(len(heard), dtype=np.uint64))
         if not self._chunks:
-            starts = range(0, len(heard), CHUNK)
-            self._chunks = [(at, make_turns(self, min(CHUNK, len(heard) - at), deterministic)) for at in starts]
+            self._chunks = make_turns(self, len(heard), deterministic)
         said = [""] * len(heard)
         for start, turns in self._chunks:
             rows = [row for row in range(len(turns.history.ids)) if heard[start + row]]
