@@ -31,6 +31,8 @@ MAX_OTHER_ROLE = 0.5
 MIN_TONE = 0.2
 MIN_SIMILARITY = 0.5
 """Least cosine to the nearest of the part's own sentences in the tone."""
+TOGETHER = 16
+"""Sentences that are encoded at once."""
 TELLING = 2
 """How many wordings that answer an act of the agent's have to use a word for it to tell of that act."""
 COMMON = 0.25
@@ -214,7 +216,8 @@ class Guard:
         if not texts:
             return []
         heads = self.nlu.heads
-        encoded = self.nlu.encoder.encode([*texts, *own.in_tone])  # at once: most of a guard's time goes here
+        # In one call, in parts of similar lengths: most of the guard's time goes here.
+        encoded = self.nlu.encoder.encode([*texts, *own.in_tone], TOGETHER)
         vectors, examples = encoded[: len(texts)], encoded[len(texts) :]
         similarity = (vectors @ examples.T).max(1)
         parts, roles, tones = (heads[name].probabilities(vectors) for name in ("partner", "role", "tone"))

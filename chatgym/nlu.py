@@ -128,13 +128,18 @@ class Encoder:
             model = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
         return AutoTokenizer.from_pretrained(folder), model
 
-    def encode(self, texts: Sequence[str]) -> Floats:
-        """Return the texts' vectors, float32[B, 384]; those seen before (the last `REMEMBERED`) are looked up."""
+    def encode(self, texts: Sequence[str], together: int = 64) -> Floats:
+        """Return the texts' vectors, float32[B, 384]; those seen before (the last `REMEMBERED`) are looked up.
+
+        Args:
+            texts: B texts.
+            together: How many are computed at once; the shorter ones are padded to the longest.
+        """
         new = sorted({text for text in texts if text not in self._known}, key=lambda text: (len(text), text))
         if len(self._known) + len(new) > REMEMBERED:
             self._known = {text: self._known[text] for text in texts if text in self._known}
-        for first in range(0, len(new), 64):
-            batch = new[first : first + 64]
+        for first in range(0, len(new), together):
+            batch = new[first : first + together]
             self._known.update(zip(batch, self._forward(batch), strict=True))
         return np.stack([self._known[text] for text in texts]) if texts else np.zeros((0, 384), np.float32)
 
