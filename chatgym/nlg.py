@@ -40,7 +40,7 @@ ENOUGH = 2
 SAMPLING: dict[str, Any] = {"max_new_tokens": 24, "temperature": 0.7, "top_p": 0.9, "stop": ("\n",)}
 LISTS = 2
 """Lists that a voice says for a bank, …"""
-LIST_SAMPLING: dict[str, Any] = {"max_new_tokens": 160, "temperature": 0.8, "top_p": 0.95}
+LIST_SAMPLING: dict[str, Any] = {"max_new_tokens": 160, "temperature": 0.6, "top_p": 0.95}
 TOGETHER = 8
 """… and banks asked for in one call; what it says of each doesn't hang on the others."""
 AGENT = 100
