@@ -112,7 +112,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         each = measure(options, Path(folder) / "each", shared=False)
         one = measure(options, Path(folder) / "one", shared=True)
-    print(f"{options.processes} processes x {options.rows} conversations x {options.turns} turns of {options.scenario}, {options.simulator}")
+    sizes = f"{options.processes} processes x {options.rows} conversations x {options.turns} turns"
+    print(f"{sizes} of {options.scenario}, {options.simulator}")
     print(f"a model each: {each[0]:6.1f} s, {each[1] / 1e6:7,.0f} MB")
     print(f"one server:   {one[0]:6.1f} s, {one[1] / 1e6:7,.0f} MB")
     print(f"ratio: {each[0] / one[0]:.2f} x the time, {each[1] / one[1]:.2f} x the memory")
