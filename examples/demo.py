@@ -112,7 +112,7 @@ def compare(out: Console, plain: Evaluation, worded: Evaluation) -> None:
     out.print(
         f"{report['utterances']:,} customer utterances, {report['by_model']:.1%} worded by the model, "
         f"{1 - report['without_call']:.1%} of them by a call of it; "
-        f"{report['accepted']:.1%} of {report['candidates']:,} candidates passed the wording guard"
+        f"{report['accepted']:.1%} of {report['candidates']:,} candidates were new and passed the guard"
     )
 
 
