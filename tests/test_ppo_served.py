@@ -10,7 +10,7 @@ from chatgym_agents.ppo import rollout
 from chatgym_agents.ppo.learner import LogprobsDiffer
 from chatgym_agents.ppo.rollout import Phases, hold
 from chatgym_agents.ppo.served import Rollouts, ServedTurns
-from test_ppo import TASK, agent_of, base, config_of, envs_of, held, steady, train  # noqa: F401 (base is a fixture)
+from test_ppo import agent_of, base, config_of, envs_of, held, train  # noqa: F401 (base is a fixture)
 from test_serving import WAIT, Served
 
 from chatgym import rng
@@ -42,13 +42,13 @@ def spec(server):
     return f"openai:{server.root}/v1#policy"
 
 
-def adapter_of(base, folder, seed, modules=None):  # noqa: F811
+def adapter_of(base, folder, seed):  # noqa: F811
     """Write an adapter that changes much, as peft writes it."""
     model = models.make(base, scratch_seed=None, lora=Lora(2), seed=seed)
     draws = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if "lora_B" in name and (modules is None or any(module in name for module in modules)):
+            if "lora_B" in name:
                 weight.normal_(0, 0.3, generator=draws)
     model.save_pretrained(folder)
     return folder

@@ -77,8 +77,6 @@ class Learner:
         salt = (mine % config.group).tolist()
         held = hold(turns, envs, keys, salt, max_length=config.max_length, phases=self.phases, states=self._by_state)
         with self.phases("scoring"):
-            if self.rollouts is not None:
-                self._weigh_served(held)
             self._score(held)
         return self._gathered(held)
 
@@ -224,41 +222,25 @@ class Learner:
         return made
 
     @torch.no_grad()
-    def _weigh_served(self, held: Sequence[Conversation]) -> None:
-        """Put the policy's own log-probabilities in the place of those that a server stated."""
-        apart: list[float] = []
-        for part in self._passes(held):
-            batch = self._batch(part)
-            logits = self.actor.logits(self.actor.hidden(batch["packed"]))
-            everything = self.actor.sampling.log_probabilities(logits, None)
-            own = everything.gather(1, batch["tokens"][:, None])[:, 0].cpu().numpy()
-            for one, numbers in zip(part, np.split(own, _cuts(part)), strict=True):
-                apart += np.abs(one.logprobs - numbers).tolist()
-                one.logprobs = numbers
-        self._served_gap = largest(float(np.mean(apart)))
-        # Some servers state log-probabilities before the temperature.
-        if self.config.temperature == 1.0 and self._served_gap > SERVED_GAP:
-            raise LogprobsDiffer(
-                f"the server's log-probabilities differ from the policy's by {self._served_gap:.3g} on average: it "
-                "samples from another model; check that it was started with the model that the training began with, "
-                "and takes adapters"
-            )
-
-    def _passes(self, held: Sequence[Conversation]) -> list[list[Conversation]]:
-        """Return conversations in forward passes of similar lengths."""
-        size, ordered = max(1, self.config.micro_batch), in_order(held)
-        return [ordered[i : i + size] for i in range(0, len(ordered), size)]
-
-    @torch.no_grad()
     def _score(self, held: Sequence[Conversation]) -> None:
-        """Fill in the reference's log-probabilities, and values but those that came with the tokens."""
-        for part in self._passes(held):
+        """Fill in the reference's log-probabilities, and values but those that came with the tokens.
+
+        The policy's own take the place of those that a server stated.
+        """
+        size, ordered, apart = max(1, self.config.micro_batch), in_order(held), list[float]()
+        for part in (ordered[i : i + size] for i in range(0, len(ordered), size)):
             batch = self._batch(part)
             packed: Packed = batch["packed"]
             logprobs = self.reference.logprobs(packed, batch["tokens"], batch.get("supports")).cpu().numpy()
             cuts = _cuts(part)
             for one, numbers in zip(part, np.split(logprobs, cuts), strict=True):
                 one.reference = numbers
+            if self.rollouts is not None:
+                logits = self.actor.logits(self.actor.hidden(packed))
+                own = self.actor.sampling.logprobs(logits, batch["tokens"], None).cpu().numpy()
+                for one, numbers in zip(part, np.split(own, cuts), strict=True):
+                    apart += np.abs(one.logprobs - numbers).tolist()
+                    one.logprobs = numbers
             if self._by_state:
                 for one in part:
                     *values, last = self.values.predict(one.states)
@@ -270,6 +252,19 @@ class Learner:
                 *values, last = np.split(self.actor.values(states).cpu().numpy(), [*cuts, packed.before.shape[1]])
                 for one, numbers, bootstrap in zip(part, values, last.tolist(), strict=True):
                     one.values, one.bootstrap = numbers, bootstrap if one.broken else 0.0
+        if self.rollouts is not None:
+            self._check_served(float(np.mean(apart)))
+
+    def _check_served(self, gap: float) -> None:
+        """Check that a server's log-probabilities were the policy's, but for its precision."""
+        self._served_gap = largest(gap)
+        # Some servers state log-probabilities before the temperature.
+        if self.config.temperature == 1.0 and self._served_gap > SERVED_GAP:
+            raise LogprobsDiffer(
+                f"the server's log-probabilities differ from the policy's by {self._served_gap:.3g} on average: it "
+                "samples from another model; check that it was started with the model that the training began with, "
+                "and takes adapters"
+            )
 
     def _gathered(self, held: list[Conversation]) -> list[Conversation]:
         """Return the conversations of all processes, in the order of their numbers."""

@@ -177,7 +177,7 @@ class Reference:
             hidden = policy.hidden(packed, trunk)
             model = policy.causal if self._copy is None else self._copy
             logits = model.get_output_embeddings()(hidden).float()
-        return policy.sampling.log_probabilities(logits, supports).gather(1, tokens[:, None])[:, 0]
+        return policy.sampling.logprobs(logits, tokens, supports)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[Any]:

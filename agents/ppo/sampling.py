@@ -75,6 +75,10 @@ class Sampling:
             logits = logits.masked_fill(~_unpack(supports, logits.shape[1]), -torch.inf)
         return logits.log_softmax(-1)
 
+    def logprobs(self, logits: torch.Tensor, tokens: torch.Tensor, supports: torch.Tensor | None) -> torch.Tensor:
+        """Return the log-probabilities of one token each, int64[N], as float32[N]; see `log_probabilities`."""
+        return self.log_probabilities(logits, supports).gather(1, tokens[:, None])[:, 0]
+
     def _kept(self, logits: torch.Tensor) -> torch.Tensor:
         """Return which tokens may be sampled, bool[B, V]: top-k first, then the nucleus of what it leaves."""
         if 0 < self.top_k < logits.shape[1]:

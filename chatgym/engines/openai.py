@@ -205,9 +205,7 @@ class OpenAIEngine:
                 return self._server.take_adapter(folder)
             except TryAgain as error:
                 failed += 1
-                if failed > (self.settings.retries if self._server.reached else FEW - 1):
-                    self._give_up(error, failed)
-                (self._sleep or time.sleep)(backoff(failed, self._random.random()))
+                self._wait(error, failed, self.settings, self._sleep or time.sleep)
 
     def score(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[list[float]]:
         """Score continuations, as `chatgym.engines.Engine.score`; a token across the border belongs to them.
@@ -314,14 +312,19 @@ class OpenAIEngine:
             finally:
                 self._budget.settle(limits, *most, used)
             failed += 1
-            retries = min(limits.retries, FEW - 1) if again.mistaken or not self._server.reached else limits.retries
-            if failed > retries or (again.after or 0.0) > LONGEST_WAIT:
-                self._give_up(again, failed)
-            jitter = self._random.random()
-            seconds = backoff(failed, jitter) if again.after is None else again.after + jitter / 2
-            (self._sleep or halt.wait)(seconds)
+            self._wait(again, failed, limits, self._sleep or halt.wait)
             if halt.is_set():
                 raise Unfinished("another request of the batch failed")
+
+    def _wait(self, again: TryAgain, failed: int, limits: Settings, sleep: Callable[[float], object]) -> None:
+        """Wait for the next attempt, or give up."""
+        retries = limits.retries
+        if again.mistaken or not self._server.reached:
+            retries = min(retries, FEW - 1)
+        if failed > retries or (again.after or 0.0) > LONGEST_WAIT:
+            self._give_up(again, failed)
+        jitter = self._random.random()
+        sleep(backoff(failed, jitter) if again.after is None else again.after + jitter / 2)
 
     def _give_up(self, again: TryAgain, failed: int) -> NoReturn:
         times = "once" if failed == 1 else f"{failed} times"

@@ -20,7 +20,7 @@ from chatgym.engines.batch import Alternatives, Batch, Request, report
 from chatgym.engines.columns import new_cache
 from chatgym.engines.prefixes import Prefixes
 from chatgym.errors import InvalidValue, unknown
-from chatgym.voice.adapter import exchange, merge
+from chatgym.voice.adapter import merge
 
 SCORED = 2048
 """Tokens whose logits are held at once while scoring: 400 MB with 49,152 tokens in the vocabulary."""
@@ -115,7 +115,7 @@ class TransformersEngine:
         Raises:
             Corrupted: See `chatgym.voice.adapter.merge`.
         """
-        exchange(self.model, folder, self._plain)
+        merge(self.model, folder, self._plain)
         self.prefixes = Prefixes(self)
 
     def _load_model(self, folder: Path, dtype: torch.dtype) -> Any:

@@ -20,28 +20,17 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
 
-def merge(model: Any, folder: Path) -> None:
+def merge(model: Any, folder: Path, plain: dict[str, torch.Tensor] | None = None) -> None:
     """Add an adapter to a model's weights, in place; computed in float32, whatever their dtype is.
 
     Args:
         model: A causal language model of transformers.
         folder: The adapter's.
+        plain: Where adapters are exchanged: modules' names to their weights without any, empty before the first one,
+            brought up to date. The adapter then takes the place of the one before.
 
     Raises:
         Corrupted: It can't be read, or it is another model's; then nothing was changed.
-    """
-    exchange(model, folder, {})
-
-
-def exchange(model: Any, folder: Path, plain: dict[str, torch.Tensor]) -> None:
-    """Merge an adapter in the place of the one that was merged before.
-
-    Args:
-        model, folder: See `merge`.
-        plain: Modules' names to their weights without any adapter, empty before the first; brought up to date.
-
-    Raises:
-        Corrupted: See `merge`.
     """
     scale, matrices = _read(folder)
     weights = {}
@@ -54,13 +43,14 @@ def exchange(model: Any, folder: Path, plain: dict[str, torch.Tensor]) -> None:
         if shape != weight.shape or b.shape[1] != a.shape[0]:
             raise Corrupted(f"{folder} is an adapter to another model: {name} is {tuple(weight.shape)} in this one")
     with torch.no_grad():
-        for name in plain.keys() - weights.keys():
-            model.get_submodule(name).weight.copy_(plain[name])
+        for name, before in (plain or {}).items():
+            model.get_submodule(name).weight.copy_(before)
         for name, (a, b) in matrices.items():
             weight = weights[name]
-            before = plain.setdefault(name, weight.clone())
+            if plain is not None and name not in plain:
+                plain[name] = weight.clone()
             delta = scale * (b.float() @ a.float())  # (out, r) @ (r, in)
-            weight.copy_(before.float() + delta.to(weight.device))
+            weight.copy_(weight.float() + delta.to(weight.device))
 
 
 def pack(source: Path, target: Path) -> None:
