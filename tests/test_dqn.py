@@ -128,7 +128,7 @@ def test_a_gradient_step_goes_down_the_huber_loss_to_the_target():
     """Stochastic gradient descent instead of Adam, so that the step is the gradient, which finite differences know."""
     env = ChatVecEnv.make(4, llm="template")
     model = MaskedDQN(
-        env, draws=5, double=True, n_steps=1, learning_rate=0.1, gamma=0.9, buffer_size=400, max_grad_norm=1e9,
+        env, draws=5, seed=0, double=True, n_steps=1, learning_rate=0.1, gamma=0.9, buffer_size=400, max_grad_norm=1e9,
         learning_starts=0, device="cpu", policy_kwargs={"net_arch": [8], "optimizer_class": torch.optim.SGD},
     )  # fmt: skip
     model.learn(40, log_interval=2**62)

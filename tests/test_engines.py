@@ -96,11 +96,11 @@ def test_the_environment_decides_the_dtype(monkeypatch):
 
     from chatgym.engines.transformers import pick_dtype
 
-    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16), ("float64", torch.float64)):
         monkeypatch.setenv("CHATGYM_DTYPE", name)
         assert pick_dtype(torch.device("cpu")) is dtype
     monkeypatch.setenv("CHATGYM_DTYPE", "float16")
-    with pytest.raises(InvalidValue, match="CHATGYM_DTYPE 'float16'; known: 'bfloat16', 'float32'"):
+    with pytest.raises(InvalidValue, match="CHATGYM_DTYPE 'float16'; known: 'bfloat16', 'float32', 'float64'"):
         pick_dtype(torch.device("cpu"))
 
 

@@ -437,10 +437,12 @@ def test_a_model_that_fails_tells_those_in_the_batch_and_goes_on(folder):
 
 
 def started(folder, port=0, **more):
+    """A server in a process of its own, in float64 as `engine`."""
     process = subprocess.Popen(
         [sys.executable, "-c", "from chatgym.cli import main; main()", "serve", "--llm", f"hf:{folder}",
          "--port", str(port), "--max-tokens", "450"],
-        stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1", "CHATGYM_OFFLINE": "1"} | more,
+        stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CHATGYM_OFFLINE": "1", "CHATGYM_DTYPE": "float64"} | more,
     )  # fmt: skip
     line = process.stdout.readline()
     return process, re.search(r"http://127\.0\.0\.1:(\d+)/v1", line)[1]

@@ -26,7 +26,8 @@ SCORED = 2048
 """Tokens whose logits are held at once while scoring: 400 MB with 49,152 tokens in the vocabulary."""
 
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+"""float64 is for comparing runs: there no rounding ever decides which token is drawn."""
 
 
 def pick_device() -> torch.device:
@@ -40,7 +41,7 @@ def pick_dtype(device: torch.device) -> torch.dtype:
     The environment variable ``CHATGYM_DTYPE`` decides it otherwise.
 
     Raises:
-        InvalidValue: When it names another dtype than those two.
+        InvalidValue: When it names none of `DTYPES`.
     """
     asked = os.environ.get("CHATGYM_DTYPE")
     if asked:
