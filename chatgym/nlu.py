@@ -1,7 +1,8 @@
 """NLU: what an utterance means. A sentence encoder, softmax heads over a scenario's parts, patterns for slots.
 
 The encoder is all-MiniLM-L6-v2 (Reimers & Gurevych 2019, "Sentence-BERT"), frozen; the heads are logistic
-regressions over its embeddings, trained on the scenario's sentences and kept beside them in ``nlu.npz``. Slot values
+regressions over its embeddings, trained on the scenario's sentences and kept beside them in ``nlu.npz``, with the
+partner's sentences as vectors, which wordings of a language model are compared with (`chatgym.guard`). Slot values
 are read by the scenario's patterns and put out of sight (`Scenario.examples`) before the encoder looks, so what is
 said and about which value are understood apart.
 """
@@ -183,14 +184,14 @@ class NLU:
     """
 
     def __init__(self, scenario: Scenario) -> None:
-        """Read the heads that are kept with the scenario, or train them when it changed since.
+        """Read what is kept with the scenario, or train the heads when it changed since.
 
         Raises:
             Corrupted: When the file of the heads can't be read.
         """
         self.scenario = scenario
         self.encoder = encoder()
-        self.heads = _stored(scenario) or train(scenario)
+        self.heads, self._examples = _stored(scenario) or (train(scenario), {})
 
     def understand(self, texts: Sequence[str], role: str = "partner") -> list[Understanding]:
         """Understand B utterances of a role, ``"partner"`` or ``"agent"``."""
@@ -223,6 +224,14 @@ class NLU:
             for text in _filled(self.scenario, sentences):
                 known.setdefault(written_out(self.scenario.find_slots(text)[1]), part)
         return known
+
+    def examples(self, texts: Sequence[str]) -> Floats:
+        """Return the vectors of B sentences of the partner's, float32[B, 384], rounded as they are stored."""
+        if new := [text for text in texts if text not in self._examples]:
+            self._examples.update(zip(new, _rounded(self.encoder.encode(new)), strict=True))
+        rounded = np.stack([self._examples[text] for text in texts]).astype(np.float32)
+        vectors: Floats = rounded / np.linalg.norm(rounded, axis=1, keepdims=True)
+        return vectors
 
     def identity(self) -> dict[str, Any]:
         """Name the encoder and the heads by content."""
@@ -274,6 +283,16 @@ def _filled(scenario: Scenario, templates: Sequence[str]) -> Iterator[str]:
         for slot, choices in scenario.choices.items():
             texts = [fill(text, {slot: c}) for text in texts for c in (choices if "{" + slot + "}" in text else ("",))]
         yield from texts
+
+
+def _said_by_partner(scenario: Scenario) -> list[str]:
+    """Return the N different sentences that a partner says, a person having written them."""
+    return list(dict.fromkeys(text for head, _, text in labelled(scenario) if head == "tone"))
+
+
+def _rounded(vectors: Floats) -> npt.NDArray[np.int8]:
+    """Return vectors, but for their lengths, in eight bits a number: what they are near to stays the same."""
+    return np.rint(vectors / np.abs(vectors).max(1, keepdims=True) * 127).astype(np.int8)
 
 
 def train(scenario: Scenario) -> dict[str, Head]:
@@ -332,12 +351,13 @@ def _path(scenario: Scenario) -> Path:
 
 
 def save(scenario: Scenario, heads: Mapping[str, Head]) -> Path:
-    """Write heads beside the scenario's sentences.
+    """Write heads, and the vectors of the partner's sentences, beside the scenario's sentences.
 
     Raises:
         Unavailable: When that folder can't be written to.
     """
-    arrays: dict[str, npt.NDArray[Any]] = {"data_sha256": np.array(data_digest(scenario))}
+    examples = _rounded(encoder().encode(_said_by_partner(scenario)))
+    arrays: dict[str, npt.NDArray[Any]] = {"data_sha256": np.array(data_digest(scenario)), "examples": examples}
     for name, head in heads.items():
         arrays |= {f"{name}.labels": np.array(head.labels), f"{name}.weights": head.weights, f"{name}.bias": head.bias}
     path = _path(scenario)
@@ -348,8 +368,8 @@ def save(scenario: Scenario, heads: Mapping[str, Head]) -> Path:
     return path
 
 
-def _stored(scenario: Scenario) -> dict[str, Head] | None:
-    """Read the heads, if they were made from the scenario's sentences as they are now."""
+def _stored(scenario: Scenario) -> tuple[dict[str, Head], dict[str, npt.NDArray[np.int8]]] | None:
+    """Read heads and sentences' vectors, if they were made from the scenario's sentences as they are now."""
     path = _path(scenario)
     if not path.exists():
         return None
@@ -357,11 +377,12 @@ def _stored(scenario: Scenario) -> dict[str, Head] | None:
         with np.load(path, allow_pickle=False) as file:
             if str(file["data_sha256"]) != data_digest(scenario):
                 return None
-            names = sorted({name.partition(".")[0] for name in file.files} - {"data_sha256"})
-            return {
+            names = sorted({name.partition(".")[0] for name in file.files} - {"data_sha256", "examples"})
+            heads = {
                 name: Head(tuple(file[f"{name}.labels"].tolist()), file[f"{name}.weights"], file[f"{name}.bias"])
                 for name in names
             }
+            return heads, dict(zip(_said_by_partner(scenario), file["examples"], strict=True))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         remedy = f"`chatgym scenarios {scenario.name} --train-nlu` makes it anew"
         raise Corrupted(f"{path} can't be read ({error}); {remedy}") from error

@@ -131,6 +131,14 @@ def test_the_heads_can_be_made_again(understood):
         )
 
 
+def test_the_partners_sentences_are_shipped_as_vectors(monkeypatch):
+    """The guard compares each wording with them; to encode them took it twice as long as to encode the wordings."""
+    texts = nlu._said_by_partner(SCENARIO)[::20]
+    vectors, shipped = nlu.encoder().encode(texts), nlu.NLU(SCENARIO)
+    monkeypatch.setattr(nlu.Encoder, "encode", lambda *_: pytest.fail("they are encoded anew"))
+    assert (vectors * shipped.examples(texts)).sum(1).min() > 0.9999
+
+
 def test_damaged_heads_are_an_error_that_says_how_to_make_them_anew(tmp_path, monkeypatch):
     path = tmp_path / "nlu.npz"
     path.write_bytes(b"PK\x03\x04 no more of it")

@@ -11,7 +11,7 @@ from chatgym_agents.ppo.learner import LogprobsDiffer
 from chatgym_agents.ppo.rollout import Phases, hold
 from chatgym_agents.ppo.served import Rollouts, ServedTurns
 from test_ppo import agent_of, base, config_of, envs_of, held, train  # noqa: F401 (base is a fixture)
-from test_serving import WAIT, Served
+from test_serving import WAIT, Served, until
 
 from chatgym import rng
 from chatgym.engines.openai import OpenAIEngine, Settings
@@ -20,6 +20,9 @@ from chatgym.errors import InvalidValue, Unfinished
 from chatgym.finetuning import models
 from chatgym.finetuning.models import Lora
 from chatgym.serving.limits import Limits
+from chatgym.serving.metrics import Metrics
+from chatgym.serving.refusal import Refusal
+from chatgym.serving.scheduler import Scheduler
 from chatgym.tokens import ChatTokenizer
 
 QUICK = Settings(retries=0)
@@ -147,6 +150,20 @@ def test_who_is_in_the_batch_is_not_disturbed_by_another_adapter(base, server, t
     assert "".join(said) == opened(base).generate(["Hello"], **asked)[0].text
     after = client.completions.create(model="policy", prompt="Hello", max_tokens=200, seed=3, temperature=2.0)
     assert after.choices[0].text == opened(base, adapter=adapter).generate(["Hello"], **asked)[0].text
+
+
+def test_a_server_that_drains_exchanges_the_adapter_that_it_was_given_first(base):  # noqa: F811
+    scheduler, seen = Scheduler(opened(base), Limits(), Metrics()), []
+    done = scheduler.change(lambda: seen.append(scheduler.idle))
+    scheduler.drain()
+    assert not scheduler.idle
+    with pytest.raises(Refusal, match="shutting down"):
+        scheduler.change(lambda: None)
+    scheduler.start()
+    done.result(WAIT)
+    until(lambda: scheduler.idle)
+    assert seen == [False]
+    scheduler.close()
 
 
 def test_an_adapter_that_can_not_be_taken_is_refused(base, server, tmp_path):  # noqa: F811

@@ -142,12 +142,16 @@ def test_a_voice_practises_by_what_is_right_beyond_doubt(tmp_path):
     voice.said = {speaker.prompt(f"{part}|calm|{act}"): "\n".join(lines)}
     counted, file = [], tmp_path / "practice.jsonl"
     practise(file, [SCENARIO], voice, 2, progress=counted.append)
-    said = passed(file, SCENARIO)
+    said = passed([file], SCENARIO)
     assert list(said) == banks_of(SCENARIO)
     assert counted[-1] == len(said)
     assert said.pop((part, "calm", act)) == [own[0], new, usual[0]]
     assert not any(said.values())
-    assert not passed(file, find_scenario("social"))
+    assert not passed([file], find_scenario("social"))
+    again = tmp_path / "again.jsonl"
+    voice.said = dict.fromkeys(voice.said, f"{usual[1]}\n{new}")
+    practise(again, [SCENARIO], voice, 1)
+    assert passed([file, again], SCENARIO)[part, "calm", act] == [own[0], new, usual[0], usual[1]]
     # In the lists it learns then, what was new stands beside what was written, once each.
     asked = prompts.messages(SCENARIO, part, "calm", act)
     taught = {

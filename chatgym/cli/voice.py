@@ -26,9 +26,8 @@ def voice(
         int,
         typer.Option(min=1, metavar="N", help="How often it sees each wording before it practises; then twice that."),
     ] = 2,
-    practice: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Lists that it says of each thing to learn from; 0: none.")
-    ] = 6,
+    practices: Annotated[int, typer.Option(min=0, metavar="N", help="How often it practises and is trained anew.")] = 2,
+    lists: Annotated[int, typer.Option(min=1, metavar="N", help="Lists that it says of each thing in a practice.")] = 6,
     seed: Annotated[int, typer.Option(min=0, max=999_999, metavar="N", help="Of everything random.")] = 0,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on after Ctrl-C or a kill, with the same options.")
@@ -39,8 +38,8 @@ def voice(
 
     A scenario's voice.json holds wordings by hand, for each thing that its partner says, in each tone, and those that
     answer an act of the agent's. The model learns to list them. Then it says lists itself, and is trained anew by the
-    wordings by hand and those of its own that the wording guard lets pass beyond doubt. Takes about an hour and a half
-    on two cores, and needs pip install 'chatgym[lora]'. docs/voice.md says more.
+    wordings by hand and those of its own that the wording guard lets pass beyond doubt; then once more. Takes about
+    HOURS on two cores, and needs pip install 'chatgym[lora]'. docs/voice.md says more.
 
     \b
     Examples:
@@ -55,19 +54,23 @@ def voice(
     from chatgym.voice.training import prepare, scenarios_of
 
     scenarios = scenarios_of(scenario)
-    hand, said, practised = run / "hand", run / "practice.jsonl", run / "practised"
+    hand = run / "hand"
+    said = [run / f"practice-{i}.jsonl" for i in range(1, practices + 1)]
     try:
         if not resume:
             training = prepare(hand, scenarios, rounds=rounds, seed=seed, overwrite=overwrite)
-            said.unlink(missing_ok=True)
-            shutil.rmtree(practised, ignore_errors=True)
+            for old in run.glob("practice-*.jsonl"):
+                old.unlink()
+            for old in run.glob("practised-*"):
+                shutil.rmtree(old)
         else:
             training = SFT.open(hand)
         watched(training)
-        if practice:
+        for i, path in enumerate(said, 1):
+            practised = run / f"practised-{i}"
             if not practised.is_dir():
-                _practise(said, training.model, scenarios, practice, seed)
-                own = {one.name: passed(said, one) for one in scenarios}
+                _practise(path, training.model, scenarios, lists, seed)
+                own = {one.name: passed(said[:i], one) for one in scenarios}
                 prepare(practised, scenarios, rounds=2 * rounds, practised=own, seed=seed)
             training = SFT.open(practised)
             watched(training)

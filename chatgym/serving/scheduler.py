@@ -89,7 +89,7 @@ class Scheduler:
     def idle(self) -> bool:
         """Whether nothing waits and nothing is computed."""
         with self._wake:
-            return not self._waiting and not self._active
+            return not (self._waiting or self._active or self._changes)
 
     def drain(self) -> None:
         """Accept nothing more."""
@@ -101,11 +101,7 @@ class Scheduler:
         Raises:
             Refusal: 503 while draining, 429 when the queue is full.
         """
-        if self.draining:
-            raise Refusal(
-                503, "the server is shutting down; ask again once it is back", code="draining",
-                headers={"Retry-After": "1", "Connection": "close"},
-            )  # fmt: skip
+        self._refuse_while_draining()
         with self._wake:
             if len(self._waiting) >= self._limits.queue:
                 raise Refusal(
@@ -116,12 +112,24 @@ class Scheduler:
             self._wake.notify()
 
     def change(self, what: Callable[[], None]) -> Future[None]:
-        """Have the thread change the model once all rows that are in the batch have ended; others join afterwards."""
+        """Have the thread change the model once all rows that are in the batch have ended; others join afterwards.
+
+        Raises:
+            Refusal: 503 while draining.
+        """
+        self._refuse_while_draining()
         done: Future[None] = Future()
         with self._wake:
             self._changes.append((what, done))
             self._wake.notify()
         return done
+
+    def _refuse_while_draining(self) -> None:
+        if self.draining:
+            raise Refusal(
+                503, "the server is shutting down; ask again once it is back", code="draining",
+                headers={"Retry-After": "1", "Connection": "close"},
+            )  # fmt: skip
 
     def cancel(self, ticket: Ticket) -> None:
         """Drop a request that nobody waits for any more; its rows leave before the next step."""
@@ -167,13 +175,15 @@ class Scheduler:
     def _change(self) -> None:
         if self._batch.rows:
             return
-        what, done = self._changes.popleft()
+        what, done = self._changes[0]
         try:
             what()
         except Exception as error:
             done.set_exception(error)
         else:
             done.set_result(None)
+        with self._wake:  # only now: while it is under way the scheduler isn't idle
+            self._changes.popleft()
 
     def _admit(self) -> None:
         """Let those who wait join, first come, first served, while there is room."""

@@ -5,6 +5,7 @@ What it says is kept as it comes, a line of JSON for each bank, so that a practi
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -61,17 +62,25 @@ def practise(
             progress(first + len(together))
 
 
-def passed(path: Path, scenario: Scenario) -> dict[Asked, list[str]]:
+def passed(paths: Sequence[Path], scenario: Scenario) -> dict[Asked, list[str]]:
     """Return what was said of each of a scenario's banks and is right beyond doubt, each wording once.
 
+    Args:
+        paths: Files of practices.
+        scenario: The scenario.
+
     Raises:
-        Corrupted: The file isn't what `practise` writes.
+        Corrupted: One of the files isn't what `practise` writes.
     """
-    guard, found = Guard(scenario, nlu_of(scenario), margin=MARGIN), {}
-    for name, part, tone, act, lines in _read(path):
+    guard = Guard(scenario, nlu_of(scenario), margin=MARGIN)
+    said: dict[Asked, list[str]] = {}
+    for name, part, tone, act, lines in itertools.chain.from_iterable(map(_read, paths)):
         if name == scenario.name:
-            kept = [verdict.wording for verdict in guard.check(lines, part, tone, act=act)]
-            found[part, tone, act] = list(dict.fromkeys(wording for wording in kept if wording))
+            said.setdefault((part, tone, act), []).extend(lines)
+    found = {}
+    for (part, tone, act), lines in said.items():
+        kept = [verdict.wording for verdict in guard.check(lines, part, tone, act=act)]
+        found[part, tone, act] = list(dict.fromkeys(wording for wording in kept if wording))
     return found
 
 
