@@ -292,7 +292,8 @@ def _said_by_partner(scenario: Scenario) -> list[str]:
 
 def _rounded(vectors: Floats) -> npt.NDArray[np.int8]:
     """Return vectors, but for their lengths, in eight bits a number: what they are near to stays the same."""
-    return np.rint(vectors / np.abs(vectors).max(1, keepdims=True) * 127).astype(np.int8)
+    rounded: npt.NDArray[np.int8] = np.rint(vectors / np.abs(vectors).max(1, keepdims=True) * 127).astype(np.int8)
+    return rounded
 
 
 def train(scenario: Scenario) -> dict[str, Head]:

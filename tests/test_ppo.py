@@ -15,7 +15,7 @@ from chatgym_agents.ppo.policy import Policy
 from chatgym_agents.ppo.rollout import Phases, hold
 from chatgym_agents.ppo.states import features
 from chatgym_agents.ppo.training import Training
-from chatgym_agents.ppo.turns import Turns
+from chatgym_agents.ppo.turns import OwnTurns
 
 from chatgym import rng
 from chatgym.agent import make_config
@@ -78,7 +78,7 @@ def held(base, size=6, config=None, max_length=400):
     policy = policy_of(base, config)
     with torch.no_grad():
         policy.value_head.weight.normal_(generator=torch.Generator().manual_seed(0))
-    turns = Turns(policy, ChatTokenizer(str(base)), size, policy.sampling, config.max_new_tokens, CPU)
+    turns = OwnTurns(policy, ChatTokenizer(str(base)), size, policy.sampling, config.max_new_tokens, CPU)
     keys = rng.bits(5, 0, 0) + np.arange(size, dtype=np.uint64)
     conversations = hold(turns, envs_of(size), keys, [0] * size, max_length=max_length, phases=Phases())
     return policy, conversations
@@ -161,7 +161,7 @@ def test_conversations_of_the_same_key_part_by_their_salt_alone(base):
     policy = policy_of(base, config)
 
     def said(salt):
-        turns = Turns(policy, ChatTokenizer(str(base)), 2, policy.sampling, 12, CPU)
+        turns = OwnTurns(policy, ChatTokenizer(str(base)), 2, policy.sampling, 12, CPU)
         return [one.ids for one in hold(turns, envs_of(2), keys, salt, max_length=400, phases=Phases())]
 
     same, other = said([0, 0]), said([0, 1])

@@ -14,7 +14,7 @@ from chatgym.tokens import ChatTokenizer
 
 from .policy import Coefficients, Policy
 from .sampling import Sampling
-from .turns import Turns
+from .turns import OwnTurns
 
 if TYPE_CHECKING:
     from .agent import PPO
@@ -47,7 +47,7 @@ def load_policy(config: Any, source: Path) -> Policy:
     return policy.to(device).eval()
 
 
-def make_turns(agent: PPO, size: int, deterministic: bool) -> list[tuple[int, Turns]]:
+def make_turns(agent: PPO, size: int, deterministic: bool) -> list[tuple[int, OwnTurns]]:
     """Return B conversations that an agent takes part in, in chunks; with each the number of its first one."""
     policy, config, source = agent.policy(), agent.config, agent.tokenizer_folder()
     policy.eval()
@@ -56,6 +56,6 @@ def make_turns(agent: PPO, size: int, deterministic: bool) -> list[tuple[int, Tu
         sampling = replace(sampling, temperature=0.0)
     device, tokenizer = next(policy.parameters()).device, ChatTokenizer(str(source))
     return [
-        (at, Turns(policy, tokenizer, min(CHUNK, size - at), sampling, config.max_new_tokens, device))
+        (at, OwnTurns(policy, tokenizer, min(CHUNK, size - at), sampling, config.max_new_tokens, device))
         for at in range(0, size, CHUNK)
     ]

@@ -19,7 +19,7 @@ from chatgym.scenarios import Scenario
 
 if TYPE_CHECKING:
     from .training import Training
-    from .turns import Turns
+    from .turns import OwnTurns
 
 
 class PPO:
@@ -110,7 +110,7 @@ class PPO:
         self._policy: Any = None  # as loaded to act
         self._keys: npt.NDArray[np.uint64] = np.zeros(0, np.uint64)
         self._taken: npt.NDArray[np.int64] = np.zeros(0, np.int64)
-        self._chunks: list[tuple[int, Turns]] = []
+        self._chunks: list[tuple[int, OwnTurns]] = []
 
     def learn(self, make_envs: MakeEnvs, total_steps: int, callback: Callback) -> None:
         """Train, see `chatgym.agent.Agent`.

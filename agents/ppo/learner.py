@@ -24,9 +24,9 @@ from .advantages import decays, gae, group_advantages, kl_estimates, token_rewar
 from .packing import Packed, pack
 from .policy import Policy, Reference
 from .rollout import Conversation, Phases, hold
-from .served import Rollouts, ServedTurns
+from .served import Rollouts
 from .states import StateValues
-from .turns import Turns
+from .turns import OwnTurns, Turns
 
 GAP = {torch.float32: 5e-3, torch.bfloat16: 1.0}
 """How far a log-probability, computed again, may be from the one when it was sampled: rounding, and no more."""
@@ -80,11 +80,11 @@ class Learner:
             self._score(held)
         return self._gathered(held)
 
-    def _turns(self, size: int) -> Turns | ServedTurns:
+    def _turns(self, size: int) -> Turns:
         """Return conversations to be held, by the policy as it is now."""
         if self.rollouts is None:
             limits = self.config.max_new_tokens
-            return Turns(self.actor, self.tokenizer, size, self.policy.sampling, limits, self.loop.device)
+            return OwnTurns(self.actor, self.tokenizer, size, self.policy.sampling, limits, self.loop.device)
         with self.phases("publishing"), self.loop.gathered():
             if self.loop.rank == 0:
                 self.rollouts.publish(self.policy.model)

@@ -17,9 +17,8 @@ from chatgym.codecs import clean
 from chatgym.interfaces import MAX_CHARS
 
 from .sampling import Supports
-from .served import ServedTurns
 from .states import features
-from .turns import Heard, Turn, Turns
+from .turns import Turn, Turns
 
 SPEECH = rng.PURPOSES - 4
 """Purpose of the draw that seeds an agent's turn."""
@@ -102,7 +101,7 @@ def speech_seeds(keys: npt.NDArray[np.uint64], turns: npt.NDArray[np.int64], sal
 
 
 def hold(
-    turns: Turns | ServedTurns, envs: Any, keys: npt.NDArray[np.uint64], salt: Sequence[int], *, max_length: int,
+    turns: Turns, envs: Any, keys: npt.NDArray[np.uint64], salt: Sequence[int], *, max_length: int,
     phases: Phases, states: bool = False,
 ) -> list[Conversation]:  # fmt: skip
     """Hold one conversation in each row of the environment, to its end.
@@ -170,7 +169,7 @@ def hold(
 
 
 def _conversation(
-    key: int, turns: Heard, row: int, taken: Sequence[Turn], rewards: list[float], messages: list[dict[str, str]],
+    key: int, turns: Turns, row: int, taken: Sequence[Turn], rewards: list[float], messages: list[dict[str, str]],
     **end: Any,
 ) -> Conversation:  # fmt: skip
     ids = turns.history.ids[row]

@@ -21,10 +21,10 @@ from chatgym.tokens import ChatTokenizer
 from chatgym.training import atomic
 from chatgym.voice.adapter import WEIGHTS
 
-from .turns import Heard, Turn
+from .turns import Turn, Turns
 
 
-class ServedTurns(Heard):
+class ServedTurns(Turns):
     """B conversations in which a server's model takes its turns, the beginnings being its to remember."""
 
     def __init__(

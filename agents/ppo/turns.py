@@ -6,6 +6,7 @@ again. A conversation's keys and values are kept from turn to turn: what was rea
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,8 +65,8 @@ class _Part:
         return _Part(self.rows[keep], cache, self.mask[at])
 
 
-class Heard:
-    """B conversations between a partner and a model, as far as they are heard and written down.
+class Turns(abc.ABC):
+    """B conversations between a partner and a model that takes its turns in them.
 
     Attributes:
         history: Their ids.
@@ -93,8 +94,24 @@ class Heard:
         """Return the words of a turn."""
         return self.tokenizer.decode([token for token in turn.tokens if token != self.tokenizer.end])
 
+    @abc.abstractmethod
+    def speak(self, rows: Sequence[int], seeds: npt.NDArray[np.uint64]) -> list[Turn]:
+        """Take a turn in some conversations; those left out can't be gone on with.
 
-class Turns(Heard):
+        Args:
+            rows: n of them.
+            seeds: uint64[n]; a token is a function of (seed, position), so it doesn't depend on the other rows.
+
+        Returns:
+            n turns.
+        """
+
+    @abc.abstractmethod
+    def peek(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Return the values of the states that some conversations are in, float32[n]; all can be gone on with."""
+
+
+class OwnTurns(Turns):
     """B conversations in which a model of this process takes its turns."""
 
     def __init__(
@@ -116,15 +133,7 @@ class Turns(Heard):
 
     @torch.no_grad()
     def speak(self, rows: Sequence[int], seeds: npt.NDArray[np.uint64]) -> list[Turn]:
-        """Take a turn in some conversations; those left out can't be gone on with.
-
-        Args:
-            rows: n of them.
-            seeds: uint64[n]; a token is a function of (seed, position), so it doesn't depend on the other rows.
-
-        Returns:
-            n turns.
-        """
+        """See `Turns.speak`."""
         hidden = self._read(rows)
         turns = [Turn(len(self.history.ids[row])) for row in rows]
         parked, live = [], np.ones(len(rows), bool)
@@ -157,7 +166,7 @@ class Turns(Heard):
 
     @torch.no_grad()
     def peek(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Return the values of the states that some conversations are in, float32[n]; all can be gone on with."""
+        """See `Turns.peek`."""
         if not self.policy.values_tokens:
             return np.zeros(len(rows), np.float32)
         part, cached = self._part, self._cached.copy()
