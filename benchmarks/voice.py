@@ -1,7 +1,7 @@
 """How a voice words the partners beside the plain model: every bank of every scenario filled anew by each.
 
 python benchmarks/voice.py                 writes the tables of docs/voice.md, and 200 wordings to read
-python benchmarks/voice.py --only voice    leaves the plain model out (it takes the most time)
+python benchmarks/voice.py --only voice    leaves the plain model's rows as they are (it takes the most time)
 """
 
 from __future__ import annotations
@@ -89,9 +89,10 @@ def main() -> None:
         "| a bank | banks without any | of those after an act, its own |\n"
         "|---|---|---|---|---|---|---|---|---|---|\n"
     )
-    if not arguments.only:
-        before, _, after = PAGE.read_text(encoding="utf-8").split(MARK)
-        PAGE.write_text(f"{before}{MARK}\n\n{head}" + "\n".join(rows) + f"\n\n{MARK}{after}", encoding="utf-8")
+    before, table, after = PAGE.read_text(encoding="utf-8").split(MARK)
+    if arguments.only:
+        rows += [row for row in table.splitlines() if row.startswith("| ") and not row.startswith(("| model", f"| {arguments.only} |"))]
+    PAGE.write_text(f"{before}{MARK}\n\n{head}" + "\n".join(sorted(rows)) + f"\n\n{MARK}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ class ChatEnv(gym.Env[Any, Any]):
     * ``scenario``: a name (``chatgym scenarios``) or a `Scenario`.
     * ``action``, ``observation``: see above.
     * ``llm``: who words the partner: ``"smollm2-135m-partner"`` (SmolLM2 with a voice), ``"smollm2-135m"``,
-      ``"template"`` (no model), ``"hf:ID-or-folder"``, an `Engine`.
+      ``"template"`` (no model), ``"hf:ID-or-folder"``, or an `Engine`, which stays open when the environment closes.
     * ``simulator``: ``"agenda"`` decides what the partner does, `llm` how it says it; or ``"llm"``: `llm`, a strong
       model, plays it (`chatgym.player`); that is ``action="text"``, ``observation="text"``, and no error channel.
     * ``reward_model``: adds what it makes of the agent's words to the reward (`chatgym.rewards.make_reward_model`):

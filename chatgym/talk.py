@@ -98,6 +98,7 @@ class Talk:
         self.single_action_space = self.codec.space
         self.worded = texts or observation in ("text", "token") or action == "candidate" or self.judged is not None
         self.engine = make_engine(llm) if self.worded else None
+        self._opened = isinstance(llm, str)
         self.player = Player(self.scenario, self.engine, size) if simulator == "llm" else None
         self.speaker = Speaker(self.scenario, None if self.player else self.engine) if self.worded else None
         self.texts = [""] * size if self.worded else []
@@ -230,8 +231,8 @@ class Talk:
                 "observation": self.observation, "words": words, "tokenizer": tokenizer}  # fmt: skip
 
     def close(self) -> None:
-        """Free the model, if there is one."""
-        if self.engine is not None:
+        """Free the model, if one was opened here; an engine that was handed over stays its owner's to close."""
+        if self.engine is not None and self._opened:
             self.engine.close()
 
     def _make_codec(self, action: str) -> Codec:

@@ -26,7 +26,7 @@ class Parrot:
     identity = "parrot@1"
 
     def __init__(self, *lines):
-        self.lines, self.calls = lines, 0
+        self.lines, self.calls, self.closed = lines, 0, 0
 
     def generate(self, prompts, **sampling):
         self.calls += 1
@@ -37,7 +37,7 @@ class Parrot:
         return [[0.0] for _ in prompts]
 
     def close(self):
-        pass
+        self.closed += 1
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +193,14 @@ def test_the_words_do_not_change_what_happens(own_cache):
     assert worded.wording["by_model"] > 0.0
     assert (plain.outcomes == worded.outcomes).all()
     assert (plain.returns == worded.returns).all()
+
+
+def test_an_environment_closes_the_model_that_it_opened_and_no_other(monkeypatch):
+    mine, opened = Parrot("Hello."), Parrot("Hello.")
+    monkeypatch.setattr("chatgym.talk.make_engine", lambda llm: mine if llm is mine else opened)
+    for llm in (mine, "smollm2-135m"):
+        ChatEnv(observation="text", llm=llm).close()
+    assert (mine.closed, opened.closed) == (0, 1)
 
 
 def test_the_default_model_says_the_right_thing_and_the_same_again(tmp_path):
