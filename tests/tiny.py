@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from chatgym.engines.transformers import TransformersEngine
 
 
-def save_tiny_model(folder: Path) -> Path:
+def save_tiny_model(folder: Path, context: int = 256) -> Path:
     """Save one, with the default model's tokenizer."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -20,7 +20,7 @@ def save_tiny_model(folder: Path) -> Path:
     tokenizer.save_pretrained(folder)
     shape = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=256, bos_token_id=0, eos_token_id=tokenizer.eos_token_id, initializer_range=0.5,
+        max_position_embeddings=context, bos_token_id=0, eos_token_id=tokenizer.eos_token_id, initializer_range=0.5,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -24,7 +24,11 @@ def voice(
     ] = None,
     rounds: Annotated[
         int,
-        typer.Option(min=1, metavar="N", help="How often it sees each wording before it practises; then twice that."),
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="How often it sees each wording at first; twice that after a practice, less after each further one.",
+        ),
     ] = 2,
     practices: Annotated[int, typer.Option(min=0, metavar="N", help="How often it practises and is trained anew.")] = 2,
     lists: Annotated[int, typer.Option(min=1, metavar="N", help="Lists that it says of each thing in a practice.")] = 6,
@@ -39,7 +43,7 @@ def voice(
     A scenario's voice.json holds wordings by hand, for each thing that its partner says, in each tone, and those that
     answer an act of the agent's. The model learns to list them. Then it says lists itself, and is trained anew by the
     wordings by hand and those of its own that the wording guard lets pass beyond doubt; then once more. Takes about
-    HOURS on two cores, and needs pip install 'chatgym[lora]'. docs/voice.md says more.
+    three hours on two cores, and needs pip install 'chatgym[lora]'. docs/voice.md says more.
 
     \b
     Examples:
@@ -71,7 +75,8 @@ def voice(
             if not practised.is_dir():
                 _practise(path, training.model, scenarios, lists, seed)
                 own = {one.name: passed(said[:i], one) for one in scenarios}
-                prepare(practised, scenarios, rounds=2 * rounds, practised=own, seed=seed)
+                more = max(2 * rounds + 1 - i, 1)  # each practice adds wordings
+                prepare(practised, scenarios, rounds=more, practised=own, seed=seed)
             training = SFT.open(practised)
             watched(training)
     except KeyboardInterrupt:
