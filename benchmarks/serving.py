@@ -53,12 +53,21 @@ def memory(processes: list[subprocess.Popen[str]]) -> int:
     return total
 
 
-def started(command: list[str], folder: Path, threads: int = 1) -> subprocess.Popen[str]:
-    """Start Python with a cache of its own, whose models are those already here."""
+def serve(llm: str, *options: str, **environment: str) -> tuple[subprocess.Popen[str], str, str]:
+    """Start a server; return its process, its URL and its model's name."""
+    command = [sys.executable, "-c", "from chatgym.cli import main; main()", "serve", "--llm", llm, "--port", "0"]
+    process = subprocess.Popen([*command, *options], env=os.environ | environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    said = re.search(r"Serving (\S+) at (\S+)", process.stdout.readline())
+    assert said, "the server didn't start"
+    return process, said[2], said[1]
+
+
+def own_cache(folder: Path, threads: int = 1) -> dict[str, str]:
+    """Return the environment of a process with a words' cache of its own, whose models are those already here."""
     folder.mkdir()
     (folder / "models").symlink_to(store.cache_root() / "models")
-    environment = os.environ | {"CHATGYM_CACHE": str(folder), "OMP_NUM_THREADS": str(threads)}
-    return subprocess.Popen([sys.executable, *command], env=environment, stdout=subprocess.PIPE, text=True)
+    return {"CHATGYM_CACHE": str(folder), "OMP_NUM_THREADS": str(threads)}
 
 
 def measure(options: argparse.Namespace, folder: Path, shared: bool) -> tuple[float, int]:
@@ -76,16 +85,14 @@ def measure(options: argparse.Namespace, folder: Path, shared: bool) -> tuple[fl
     watcher.start()
     try:
         if shared:
-            serve = "from chatgym.cli import main; main()"
-            command = ["-c", serve, "serve", "--llm", llm, "--port", "0", "--queue", "10000"]
-            server = started(command, folder / "server", os.cpu_count() or 1)
+            server, url, name = serve(llm, "--queue", "10000", **own_cache(folder / "server", os.cpu_count() or 1))
             processes.append(server)
-            said = re.search(r"Serving (\S+) at (\S+)", server.stdout.readline())
-            llm = f"openai:{said[2]}#{said[1]}"
+            llm = f"openai:{url}#{name}"
         for i in range(options.processes):
             numbers = map(str, (options.rows, options.turns, 100 * i))
-            part = ["-c", PART, llm, options.simulator, options.scenario, *numbers]
-            processes.append(started(part, folder / str(i)))
+            part = [sys.executable, "-c", PART, llm, options.simulator, options.scenario, *numbers]
+            environment = os.environ | own_cache(folder / str(i))
+            processes.append(subprocess.Popen(part, env=environment, stdout=subprocess.PIPE, text=True))
         failed = [process.wait() for process in processes[1 if shared else 0 :]]
         assert not any(failed), f"exit codes: {failed}"
         return time.monotonic() - begun, peak

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 
 import openai
+from serving import serve
 
 from chatgym import store
 from chatgym.engines import make_engine
@@ -88,21 +86,14 @@ def main() -> None:
     options = parser.parse_args()
     if options.llm in store.MODELS:
         store.path(options.llm)
-    serve = "from chatgym.cli import main; main()"
     os.environ.setdefault("CHATGYM_DTYPE", "float32")
-    server = subprocess.Popen(
-        [sys.executable, "-c", serve, "serve", "--llm", options.llm, "--port", "0"], stdout=subprocess.PIPE, text=True
-    )
+    server, url, model = serve(options.llm)
     try:
-        assert server.stdout is not None
-        said = re.search(r"Serving (\S+) at (\S+)", server.stdout.readline())
-        assert said, "the server didn't start"
-        client = openai.OpenAI(base_url=said[2], api_key=os.environ.get("OPENAI_API_KEY", "x"), max_retries=0)
+        client = openai.OpenAI(base_url=url, api_key=os.environ.get("OPENAI_API_KEY", "x"), max_retries=0)
         end = time.monotonic() + options.seconds
         with ThreadPoolExecutor(options.clients) as pool:
             parts = [
-                pool.submit(hold, client, said[1], range(i, 10**9, options.clients), end)
-                for i in range(options.clients)
+                pool.submit(hold, client, model, range(i, 10**9, options.clients), end) for i in range(options.clients)
             ]
         answers = {number: answer for part in parts for number, answer in part.result().items()}
     finally:

@@ -91,7 +91,8 @@ def main() -> None:
     )
     before, table, after = PAGE.read_text(encoding="utf-8").split(MARK)
     if arguments.only:
-        rows += [row for row in table.splitlines() if row.startswith("| ") and not row.startswith(("| model", f"| {arguments.only} |"))]
+        others = ("| model", f"| {arguments.only} |")
+        rows += [row for row in table.splitlines() if row.startswith("| ") and not row.startswith(others)]
     PAGE.write_text(f"{before}{MARK}\n\n{head}" + "\n".join(sorted(rows)) + f"\n\n{MARK}{after}", encoding="utf-8")
 
 
