@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from chatgym import __version__, plugins, store
 from chatgym.agent import setting
-from chatgym.cli import partner
+from chatgym.cli import SPINS, partner
 from chatgym.cli.app import app
 from chatgym.cli.evaluate import SEED, Recorder
 from chatgym.cli.play import find_acts
@@ -118,6 +118,21 @@ def test_help_imports_no_torch(args: list[str]) -> None:
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another OpenMP")
+@pytest.mark.parametrize(("given", "spins"), [({}, SPINS), ({"GOMP_SPINCOUNT": "77"}, "77")])
+def test_threads_of_torch_do_not_keep_a_core_from_others(given: dict[str, str], spins: str) -> None:
+    code = (
+        "import sys\nfrom chatgym.cli import main\nsys.argv = ['chatgym', '--version']\n"
+        "try:\n    main()\nexcept SystemExit:\n    import torch"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    said = subprocess.run(
+        [sys.executable, "-c", code], env=environment | {"OMP_DISPLAY_ENV": "verbose"} | given, check=True,
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    ).stderr  # fmt: skip
+    assert f"GOMP_SPINCOUNT = '{spins}'" in said
 
 
 def test_the_version_is_printed(chatgym: Chatgym) -> None:
