@@ -13,10 +13,10 @@ import functools
 import hashlib
 import re
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from chatgym.scenarios import Scenario, fill
 from chatgym.voice.wordings import wordings
 
 Floats = npt.NDArray[np.float32]
+T = TypeVar("T")
 
 ENCODER = "all-minilm-l6-v2"
 UNCLEAR = "unclear"
@@ -184,14 +185,14 @@ class NLU:
     """
 
     def __init__(self, scenario: Scenario) -> None:
-        """Read what is kept with the scenario, or train the heads when it changed since.
+        """Read the heads that are kept with the scenario, or train them when it changed since.
 
         Raises:
             Corrupted: When the file of the heads can't be read.
         """
         self.scenario = scenario
         self.encoder = encoder()
-        self.heads, self._examples = _stored(scenario) or (train(scenario), {})
+        self.heads = _stored(scenario, _heads_in) or train(scenario)
 
     def understand(self, texts: Sequence[str], role: str = "partner") -> list[Understanding]:
         """Understand B utterances of a role, ``"partner"`` or ``"agent"``."""
@@ -224,6 +225,15 @@ class NLU:
             for text in _filled(self.scenario, sentences):
                 known.setdefault(written_out(self.scenario.find_slots(text)[1]), part)
         return known
+
+    @functools.cached_property
+    def _examples(self) -> dict[str, npt.NDArray[np.int8]]:
+        """The vectors that are kept with the scenario, by sentence: none when it changed since. Only a guard asks."""
+
+        def by_sentence(file: Any) -> dict[str, npt.NDArray[np.int8]]:
+            return dict(zip(_said_by_partner(self.scenario), file["examples"], strict=True))
+
+        return _stored(self.scenario, by_sentence) or {}
 
     def examples(self, texts: Sequence[str]) -> Floats:
         """Return the vectors of B sentences of the partner's, float32[B, 384], rounded as they are stored."""
@@ -369,21 +379,23 @@ def save(scenario: Scenario, heads: Mapping[str, Head]) -> Path:
     return path
 
 
-def _stored(scenario: Scenario) -> tuple[dict[str, Head], dict[str, npt.NDArray[np.int8]]] | None:
-    """Read heads and sentences' vectors, if they were made from the scenario's sentences as they are now."""
+def _heads_in(file: Any) -> dict[str, Head]:
+    """Return the heads in a file that `save` wrote."""
+    names = sorted({name.partition(".")[0] for name in file.files if "." in name})
+    return {
+        name: Head(tuple(file[f"{name}.labels"].tolist()), file[f"{name}.weights"], file[f"{name}.bias"])
+        for name in names
+    }
+
+
+def _stored(scenario: Scenario, read: Callable[[Any], T]) -> T | None:
+    """Return what `read` finds in the scenario's file, if it was made from the sentences as they are now."""
     path = _path(scenario)
     if not path.exists():
         return None
     try:
         with np.load(path, allow_pickle=False) as file:
-            if str(file["data_sha256"]) != data_digest(scenario):
-                return None
-            names = sorted({name.partition(".")[0] for name in file.files} - {"data_sha256", "examples"})
-            heads = {
-                name: Head(tuple(file[f"{name}.labels"].tolist()), file[f"{name}.weights"], file[f"{name}.bias"])
-                for name in names
-            }
-            return heads, dict(zip(_said_by_partner(scenario), file["examples"], strict=True))
+            return read(file) if str(file["data_sha256"]) == data_digest(scenario) else None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         remedy = f"`chatgym scenarios {scenario.name} --train-nlu` makes it anew"
         raise Corrupted(f"{path} can't be read ({error}); {remedy}") from error

@@ -18,7 +18,7 @@ ASKED = ["voice", "--scenario", "education", "--rounds", "1", "--lists", "1"]
 @pytest.fixture(autouse=True)
 def quick(tmp_path, monkeypatch):
     save_tiny_model(tmp_path / "tiny", context=512)
-    monkeypatch.setattr("chatgym.voice.training.BASE", str(tmp_path / "tiny"))
+    monkeypatch.setattr(training, "BASE", str(tmp_path / "tiny"))
     monkeypatch.setitem(practice.SAMPLING, "max_new_tokens", 4)
     monkeypatch.setattr(training, "lessons", lambda *told, every=training.lessons: itertools.islice(every(*told), 25))
 

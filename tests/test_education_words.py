@@ -170,7 +170,7 @@ def test_the_student_is_understood_in_words_of_its_own():
     }  # fmt: skip
     heard = [understanding.act for understanding in understood.understand(list(said))]
     assert sum(map(operator.eq, heard, said.values())) >= len(said) - 1
-    assert nlu._stored(ed.SCENARIO) is not None, "run `chatgym scenarios education --train-nlu`"
+    assert nlu._stored(ed.SCENARIO, nlu._heads_in) is not None, "run `chatgym scenarios education --train-nlu`"
 
 
 def test_what_the_tutor_makes_of_the_student_is_described():

@@ -116,7 +116,7 @@ def test_slot_values_do_not_change_what_is_understood(understood):
 
 
 def test_the_heads_that_are_shipped_were_trained_on_the_sentences_as_they_are():
-    assert nlu._stored(SCENARIO) is not None, "run `chatgym scenarios customer_service --train-nlu`"
+    assert nlu._stored(SCENARIO, nlu._heads_in) is not None, "run `chatgym scenarios customer_service --train-nlu`"
 
 
 def test_the_heads_can_be_made_again(understood):

@@ -482,8 +482,7 @@ def test_after_a_kill_and_a_restart_at_the_same_port_a_client_that_retries_goes_
                 time.sleep(0.05)
 
     expected = [ask(seed) for seed in range(40)]
-    # One thread, so each is computed alone: see `engine`
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(4) as pool:
         answers = [pool.submit(ask, seed) for seed in range(40)]
         answers[3].result(WAIT)
         process.kill()

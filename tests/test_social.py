@@ -331,7 +331,7 @@ def test_belief_and_goal_are_described_in_words():
 
 
 def test_the_heads_that_are_shipped_were_trained_on_the_sentences_as_they_are():
-    assert nlu._stored(so.SCENARIO) is not None, "run `chatgym scenarios social --train-nlu`"
+    assert nlu._stored(so.SCENARIO, nlu._heads_in) is not None, "run `chatgym scenarios social --train-nlu`"
 
 
 HEARD = (
