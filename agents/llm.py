@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from chatgym import rng
 from chatgym.agent import Interface, make_config, setting
-from chatgym.codecs import Spoken, clean
+from chatgym.dynamics import rng
 from chatgym.engines import Engine, make_engine
 from chatgym.engines.chat import Message, Reply, chat
+from chatgym.envs.codecs import Spoken
 from chatgym.errors import Corrupted, InvalidValue
-from chatgym.interfaces import MAX_CHARS
 from chatgym.scenarios import UNCLEAR_ACT, Scenario, fill
+from chatgym.words.charset import MAX_CHARS, clean
 
 from .scripted import Scripted
 

@@ -18,15 +18,15 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 
 from chatgym.agent import Callback, Interface, MakeEnvs, Range, make_config, setting
+from chatgym.dynamics.rng import bits, draw
 from chatgym.errors import Corrupted, InvalidValue
-from chatgym.rng import bits, draw
 from chatgym.scenarios import Scenario
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-EXPLORE, WHICH_ACT, WHICH_TABLE = range(3)  # purposes of the draws, see chatgym.rng
+EXPLORE, WHICH_ACT, WHICH_TABLE = range(3)  # purposes of the draws, see chatgym.dynamics.rng
 
 
 class QLearningAgent:

@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from chatgym import rng
 from chatgym.agent import Callback, Interface, MakeEnvs
+from chatgym.dynamics import rng
+from chatgym.dynamics.room import kernels
+from chatgym.envs.interfaces import draw_allowed
 from chatgym.errors import Corrupted
-from chatgym.interfaces import draw_allowed
-from chatgym.room import kernels
 from chatgym.scenarios import Scenario
 
 
@@ -43,7 +43,7 @@ class Scripted:
     @classmethod
     def load(cls, folder: Path) -> Any:
         """Read back what `save` wrote."""
-        from chatgym.talk import find_scenario
+        from chatgym.scenarios import find_scenario
 
         try:
             saved = json.loads((folder / "agent.json").read_text(encoding="utf-8"))

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from chatgym.evaluation.audit import AUDIT_SEED, Audit, Wording
+from chatgym.evaluation.intervals import Interval
+from chatgym.evaluation.probes import AGENTS
 from chatgym.scenarios.contradictions import KINDS
-from chatgym.training.audit import AUDIT_SEED, Audit, Wording
-from chatgym.training.intervals import Interval
-from chatgym.training.probes import AGENTS
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = "python benchmarks/audit.py"

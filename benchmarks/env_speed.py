@@ -25,9 +25,8 @@ import numpy as np
 from rich.progress import track
 
 from chatgym import plugins
-from chatgym.scenarios import fill
-from chatgym.talk import find_scenario
-from chatgym.vector import ChatVectorEnv
+from chatgym.envs.vector_env import ChatVectorEnv
+from chatgym.scenarios import fill, find_scenario
 
 PAGE = Path(__file__).parent.parent / "docs" / "speed.md"
 POLE = "CartPole-v1's vector environment"
@@ -79,7 +78,7 @@ def chat_subjects(scenario: str, batches: list[int]) -> Iterator[Subject]:
 
 def text_subjects(batch: int) -> Iterator[Subject]:
     """Text in and text out, and the encoder alone over the same number of sentences that are all new."""
-    from chatgym.nlu import encoder
+    from chatgym.words.nlu import encoder
 
     scenario = find_scenario("customer_service")
     known = [fill(t, {"topic": "a late delivery", **scenario.examples}) for ts in scenario.sentences["agent"].values()

@@ -25,14 +25,14 @@ import torch
 from generation_page import page
 from rich.progress import track
 
-from chatgym import store
-from chatgym.cache import Cache
 from chatgym.engines import prefixes
 from chatgym.engines.batch import Batch, Request
 from chatgym.engines.transformers import TransformersEngine
-from chatgym.nlg import SAMPLING, Speaker
-from chatgym.training.atomic import write_text
-from chatgym.vector import ChatVectorEnv
+from chatgym.envs.vector_env import ChatVectorEnv
+from chatgym.storage import model_store
+from chatgym.storage.atomic import write_text
+from chatgym.storage.cache import Cache
+from chatgym.words.nlg import SAMPLING, Speaker
 
 HERE = Path(__file__).parent
 MODEL = "smollm2-135m"
@@ -45,7 +45,7 @@ Lengths = list[int]
 
 def loaded(dtype: torch.dtype = torch.float32) -> TransformersEngine:
     """Return the model, whose texts never end by themselves: each row has as many tokens as asked for."""
-    engine = TransformersEngine(store.path(MODEL), identity=MODEL, dtype=dtype)
+    engine = TransformersEngine(model_store.path(MODEL), identity=MODEL, dtype=dtype)
     engine.ends = frozenset()
     engine.prefixes = prefixes.Prefixes(engine, 0)  # or the second round would find its prompts read
     return engine
@@ -109,7 +109,7 @@ class Peer:
     def __init__(self, kind: str, python: str) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         self.process = subprocess.Popen(
-            [python, str(HERE / "generation_peers.py"), kind, str(store.path(MODEL))], env=environment, text=True,
+            [python, str(HERE / "generation_peers.py"), kind, str(model_store.path(MODEL))], env=environment, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         self.name: str = self.answer()["engine"]
@@ -323,10 +323,10 @@ def overhead(options: argparse.Namespace) -> dict[str, Any]:
     """What the worded environment does beside the model's own generation, its banks empty; and with full ones."""
     found: dict[str, Any] = {}
     for name in SCENARIOS:
-        engine = Stopwatch(store.path(MODEL), identity=MODEL, dtype=torch.float32)
+        engine = Stopwatch(model_store.path(MODEL), identity=MODEL, dtype=torch.float32)
         with tempfile.TemporaryDirectory() as folder:
             envs = ChatVectorEnv(4, scenario=name, llm=engine, texts=True)
-            speaker = envs.talk.speaker
+            speaker = envs.speaker
             assert speaker is not None
             speaker._cache = Cache(Path(folder) / "words.sqlite")
             speaker._guard.check(["Hello."], *next(iter(part_and_tone(speaker))), [0.0])  # loads the NLU
@@ -358,7 +358,7 @@ def part_and_tone(speaker: Speaker) -> Iterator[tuple[str, str]]:
 def warm(name: str, rows: int = 1024, seconds: float = 1.0) -> float:
     """Turns per second with words that are there already: as many banks as there are, filled with the templates."""
     envs = ChatVectorEnv(rows, scenario=name, llm=MODEL, texts=True, observation="discrete")
-    speaker, partner = envs.talk.speaker, envs.scenario.sentences["partner"]
+    speaker, partner = envs.speaker, envs.scenario.sentences["partner"]
     assert speaker is not None
     speaker.preload({f"{part}|{tone}": lines for part, tones in partner.items() for tone, lines in tones.items()})
     acts = np.random.default_rng(0).integers(0, len(envs.scenario.agent_acts) - 1, (64, rows))

@@ -19,7 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from chatgym import plugins
-from chatgym.training import Run, Task, references, resume, train
+from chatgym.envs.task import Task
+from chatgym.evaluation import references
+from chatgym.training import Run, resume, train
 
 COLOURS = ("#2563eb", "#c2410c", "#7c3aed", "#0f766e")
 T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)

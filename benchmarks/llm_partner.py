@@ -1,7 +1,8 @@
 """What a language model is worth as the partner, `simulator="llm"`: ``python benchmarks/llm_partner.py --llm LLM``.
 
-The expert holds conversations with it. What the model says is counted (`chatgym.player.Player.counts`), and compared
-with those of the simulator, which says what it means. Prints a table, and writes the first conversations to a file.
+The expert holds conversations with it. What the model says is counted (`LLMSimulator.counts`), and
+compared with those of the simulator, which says what it means. Prints a table, and writes the first conversations
+to a file.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from chatgym.codecs import Spoken
 from chatgym.engines import make_engine
-from chatgym.vector import ChatVectorEnv
+from chatgym.envs.codecs import Spoken
+from chatgym.envs.vector_env import ChatVectorEnv
 
 SCENARIOS = ("customer_service", "education", "social")
 SHOWN = 2
@@ -30,15 +31,15 @@ def held(scenario: str, conversations: int, **how: Any) -> tuple[ChatVectorEnv, 
     )
     envs.reset(seed=SEED)
     room, going = envs.room, np.ones(conversations, bool)
-    said = [[text] for text in envs.talk.texts]
+    said = [[text] for text in envs.texts]
     while going.any():
         acts, meanings = room.expert_acts(), []
         for row in range(conversations):
             meanings.append(room.scenario.agent_meaning(int(acts[row]), room.belief[row]))
-        words = envs.talk.speaker.say(meanings, room.keys, room.turns.astype(np.int64), role="agent")
-        envs.talk.step([Spoken(text, int(act)) for text, act in zip(words, acts, strict=True)], going)
+        words = envs.speaker.say(meanings, room.keys, room.turns.astype(np.int64), role="agent")
+        envs.step([Spoken(text, int(act)) for text, act in zip(words, acts, strict=True)], active=going)
         for row in np.flatnonzero(going):
-            said[row] += [words[row], envs.talk.texts[row]]
+            said[row] += [words[row], envs.texts[row]]
         going &= room.outcomes == 0
     return envs, said
 
@@ -59,7 +60,7 @@ def main() -> None:
         for scenario in options.scenario or SCENARIOS:
             envs, said = held(scenario, options.conversations, llm=engine, simulator="llm")
             usual, _ = held(scenario, options.conversations, llm="template")
-            counts = envs.talk.player.counts
+            counts = envs.llm_simulator.counts
             shares = [f"{counts[name] / max(counts['replies'], 1):.0%}" for name in ("understood", "untrue", "empty")]
             ends = [
                 ", ".join(

@@ -20,8 +20,8 @@ import numpy as np
 from rich.console import Console
 
 from chatgym import plugins
-from chatgym.nlu import THRESHOLD, UNCLEAR, labelled, nlu_of
 from chatgym.scenarios import Scenario
+from chatgym.words.nlu import THRESHOLD, UNCLEAR, labelled, nlu_of
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt

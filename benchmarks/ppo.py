@@ -78,7 +78,7 @@ def ours(turns: int, rows: int, group: int, **settings: Any) -> Callable[[], tup
     from chatgym_agents.ppo.training import Training
 
     from chatgym.agent import make_config
-    from chatgym.talk import find_scenario
+    from chatgym.scenarios import find_scenario
 
     chosen = {"batch": rows, "group": group, "epochs": 1, "minibatches": 1, "micro_batch": rows, "zero": 0,
               "max_new_tokens": SAID, "max_length": 1024, "target_kl": 0.0, **settings}  # fmt: skip
@@ -104,9 +104,9 @@ def plain(turns: int, rows: int) -> Callable[[], tuple[int, dict[str, float]]]:
     """Return a step of a loop that does the same the plain way."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from chatgym import store
+    from chatgym.storage import model_store
 
-    folder = store.path("smollm2-135m")
+    folder = model_store.path("smollm2-135m")
     models = [AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for _ in range(4)]
     policy, reference, critic, judge = models
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -161,11 +161,11 @@ def plain(turns: int, rows: int) -> Callable[[], tuple[int, dict[str, float]]]:
 
 def trl(interpreter: str, rounds: int) -> list[float]:
     """Return the seconds of TRL's steps."""
-    from chatgym import store
-    from chatgym.tokens import ChatTokenizer
+    from chatgym.engines.tokenizer import ChatTokenizer
+    from chatgym.storage import model_store
 
     texts = prompts(ChatTokenizer("smollm2-135m"), ROWS // GROUP, READ)
-    asked = json.dumps({"model": str(store.path("smollm2-135m")), "prompts": texts, "rows": ROWS, "group": GROUP,
+    asked = json.dumps({"model": str(model_store.path("smollm2-135m")), "prompts": texts, "rows": ROWS, "group": GROUP,
                         "said": SAID, "rounds": rounds, "threads": torch.get_num_threads()})  # fmt: skip
     alone = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}  # DeepSpeed's, here
     command = [*interpreter.split(), str(HERE / "ppo_trl.py")]

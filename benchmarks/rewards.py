@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from chatgym.interfaces import draw_allowed
-from chatgym.rewards import badness, default
+from chatgym.envs.interfaces import draw_allowed
+from chatgym.envs.vector_env import ChatVectorEnv
+from chatgym.finetuning import preferences
+from chatgym.rewards import default
 from chatgym.rewards.term import NAME
-from chatgym.talk import find_scenario
-from chatgym.vector import ChatVectorEnv
+from chatgym.scenarios import find_scenario
 
-WORDS = json.loads((Path(badness.__file__).parent / "badness.json").read_text(encoding="utf-8"))
+WORDS = json.loads((Path(preferences.__file__).parent / "preferences.json").read_text(encoding="utf-8"))
 SCENARIOS = ("customer_service", "education", "social")
 
 Speak = Callable[[ChatVectorEnv, int, np.random.Generator], str]
@@ -26,18 +27,18 @@ Speak = Callable[[ChatVectorEnv, int, np.random.Generator], str]
 
 def adversaries(name: str) -> dict[str, Speak]:
     scenario = find_scenario(name)
-    rejected = [pair.rejected[0]["content"] for pair in badness.pairs_of(scenario, 6) if pair.kind != "whole"]
+    rejected = [pair.rejected[0]["content"] for pair in preferences.pairs_of(scenario, 6) if pair.kind != "whole"]
     first: dict[int, str] = {}
 
     def repeated(envs: ChatVectorEnv, row: int, random: np.random.Generator) -> str:
         """Say what the expert says first, ever again."""
         if envs.room.turns[row] == 0:
             meaning = scenario.agent_meaning(int(envs.expert_acts()[row]), envs.room.belief[row])
-            first[row] = badness.word(scenario, meaning, random)
+            first[row] = preferences.word(scenario, meaning, random)
         return first[row]
 
     def game(kind: str) -> Speak:
-        return lambda envs, row, random: badness.GAMES[kind](scenario, "", random)
+        return lambda envs, row, random: preferences.GAMES[kind](scenario, "", random)
 
     return {
         "empty text": lambda envs, row, random: "",
@@ -70,8 +71,8 @@ def _held(envs: ChatVectorEnv, act: Callable[[np.random.Generator], object]) -> 
     envs.reset(seed=4_000_000)
     going = np.ones(envs.num_envs, bool)
     while going.any():
-        envs.talk.step(act(random), going)
-        scores += envs.talk.terms[going, -1].tolist()
+        envs.step(act(random), active=going)
+        scores += envs._conversations.terms[going, -1].tolist()
         going &= envs.room.outcomes == 0
     return scores
 

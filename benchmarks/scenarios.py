@@ -14,11 +14,12 @@ from typing import Any
 from learning import trained
 
 from chatgym.agent import Interface
+from chatgym.envs.task import Task
+from chatgym.evaluation import evaluate, references
+from chatgym.evaluation.evaluation import EVALUATION_SEED
+from chatgym.evaluation.intervals import Interval, bootstrap_mean, wilson
 from chatgym.testing.balance import best_order
-from chatgym.testing.played import fixed, hold
-from chatgym.training import Task, evaluate, references
-from chatgym.training.evaluation import EVALUATION_SEED
-from chatgym.training.intervals import Interval, bootstrap_mean, wilson
+from chatgym.testing.rollouts import fixed, hold
 from chatgym.training.run import find_agent
 
 PAGE = Path(__file__).parent.parent / "docs" / "scenarios.md"

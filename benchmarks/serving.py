@@ -19,20 +19,20 @@ import threading
 import time
 from pathlib import Path
 
-from chatgym import store
+from chatgym.storage import model_store
 
 SAMPLED_EVERY = 0.2  # seconds
 PART = """
 import sys
 import numpy as np
 from chatgym.scenarios import fill
-from chatgym.vector import ChatVectorEnv
+from chatgym.envs.vector_env import ChatVectorEnv
 llm, simulator, scenario, rows, turns, seed = *sys.argv[1:4], *map(int, sys.argv[4:])
 envs = ChatVectorEnv(
     rows, scenario=scenario, llm=llm, simulator=simulator, action="text", observation="text", reward_model=None
 )
 envs.reset(seed=seed)
-known = envs.talk.scenario
+known = envs.scenario
 says = [fill(texts[0], known.examples) for texts in known.sentences["agent"].values()]
 draws = np.random.default_rng(seed)
 for _ in range(turns):
@@ -66,7 +66,7 @@ def serve(llm: str, *options: str, **environment: str) -> tuple[subprocess.Popen
 def own_cache(folder: Path, threads: int = 1) -> dict[str, str]:
     """Return the environment of a process with a words' cache of its own, whose models are those already here."""
     folder.mkdir()
-    (folder / "models").symlink_to(store.cache_root() / "models")
+    (folder / "models").symlink_to(model_store.cache_root() / "models")
     return {"CHATGYM_CACHE": str(folder), "OMP_NUM_THREADS": str(threads)}
 
 
@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=4)
     options = parser.parse_args()
     for model in ("smollm2-135m", "all-minilm-l6-v2"):
-        store.path(model)
+        model_store.path(model)
     with tempfile.TemporaryDirectory() as folder:
         each = measure(options, Path(folder) / "each", shared=False)
         one = measure(options, Path(folder) / "one", shared=True)

@@ -18,8 +18,8 @@ from itertools import groupby
 import openai
 from serving import serve
 
-from chatgym import store
 from chatgym.engines import make_engine
+from chatgym.storage import model_store
 
 LENGTHS, TEMPERATURES, TOP_PS = (4, 8, 16, 24), (0.0, 0.7, 1.0), (0.9, 1.0)
 
@@ -84,8 +84,8 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=120)
     options = parser.parse_args()
-    if options.llm in store.MODELS:
-        store.path(options.llm)
+    if options.llm in model_store.MODELS:
+        model_store.path(options.llm)
     os.environ.setdefault("CHATGYM_DTYPE", "float32")
     server, url, model = serve(options.llm)
     try:

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from chatgym.cache import Cache
 from chatgym.engines import DEFAULT_MODEL, PLAIN_MODEL, make_engine
-from chatgym.nlg import Speaker
-from chatgym.talk import find_scenario
-from chatgym.voice.wordings import wordings
+from chatgym.scenarios import find_scenario
+from chatgym.storage.cache import Cache
+from chatgym.words.nlg import Speaker
+from chatgym.words.voice.wordings import wordings
 
 SCENARIOS = ("customer_service", "education", "social")
 MODELS = {"plain": PLAIN_MODEL, "voice": DEFAULT_MODEL}

@@ -12,17 +12,21 @@ from gymnasium.envs.registration import register
 from chatgym.errors import ChatGymError, Corrupted, InvalidValue, ReplayMismatch, Unavailable
 
 if TYPE_CHECKING:
-    from chatgym.trace import replay
+    from chatgym.envs.replay import replay
 
 __version__ = "0.1.0"
 __all__ = ["ChatGymError", "Corrupted", "InvalidValue", "ReplayMismatch", "Unavailable", "replay"]
 
-register("ChatEnv-v0", entry_point="chatgym.env:ChatEnv", vector_entry_point="chatgym.vector:ChatVectorEnv")
+register(
+    "ChatEnv-v0",
+    entry_point="chatgym.envs.chat_env:ChatEnv",
+    vector_entry_point="chatgym.envs.vector_env:ChatVectorEnv",
+)
 
 
 def __getattr__(name: str) -> Any:
     if name == "replay":
-        from chatgym.trace import replay
+        from chatgym.envs.replay import replay
 
         return replay
     raise AttributeError(f"module 'chatgym' has no attribute {name!r}")

@@ -24,7 +24,7 @@ A = TypeVar("A", bound="Agent")
 
 @dataclass(frozen=True)
 class Interface:
-    """The action and the observation interface that an agent needs, see `chatgym.env.ChatEnv`."""
+    """The action and the observation interface that an agent needs, see `chatgym.envs.chat_env.ChatEnv`."""
 
     action: str = "act"
     observation: str = "discrete"
@@ -34,14 +34,14 @@ class MakeEnvs(Protocol):
     """Makes the environment to learn in; the caller knows scenario and interface, the agent how many and how."""
 
     def __call__(self, num_envs: int, **overrides: Any) -> VectorEnv[Any, Any, Any]:
-        """Make `num_envs` conversations; `overrides` are arguments of `chatgym.vector.ChatVectorEnv`."""
+        """Make `num_envs` conversations; `overrides` are arguments of `chatgym.envs.vector_env.ChatVectorEnv`."""
 
 
 class Agent(Protocol):
     """An agent: learns from conversations and takes part in them.
 
     All randomness comes from `seed`: an agent seeds the environments that it makes (``envs.reset(seed=seed)``)
-    and draws its own decisions by `chatgym.rng`, a position instead of a state, so that a saved agent goes on
+    and draws its own decisions by `chatgym.dynamics.rng`, a position instead of a state, so that a saved agent goes on
     where it was. `learn` may be called on a loaded agent and then does what is left of `total_steps`; all
     that this needs is in the folder that `save` writes, the state of the environments included
     (``envs.snapshot()``), so that an interrupted training ends in the same bytes as one that wasn't.
@@ -49,7 +49,7 @@ class Agent(Protocol):
     A class may also have ``default_steps: ClassVar[int]``, the turns that a training takes when nobody says how
     many (0 says that the agent learns nothing), ``default_evaluations`` and ``default_conversations``, how many it is
     interrupted by and how long they are, and ``several_processes = True`` if they can train it together (see
-    `chatgym.training.several`). One that remembers what was said has ``begin(keys)``, called with the
+    `chatgym.finetuning.distributed`). One that remembers what was said has ``begin(keys)``, called with the
     keys uint64[B] of conversations that are about to begin; where texts are observed, it is then shown ``""`` of a
     conversation that is over.
     """

@@ -26,7 +26,7 @@ BUILT_IN = "chatgym_agents"
 KINDS = ("agents", "scenarios", "engines", "reward_models")
 
 
-class Things(Mapping[str, Any]):
+class Registered(Mapping[str, Any]):
     """Registered things of one kind by name; one given as ``"module:attribute"`` is imported when it is got."""
 
     def __init__(self) -> None:
@@ -59,10 +59,10 @@ class Things(Mapping[str, Any]):
 class Registry:
     """All that plugins registered."""
 
-    agents: Things = field(default_factory=Things)
-    scenarios: Things = field(default_factory=Things)
-    engines: Things = field(default_factory=Things)
-    reward_models: Things = field(default_factory=Things)
+    agents: Registered = field(default_factory=Registered)
+    scenarios: Registered = field(default_factory=Registered)
+    engines: Registered = field(default_factory=Registered)
+    reward_models: Registered = field(default_factory=Registered)
     plugins: dict[str, str] = field(default_factory=dict)  # entry point loaded -> distribution and version
     failures: list[tuple[str, str]] = field(default_factory=list)  # entry point, last line of the traceback
 
@@ -72,7 +72,7 @@ class Registry:
         return {(kind, name): plugin for kind in KINDS for name, plugin in getattr(self, kind).sources.items()}
 
     def _add(self, kind: str, name: str, thing: Any, plugin: str) -> None:
-        things: Things = getattr(self, kind)
+        things: Registered = getattr(self, kind)
         if name in things:
             what = f"{kind[:-1].replace('_', ' ')} {name!r} is already registered by plugin {things.sources[name]!r}"
             self.failures.append((plugin, f"{what}, which stays; uninstall or rename one of them"))

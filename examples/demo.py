@@ -15,11 +15,14 @@ import numpy as np
 from rich.console import Console
 from rich.rule import Rule
 
-from chatgym import plugins, store
+from chatgym import plugins
 from chatgym.cli.terminal import console, progress_bar, table
-from chatgym.rendering import print_turns
-from chatgym.training import Evaluation, Run, Task, converse, evaluate, train
-from chatgym.training.intervals import Interval
+from chatgym.envs.rendering import print_turns
+from chatgym.envs.task import Task
+from chatgym.evaluation import Evaluation, converse, evaluate
+from chatgym.evaluation.intervals import Interval
+from chatgym.storage import model_store
+from chatgym.training import Run, train
 
 LLM = "smollm2-135m-partner"
 
@@ -35,8 +38,8 @@ def main() -> None:
     out, task = console(), Task()
 
     out.print(Rule("1. Models"))
-    for name in store.MODELS:
-        out.print(f"{name}: {store.path(name)}")
+    for name in model_store.MODELS:
+        out.print(f"{name}: {model_store.path(name)}")
 
     out.print(Rule("2. Training"))
     run = train_agent(options.run, options.steps)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import settings
 
-from chatgym.room import ChatRoom
+from chatgym.dynamics.room import ChatRoom
 
 settings.register_profile("chatgym", deadline=None)  # nothing here may depend on time
 settings.load_profile("chatgym")
@@ -23,7 +23,7 @@ Policy = Callable[[ChatRoom], npt.NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
-class Played:
+class LLMPartner:
     returns: npt.NDArray[np.float64]
     outcomes: list[str]
     turns: npt.NDArray[np.int64]
@@ -33,17 +33,17 @@ class Played:
 
 
 @pytest.fixture(scope="session")
-def play() -> Callable[[ChatRoom, Policy], Played]:
-    def play(room: ChatRoom, policy: Policy) -> Played:
+def play() -> Callable[[ChatRoom, Policy], LLMPartner]:
+    def play(room: ChatRoom, policy: Policy) -> LLMPartner:
         """Play one conversation in each row to its end."""
-        room.start()
+        room.begin()
         going = np.ones(room.size, bool)
         returns = np.zeros(room.size)
         while going.any():
             room.step(policy(room), going)
             returns[going] += room.rewards[going]
             going &= ~(room.terminations | room.truncations)
-        return Played(returns, [room.scenario.outcomes[k] for k in room.outcomes], room.turns.copy())
+        return LLMPartner(returns, [room.scenario.outcomes[k] for k in room.outcomes], room.turns.copy())
 
     return play
 

@@ -33,7 +33,12 @@ class Fault:
     tests: str
 
 
-RNG, ROOM, VECTOR, CODECS = "chatgym/rng.py", "chatgym/room.py", "chatgym/vector.py", "chatgym/codecs.py"
+RNG, ROOM, VECTOR, CODECS = (
+    "chatgym/dynamics/rng.py",
+    "chatgym/dynamics/room.py",
+    "chatgym/envs/vector_env.py",
+    "chatgym/envs/codecs.py",
+)
 CUSTOMER = "chatgym/scenarios/customer_service/customer.py"
 CUSTOMER_BELIEF = "chatgym/scenarios/customer_service/belief.py"
 STUDENT, PERSON = "chatgym/scenarios/education/student.py", "chatgym/scenarios/social/person.py"
@@ -105,8 +110,8 @@ FAULTS = [
     Fault("the end token stands in the text", CODECS, "if token != self.tokenizer.end:", "if True:", "interfaces"),
     Fault("a turn of tokens is one too long", CODECS, "len(tokens) >= MAX_TURN_TOKENS", "len(tokens) > MAX_TURN_TOKENS",
           "interfaces"),
-    Fault("the final observation is the next conversation's", VECTOR, "        last = self.talk.observe()\n",
-          "        last = None\n        self.talk.start(ended)\n        last = self.talk.observe()\n", "vector"),
+    Fault("the final observation is the next conversation's", VECTOR, "        last = self._conversations.observe()\n",
+          "        self._conversations.begin(ended)\n        last = self._conversations.observe()\n", "vector"),
     Fault("a disabled autoreset resets", VECTOR,
           "fresh = ended if self.autoreset_mode is AutoresetMode.NEXT_STEP and ended.any() else None",
           "fresh = ended if ended.any() else None", "vector"),

@@ -17,8 +17,10 @@ import chatgym
 from chatgym import plugins
 from chatgym.cli.app import app
 from chatgym.cli.audit import SEED
+from chatgym.envs.vector_env import ChatVectorEnv
 from chatgym.errors import Unavailable
-from chatgym.nlu import Understanding, nlu_of
+from chatgym.evaluation.audit import AUDIT_SEED, Audit, judge, misheard
+from chatgym.evaluation.probes import AGENTS, ending_acts
 from chatgym.scenarios import Meaning, Scenario
 from chatgym.scenarios.contradictions import Exchange, Finding, never_ends, repeats
 from chatgym.scenarios.customer_service import SCENARIO as CUSTOMER_SERVICE
@@ -27,9 +29,7 @@ from chatgym.scenarios.education import SCENARIO as EDUCATION
 from chatgym.scenarios.education import policy as ed
 from chatgym.scenarios.social import SCENARIO as SOCIAL
 from chatgym.scenarios.social import policy as so
-from chatgym.talk import Talk
-from chatgym.training.audit import AUDIT_SEED, Audit, judge, misheard
-from chatgym.training.probes import AGENTS, ending_acts
+from chatgym.words.nlu import Understanding, nlu_of
 
 SCENARIOS = (CUSTOMER_SERVICE, EDUCATION, SOCIAL)
 
@@ -65,7 +65,11 @@ def test_the_agents_do_what_they_are_for() -> None:
 @functools.cache
 def _held(name: str, agent: str) -> list[list[Exchange]]:
     scenario = next(one for one in SCENARIOS if one.name == name)
-    return list(Audit(scenario).hold(Talk(200, scenario=scenario, llm="template"), agent, AUDIT_SEED))
+    return list(
+        Audit(scenario).hold(
+            ChatVectorEnv(200, scenario=scenario, observation="discrete", llm="template"), agent, AUDIT_SEED
+        )
+    )
 
 
 def _planted(
@@ -308,9 +312,9 @@ def test_the_traces_behind_findings_replay(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     keys = [int(line["key"], 16) for line in lines if line["type"] == "start"]
     assert keys == [found.key for found in audit.found[:20]]
-    talk = Talk(60, scenario=CUSTOMER_SERVICE, error_rate=0.2, llm="template")
-    conversations = list(audit.hold(talk, "perturbed", AUDIT_SEED))
-    held = {key: conversations[row] for row, key in enumerate(talk.room.keys.tolist())}
+    envs = ChatVectorEnv(60, scenario=CUSTOMER_SERVICE, error_rate=0.2, observation="discrete", llm="template")
+    conversations = list(audit.hold(envs, "perturbed", AUDIT_SEED))
+    held = {key: conversations[row] for row, key in enumerate(envs.room.keys.tolist())}
     acts = [exchange.act for key in keys for exchange in held[key][1:]]
     assert [line["action"] for line in lines if line["type"] == "turn"] == acts
 

@@ -6,13 +6,13 @@ import threading
 
 import pytest
 
-from chatgym.cache import Cache, default_path
 from chatgym.errors import Corrupted, Unavailable
+from chatgym.storage.cache import Cache, default_path
 
 WRITER = """
 import sys
 from pathlib import Path
-from chatgym.cache import Cache
+from chatgym.storage.cache import Cache
 name, cache = sys.argv[2], Cache(Path(sys.argv[1]))
 print("ready", flush=True)
 sys.stdin.readline()

@@ -19,18 +19,21 @@ import pytest
 from chatgym_agents.qlearning import QLearning
 from typer.testing import CliRunner
 
-from chatgym import __version__, plugins, store
+from chatgym import __version__, plugins
 from chatgym.agent import setting
 from chatgym.cli import SPINS, partner
 from chatgym.cli.app import app
 from chatgym.cli.evaluate import SEED, Recorder
 from chatgym.cli.play import find_acts
 from chatgym.engines import Completion
+from chatgym.envs.task import Task
 from chatgym.errors import Unavailable
-from chatgym.nlu import NLU, Understanding, nlu_of
+from chatgym.evaluation import evaluate, evaluation, references
+from chatgym.evaluation.probes import ending_acts
 from chatgym.scenarios.customer_service import SCENARIO
-from chatgym.training import Run, Task, evaluate, evaluation, references
-from chatgym.training.probes import ending_acts
+from chatgym.storage import model_store
+from chatgym.training import Run
+from chatgym.words.nlu import NLU, Understanding, nlu_of
 
 SMALL = ("--steps", "20000", "--num-envs", "200", "--conversations", "40")
 COMMAND = [sys.executable, "-c", "from chatgym.cli import main; main()"]
@@ -617,7 +620,7 @@ def test_measure_stores_references_of_this_simulator(
     chatgym: Chatgym, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stored = tmp_path / "references.json"
-    monkeypatch.setattr(sys.modules["chatgym.training.references"], "_path", lambda task: stored)
+    monkeypatch.setattr(sys.modules["chatgym.evaluation.references"], "_path", lambda task: stored)
     said = chatgym("scenarios", "customer_service", "--measure")
     assert said.code == 0
     assert str(stored) in said.out
@@ -638,11 +641,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def _put_model(cache: Path, name: str, size: int) -> Path:
     folder = cache / "models" / name
     folder.mkdir(parents=True)
-    weights = folder / store.WEIGHTS
+    weights = folder / model_store.WEIGHTS
     weights.write_bytes(bytes(size))
-    files = {store.WEIGHTS: {"size": size, "sha256": store.sha256(weights)}}
-    manifest = {"wheel_sha256": store.MODELS[name].sha256, "files": files}
-    (folder / store.MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    files = {model_store.WEIGHTS: {"size": size, "sha256": model_store.sha256(weights)}}
+    manifest = {"wheel_sha256": model_store.MODELS[name].sha256, "files": files}
+    (folder / model_store.MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     return weights
 
 

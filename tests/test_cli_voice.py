@@ -8,8 +8,8 @@ from tiny import save_tiny_model
 from typer.testing import CliRunner
 
 from chatgym.cli.app import app
-from chatgym.voice import practice, training
-from chatgym.voice.adapter import WEIGHTS
+from chatgym.engines.adapter import WEIGHTS
+from chatgym.words.voice import practice, training
 
 pytest.importorskip("peft")
 ASKED = ["voice", "--scenario", "education", "--rounds", "1", "--lists", "1"]

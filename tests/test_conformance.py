@@ -11,8 +11,8 @@ from gymnasium.utils.env_match import check_environments_match
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
-from chatgym.interfaces import ACTIONS, row_of
-from chatgym.vector import ChatVectorEnv
+from chatgym.envs.interfaces import ACTIONS, row_of
+from chatgym.envs.vector_env import ChatVectorEnv
 
 SCENARIOS = ("customer_service", "education", "social")
 OBSERVATIONS = ("embedding", "discrete", "text", "token")
@@ -65,7 +65,7 @@ class Row(gym.Env):
         return row_of(observations, 2), self.info(infos)
 
     def step(self, action):
-        if self.envs.talk.action == "text":
+        if self.envs._conversations.action == "text":
             actions = ["Hello!", "What?", action]
         else:
             actions = np.array([self.action_space.sample(), self.action_space.sample(), action])

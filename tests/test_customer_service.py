@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from chatgym.room import ChatRoom
+from chatgym.dynamics.room import ChatRoom
 from chatgym.scenarios import TONES
 from chatgym.scenarios import customer_service as cs
 from chatgym.scenarios.customer_service import words
@@ -86,7 +86,7 @@ def test_more_misunderstanding_means_worse_results(play):
 
 def test_the_error_channel_errs_at_its_rate_and_knows_it_half_of_the_time():
     room = room_of(200_000)
-    room.start()
+    room.begin()
     room.step(np.full(room.size, ACT["ask_topic"]))
     opened = room.hidden["told"] & 1 == 1
     first = opened & (room.belief["sure"][:, cs.TOPIC] > 0) & (room.belief["asked"][:, cs.TOPIC] == 1)
@@ -98,7 +98,7 @@ def test_the_error_channel_errs_at_its_rate_and_knows_it_half_of_the_time():
 
 def test_without_errors_the_agent_believes_what_was_said():
     room = room_of(5000, error_rate=0.0)
-    room.start()
+    room.begin()
     for _ in range(6):
         room.step(room.expert_acts())
         for slot, name in enumerate(cs.SLOTS):
@@ -108,7 +108,7 @@ def test_without_errors_the_agent_believes_what_was_said():
 
 def test_the_customer_only_says_what_it_wants_or_misremembers():
     room = room_of(5000)
-    room.start()
+    room.begin()
     generator = np.random.default_rng(3)
     for _ in range(12):
         before = room.hidden["misremembers"].copy()
@@ -124,7 +124,7 @@ def test_the_customer_only_says_what_it_wants_or_misremembers():
 
 def test_misremembered_values_fall_under_another_case_of_the_policy():
     room = room_of()
-    room.start()
+    room.begin()
     case = np.vectorize(cs.case)
     assert (case(cs.DATE, room.hidden["date"]) != case(cs.DATE, room.hidden["wrong_date"])).all()
     assert (case(cs.AMOUNT, room.hidden["amount"]) != case(cs.AMOUNT, room.hidden["wrong_amount"])).all()
@@ -132,7 +132,7 @@ def test_misremembered_values_fall_under_another_case_of_the_policy():
 
 def test_an_offer_above_what_is_due_is_a_policy_violation_and_one_below_a_wrong_resolution():
     room = room_of(error_rate=0.0)
-    room.start()
+    room.begin()
     while not np.isin(room.expert_acts(), [ACT["offer_refund"], ACT["offer_fix"], ACT["offer_credit"]]).any():
         room.step(room.expert_acts())
     ready = np.isin(room.expert_acts(), [ACT["offer_refund"], ACT["offer_fix"], ACT["offer_credit"]])
@@ -141,7 +141,7 @@ def test_an_offer_above_what_is_due_is_a_policy_violation_and_one_below_a_wrong_
     more, less = [], []  # whether an offer was accepted that is worth more, or less, than what is due
     for offer in range(3):
         trial = ChatRoom(cs.SCENARIO, room.size, error_rate=0.0)
-        trial.restore(room.snapshot())
+        trial.load(room.dump())
         trial.step(np.full(room.size, ACT["offer_refund"] + offer))
         taken = ready & (trial.hidden["accepted"] == offer)
         due = cs.GENEROSITY[room.hidden["topic"], np.where(ready, right, 0)]
@@ -162,7 +162,7 @@ def test_an_offer_above_what_is_due_is_a_policy_violation_and_one_below_a_wrong_
 
 def test_a_resolution_for_a_wrong_number_is_a_wrong_resolution():
     room = room_of(error_rate=0.0)
-    room.start()
+    room.begin()
     for _ in range(15):
         offers = room.expert_acts()
         room.belief["reference"][:] = 111_111
@@ -175,7 +175,7 @@ def test_a_resolution_for_a_wrong_number_is_a_wrong_resolution():
 
 def test_the_table_numbers_every_belief_within_its_space_and_0_only_at_the_end():
     room = room_of(20_000)
-    room.start()
+    room.begin()
     generator = np.random.default_rng(4)
     seen = set()
     for _ in range(40):
@@ -185,25 +185,25 @@ def test_the_table_numbers_every_belief_within_its_space_and_0_only_at_the_end()
         assert np.array_equal(numbers == 0, room.terminations)
         seen |= set(numbers.tolist())
         over = room.terminations | room.truncations
-        room.start(over)
+        room.begin(over)
     assert len(seen) > 2500
 
 
 def test_the_embedding_tells_apart_all_beliefs_that_the_table_tells_apart():
     room = room_of(5000)
-    room.start()
+    room.begin()
     generator = np.random.default_rng(5)
     by_vector: dict[bytes, int] = {}
     for _ in range(10):
         room.step(uniform(room, generator))
         for number, vector in zip(room.discrete().tolist(), room.embedding(), strict=True):
             assert by_vector.setdefault(vector.tobytes(), number) == number
-        room.start(room.terminations | room.truncations)
+        room.begin(room.terminations | room.truncations)
 
 
 def test_the_embedding_stays_between_minus_one_and_one():
     room = room_of(2000)
-    room.start()
+    room.begin()
     for _ in range(19):
         room.step(np.full(room.size, ACT["apologise"]), room.outcomes == 0)
         assert np.abs(room.embedding()).max() <= 1.0
@@ -211,7 +211,7 @@ def test_the_embedding_stays_between_minus_one_and_one():
 
 def test_an_utterance_survives_being_worded_understood_and_parsed():
     room = room_of(500, error_rate=0.0)
-    room.start()
+    room.begin()
     for _ in range(8):
         for said in room.said:
             meaning = cs.partner_meaning(said)
@@ -234,7 +234,7 @@ def test_an_utterance_survives_being_worded_understood_and_parsed():
 def test_every_part_that_is_ever_said_has_sentences_in_every_tone_it_is_said_in():
     sentences = cs.SCENARIO.sentences
     room = room_of(4000)
-    room.start()
+    room.begin()
     generator = np.random.default_rng(6)
     for _ in range(15):
         acts = np.where(generator.random(room.size) < 0.5, uniform(room, generator), room.expert_acts())
@@ -245,7 +245,7 @@ def test_every_part_that_is_ever_said_has_sentences_in_every_tone_it_is_said_in(
             meaning = cs.partner_meaning(said)
             for part in meaning.parts:
                 assert any(sentences["partner"][part].values())
-        room.start(room.terminations | room.truncations)
+        room.begin(room.terminations | room.truncations)
 
 
 def hidden_parts(room):
@@ -264,7 +264,7 @@ def hidden_parts(room):
 def test_no_classifier_learns_unsaid_parts_of_the_goal_from_observations(moment, above_chance):
     """Reactions to offers may tell (they are said); before any offer the unsaid must stay at chance."""
     room = room_of(40_000)
-    room.start()
+    room.begin()
     generator = np.random.default_rng(7)
     asking = np.array([ACT[a] for a in ("greet", "ask_topic", "ask_reference", "confirm", "apologise")])
     for _ in range(moment):
@@ -280,7 +280,7 @@ def test_no_classifier_learns_unsaid_parts_of_the_goal_from_observations(moment,
 
 def test_the_classifier_notices_a_leak_in_one_observation_of_five(above_chance):
     room = room_of(20_000)
-    room.start()
+    room.begin()
     features, proof = room.embedding(), room.hidden["proof"].copy()
     shown = np.random.default_rng(8).random(room.size) < 0.2
     leaking = np.hstack([features, np.where(shown, proof, 0.5)[:, None].astype(np.float32)])
@@ -290,7 +290,7 @@ def test_the_classifier_notices_a_leak_in_one_observation_of_five(above_chance):
 def test_who_follows_the_instructions_grants_what_is_right():
     lines = [line for line in cs.SCENARIO.instructions().splitlines() if line.startswith("- ")]
     room = room_of(300)
-    room.start()
+    room.begin()
     for hidden in room.hidden:
         first, second = cs.REQUIRED[hidden["topic"]]
         of_case = [
@@ -313,7 +313,7 @@ def test_what_was_noted_is_described_with_how_sure_it_is():
 def test_beyond_its_patience_a_customer_loses_a_point_of_mood_each_turn():
     patient, impatient = room_of(300), room_of(300)
     for room, patience in ((patient, 100), (impatient, 0)):
-        room.start()
+        room.begin()
         room.hidden["patience"] = patience
         room.step(room.expert_acts())
     assert (impatient.hidden["mood"] == np.maximum(patient.hidden["mood"] - 1, 0)).all()
@@ -321,7 +321,7 @@ def test_beyond_its_patience_a_customer_loses_a_point_of_mood_each_turn():
 
 def test_the_slots_of_an_utterance_are_misunderstood_each_by_itself():
     room = room_of(4000, error_rate=0.5)
-    room.start()
+    room.begin()
     room.hidden["talkative"] = 1.0
     room.step(np.full(room.size, ACT["ask_topic"]))
     two = (room.said["slots"] == (1 << cs.TOPIC) | (1 << cs.REFERENCE)) & (room.belief["sure"][:, cs.TOPIC] > 0)
@@ -334,7 +334,7 @@ def test_the_slots_of_an_utterance_are_misunderstood_each_by_itself():
 
 def test_the_terms_of_the_reward_are_what_they_are_called():
     room = room_of(2000)
-    room.start()
+    room.begin()
     generator = np.random.default_rng(8)
     resolved = 0
     for _ in range(20):
@@ -352,7 +352,7 @@ def test_the_terms_of_the_reward_are_what_they_are_called():
 
 def test_an_utterance_that_was_not_understood_leaves_what_was_believed():
     room, lost = room_of(2000, error_rate=0.3), 0
-    room.start()
+    room.begin()
     unclear = cs.UNCLEAR
     for _ in range(8):
         before = room.belief.copy()

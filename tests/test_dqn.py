@@ -10,10 +10,12 @@ from chatgym_agents.dqn import DQN
 from chatgym_agents.masked_dqn import MaskedDQN, MaskedReplayBuffer, bellman_targets, choose_acts
 from gymnasium import spaces
 
+from chatgym.envs.task import Task
 from chatgym.errors import Corrupted, InvalidValue
+from chatgym.evaluation import evaluate
 from chatgym.integrations.sb3 import ChatVecEnv
 from chatgym.scenarios.customer_service import SCENARIO
-from chatgym.training import Run, Task, evaluate, resume, train
+from chatgym.training import Run, resume, train
 
 TASK = Task()
 FILES = {"agent.json", "policy.safetensors", "training.safetensors", "training.npz"}
@@ -179,7 +181,7 @@ def test_the_trained_turns_are_remembered_as_they_were():
         step = envs.step
 
         def observed(acts):
-            before = envs.talk.observe()
+            before = envs._conversations.observe()
             assert envs.room.action_masks()[np.arange(num_envs), acts].all()
             result = step(acts)
             steps.append((before, acts.copy(), *(np.copy(one) for one in result[:4]), result[4]))

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from chatgym.room import ChatRoom
+from chatgym.dynamics.room import ChatRoom
 from chatgym.scenarios import education as ed
 
 N = 10_000
@@ -116,7 +116,7 @@ def test_neglecting_how_the_student_feels_loses_it(play, expert_play):
 
 def taught(room, goal, known, act, skill, style=0):
     """Start lessons on a goal with students who know the given skills (bits); take an act at a skill."""
-    room.start()
+    room.begin()
     room.hidden["goal"], room.hidden["known"], room.hidden["style"] = goal, known, style
     room.hidden["boredom"] = room.hidden["frustration"] = 2
     room.belief["goal"], room.belief["goal_sure"], room.belief["skill"] = goal, 2, skill
@@ -154,7 +154,7 @@ def test_answers_slip_and_are_guessed_at_their_rates(difficulty):
 def test_a_student_says_the_worse_of_its_feelings():
     for boredom, frustration, act in ((7, 2, ed.BORED), (2, 7, ed.FRUSTRATED), (1, 1, ed.FINE)):
         room = room_of(200)
-        room.start()
+        room.begin()
         room.hidden["boredom"], room.hidden["frustration"] = boredom, frustration
         room.step(np.full(room.size, ACT["ask_feeling"]))
         assert (room.said["act"] == act).all()
@@ -162,7 +162,7 @@ def test_a_student_says_the_worse_of_its_feelings():
 
 def test_a_student_who_leaves_costs_the_gave_up_term():
     room = room_of(200)
-    room.start()
+    room.begin()
     room.hidden["boredom"] = 9
     room.step(np.full(room.size, ACT["suggest_break"]))
     room.hidden["boredom"] = 9
@@ -189,7 +189,7 @@ def test_the_gain_is_normalised():
     assert ed.score(ed.RATIOS, 1 << ed.RATIOS) == 0.5
     assert ed.score(ed.RATIOS, 1 << ed.ARITHMETIC) == 0.25
     room = room_of(100)
-    room.start()
+    room.begin()
     room.hidden["goal"], room.hidden["known_first"] = ed.RATIOS, 1 << ed.ARITHMETIC
     room.hidden["known"] = everything & ~(1 << ed.FRACTIONS)
     room.step(np.full(room.size, ACT["end"]))
@@ -199,7 +199,7 @@ def test_the_gain_is_normalised():
 
 def test_no_student_knows_the_goal_and_few_know_a_thing_without_its_basis():
     room = room_of()
-    room.start()
+    room.begin()
     known, goal = room.hidden["known"], room.hidden["goal"]
     assert not (known >> goal & 1).any()
     assert set(goal) == set(range(1, ed.N_SKILLS))
@@ -220,7 +220,7 @@ def test_what_is_too_easy_bores_and_what_is_too_hard_frustrates():
 
 def test_a_student_states_its_goal_again_when_led_elsewhere():
     room = room_of(2000, error_rate=0.0)
-    room.start()
+    room.begin()
     room.hidden["goal"] = ed.RATIOS
     room.belief["goal"] = room.belief["skill"] = ed.EQUATIONS
     room.step(np.full(room.size, ACT["explain"]))
@@ -240,7 +240,7 @@ def test_a_plan_makes_sure_of_the_goal():
 
 def test_a_checked_answer_is_the_same_answer():
     room = room_of(5000, error_rate=0.3)
-    room.start()
+    room.begin()
     room.belief["goal"] = room.hidden["goal"] = room.belief["skill"] = ed.FRACTIONS
     room.step(np.full(room.size, ACT["ask_medium"]))
     first, heard = room.said.copy(), room.belief.copy()
@@ -256,7 +256,7 @@ def test_a_checked_answer_is_the_same_answer():
 
 def test_the_error_channel_errs_at_its_rate_and_often_knows_it():
     room = room_of(50_000)
-    room.start()
+    room.begin()
     room.belief["goal"] = room.hidden["goal"] = room.belief["skill"] = ed.EQUATIONS
     room.hidden["boredom"] = room.hidden["frustration"] = 0
     room.step(np.full(room.size, ACT["ask_medium"]))
@@ -274,7 +274,7 @@ def test_the_error_channel_errs_at_its_rate_and_often_knows_it():
 def test_the_table_numbers_every_belief_within_its_space_and_0_only_at_the_end():
     assert ed.SCENARIO.n_beliefs <= 20_000
     room = room_of(20_000)
-    room.start()
+    room.begin()
     generator = np.random.default_rng(4)
     seen = set()
     for _ in range(30):
@@ -283,13 +283,13 @@ def test_the_table_numbers_every_belief_within_its_space_and_0_only_at_the_end()
         assert ((numbers >= 0) & (numbers < ed.SCENARIO.n_beliefs)).all()
         assert np.array_equal(numbers == 0, room.terminations)
         seen |= set(numbers.tolist())
-        room.start(room.terminations | room.truncations)
+        room.begin(room.terminations | room.truncations)
     assert len(seen) > 3000
 
 
 def test_the_embedding_stays_between_minus_one_and_one_and_tells_apart_what_the_table_does():
     room = room_of(5000)
-    room.start()
+    room.begin()
     generator = np.random.default_rng(5)
     by_vector: dict[bytes, int] = {}
     for _ in range(12):
@@ -298,12 +298,12 @@ def test_the_embedding_stays_between_minus_one_and_one_and_tells_apart_what_the_
         assert np.abs(vectors).max() <= 1.0
         for number, vector in zip(room.discrete().tolist(), vectors, strict=True):
             assert by_vector.setdefault(vector.tobytes(), number) == number
-        room.start(room.terminations | room.truncations)
+        room.begin(room.terminations | room.truncations)
 
 
 def test_knowledge_tracing_knows_more_than_chance_and_is_calibrated():
     room = room_of(20_000)
-    room.start()
+    room.begin()
     for _ in range(8):
         room.step(room.expert_acts(), room.outcomes == 0)
     going = np.flatnonzero((room.outcomes == 0) & (room.belief["goal"] == room.hidden["goal"]))
@@ -319,7 +319,7 @@ def test_knowledge_tracing_knows_more_than_chance_and_is_calibrated():
 def test_no_classifier_learns_from_observations_what_no_answer_showed(moment, above_chance):
     """Before anything is asked or taught, what the student knows and how it learns must stay at chance."""
     room = room_of(30_000)
-    room.start()
+    room.begin()
     generator = np.random.default_rng(7)
     small_talk = np.array([ACT[a] for a in ("greet", "praise", "ask_feeling", "suggest_break")])
     for _ in range(moment):
@@ -339,7 +339,7 @@ def test_no_classifier_learns_from_observations_what_no_answer_showed(moment, ab
 
 def test_the_classifier_notices_a_leak_in_one_observation_of_five(above_chance):
     room = room_of(20_000)
-    room.start()
+    room.begin()
     features, style = room.embedding(), room.hidden["style"].copy()
     shown = np.random.default_rng(8).random(room.size) < 0.2
     leaking = np.hstack([features, np.where(shown, style, 0.5)[:, None].astype(np.float32)])
@@ -348,7 +348,7 @@ def test_the_classifier_notices_a_leak_in_one_observation_of_five(above_chance):
 
 def test_the_public_seed_of_the_questions_tells_nothing_of_the_student(above_chance):
     room = room_of(20_000)
-    room.start()
+    room.begin()
     bits = (room.belief["seed"][:, None] >> np.arange(64, dtype=np.uint64)) & np.uint64(1)
     assert above_chance(bits.astype(np.float32), room.hidden["style"].copy(), 2) < 4
     assert above_chance(bits.astype(np.float32), room.hidden["known"] & 1, 2) < 4
@@ -356,7 +356,7 @@ def test_the_public_seed_of_the_questions_tells_nothing_of_the_student(above_cha
 
 def test_acts_that_make_no_sense_are_masked():
     room = room_of(2000)
-    room.start()
+    room.begin()
     masks = room.action_masks()
     led = room.belief["skill"] >= 0
     assert np.array_equal(masks[:, ACT["explain"]], led)
@@ -369,7 +369,7 @@ def test_acts_that_make_no_sense_are_masked():
 def test_beyond_its_patience_a_student_is_bored_by_a_point_more_each_turn():
     patient, impatient = room_of(300), room_of(300)
     for room, patience in ((patient, 100), (impatient, 0)):
-        room.start()
+        room.begin()
         room.hidden["patience"] = patience
         room.step(room.expert_acts())
     assert (impatient.hidden["boredom"] == np.minimum(patient.hidden["boredom"] + 1, 10)).all()

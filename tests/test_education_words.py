@@ -5,12 +5,12 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from chatgym import nlu
-from chatgym.room import ChatRoom
+from chatgym.dynamics.room import ChatRoom
 from chatgym.scenarios import TONES, fill
 from chatgym.scenarios import education as ed
 from chatgym.scenarios.education import problems, words
 from chatgym.scenarios.education.belief import depth, status
+from chatgym.words import nlu
 
 ASKING = [ed.ASK_EASY, ed.ASK_MEDIUM, ed.ASK_HARD]
 CASES = [(skill, difficulty) for skill in range(ed.N_SKILLS) for difficulty in range(3)]
@@ -76,7 +76,7 @@ def test_what_students_answer_is_right_when_they_know_it_and_plausible_when_not(
     seen = 0
     for skill, difficulty in CASES:
         room = room_of(300, error_rate=0.0)
-        room.start()
+        room.begin()
         room.belief["goal"] = room.hidden["goal"] = max(skill, 1)
         room.belief["skill"] = skill
         room.hidden["boredom"] = room.hidden["frustration"] = 0
@@ -112,7 +112,7 @@ def test_every_part_has_six_wordings_in_each_tone_and_what_nlu_needs():
 def test_everything_that_is_ever_said_has_words_with_every_value_filled_in():
     sentences = ed.SCENARIO.sentences
     room = room_of(400)
-    room.start()
+    room.begin()
     generator = np.random.default_rng(6)
     said_parts, agent_parts = set(), set()
     for _ in range(25):
@@ -129,14 +129,14 @@ def test_everything_that_is_ever_said_has_words_with_every_value_filled_in():
             said_parts.update(meaning.parts)
             texts = sentences["partner"][meaning.parts[0]][meaning.tone]
             assert all("{" not in fill(text, meaning.slots) for text in texts)
-        room.start(room.terminations | room.truncations)
+        room.begin(room.terminations | room.truncations)
     assert said_parts == set(sentences["partner"])
     assert agent_parts == set(sentences["agent"])
 
 
 def test_an_utterance_survives_being_worded_read_and_parsed():
     room = room_of(300, error_rate=0.0)
-    room.start()
+    room.begin()
     for _ in range(10):
         for said in room.said:
             meaning = ed.partner_meaning(said)

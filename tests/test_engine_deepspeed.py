@@ -130,12 +130,13 @@ def test_a_model_of_ones_own_by_name(folder, tmp_path):
 
 @pytest.mark.parametrize(("cuda", "kind"), [(True, "DeepSpeedEngine"), (False, "TransformersEngine")])
 def test_the_default_model_is_served_by_deepspeed_on_cuda_only(folder, monkeypatch, cuda, kind):
-    from chatgym import engines, store
+    from chatgym.engines import choose
+    from chatgym.storage import model_store
 
-    monkeypatch.setattr(store, "path", lambda name: folder)
+    monkeypatch.setattr(model_store, "path", lambda name: folder)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     # What is chosen, not what it does: there is no such device here.
     for name in ("_deepspeed", "_transformers"):
-        monkeypatch.setattr(engines, name, lambda *chosen, name=name: name)
+        monkeypatch.setattr(choose, name, lambda *chosen, name=name: name)
     chosen = make_engine(DEFAULT_MODEL)._open()
     assert {"_deepspeed": "DeepSpeedEngine", "_transformers": "TransformersEngine"}[chosen] == kind

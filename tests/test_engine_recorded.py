@@ -10,13 +10,13 @@ from openai_server import LocalServer
 from tiny import save_tiny_model, tiny_engine
 
 import chatgym
-from chatgym import trace
-from chatgym.cache import Cache
 from chatgym.engines import Completion, make_engine
 from chatgym.engines.openai import OpenAIEngine, Settings
 from chatgym.engines.recorded import RecordedEngine
-from chatgym.env import ChatEnv
+from chatgym.envs import replay
+from chatgym.envs.chat_env import ChatEnv
 from chatgym.errors import BudgetSpent, Corrupted, InvalidValue, Unavailable
+from chatgym.storage.cache import Cache
 from chatgym.testing import check_engine
 
 PROMPTS = ["The capital of France is", "One, two, three,"]
@@ -30,7 +30,7 @@ def direct(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def own_words(tmp_path, monkeypatch):
     """Words stored by other tests aren't seen, and these are seen by none; the models are where they are."""
-    monkeypatch.setattr("chatgym.nlg.default_path", lambda: tmp_path / "words.sqlite")
+    monkeypatch.setattr("chatgym.words.nlg.default_path", lambda: tmp_path / "words.sqlite")
 
 
 class Moody:
@@ -85,7 +85,7 @@ def server():
 
 def play(llm, path):
     env = ChatEnv(scenario="customer_service", llm=llm)
-    trace.record(env, lambda observation, info: int(info["action_mask"].argmax()), path, keys=[1, 2, 3])
+    replay.record(env, lambda observation, info: int(info["action_mask"].argmax()), path, keys=[1, 2, 3])
     env.close()
     return path.read_bytes()
 

@@ -3,9 +3,9 @@ import random
 import numpy as np
 import pytest
 
-from chatgym import store
 from chatgym.engines import make_engine
 from chatgym.errors import InvalidValue
+from chatgym.storage import model_store
 
 torch = pytest.importorskip("torch")
 
@@ -20,7 +20,7 @@ PROMPTS = [
 def engine():
     from chatgym.engines.transformers import TransformersEngine
 
-    made = TransformersEngine(store.path("smollm2-135m"), identity="test", dtype=torch.float32)
+    made = TransformersEngine(model_store.path("smollm2-135m"), identity="test", dtype=torch.float32)
     yield made
     made.close()
 
@@ -145,7 +145,7 @@ def test_a_folder_of_pickled_weights_is_refused(tmp_path):
 
 
 def test_a_model_of_ones_own_words_the_partner_from_its_folder():
-    folder = store.path("smollm2-135m")
+    folder = model_store.path("smollm2-135m")
     engine = make_engine(f"hf:{folder}")
     assert engine.identity.startswith("smollm2-135m@")
     assert not engine.loaded  # before it is needed

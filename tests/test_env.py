@@ -154,7 +154,7 @@ def test_unknown_names_are_refused_with_those_that_are_known(arguments, words):
 
 
 def chatgym_env(**arguments):
-    from chatgym.env import ChatEnv
+    from chatgym.envs.chat_env import ChatEnv
 
     return ChatEnv(**{"llm": "template", **arguments})
 
@@ -189,7 +189,7 @@ def test_the_docstrings_tables_say_what_is_so():
 
 
 def test_legacy_api_returns_plain_python_values():
-    from chatgym.wrappers import LegacyAPI
+    from chatgym.envs.wrappers import LegacyAPI
 
     env = LegacyAPI(make(observation="discrete"))
     assert (type(env.state_space), type(env.action_space)) == (int, int)
@@ -202,7 +202,7 @@ def test_legacy_api_returns_plain_python_values():
 
 
 def test_legacy_api_refuses_what_no_table_can_hold():
-    from chatgym.wrappers import LegacyAPI
+    from chatgym.envs.wrappers import LegacyAPI
 
     with pytest.raises(chatgym.InvalidValue, match='observation="discrete"'):
         LegacyAPI(make(observation="embedding"))

@@ -8,14 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import chatgym
-from chatgym import trace
+from chatgym.engines.tokenizer import tokenizer_of
+from chatgym.envs import replay
+from chatgym.envs.tokens import CONTEXT, TokenHistory
+from chatgym.envs.vector_env import ChatVectorEnv
+from chatgym.envs.wrappers import ChatMLMessages, FlatTokens
 from chatgym.errors import InvalidValue
-from chatgym.interfaces import MAX_CHARS
 from chatgym.scenarios import fill
 from chatgym.scenarios.customer_service import SCENARIO
-from chatgym.tokens import CONTEXT, TokenHistory, tokenizer_of
-from chatgym.vector import ChatVectorEnv
-from chatgym.wrappers import ChatMLMessages, FlatTokens
+from chatgym.words.charset import MAX_CHARS
 
 ACTS = SCENARIO.agent_acts
 SCENARIOS = ("customer_service", "education", "social")
@@ -53,7 +54,7 @@ def by_act(env, act):
 
 
 def by_candidate(env, act):
-    return [env.talk.codec.acts[0].tolist().index(act)]
+    return [env._conversations.codec.acts[0].tolist().index(act)]
 
 
 def by_text(env, act):
@@ -61,7 +62,7 @@ def by_text(env, act):
 
 
 def by_tokens(env, act):
-    tokenizer = env.talk.tokenizer
+    tokenizer = env.tokenizer
     return [*tokenizer.encode(sentence(env, act)), tokenizer.end]
 
 
@@ -76,21 +77,21 @@ def test_nothing_happens_within_a_turn_of_tokens():
     env = make(action="token")
     first, info = env.reset(seed=1)
     before = (info["text"], info["user_act"])
-    for token in env.talk.tokenizer.encode("What can I do for you"):
+    for token in env.tokenizer.encode("What can I do for you"):
         observation, reward, terminated, truncated, info = env.step(token)
         assert (reward, terminated, truncated, info["agent_act"]) == (0.0, False, False, "")
         assert set(info["reward_terms"].values()) == {0.0}
         assert (info["text"], info["user_act"]) == before
         np.testing.assert_array_equal(observation, first)
         assert len(env.transcript()) == 1
-    _, reward, _, _, info = env.step(env.talk.tokenizer.end)
+    _, reward, _, _, info = env.step(env.tokenizer.end)
     assert (info["agent_act"], reward < 0.0, len(env.transcript())) == ("ask_topic", True, 3)
 
 
 def test_a_turn_of_tokens_ends_by_itself():
     env = make(action="token")
     env.reset(seed=1)
-    token = env.talk.tokenizer.encode(" the")[0]
+    token = env.tokenizer.encode(" the")[0]
     acts = [env.step(token)[4]["agent_act"] for _ in range(128)]
     assert [i for i, act in enumerate(acts) if act] == [63, 127]
 
@@ -119,7 +120,7 @@ def test_an_act_its_candidate_its_words_and_its_tokens_are_the_same_turn(scenari
     assert len(set(expected)) > EPISODES // 2  # these episodes differ
 
     def candidates(envs, turn):
-        offered = envs.talk.codec.acts
+        offered = envs._conversations.codec.acts
         return [offered[i].tolist().index(said[turn]) if turn < len(said) else 0 for i, said in enumerate(acts)]
 
     def texts(envs, turn):
@@ -143,11 +144,11 @@ def random_episodes(scenario, size):
     draws = np.random.default_rng(1)
 
     def choose(envs, turn):
-        room, chosen = envs.talk.room, []
+        room, chosen = envs.room, []
         for i, allowed in enumerate(room.action_masks()):
             chosen.append(int(draws.choice(np.flatnonzero(allowed))) if allowed.any() else 0)
             acts[i].append(chosen[-1])
-            words[i].append(envs.talk.word_agent(chosen[-1], room.belief[i], room.keys[i], turn + 1))
+            words[i].append(envs.agent_words(i, chosen[-1]))
         return chosen
 
     expected = play_all(scenario, "act", choose)
@@ -175,7 +176,7 @@ def play_all(scenario, action, choose):
             if infos["agent_act"][i]:  # a turn, not a token of it
                 rewards[i].append(float(gained[i]))
             if terminations[i] or truncations[i]:
-                ends[i] = (tuple(rewards[i]), int(envs.talk.room.outcomes[i]), infos["text"][i])
+                ends[i] = (tuple(rewards[i]), int(envs.room.outcomes[i]), infos["text"][i])
         if len(ends) == EPISODES:
             return [ends[i] for i in range(EPISODES)]
 
@@ -200,7 +201,7 @@ def test_any_characters_are_safe(tmp_path_factory, text):
     env = make(action="text", observation="text", render_mode="ansi")
     path = tmp_path_factory.mktemp("trace") / "t.jsonl"
     said = iter([text])
-    trace.record(env, lambda *_: next(said, "goodbye"), path, keys=[5])
+    replay.record(env, lambda *_: next(said, "goodbye"), path, keys=[5])
     assert chatgym.replay(path).conversations == 1
     env.render().encode()
 
@@ -217,7 +218,7 @@ def test_a_trace_of_every_action_level_replays(tmp_path, action):
         return queue.pop(0)
 
     path = tmp_path / "t.jsonl"
-    trace.record(env, policy, path, keys=[1, 2])
+    replay.record(env, policy, path, keys=[1, 2])
     assert chatgym.replay(path).turns == path.read_text().count('"type":"turn"')
 
 
@@ -263,7 +264,7 @@ def test_candidates_are_different_acts_in_another_order_each_turn():
     orders = set()
     for seed in range(5):
         _, info = env.reset(seed=seed)
-        acts = env.talk.codec.acts[0]
+        acts = env._conversations.codec.acts[0]
         there = info["action_mask"]
         assert (acts[there] >= 0).all()
         assert (acts[~there] < 0).all()
@@ -271,7 +272,7 @@ def test_candidates_are_different_acts_in_another_order_each_turn():
         assert all(bool(text) == present for text, present in zip(info["candidates"], there, strict=True))
         orders.add(tuple(acts.tolist()))
         env.step(acts.tolist().index(ACTS.index("ask_topic")))
-        both = [act for act in env.talk.codec.acts[0].tolist() if act >= 0 and act in acts]
+        both = [act for act in env._conversations.codec.acts[0].tolist() if act >= 0 and act in acts]
         orders.add(tuple(sorted(both, key=acts.tolist().index)))
         orders.add(tuple(both))
     assert len(orders) == 15
@@ -295,7 +296,7 @@ def test_a_choice_of_padding_says_nothing():
 def test_token_observations_are_the_conversation_and_are_never_tokenised_anew():
     env = make(action="token", observation="token")
     observation, info = env.reset(seed=2)
-    tokenizer = env.talk.tokenizer
+    tokenizer = env.tokenizer
     assert env.observation_space.contains(observation)
     odd = tokenizer.encode("Wh")[:1] + tokenizer.encode("at can I do for you?")  # not how the text would be split
     for token in [*odd, tokenizer.end]:
@@ -351,7 +352,7 @@ def test_flat_tokens_are_one_box_with_a_mark_for_padding():
     env = FlatTokens(make(observation="token"))
     observation, _ = env.reset(seed=1)
     assert env.observation_space.contains(observation)
-    inner = env.env.talk.observe()
+    inner = env.env._conversations.observe()
     np.testing.assert_array_equal(observation[inner["mask"][0] == 1], inner["ids"][0][inner["mask"][0] == 1])
     assert set(observation[inner["mask"][0] == 0]) == {-1}
     with pytest.raises(InvalidValue, match='observation="token"'):
@@ -375,7 +376,7 @@ def test_what_is_said_token_by_token_is_observed_as_what_is_said_at_once():
     at_once, in_tokens = (make(action=action, observation="token") for action in ("text", "token"))
     for env in (at_once, in_tokens):
         env.reset(seed=3)
-    tokenizer = in_tokens.talk.tokenizer
+    tokenizer = in_tokens.tokenizer
     for text in ("What can I do for you?", "When was that?"):
         observation = at_once.step(text)[0]
         for token in [*tokenizer.encode(text), tokenizer.end]:

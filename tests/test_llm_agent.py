@@ -9,15 +9,15 @@ from openai_server import LocalServer
 from tiny import save_tiny_model, tiny_engine
 from typer.testing import CliRunner
 
-from chatgym import trace
 from chatgym.cli.app import app
-from chatgym.codecs import Spoken
 from chatgym.engines import make_engine
+from chatgym.envs import replay
+from chatgym.envs.codecs import Spoken
+from chatgym.envs.task import Task
 from chatgym.errors import Corrupted, InvalidValue
-from chatgym.scenarios import UNCLEAR_ACT
-from chatgym.talk import find_scenario
-from chatgym.training import Task, evaluate
-from chatgym.training.evaluation import converse
+from chatgym.evaluation import evaluate
+from chatgym.evaluation.rollouts import converse
+from chatgym.scenarios import UNCLEAR_ACT, find_scenario
 
 SCENARIO = find_scenario("customer_service")
 TASK = Task("customer_service", {"max_turns": 4})
@@ -138,9 +138,9 @@ def test_a_model_that_needs_no_briefing_gets_none(engine):
 def test_an_act_that_is_spoken_is_replayed(tmp_path):
     env = TASK.make_env(LLM.requires)
     plan = iter([Spoken("Hm.", UNCLEAR_ACT), Spoken("", 1), Spoken("Which number?", 2), Spoken("Bye.", 14)] * 2)
-    trace.record(env, lambda observation, info: next(plan), tmp_path / "t.jsonl", keys=[5])
+    replay.record(env, lambda observation, info: next(plan), tmp_path / "t.jsonl", keys=[5])
     assert '"act":2' in (tmp_path / "t.jsonl").read_text()
-    assert trace.replay(tmp_path / "t.jsonl").conversations == 1
+    assert replay.replay(tmp_path / "t.jsonl").conversations == 1
     env.reset(seed=1)
     with pytest.raises(InvalidValue, match="no act 99"):
         env.step(Spoken("x", 99))

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from openai_server import LocalServer
 
-from chatgym import trace
-from chatgym.codecs import Spoken
+from chatgym.envs import replay
+from chatgym.envs.codecs import Spoken
+from chatgym.envs.llm_simulator import NOTHING, STOP
+from chatgym.envs.vector_env import ChatVectorEnv
 from chatgym.errors import Corrupted, InvalidValue, ReplayMismatch
-from chatgym.player import NOTHING, STOP
-from chatgym.talk import find_scenario
-from chatgym.vector import ChatVectorEnv
+from chatgym.scenarios import find_scenario
 
 SCENARIOS = ("customer_service", "education", "social")
 DESK, TUTORING = find_scenario("customer_service"), find_scenario("education")
@@ -50,7 +50,7 @@ def played_by_the_expert(said, scenario, rows=8):
         envs.reset(seed=11)
         room, going = envs.room, np.ones(rows, bool)
         while going.any():
-            envs.talk.step([Spoken("", int(act)) for act in room.expert_acts()], going)
+            envs.step([Spoken("", int(act)) for act in room.expert_acts()], active=going)
             going &= room.outcomes == 0
         return [room.scenario.outcomes[outcome] for outcome in room.outcomes]
 
@@ -124,7 +124,7 @@ def test_a_true_fact_counts_as_told_and_an_untrue_one_is_counted():
         with Partner(lambda body: f"My order number is {number(body['messages'][0]['content'])}.") as server:
             env = make(server)
             env.reset(seed=5)
-        return env.room, env.talk.player.counts
+        return env.room, env.llm_simulator.counts
 
     room, counts = opens_with(lambda told: re.search(r"\d{6}", told)[0])
     assert room.belief["reference"][0] == room.hidden["reference"][0]
@@ -192,15 +192,15 @@ def test_a_replay_needs_no_model_and_finds_a_changed_reply(tmp_path):
                 turn = iter(plan) if info["agent_act"] == "" else turn  # noqa: B023
                 return Spoken("", next(turn))
 
-            trace.record(env, policy, path, keys=range(4))
-        assert trace.replay(path).conversations == 4
+            replay.record(env, policy, path, keys=range(4))
+        assert replay.replay(path).conversations == 4
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     for change, error in (("Hello.", ReplayMismatch), (None, InvalidValue)):
-        with trace.TraceWriter(path, lines[0]["identity"]) as writer:
+        with replay.TraceWriter(path, lines[0]["identity"]) as writer:
             for number, line in enumerate(lines[1:-1]):
                 writer.write({**line, "reply": change} if number == 1 else line)
         with pytest.raises((error, Corrupted)):
-            trace.replay(path)
+            replay.replay(path)
 
 
 def test_a_model_that_says_nothing_or_anything_is_a_partner_all_the_same():

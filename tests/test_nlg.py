@@ -4,17 +4,20 @@ import numpy as np
 import pytest
 
 import chatgym
-from chatgym import nlg, store, trace
-from chatgym.cache import Cache
 from chatgym.engines import Completion, make_engine
-from chatgym.env import ChatEnv
+from chatgym.envs import replay
+from chatgym.envs.chat_env import ChatEnv
+from chatgym.envs.task import Task
 from chatgym.errors import Corrupted, ReplayMismatch
-from chatgym.guard import Guard
-from chatgym.nlg import Speaker
-from chatgym.nlu import nlu_of
+from chatgym.evaluation import evaluate
 from chatgym.scenarios import TONES, Meaning
 from chatgym.scenarios.customer_service import SCENARIO
-from chatgym.training import Task, evaluate
+from chatgym.storage import model_store
+from chatgym.storage.cache import Cache
+from chatgym.words import nlg
+from chatgym.words.guard import Guard
+from chatgym.words.nlg import Speaker
+from chatgym.words.nlu import nlu_of
 
 KEYS, TURNS = np.arange(1, 501, dtype=np.uint64), np.arange(500) % 20
 NUMBER = Meaning("inform", ("inform/reference",), {"reference": "123456"}, "calm")
@@ -48,7 +51,7 @@ def guard():
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):
     """A cache folder without words, but with the models."""
-    models = store.path("all-minilm-l6-v2").parent
+    models = model_store.path("all-minilm-l6-v2").parent
     monkeypatch.setenv("CHATGYM_CACHE", str(tmp_path))
     (tmp_path / "models").symlink_to(models)
 
@@ -176,7 +179,7 @@ def test_a_damaged_bank_is_an_error_that_names_the_remedy(cache):
 def test_a_conversation_in_a_models_words_replays_without_the_model(tmp_path, own_cache):
     env = ChatEnv(observation="text", llm=Parrot("It's 482913.", "Yes, that's it.", "It was 3 days ago, I think."))
     path = tmp_path / "t.jsonl"
-    trace.record(env, lambda *_: int(env.room.expert_acts()[0]), path, keys=list(range(20)))
+    replay.record(env, lambda *_: int(env.room.expert_acts()[0]), path, keys=list(range(20)))
     assert '"It\'s {reference}."' in path.read_text()
     assert chatgym.replay(path).conversations == 20
     changed = tmp_path / "changed.jsonl"
@@ -197,14 +200,14 @@ def test_the_words_do_not_change_what_happens(own_cache):
 
 def test_an_environment_closes_the_model_that_it_opened_and_no_other(monkeypatch):
     mine, opened = Parrot("Hello."), Parrot("Hello.")
-    monkeypatch.setattr("chatgym.talk.make_engine", lambda llm: mine if llm is mine else opened)
+    monkeypatch.setattr("chatgym.envs.conversations.make_engine", lambda llm: mine if llm is mine else opened)
     for llm in (mine, "smollm2-135m"):
         ChatEnv(observation="text", llm=llm).close()
     assert (mine.closed, opened.closed) == (0, 1)
 
 
 def test_the_default_model_says_the_right_thing_and_the_same_again(tmp_path):
-    store.path("smollm2-135m")
+    model_store.path("smollm2-135m")
     engine = make_engine("smollm2-135m")
     banks = []
     for run in ("a", "b"):

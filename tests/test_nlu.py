@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chatgym import nlu, plugins
+from chatgym import plugins
 from chatgym.errors import Corrupted, InvalidValue
 from chatgym.scenarios.customer_service import SCENARIO
+from chatgym.words import nlu
 
 HELD_OUT = [  # as people type, none of it among the sentences that the heads learn
     ("hey is anyone around", "greet"),

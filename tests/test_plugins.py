@@ -244,7 +244,8 @@ def test_an_environment_variable_restricts_which_plugins_are_loaded(good, broken
 
 TRAIN = """
 import json, sys
-from chatgym.training import Run, evaluate, resume, train
+from chatgym.training import Run, resume, train
+from chatgym.evaluation import evaluate
 folder = sys.argv[1] if len(sys.argv) > 1 else {folder!r}
 run = train("bandit", folder, conversations=50, settings={{"num_envs": 20}}, seed=3)
 again = evaluate(Run.open(folder).agent(), run.task, conversations=50, references=False)

@@ -17,14 +17,15 @@ from chatgym_agents.ppo.states import features
 from chatgym_agents.ppo.training import Training
 from chatgym_agents.ppo.turns import OwnTurns
 
-from chatgym import rng
 from chatgym.agent import make_config
-from chatgym.codecs import clean
+from chatgym.dynamics import rng
+from chatgym.engines.tokenizer import ChatTokenizer
+from chatgym.envs.task import Task
+from chatgym.envs.vector_env import ChatVectorEnv
 from chatgym.errors import InvalidValue
+from chatgym.evaluation import evaluate
 from chatgym.finetuning import models, tiny
-from chatgym.tokens import ChatTokenizer
-from chatgym.training import Task, evaluate
-from chatgym.vector import ChatVectorEnv
+from chatgym.words.charset import clean
 
 TASK = Task("customer_service", {"error_rate": 0.0, "max_turns": 4})
 CPU = torch.device("cpu")
@@ -202,7 +203,7 @@ def test_stepping_token_by_token_gives_the_same_ids_rewards_and_advantages(base)
     whole = np.zeros(len(one.places))
     whole[one.ends] = one.rewards
     assert rewards == whole.tolist()
-    shown = envs.talk.history.ids[0]
+    shown = envs.history.ids[0]
     assert shown[: len(one.ids)] == one.ids[: len(shown)]
 
 

@@ -14,10 +14,11 @@ from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from chatgym.cli.app import app
+from chatgym.envs.task import Task
 from chatgym.errors import InvalidValue
 from chatgym.finetuning import tiny
 from chatgym.finetuning.dialogues import held_by
-from chatgym.training import Run, Task, rlhf
+from chatgym.training import Run, rlhf
 from chatgym.training.run import find_agent
 
 SETTINGS = ("--batch", 8, "--minibatches", 2, "--micro-batch", 2, "--max-new-tokens", 12, "--learning-rate", 1e-3)

@@ -13,8 +13,9 @@ from chatgym_agents.ppo.served import Rollouts, ServedTurns
 from test_ppo import agent_of, base, config_of, envs_of, held, train  # noqa: F401 (base is a fixture)
 from test_serving import WAIT, Served, until
 
-from chatgym import rng
+from chatgym.dynamics import rng
 from chatgym.engines.openai import OpenAIEngine, Settings
+from chatgym.engines.tokenizer import ChatTokenizer
 from chatgym.engines.transformers import TransformersEngine
 from chatgym.errors import InvalidValue, Unfinished
 from chatgym.finetuning import models
@@ -23,7 +24,6 @@ from chatgym.serving.limits import Limits
 from chatgym.serving.metrics import Metrics
 from chatgym.serving.refusal import Refusal
 from chatgym.serving.scheduler import Scheduler
-from chatgym.tokens import ChatTokenizer
 
 QUICK = Settings(retries=0)
 

@@ -7,10 +7,11 @@ from gymnasium.vector import AutoresetMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatgym import rng
+from chatgym.dynamics import rng
+from chatgym.envs.task import Task
 from chatgym.errors import Corrupted, InvalidValue
+from chatgym.evaluation import evaluate
 from chatgym.scenarios.customer_service import SCENARIO
-from chatgym.training import Task, evaluate
 
 # -- The textbook class ----------------------------------------------------------------------------------------
 

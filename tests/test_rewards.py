@@ -11,14 +11,16 @@ from typer.testing import CliRunner
 
 from chatgym.cli.app import app
 from chatgym.errors import Corrupted, InvalidValue
-from chatgym.rewards import badness, default, folder
+from chatgym.evaluation import default_reward
+from chatgym.evaluation.reward_report import measure
+from chatgym.finetuning import preferences
+from chatgym.rewards import default, folder
 from chatgym.rewards.bradley_terry import DECAYS, bootstrap_counts, choose_decay, fit, probability
 from chatgym.rewards.encoder import EncoderRewardModel
 from chatgym.rewards.features import SIGNALS, WINDOW, Reader, turns
 from chatgym.rewards.pairs import Pair, read_pairs, split, write_pairs
-from chatgym.rewards.report import measure
 from chatgym.rewards.training import train
-from chatgym.talk import find_scenario
+from chatgym.scenarios import find_scenario
 from chatgym.testing import check_reward_model
 
 SCENARIO = find_scenario("customer_service")
@@ -30,7 +32,7 @@ def said(*texts: str) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def pairs() -> list[Pair]:
-    return badness.pairs_of(SCENARIO, 24)
+    return preferences.pairs_of(SCENARIO, 24)
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +41,12 @@ def small(pairs) -> EncoderRewardModel:
 
 
 def test_pairs_are_the_same_each_time_and_more_conversations_add_to_them(pairs):
-    again = badness.pairs_of(SCENARIO, 8)
+    again = preferences.pairs_of(SCENARIO, 8)
     assert pairs[: len(again)] == again
 
 
 def test_there_are_pairs_of_every_kind_of_badness(pairs):
-    assert {pair.kind for pair in pairs} == set(badness.KINDS)
+    assert {pair.kind for pair in pairs} == set(preferences.KINDS)
 
 
 def test_both_sides_go_on_from_the_same_beginning_with_the_agents_turn(pairs):
@@ -56,20 +58,20 @@ def test_both_sides_go_on_from_the_same_beginning_with_the_agents_turn(pairs):
 
 def test_a_wrong_fact_differs_in_the_fact_alone():
     social = find_scenario("social")
-    for pair in badness.pairs_of(social, 8):
+    for pair in preferences.pairs_of(social, 8):
         if pair.kind == "wrong_fact":
             right, wrong = (side[0]["content"].split() for side in (pair.chosen, pair.rejected))
             assert set(right) & set(wrong)
 
 
 def test_a_violation_of_policy_ends_worse():
-    from chatgym.room import ChatRoom
+    from chatgym.dynamics.room import ChatRoom
 
     room = ChatRoom(SCENARIO, 1)
     room.seed(np.array([7], np.uint64))
-    room.start()
+    room.begin()
     best, returns = int(room.expert_acts()[0]), {}
-    for act in [best, *badness._violations(room, best)]:
+    for act in [best, *preferences._violations(room, best)]:
         fork, total, acts = room.fork(0, 1), 0.0, np.array([act])
         while not fork.outcomes[0]:
             fork.step(acts)
@@ -77,7 +79,7 @@ def test_a_violation_of_policy_ends_worse():
             acts = fork.expert_acts()
         returns[act] = total
     assert len(returns) > 1
-    assert all(value < returns[best] - badness.WORSE for act, value in returns.items() if act != best)
+    assert all(value < returns[best] - preferences.WORSE for act, value in returns.items() if act != best)
 
 
 def test_pairs_survive_a_file(pairs, tmp_path):
@@ -257,7 +259,7 @@ def test_the_default_models_are_made_from_the_scenarios_as_they_are(name):
     from chatgym.rewards.training import digest_of
 
     scenario = find_scenario(name)
-    learned = split(badness.pairs_of(scenario, default.CONVERSATIONS))[0]
+    learned = split(preferences.pairs_of(scenario, default_reward.CONVERSATIONS))[0]
     assert default.load(scenario).made_from == digest_of(learned)
 
 

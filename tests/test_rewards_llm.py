@@ -15,16 +15,17 @@ from typer.testing import CliRunner
 
 from chatgym.cli.app import app
 from chatgym.errors import InvalidValue
+from chatgym.finetuning import reward_model
 from chatgym.finetuning.launch import launch
 from chatgym.finetuning.loop import Optimization, rows_of_step
-from chatgym.rewards import folder, llm, make_reward_model
+from chatgym.rewards import folder, make_reward_model
 from chatgym.rewards.classifier import ClassifierRewardModel, encode
 from chatgym.rewards.pairs import Pair, write_pairs
-from chatgym.talk import find_scenario
+from chatgym.scenarios import find_scenario
 from chatgym.testing import check_reward_model
 
 HOW = Optimization(batch=8, micro_batch=4, learning_rate=3e-3)
-SCRATCH = llm.Settings(llm.SCRATCH, epochs=3, length=64)
+SCRATCH = reward_model.Settings(reward_model.SCRATCH, epochs=3, length=64)
 
 
 def pairs_of(count: int) -> list[Pair]:
@@ -45,8 +46,8 @@ def pairs_of(count: int) -> list[Pair]:
 def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("models") / "training"
     losses = []
-    llm.prepare(out, pairs_of(32), SCRATCH, HOW)
-    llm.train(out, lambda done, total, figures: losses.append(figures["loss"]))
+    reward_model.prepare(out, pairs_of(32), SCRATCH, HOW)
+    reward_model.train(out, lambda done, total, figures: losses.append(figures["loss"]))
     return out / "model", losses
 
 
@@ -74,33 +75,33 @@ def test_the_same_pairs_give_the_same_bytes_though_it_was_interrupted(trained, t
             signal.raise_signal(signal.SIGINT)
 
     for _ in range(2):
-        llm.prepare(out, pairs_of(32), SCRATCH, HOW)
+        reward_model.prepare(out, pairs_of(32), SCRATCH, HOW)
         with pytest.raises(KeyboardInterrupt):
-            llm.train(out, progress)
-    llm.prepare(out, pairs_of(32), SCRATCH, HOW)
-    llm.train(out, progress)
+            reward_model.train(out, progress)
+    reward_model.prepare(out, pairs_of(32), SCRATCH, HOW)
+    reward_model.train(out, progress)
     assert steps == list(range(1, 13))  # none was taken twice
     assert (out / "model" / "model.safetensors").read_bytes() == (trained[0] / "model.safetensors").read_bytes()
 
 
 def test_another_training_begins_anew_and_nothing_else_is_replaced(tmp_path):
     out = tmp_path / "training"
-    llm.prepare(out, pairs_of(8), SCRATCH, HOW)
+    reward_model.prepare(out, pairs_of(8), SCRATCH, HOW)
     (out / "model").mkdir()
-    llm.prepare(out, pairs_of(8), SCRATCH, HOW)
+    reward_model.prepare(out, pairs_of(8), SCRATCH, HOW)
     assert (out / "model").is_dir()
-    llm.prepare(out, pairs_of(9), SCRATCH, HOW)
+    reward_model.prepare(out, pairs_of(9), SCRATCH, HOW)
     assert not (out / "model").exists()
     (out / "config.json").write_text("{}")
     with pytest.raises(InvalidValue, match="in the way"):
-        llm.prepare(out, pairs_of(9), SCRATCH, HOW)
+        reward_model.prepare(out, pairs_of(9), SCRATCH, HOW)
 
 
 def test_two_processes_train_as_one(trained, tmp_path):
     from safetensors.numpy import load_file
 
-    llm.prepare(tmp_path / "two", pairs_of(32), SCRATCH, dataclasses.replace(HOW, zero=2))
-    launch("chatgym.rewards", tmp_path / "two", 2)
+    reward_model.prepare(tmp_path / "two", pairs_of(32), SCRATCH, dataclasses.replace(HOW, zero=2))
+    launch("reward", tmp_path / "two", 2)
     one, two = (load_file(path / "model.safetensors") for path in (trained[0], tmp_path / "two" / "model"))
     assert one.keys() == two.keys()
     for name, weights in one.items():
@@ -109,14 +110,16 @@ def test_two_processes_train_as_one(trained, tmp_path):
 
 def test_lora_trains_the_head_and_leaves_a_whole_model(tmp_path):
     base = save_tiny_model(tmp_path)
-    llm.prepare(tmp_path / "training", pairs_of(32), llm.Settings(str(base), epochs=8, length=64, lora=4), HOW)
+    reward_model.prepare(
+        tmp_path / "training", pairs_of(32), reward_model.Settings(str(base), epochs=8, length=64, lora=4), HOW
+    )
     losses = []
-    llm.train(tmp_path / "training", lambda done, total, figures: losses.append(figures["loss"]))
+    reward_model.train(tmp_path / "training", lambda done, total, figures: losses.append(figures["loss"]))
     assert losses[-1] < losses[0] - 0.2
     model = ClassifierRewardModel(tmp_path / "training" / "model", "tiny")
     better, worse = (model.score([getattr(pair, side) for pair in pairs_of(32)]) for side in ("better", "worse"))
     assert (better > worse).mean() > 0.9
-    fresh = llm._model(base, llm.Settings(str(base)))
+    fresh = reward_model._model(base, reward_model.Settings(str(base)))
     assert not torch.equal(fresh.score.weight, model._model.score.weight)
     assert torch.equal(fresh.model.embed_tokens.weight, model._model.model.embed_tokens.weight)
 
@@ -126,11 +129,11 @@ def test_the_loss_is_that_of_the_paper_and_knows_no_padding(trained):
     model = ClassifierRewardModel(trained[0], "tiny")
     pairs = [*pairs_of(3), Pair([], [{"role": "assistant", "content": "Hello. " * 40}], pairs_of(1)[0].rejected)]
     odds = model.margins([pair.better for pair in pairs]) - model.margins([pair.worse for pair in pairs])
-    rows = llm.batch_of(
+    rows = reward_model.batch_of(
         [encode(model._tokenizer, getattr(pair, side), 64) for side in ("better", "worse") for pair in pairs],
         model._tokenizer.pad_token_id, torch.device("cpu"),
     )  # fmt: skip
-    module = llm.PairLoss(model._model)
+    module = reward_model.PairLoss(model._model)
     with torch.inference_mode():
         assert float(module(rows)) == pytest.approx(-np.log(1 / (1 + np.exp(-odds))).sum(), rel=1e-4)
         rewards = module.rewards(rows).chunk(2)
@@ -145,7 +148,7 @@ def test_each_epoch_sees_each_pair_once():
 
 def test_a_language_model_gets_a_new_head_from_the_seed(tmp_path):
     base = save_tiny_model(tmp_path)
-    one, other, again = (llm._model(base, llm.Settings(str(base), seed=seed)) for seed in (0, 1, 0))
+    one, other, again = (reward_model._model(base, reward_model.Settings(str(base), seed=seed)) for seed in (0, 1, 0))
     assert torch.equal(one.score.weight, again.score.weight)
     assert not torch.equal(one.score.weight, other.score.weight)
     assert torch.equal(one.model.embed_tokens.weight, other.model.embed_tokens.weight)
@@ -153,9 +156,9 @@ def test_a_language_model_gets_a_new_head_from_the_seed(tmp_path):
 
 def test_a_context_that_is_too_short_is_told(tmp_path):
     base = save_tiny_model(tmp_path)
-    llm.prepare(tmp_path / "training", pairs_of(8), llm.Settings(str(base)), HOW)
+    reward_model.prepare(tmp_path / "training", pairs_of(8), reward_model.Settings(str(base)), HOW)
     with pytest.raises(InvalidValue, match="--length 512 is more than the 256 tokens"):
-        llm.train(tmp_path / "training")
+        reward_model.train(tmp_path / "training")
 
 
 def test_the_command_trains_one(tmp_path):

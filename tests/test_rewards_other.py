@@ -17,7 +17,7 @@ from chatgym.rewards import chitchat, default, identity_of, make_reward_model
 from chatgym.rewards.classifier import ClassifierRewardModel, encode
 from chatgym.rewards.judge import ATTEMPTS, JudgeRewardModel
 from chatgym.rewards.pairs import split
-from chatgym.talk import find_scenario
+from chatgym.scenarios import find_scenario
 from chatgym.testing import check_reward_model
 
 SCENARIO = find_scenario("social")

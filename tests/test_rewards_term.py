@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 
-from chatgym import trace
-from chatgym.env import ChatEnv
+from chatgym.envs import replay
+from chatgym.envs.chat_env import ChatEnv
+from chatgym.envs.task import Task
+from chatgym.envs.vector_env import ChatVectorEnv
 from chatgym.errors import InvalidValue, ReplayMismatch
+from chatgym.evaluation.evaluation import evaluate
 from chatgym.rewards import default
 from chatgym.rewards.term import NAME, WEIGHT
-from chatgym.talk import find_scenario
-from chatgym.training import Task
-from chatgym.training.evaluation import evaluate
+from chatgym.scenarios import find_scenario
 from chatgym.training.run import find_agent
-from chatgym.vector import ChatVectorEnv
 
 SCENARIO = find_scenario("customer_service")
 TEXTS = ("Which order is it about?", "I am sorry to hear that.", "What happened?", "Shut up.", "Bye.")
@@ -122,7 +122,7 @@ def test_other_agents_that_choose_words_are_judged_by_what_they_said(action):
         env.step(wanted)
     else:
         text = "What happened?"
-        tokenizer = env.talk.tokenizer
+        tokenizer = env.tokenizer
         for token in tokenizer.encode(text):
             info = env.step(token)[-1]
             assert info["reward_terms"][NAME] == 0
@@ -134,8 +134,8 @@ def test_other_agents_that_choose_words_are_judged_by_what_they_said(action):
 def test_acts_without_words_are_untouched():
     env, plain = (make(action="act", reward_model=model) for model in ("default", None))
     assert env.identity() == plain.identity()
-    assert env.talk.judged is None
-    assert vector(4, action="act").talk.worded is False
+    assert env._conversations.judged is None
+    assert vector(4, action="act")._conversations.worded is False
     text, none = (make(reward_model=model) for model in ("default", None))
     assert text.identity()["sha256"] != none.identity()["sha256"]
     assert "model" not in none.identity()["reward"]
@@ -147,7 +147,7 @@ def test_a_model_that_was_named_judges_acts_too_by_their_words():
     env.reset(seed=4)
     env.step(1)
     assert model.seen[0][-1]["content"] == env.transcript()[1]["text"]
-    assert vector(2, action="act", reward_model=default.load(SCENARIO)).talk.worded
+    assert vector(2, action="act", reward_model=default.load(SCENARIO))._conversations.worded
 
 
 def test_the_weight_can_be_chosen_and_needs_a_model():
@@ -176,13 +176,13 @@ def test_a_model_that_gives_no_number_is_told():
 def test_a_trace_replays_exactly_with_the_model_or_without_it(model, tmp_path):
     env = make(reward_model=Counting() if model == "counting" else model, observation="text", max_turns=5)
     texts = iter(TEXTS * 9)
-    trace.record(env, lambda observation, info: next(texts), tmp_path / "t.jsonl", keys=[7, 8])
-    assert trace.replay(tmp_path / "t.jsonl").conversations == 2
+    replay.record(env, lambda observation, info: next(texts), tmp_path / "t.jsonl", keys=[7, 8])
+    assert replay.replay(tmp_path / "t.jsonl").conversations == 2
     changed = (tmp_path / "t.jsonl").read_text().replace(f'"{NAME}":0.002', f'"{NAME}":0.003')
     if model == "counting":
         (tmp_path / "t.jsonl").write_text(changed)
         with pytest.raises(ReplayMismatch):
-            trace.replay(tmp_path / "t.jsonl")
+            replay.replay(tmp_path / "t.jsonl")
 
 
 def test_a_restored_environment_goes_on_the_same():

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatgym import rng
+from chatgym.dynamics import rng
 
 keys = st.integers(0, 2**64 - 1)
 turns = st.integers(0, 10_000)

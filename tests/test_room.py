@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chatgym.dynamics.room import ChatRoom
 from chatgym.errors import InvalidValue
-from chatgym.room import ChatRoom
 from chatgym.scenarios.customer_service import SCENARIO
 
 ACTS = len(SCENARIO.agent_acts)
@@ -13,7 +13,7 @@ ACTS = len(SCENARIO.agent_acts)
 def rooms_with(size, **arguments):
     room = ChatRoom(SCENARIO, size, **arguments)
     room.seed(np.arange(size, dtype=np.uint64))
-    room.start()
+    room.begin()
     return room
 
 
@@ -25,7 +25,7 @@ def stream(room, acts):
         seen.append((room.rewards.copy(), room.outcomes.copy(), room.said.copy(), room.belief.copy()))
         over = room.terminations | room.truncations
         if over.any():
-            room.start(over)
+            room.begin(over)
     return seen
 
 
@@ -40,7 +40,7 @@ def test_a_conversation_depends_on_its_key_and_acts_alone_not_on_its_neighbours(
     together = rooms_with(12)
     shuffled = ChatRoom(SCENARIO, 12)
     shuffled.seed(np.array(order, np.uint64))
-    shuffled.start()
+    shuffled.begin()
     expected = [tuple(array[order] for array in moment) for moment in stream(together, acts)]
     assert same(stream(shuffled, acts[:, order]), expected)
 
@@ -54,15 +54,15 @@ def test_a_restored_room_goes_on_exactly_as_the_first_time():
     acts = np.random.default_rng(1).integers(0, ACTS, (40, 64))
     room = rooms_with(64)
     stream(room, acts[:7])
-    middle = room.snapshot()
+    middle = room.dump()
     first = stream(room, acts[7:])
-    room.restore(middle)
+    room.load(middle)
     assert same(stream(room, acts[7:]), first)
 
 
 def test_a_snapshot_is_a_copy_that_later_steps_leave_alone():
     room = rooms_with(4)
-    before = room.snapshot()
+    before = room.dump()
     kept = {name: array.copy() for name, array in before.items()}
     stream(room, np.zeros((5, 4), np.int64))
     assert all(np.array_equal(before[name], kept[name]) for name in kept)
@@ -70,7 +70,7 @@ def test_a_snapshot_is_a_copy_that_later_steps_leave_alone():
 
 def test_a_snapshot_of_another_room_is_refused():
     with pytest.raises(InvalidValue, match="doesn't fit this room of 3"):
-        rooms_with(3).restore(rooms_with(4).snapshot())
+        rooms_with(3).load(rooms_with(4).dump())
 
 
 def test_forked_copies_go_on_identically_and_differ_only_by_acts():
@@ -144,7 +144,7 @@ def test_a_room_needs_somebody():
 
 def test_a_conversation_fits_in_two_kilobytes():
     room = rooms_with(64)
-    assert sum(array.nbytes for array in room.snapshot().values()) / 64 < 2048
+    assert sum(array.nbytes for array in room.dump().values()) / 64 < 2048
 
 
 def test_global_random_state_is_neither_read_nor_changed():

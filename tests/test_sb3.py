@@ -6,10 +6,10 @@ from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_suppo
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.vec_env import VecMonitor
 
-from chatgym.env import ChatEnv
+from chatgym.envs.chat_env import ChatEnv
+from chatgym.envs.vector_env import ChatVectorEnv
 from chatgym.errors import ChatGymError, InvalidValue
 from chatgym.integrations.sb3 import ChatVecEnv
-from chatgym.vector import ChatVectorEnv
 
 ROWS = 6
 

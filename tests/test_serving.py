@@ -15,13 +15,13 @@ import openai
 import pytest
 import torch
 
-from chatgym import store
 from chatgym.engines.batch import Batch, Request
 from chatgym.engines.transformers import TransformersEngine
 from chatgym.errors import InvalidValue, Unavailable
 from chatgym.serving.access import VARIABLE, Access, read_tokens
 from chatgym.serving.limits import Limits
 from chatgym.serving.server import bind, make_server
+from chatgym.storage import model_store
 
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'odd' %}{{ raise_exception('no such role') }}{% endif %}"
@@ -332,7 +332,7 @@ def test_64_clients_at_once_each_get_their_own_answer(client, engine):
 @pytest.mark.parametrize("model", ["tiny", "smollm2-135m"])
 def test_a_rows_text_does_not_depend_on_when_it_joined_or_who_left(model, engine):
     if model != "tiny":
-        engine = TransformersEngine(store.path(model), identity=model, dtype=torch.float32)
+        engine = TransformersEngine(model_store.path(model), identity=model, dtype=torch.float32)
     prompts = ["Hello", "The capital of France is", "A long time ago, in a town by the sea,", "Hi"]
     requests = [
         Request(tuple(engine.tokens(p)), 4 + 2 * i, seed=i, top_p=(0.9, 1.0)[i % 2]) for i, p in enumerate(prompts)

@@ -11,20 +11,20 @@ from test_serving import WAIT, started, until
 from tiny import save_tiny_model
 
 import chatgym
-from chatgym import trace
-from chatgym.env import ChatEnv
+from chatgym.envs import replay
+from chatgym.envs.chat_env import ChatEnv
 
 
 @pytest.fixture(autouse=True)
 def own_words(tmp_path, monkeypatch):
     """The model is asked for all words: none is known from before."""
-    monkeypatch.setattr("chatgym.nlg.default_path", lambda: tmp_path / "words.sqlite")
-    monkeypatch.setattr("chatgym.nlg.CANDIDATES", 6)
+    monkeypatch.setattr("chatgym.words.nlg.default_path", lambda: tmp_path / "words.sqlite")
+    monkeypatch.setattr("chatgym.words.nlg.CANDIDATES", 6)
 
 
 def play(llm, path):
     env = ChatEnv(scenario="customer_service", llm=llm, max_turns=2)
-    trace.record(env, lambda observation, info: int(info["action_mask"].argmax()), path, keys=[1])
+    replay.record(env, lambda observation, info: int(info["action_mask"].argmax()), path, keys=[1])
     env.close()
     return path.read_bytes()
 

@@ -13,14 +13,15 @@ import torch
 from typer.testing import CliRunner
 
 from chatgym.cli.app import app
+from chatgym.engines.tokenizer import ChatTokenizer
+from chatgym.envs.task import Task
+from chatgym.envs.tokens import TokenHistory
 from chatgym.errors import Corrupted, InvalidValue
 from chatgym.finetuning import dialogues, models, tiny
 from chatgym.finetuning.loop import Optimization, deepspeed_config
 from chatgym.finetuning.packing import encode, pack
 from chatgym.finetuning.sft import SFT, Settings, batch_of
-from chatgym.tokens import ChatTokenizer, TokenHistory
 from chatgym.training.run import find_agent
-from chatgym.training.task import Task
 
 TASK = Task("customer_service", {"error_rate": 0.0})
 HOW = Optimization(batch=4, micro_batch=2, learning_rate=3e-3, zero=2)
@@ -139,9 +140,11 @@ def test_every_stage_of_zero_comes_to_the_same(said, trained, tmp_path, zero):
 
 
 def start(folder, processes=1):
-    launch = f"launch('chatgym.finetuning', Path({str(folder)!r}), 2)"
+    launch = f"launch('sft', Path({str(folder)!r}), 2)"
     code = f"from chatgym.finetuning.launch import launch; from pathlib import Path; {launch}"
-    command = [sys.executable, "-c", code] if processes == 2 else [sys.executable, "-m", "chatgym.finetuning", folder]
+    command = (
+        [sys.executable, "-c", code] if processes == 2 else [sys.executable, "-m", "chatgym.cli.worker", "sft", folder]
+    )
     return subprocess.Popen(command, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 

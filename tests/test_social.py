@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from chatgym import nlu
+from chatgym.dynamics.room import ChatRoom
 from chatgym.errors import InvalidValue
-from chatgym.room import ChatRoom
 from chatgym.scenarios import ABOUT, TONES, UNCLEAR_ACT, fill
 from chatgym.scenarios import social as so
 from chatgym.scenarios.social import pictures, words
+from chatgym.words import nlu
 
 N = 4_000
 ACT = {name: i for i, name in enumerate(so.AGENT_ACTS)}
@@ -36,7 +36,7 @@ def fixed(*names):
 def understood(size=N, **arguments):
     """A room whose expert has heard all three facts everywhere it could, and where."""
     room = room_of(size, error_rate=0.0, **arguments)
-    room.start()
+    room.begin()
     for _ in range(8):
         asking = room.expert_acts()
         room.step(asking, np.isin(asking, [ACT["greet"], ACT["ask_problem"], ACT["ask_feeling"], ACT["ask_cause"]]))
@@ -83,10 +83,10 @@ def test_more_misunderstanding_means_worse_results(play):
 
 def test_advice_before_all_is_understood_backfires():
     room = room_of(error_rate=0.0)
-    room.start()
+    room.begin()
     for suggestion in ("suggest_talk", "suggest_rest", "suggest_plan"):
         trial = room_of(error_rate=0.0)
-        trial.start()
+        trial.begin()
         trial.step(np.full(N, ACT[suggestion]))
         assert (trial.said["act"] == so.REJECT_ADVICE).all()
         assert (trial.hidden["intensity"] == room.hidden["intensity"] + 1).all()
@@ -103,7 +103,7 @@ def test_advice_is_taken_where_it_fits_the_cause_and_is_wanted():
     assert took[ready & wants].mean() == pytest.approx(so.P_TAKES, abs=0.03)
     assert (before["intensity"] - room.hidden["intensity"])[took & (before["intensity"] >= 3)].min() == 3
     other = ChatRoom(so.SCENARIO, N, error_rate=0.0)
-    other.restore(room.snapshot())
+    other.load(room.dump())
     other.hidden[:] = before
     other.step(ACT["suggest_talk"] + (before["cause"].astype(np.int64) + 1) % 3)
     assert not (other.said["act"] == so.TAKE_ADVICE).any()
@@ -137,7 +137,7 @@ def test_the_same_strategy_again_and_again_wears_off():
 
 def test_the_person_only_says_what_is_so():
     room = room_of()
-    room.start()
+    room.begin()
     generator = np.random.default_rng(3)
     for _ in range(12):
         room.step(uniform(room, generator), room.outcomes == 0)
@@ -149,7 +149,7 @@ def test_the_person_only_says_what_is_so():
 
 def test_without_errors_the_supporter_believes_what_was_said():
     room = room_of(error_rate=0.0)
-    room.start()
+    room.begin()
     for _ in range(6):
         room.step(room.expert_acts(), room.outcomes == 0)
         for fact, name in enumerate(so.FACTS):
@@ -159,7 +159,7 @@ def test_without_errors_the_supporter_believes_what_was_said():
 
 def test_the_error_channel_errs_at_its_rate_and_knows_it_half_of_the_time():
     room = room_of(100_000)
-    room.start()
+    room.begin()
     first = room.belief["sure"][:, so.PROBLEM] > 0
     wrong = room.belief["problem"][first] != room.hidden["problem"][first]
     unsure = room.belief["sure"][first, so.PROBLEM] == 1
@@ -169,7 +169,7 @@ def test_the_error_channel_errs_at_its_rate_and_knows_it_half_of_the_time():
 
 def test_words_that_were_not_understood_cost_rapport_and_are_asked_about():
     room = room_of(500)
-    room.start()
+    room.begin()
     before = room.hidden["rapport"].copy()
     room.step(np.full(500, UNCLEAR_ACT))
     assert (room.said["act"] == so.ASK_REPEAT).all()
@@ -186,7 +186,7 @@ def test_a_restatement_in_words_is_about_the_fact_that_it_names():
 
 def test_the_terms_of_the_reward_are_what_they_are_called():
     room = room_of()
-    room.start()
+    room.begin()
     for _ in range(20):
         before, going = room.hidden.copy(), room.outcomes == 0
         room.step(room.expert_acts(), going)
@@ -204,7 +204,7 @@ def test_the_terms_of_the_reward_are_what_they_are_called():
 
 def test_the_table_numbers_every_belief_within_its_space_and_0_only_at_the_end():
     room = room_of()
-    room.start()
+    room.begin()
     generator = np.random.default_rng(4)
     seen = set()
     for _ in range(60):
@@ -214,14 +214,14 @@ def test_the_table_numbers_every_belief_within_its_space_and_0_only_at_the_end()
         assert ((numbers >= 0) & (numbers < so.SCENARIO.n_beliefs)).all()
         assert np.array_equal(numbers == 0, room.terminations)
         seen |= set(numbers.tolist())
-        room.start(room.terminations | room.truncations)
+        room.begin(room.terminations | room.truncations)
     assert so.SCENARIO.n_beliefs <= 20_000
     assert len(seen) > 2000
 
 
 def test_the_embedding_tells_apart_all_beliefs_that_the_table_tells_apart_within_its_bounds():
     room = room_of()
-    room.start()
+    room.begin()
     generator = np.random.default_rng(5)
     by_vector: dict[bytes, int] = {}
     for _ in range(12):
@@ -230,12 +230,12 @@ def test_the_embedding_tells_apart_all_beliefs_that_the_table_tells_apart_within
         assert np.abs(embedding).max() <= 1.0
         for number, vector in zip(room.discrete().tolist(), embedding, strict=True):
             assert by_vector.setdefault(vector.tobytes(), number) == number
-        room.start(room.terminations | room.truncations)
+        room.begin(room.terminations | room.truncations)
 
 
 def test_an_utterance_survives_being_worded_understood_and_parsed():
     room = room_of(500, error_rate=0.0)
-    room.start()
+    room.begin()
     for _ in range(10):
         for said in room.said:
             meaning = so.partner_meaning(said)
@@ -252,7 +252,7 @@ def test_an_utterance_survives_being_worded_understood_and_parsed():
 def test_every_part_that_is_ever_said_has_six_sentences_in_every_tone():
     sentences = so.SCENARIO.sentences
     room = room_of(600)
-    room.start()
+    room.begin()
     generator = np.random.default_rng(6)
     for _ in range(15):
         acts = np.where(generator.random(room.size) < 0.5, uniform(room, generator, False), room.expert_acts())
@@ -264,7 +264,7 @@ def test_every_part_that_is_ever_said_has_six_sentences_in_every_tone():
         for said in room.said:
             for part in so.partner_meaning(said).parts:
                 assert [len(sentences["partner"][part][tone]) >= 6 for tone in TONES] == [True] * 3
-        room.start(room.terminations | room.truncations)
+        room.begin(room.terminations | room.truncations)
     assert all(len(texts) >= 10 for texts in sentences["nlu"]["partner"].values())
     assert len(sentences["nlu"]["out_of_domain"]) >= 40
     assert sentences["situations"].keys() == sentences["partner"].keys() == sentences["nlu"]["partner"].keys()
@@ -283,7 +283,7 @@ def hidden_parts(room):
 def test_no_classifier_learns_what_is_unsaid_from_observations(moment, above_chance):
     """Reactions to comfort and advice tell (they are said); before any of them the unsaid must stay at chance."""
     room = room_of(20_000)
-    room.start()
+    room.begin()
     generator = np.random.default_rng(7)
     asking = np.array([ACT[a] for a in ("greet", "ask_problem", "ask_feeling", "ask_cause")])
     for _ in range(moment):
@@ -299,7 +299,7 @@ def test_no_classifier_learns_what_is_unsaid_from_observations(moment, above_cha
 
 def test_the_classifier_notices_a_leak_in_one_observation_of_five(above_chance):
     room = room_of(20_000)
-    room.start()
+    room.begin()
     wish = room.hidden["wants_advice"].copy()
     shown = np.random.default_rng(8).random(room.size) < 0.2
     leaking = np.hstack([room.embedding(), np.where(shown, wish, 0.5)[:, None].astype(np.float32)])
@@ -388,7 +388,7 @@ def test_a_picture_is_chosen_by_the_believed_feeling_and_the_turn_and_its_captio
 def test_beyond_its_patience_a_person_loses_a_point_of_rapport_each_turn():
     patient, impatient = room_of(300), room_of(300)
     for room, patience in ((patient, 100), (impatient, 0)):
-        room.start()
+        room.begin()
         room.hidden["patience"] = patience
         room.step(room.expert_acts())
     assert (impatient.hidden["rapport"] == np.maximum(patient.hidden["rapport"] - 1, 0)).all()

@@ -11,15 +11,15 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from chatgym import store
 from chatgym.errors import Corrupted, InvalidValue, Unavailable
-from chatgym.store import StoredModel
+from chatgym.storage import model_store
+from chatgym.storage.model_store import StoredModel
 
 SEVERAL = """
 import json, sys, time
-from chatgym import store
-from chatgym.store import StoredModel
-store.MODELS["tiny"] = StoredModel(**json.loads(sys.argv[1]))
+from chatgym.storage import model_store
+from chatgym.storage.model_store import StoredModel
+model_store.MODELS["tiny"] = StoredModel(**json.loads(sys.argv[1]))
 """
 
 WATCHED = """
@@ -29,7 +29,7 @@ def unpack_and_say(*arguments):
     time.sleep(0.5)  # long enough for the other one to come
     unpack(*arguments)
 store._unpack = unpack_and_say
-store.pull("tiny")
+model_store.pull("tiny")
 """
 
 STUCK = """
@@ -40,7 +40,7 @@ def stuck(*arguments):
     print("stuck", flush=True)
     time.sleep(600)
 store.{step} = stuck
-store.pull("tiny", force={force})
+model_store.pull("tiny", force={force})
 """
 
 
@@ -55,7 +55,7 @@ def make_wheel(folder, contents, package="tiny-model", version="1.0"):
         archive.writestr(f"{stem}.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{stem}.dist-info/RECORD", "")
     members = {f"tiny_model/{name}": name for name in contents}
-    return StoredModel(package, version, store.sha256(path), path.stat().st_size, members)
+    return StoredModel(package, version, model_store.sha256(path), path.stat().st_size, members)
 
 
 @pytest.fixture
@@ -71,14 +71,14 @@ def index(tmp_path, monkeypatch):
     return folder
 
 
-TINY = {store.WEIGHTS: b"weights" * 100, "config.json": b"{}"}
+TINY = {model_store.WEIGHTS: b"weights" * 100, "config.json": b"{}"}
 
 
 @pytest.fixture
 def tiny(index, monkeypatch):
     """A model of two small files, to be fetched."""
     model = make_wheel(index, TINY)
-    monkeypatch.setitem(store.MODELS, "tiny", model)
+    monkeypatch.setitem(model_store.MODELS, "tiny", model)
     return model
 
 
@@ -87,19 +87,19 @@ def fetched(tmp_path_factory):
     """The cache after it was fetched: pip takes a second, so the tests that only need it here share one."""
     folder = tmp_path_factory.mktemp("fetched")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(store.MODELS, "tiny", make_wheel(folder, TINY))
+        patch.setitem(model_store.MODELS, "tiny", make_wheel(folder, TINY))
         patch.setenv("CHATGYM_CACHE", str(folder / "cache"))
         for name, value in (("NO_INDEX", "1"), ("FIND_LINKS", str(folder)), ("CONFIG_FILE", os.devnull)):
             patch.setenv(f"PIP_{name}", value)
-        store.pull("tiny")
+        model_store.pull("tiny")
     return folder / "cache"
 
 
 @pytest.fixture
 def here(tiny, fetched):
     """The folder of the model of two small files, in this test's own cache."""
-    shutil.copytree(fetched, store.cache_root())
-    return store.path("tiny")
+    shutil.copytree(fetched, model_store.cache_root())
+    return model_store.path("tiny")
 
 
 def start(code, model):
@@ -108,82 +108,82 @@ def start(code, model):
 
 
 def left_in_cache():
-    return sorted(path.name for path in (store.cache_root() / "models").iterdir())
+    return sorted(path.name for path in (model_store.cache_root() / "models").iterdir())
 
 
 def test_a_pulled_model_has_the_files_of_its_wheel(tiny):
-    folder = store.pull("tiny")
-    assert (folder / store.WEIGHTS).read_bytes() == b"weights" * 100
-    assert store.revision("tiny") == hashlib.sha256(b"weights" * 100).hexdigest()
-    store.verify("tiny", full=True)
+    folder = model_store.pull("tiny")
+    assert (folder / model_store.WEIGHTS).read_bytes() == b"weights" * 100
+    assert model_store.revision("tiny") == hashlib.sha256(b"weights" * 100).hexdigest()
+    model_store.verify("tiny", full=True)
     assert left_in_cache() == [".tiny.lock", "tiny"]
 
 
 def test_what_is_here_is_not_fetched_again_unless_forced(here, index):
     next(index.iterdir()).unlink()
-    assert store.path("tiny") == store.pull("tiny") == here
+    assert model_store.path("tiny") == model_store.pull("tiny") == here
     with pytest.raises(Unavailable, match=r"pip could not fetch tiny-model==1.0"):
-        store.pull("tiny", force=True)
-    store.verify("tiny", full=True)
+        model_store.pull("tiny", force=True)
+    model_store.verify("tiny", full=True)
 
 
 def test_another_wheel_than_expected_is_refused_and_nothing_of_it_stays(tiny, index):
-    make_wheel(index, {store.WEIGHTS: b"tampered", "config.json": b"{}"})
+    make_wheel(index, {model_store.WEIGHTS: b"tampered", "config.json": b"{}"})
     with pytest.raises(Corrupted, match=r"not the one expected: SHA-256 .* was removed.*chatgym pull --force tiny"):
-        store.pull("tiny")
+        model_store.pull("tiny")
     assert left_in_cache() == [".tiny.lock"]
     with pytest.raises(Unavailable, match="chatgym pull tiny"):
-        store.revision("tiny")
+        model_store.revision("tiny")
 
 
 def test_a_new_wheel_replaces_what_an_old_one_left(here, index, monkeypatch):
-    newer = make_wheel(index, {store.WEIGHTS: b"better", "config.json": b"{}"}, version="1.1")
-    monkeypatch.setitem(store.MODELS, "tiny", newer)
-    assert (store.path("tiny") / store.WEIGHTS).read_bytes() == b"better"
+    newer = make_wheel(index, {model_store.WEIGHTS: b"better", "config.json": b"{}"}, version="1.1")
+    monkeypatch.setitem(model_store.MODELS, "tiny", newer)
+    assert (model_store.path("tiny") / model_store.WEIGHTS).read_bytes() == b"better"
 
 
 def test_a_truncated_file_is_found_at_use_and_mended_by_force(here):
-    os.truncate(here / store.WEIGHTS, 10)
-    for use in (store.path, store.pull, store.verify):
+    os.truncate(here / model_store.WEIGHTS, 10)
+    for use in (model_store.path, model_store.pull, model_store.verify):
         with pytest.raises(Corrupted, match="expected 700 bytes, found 10 bytes; run `chatgym pull --force tiny`"):
             use("tiny")
-    store.pull("tiny", force=True)
-    store.verify("tiny", full=True)
+    model_store.pull("tiny", force=True)
+    model_store.verify("tiny", full=True)
 
 
 def test_a_missing_file_is_found_at_use(here):
     (here / "config.json").unlink()
     with pytest.raises(Corrupted, match="found missing; run `chatgym pull --force tiny`"):
-        store.path("tiny")
+        model_store.path("tiny")
 
 
 def test_a_changed_byte_is_found_by_a_full_check(here):
-    (here / store.WEIGHTS).write_bytes(b"W" + b"weights" * 100)
-    os.truncate(here / store.WEIGHTS, 700)
-    store.verify("tiny")
+    (here / model_store.WEIGHTS).write_bytes(b"W" + b"weights" * 100)
+    os.truncate(here / model_store.WEIGHTS, 700)
+    model_store.verify("tiny")
     with pytest.raises(Corrupted, match=r"expected SHA-256 .*chatgym pull --force tiny"):
-        store.verify("tiny", full=True)
+        model_store.verify("tiny", full=True)
 
 
 def test_a_damaged_manifest_is_found_and_mended_by_force(here, tiny):
     for content in ("", "{}", "[]", '{"wheel_sha256": "SHA", "files": 3}', "\0\0", '{"files": {}}'):
-        (here / store.MANIFEST).write_text(content.replace("SHA", tiny.sha256))
+        (here / model_store.MANIFEST).write_text(content.replace("SHA", tiny.sha256))
         with pytest.raises(Corrupted, match="chatgym pull --force tiny"):
-            store.path("tiny")
-    store.pull("tiny", force=True)
-    store.verify("tiny", full=True)
+            model_store.path("tiny")
+    model_store.pull("tiny", force=True)
+    model_store.verify("tiny", full=True)
 
 
 def test_offline_without_the_model_says_what_to_run(tiny, index, monkeypatch):
     monkeypatch.setenv("CHATGYM_OFFLINE", "1")
     with pytest.raises(Unavailable, match=r"run `chatgym pull` on a machine with network .* or unset CHATGYM_OFFLINE"):
-        store.path("tiny")
-    assert not store.cache_root().exists()
+        model_store.path("tiny")
+    assert not model_store.cache_root().exists()
 
 
 def test_offline_with_the_model_needs_nothing(here, monkeypatch):
     monkeypatch.setenv("CHATGYM_OFFLINE", "1")
-    assert store.path("tiny") == here
+    assert model_store.path("tiny") == here
 
 
 def test_a_wheel_that_pip_does_not_find_is_reported_with_its_words(tiny, index):
@@ -191,12 +191,12 @@ def test_a_wheel_that_pip_does_not_find_is_reported_with_its_words(tiny, index):
     with pytest.raises(
         Unavailable, match=r"No matching distribution found for tiny-model==1.0; check the network, pip's settings"
     ):
-        store.pull("tiny")
+        model_store.pull("tiny")
 
 
 def test_an_unknown_model_is_refused_with_the_nearest_name(index):
     with pytest.raises(InvalidValue, match=r"unknown model 'smollm2'.* Did you mean 'smollm2-135m'"):
-        store.path("smollm2")
+        model_store.path("smollm2")
 
 
 def test_of_two_processes_that_pull_at_once_one_does_the_work(tiny):
@@ -204,7 +204,7 @@ def test_of_two_processes_that_pull_at_once_one_does_the_work(tiny):
     said = [process.communicate() for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert sorted(out for out, _ in said) == ["", "unpacking\n"]
-    store.verify("tiny", full=True)
+    model_store.verify("tiny", full=True)
 
 
 @pytest.mark.parametrize(("step", "after"), [("_download", True), ("_seal", False), ("_seal", True)])
@@ -217,9 +217,9 @@ def test_a_pull_that_was_killed_leaves_nothing_that_is_taken_for_a_model(tiny, m
     with monkeypatch.context() as patch:
         patch.setenv("CHATGYM_OFFLINE", "1")
         with pytest.raises(Unavailable):
-            store.path("tiny")
-    store.path("tiny")
-    store.verify("tiny", full=True)
+            model_store.path("tiny")
+    model_store.path("tiny")
+    model_store.verify("tiny", full=True)
     assert left_in_cache() == [".tiny.lock", "tiny"]
 
 
@@ -228,16 +228,16 @@ def test_a_forced_pull_that_was_killed_leaves_the_model_that_was_there(here, tin
     assert process.stdout.readline() == "stuck\n", process.stderr.read()
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    store.verify("tiny", full=True)
+    model_store.verify("tiny", full=True)
 
 
 @pytest.mark.parametrize("size", [2_000_000, 200_000], ids=["while fetching", "while unpacking"])
 def test_a_full_disk_is_reported_and_nothing_is_taken_for_a_model(index, monkeypatch, small_disk, size):
     monkeypatch.setenv("CHATGYM_CACHE", str(small_disk))
     noise = np.random.default_rng(0).bytes(size) if size > 1_000_000 else bytes(400_000)  # zeros pack well
-    monkeypatch.setitem(store.MODELS, "tiny", make_wheel(index, {store.WEIGHTS: noise}))
+    monkeypatch.setitem(model_store.MODELS, "tiny", make_wheel(index, {model_store.WEIGHTS: noise}))
     with pytest.raises(Unavailable, match=r"No space left on device.*space"):
-        store.pull("tiny")
+        model_store.pull("tiny")
     assert left_in_cache() == [".tiny.lock"]
 
 
@@ -245,7 +245,7 @@ def test_a_cache_folder_that_is_a_file_is_reported_with_the_remedy(tiny, tmp_pat
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CHATGYM_CACHE", str(tmp_path / "file"))
     with pytest.raises(Unavailable, match="set CHATGYM_CACHE to another folder"):
-        store.path("tiny")
+        model_store.path("tiny")
 
 
 def write_gguf(path):
@@ -307,11 +307,11 @@ def test_a_packed_model_is_unpacked_to_what_transformers_reads_in_it(index, monk
     packed = tmp_path / "packed.gguf"
     write_gguf(packed)
     wheel = make_wheel(index, {"packed.gguf": packed.read_bytes()})
-    monkeypatch.setitem(store.MODELS, "tiny", StoredModel(**{**asdict(wheel), "gguf": "packed.gguf"}))
+    monkeypatch.setitem(model_store.MODELS, "tiny", StoredModel(**{**asdict(wheel), "gguf": "packed.gguf"}))
     torch.manual_seed(0)
     random_state = torch.get_rng_state()
     capfd.readouterr()
-    folder = store.path("tiny")
+    folder = model_store.path("tiny")
     assert capfd.readouterr().err == ""  # no progress bar where there is no terminal
     assert torch.equal(torch.get_rng_state(), random_state)
     assert not (folder / "packed.gguf").exists()
@@ -329,14 +329,14 @@ def test_a_packed_model_is_unpacked_to_what_transformers_reads_in_it(index, monk
 @pytest.fixture(scope="session")
 def smollm2():
     """The default model, from the user's own cache: it is fetched there once."""
-    return store.path("smollm2-135m")
+    return model_store.path("smollm2-135m")
 
 
 def test_the_default_model_is_whole_and_knows_some_english(smollm2):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    store.verify("smollm2-135m", full=True)
+    model_store.verify("smollm2-135m", full=True)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(smollm2), AutoTokenizer.from_pretrained(smollm2)
     tokens = tokenizer("The capital of France is", return_tensors="pt")
     with torch.inference_mode():

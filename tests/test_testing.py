@@ -18,8 +18,8 @@ from chatgym_agents.dqn import DQN
 from chatgym_agents.qlearning import QLearning
 from chatgym_agents.scripted import Expert, Random
 
-from chatgym import rng
 from chatgym.agent import Interface, setting
+from chatgym.dynamics import rng
 from chatgym.errors import Corrupted
 from chatgym.testing import NonConforming, check_agent
 

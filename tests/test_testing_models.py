@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny import save_tiny_model, tiny_engine
 
-from chatgym import rng
+from chatgym.dynamics import rng
 from chatgym.engines import Completion
 from chatgym.testing import NonConforming, check_engine, check_reward_model
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chatgym import room as rooms
+from chatgym.dynamics import room as rooms
 from chatgym.errors import ChatGymError
 from chatgym.scenarios import Meaning
 from chatgym.testing import NonConforming, balance, check_scenario, dynamics, leaks, scenarios, words
 from chatgym.testing.findings import Findings
-from chatgym.testing.played import fixed, hold, play, room_of
+from chatgym.testing.rollouts import fixed, hold, play, room_of
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "restaurant"))
 from chatgym_restaurant import AFFIRM, BELIEF, BOOK, CLOSE, GREET, THANK

@@ -4,13 +4,13 @@ import gymnasium as gym
 import pytest
 
 import chatgym
-from chatgym import trace
+from chatgym.envs import replay
 from chatgym.errors import Corrupted, InvalidValue, ReplayMismatch
 
 
 def recorded(path, observation="discrete", **arguments):
     env = gym.make("ChatEnv-v0", llm="template", observation=observation, **arguments)
-    trace.record(env, lambda *_: int(env.unwrapped.room.expert_acts()[0]), path, keys=[1, 2, 2**64 - 1])
+    replay.record(env, lambda *_: int(env.unwrapped.room.expert_acts()[0]), path, keys=[1, 2, 2**64 - 1])
     return path
 
 
@@ -19,7 +19,7 @@ def reseal(path, change):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     change(lines)
     path.write_text("")
-    with trace.TraceWriter(path, lines[0]["identity"]) as writer:
+    with replay.TraceWriter(path, lines[0]["identity"]) as writer:
         for line in lines[1:-1]:
             writer.write(line)
     return path
@@ -113,7 +113,7 @@ def test_what_is_no_trace_is_refused(tmp_path, content, error, words):
     path = tmp_path / "t.jsonl"
     path.write_text(content)
     with pytest.raises(error, match=words):
-        trace.read(path)
+        replay.read(path)
 
 
 def test_a_trace_that_was_cut_off_is_refused(tmp_path):
@@ -135,7 +135,7 @@ def test_the_identity_changes_with_everything_that_decides_outcomes_and_with_not
 
 
 def test_a_scenarios_digest_sees_its_code_and_not_its_comments():
-    from chatgym.scenarios import code_digest
+    from chatgym.dynamics.identity import code_digest
 
     code = 'X = 1\ndef f(a):\n    """Say."""\n    return a + X\n'
     same = '# why\nX = 1  # one\n\n\ndef f(a):\n    """Say it\n    otherwise."""\n\n    return a   +   X\n'

@@ -10,9 +10,12 @@ import sys
 import numpy as np
 import pytest
 
+from chatgym.envs.task import Task
 from chatgym.errors import Corrupted, InvalidValue, Unavailable
-from chatgym.training import Run, Task, atomic, converse, evaluate, references, resume, train
-from chatgym.training.intervals import Interval, bootstrap_mean, wilson
+from chatgym.evaluation import converse, evaluate, references
+from chatgym.evaluation.intervals import Interval, bootstrap_mean, wilson
+from chatgym.storage import atomic
+from chatgym.training import Run, resume, train
 from chatgym.training.run import find_agent
 from chatgym.training.trainer import VALIDATION_SEED
 
@@ -125,7 +128,8 @@ def test_progress_is_told_after_each_iteration(tmp_path):
 
 INTERRUPTED = """
 import json, os, signal, sys, time
-from chatgym.training import Run, atomic, train
+from chatgym.training import Run, train
+from chatgym.storage import atomic
 steps, how = 0, sys.argv[3]
 def progress(turns, metrics):
     global steps

@@ -30,8 +30,8 @@ from chatgym.agent import Interface, Range, setting
 from chatgym.cli.app import app
 from chatgym.errors import Corrupted, InvalidValue, Unavailable
 from chatgym.training import Run, storage, tuning
-from chatgym.training.landscape import heat
-from chatgym.training.space import grid, points, search_space
+from chatgym.training.search_space import grid, points, search_space
+from chatgym.training.study_plot import heat
 from chatgym.training.tuning import PLACE, Plan, best_settings, finished, tune
 
 __all__ = ["chatgym"]  # a fixture

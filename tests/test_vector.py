@@ -4,7 +4,7 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 import chatgym
-from chatgym.vector import ChatVectorEnv
+from chatgym.envs.vector_env import ChatVectorEnv
 
 B = 4
 MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED]
@@ -125,7 +125,7 @@ def test_a_restored_snapshot_goes_on_in_a_new_environment():
 def test_without_words_no_sentence_is_made():
     envs = vector(texts=False)
     envs.reset(seed=1)
-    assert envs.talk.speaker is None
+    assert envs.speaker is None
     assert "text" not in envs.step(np.zeros(B, np.int64))[4]
 
 

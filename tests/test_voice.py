@@ -9,22 +9,23 @@ from safetensors.torch import load_file, save_file
 from tiny import save_tiny_model
 
 import chatgym
-from chatgym import trace
-from chatgym.cache import Cache
 from chatgym.engines import Completion, make_engine
+from chatgym.engines.adapter import pack
+from chatgym.engines.choose import ADAPTER
 from chatgym.engines.transformers import TransformersEngine
-from chatgym.env import ChatEnv
+from chatgym.envs import replay
+from chatgym.envs.chat_env import ChatEnv
+from chatgym.envs.conversations import DEFAULT_LLM
 from chatgym.errors import Corrupted, InvalidValue
-from chatgym.guard import Guard
-from chatgym.nlg import TOGETHER, Speaker
-from chatgym.nlu import nlu_of
-from chatgym.scenarios import Meaning, fill
-from chatgym.talk import DEFAULT_LLM, find_scenario
-from chatgym.voice import ADAPTER, is_voice, prompts
-from chatgym.voice.adapter import pack
-from chatgym.voice.practice import passed, practise
-from chatgym.voice.training import lessons, prepare
-from chatgym.voice.wordings import answers, banks_of, said_by_agent, wordings
+from chatgym.finetuning.voice import lessons, prepare
+from chatgym.scenarios import Meaning, fill, find_scenario
+from chatgym.storage.cache import Cache
+from chatgym.words.guard import Guard
+from chatgym.words.nlg import TOGETHER, Speaker
+from chatgym.words.nlu import nlu_of
+from chatgym.words.voice import is_voice, prompts
+from chatgym.words.voice.practice import passed, practise
+from chatgym.words.voice.wordings import answers, banks_of, said_by_agent, wordings
 
 NAMES = ("customer_service", "education", "social")
 SCENARIO = find_scenario("customer_service")
@@ -206,13 +207,13 @@ def test_a_voice_that_says_nothing_right_is_heard_in_templates(tmp_path):
 
 
 def test_a_conversation_in_a_voice_is_replayed_without_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("chatgym.nlg.default_path", lambda: tmp_path / "words.sqlite")
+    monkeypatch.setattr("chatgym.words.nlg.default_path", lambda: tmp_path / "words.sqlite")
     names = Speaker(SCENARIO, Voice({}))
     said = {names.prompt(f"{b.part}|{b.tone}" + (f"|{b.act}" if b.act else "")): "\n".join(
         fill(text, SCENARIO.examples) for text in b.texts) for b in wordings(SCENARIO)}  # fmt: skip
     env = ChatEnv(scenario="customer_service", llm=Voice(said))
-    trace.record(env, lambda observation, info: int(env.room.expert_acts()[0]), tmp_path / "t.jsonl", keys=[1, 2, 3])
-    used = set(env.talk.speaker.used)
+    replay.record(env, lambda observation, info: int(env.room.expert_acts()[0]), tmp_path / "t.jsonl", keys=[1, 2, 3])
+    used = set(env.speaker.used)
     assert any(name.count("|") == 2 for name in used)
     env.close()
     assert chatgym.replay(tmp_path / "t.jsonl").conversations == 3
@@ -277,7 +278,7 @@ def test_the_default_partner_is_a_voice_that_comes_with_the_package():
 
 
 def test_a_scenario_without_wordings_has_no_voice_to_train(tmp_path, monkeypatch):
-    monkeypatch.setattr("chatgym.voice.training.lessons", lambda *_: iter(()))
+    monkeypatch.setattr("chatgym.finetuning.voice.lessons", lambda *_: iter(()))
     with pytest.raises(InvalidValue, match=r"voice\.json"):
         prepare(tmp_path / "run", [find_scenario("education")])
 

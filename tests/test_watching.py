@@ -18,13 +18,15 @@ from matplotlib.text import Text
 from typer.testing import CliRunner
 
 from chatgym.cli.app import app
+from chatgym.envs.task import Task
 from chatgym.errors import InvalidValue, Unavailable
-from chatgym.training import Comparison, Entrant, Run, Task, compare, evaluate, resume, train
-from chatgym.training.comparison import Side
-from chatgym.training.evaluation import Evaluation
-from chatgym.training.forest import forest
-from chatgym.training.intervals import RESAMPLES, bootstrap_mean, iqm, percentiles, resampled_means
-from chatgym.training.references import _known, references
+from chatgym.evaluation import Comparison, Competitor, compare, evaluate
+from chatgym.evaluation.comparison import Side
+from chatgym.evaluation.comparison_plot import forest
+from chatgym.evaluation.evaluation import Evaluation
+from chatgym.evaluation.intervals import RESAMPLES, bootstrap_mean, iqm, percentiles, resampled_means
+from chatgym.evaluation.references import _known, references
+from chatgym.training import Run, resume, train
 from chatgym.training.run import find_agent
 
 STEPS = 64 * 100
@@ -114,7 +116,8 @@ def test_a_run_without_logs_has_none_and_one_from_before_there_were_any_goes_on(
 
 KILLED = """
 import json, os, signal, sys
-from chatgym.training import atomic, logs, train
+from chatgym.storage import atomic
+from chatgym.training import logs, train
 how, at, calls = sys.argv[3], int(sys.argv[4]), 0
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -310,7 +313,7 @@ def test_an_interval_of_95_percent_covers_the_truth_about_so_often(runs, spread)
 def test_the_paired_difference_is_narrower_than_the_unpaired():
     task = Task()
     expert = find_agent("expert")(task.find_scenario(), seed=1)
-    one, two = (Entrant(name, expert, task, {"agent": name}) for name in ("expert", "again"))
+    one, two = (Competitor(name, expert, task, {"agent": name}) for name in ("expert", "again"))
     same = compare([one, two], conversations=200).difference[1]
     assert (same.value, same.low, same.high) == (0, 0, 0)
     scores = np.random.default_rng(0).normal(50, 30, 200)  # of the partners: some are harder than others
@@ -329,7 +332,10 @@ def test_a_comparison_holds_the_conversations_of_an_evaluation(runs):
     run = Run.open(runs / "first")
     expert = find_agent("expert")(run.task.find_scenario())
     found = compare(
-        [Entrant("first", run.agent(), run.task, run.config), Entrant("expert", expert, run.task, {"agent": "expert"})],
+        [
+            Competitor("first", run.agent(), run.task, run.config),
+            Competitor("expert", expert, run.task, {"agent": "expert"}),
+        ],
         conversations=80,
     )
     for side, agent in zip(found.sides, (run.agent(), expert), strict=True):
@@ -376,8 +382,8 @@ def test_an_agent_of_two_scenarios_is_compared_over_both(chatgym, runs):
 
 def test_a_copy_of_a_run_is_no_further_seed(runs):
     run = Run.open(runs / "first")
-    entrants = [Entrant(name, run.agent(), run.task, run.config) for name in ("original", "copy")]
-    assert [side.label for side in compare(entrants, conversations=20).sides] == ["original", "copy"]
+    competitors = [Competitor(name, run.agent(), run.task, run.config) for name in ("original", "copy")]
+    assert [side.label for side in compare(competitors, conversations=20).sides] == ["original", "copy"]
 
 
 @pytest.mark.parametrize(
@@ -414,7 +420,7 @@ def test_a_task_where_random_is_as_good_as_the_expert_has_no_scale(monkeypatch):
     monkeypatch.setitem(_known, task.identity()["sha256"], flat)
     agents = [find_agent(name)(task.find_scenario()) for name in ("random", "expert")]
     with pytest.raises(InvalidValue, match=r"customer_service has no scale: random gets 0.500 .*--max-turns"):
-        compare([Entrant(str(k), agent, task, {"agent": str(k)}) for k, agent in enumerate(agents)], conversations=5)
+        compare([Competitor(str(k), agent, task, {"agent": str(k)}) for k, agent in enumerate(agents)], conversations=5)
 
 
 @pytest.mark.parametrize(("sides", "seeds"), [(1, 2), (2, 1), (6, 4)])

@@ -14,9 +14,9 @@ def save_tiny_model(folder: Path, context: int = 256) -> Path:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from chatgym import store
+    from chatgym.storage import model_store
 
-    tokenizer = AutoTokenizer.from_pretrained(store.path("smollm2-135m"))
+    tokenizer = AutoTokenizer.from_pretrained(model_store.path("smollm2-135m"))
     tokenizer.save_pretrained(folder)
     shape = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,

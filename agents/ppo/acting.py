@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from chatgym.engines.tokenizer import ChatTokenizer
 from chatgym.engines.transformers import pick_device, pick_dtype
 from chatgym.finetuning import models
-from chatgym.tokens import ChatTokenizer
 
 from .policy import Coefficients, Policy
 from .sampling import Sampling

@@ -12,10 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from chatgym.agent import Callback, Interface, MakeEnvs, Range, make_config, setting
-from chatgym.codecs import clean
 from chatgym.errors import Corrupted, InvalidValue
-from chatgym.interfaces import MAX_CHARS
 from chatgym.scenarios import Scenario
+from chatgym.words.charset import MAX_CHARS, clean
 
 if TYPE_CHECKING:
     from .training import Training
@@ -205,7 +204,7 @@ class PPO:
     @classmethod
     def load(cls, folder: Path) -> PPO:
         """Read back what `save` wrote."""
-        from chatgym.talk import find_scenario
+        from chatgym.scenarios import find_scenario
 
         try:
             about = json.loads((folder / "agent.json").read_text(encoding="utf-8"))

@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from chatgym import rng
+from chatgym.dynamics import rng
+from chatgym.engines.tokenizer import ChatTokenizer
 from chatgym.errors import ChatGymError
-from chatgym.finetuning.loop import Loop, join_others
-from chatgym.tokens import ChatTokenizer
-from chatgym.training.several import largest
+from chatgym.finetuning.distributed import join, largest
+from chatgym.finetuning.loop import Loop
 
 from .acting import critic_of
 from .advantages import decays, gae, group_advantages, kl_estimates, token_rewards, whiten
@@ -89,7 +89,7 @@ class Learner:
             if self.loop.rank == 0:
                 self.rollouts.publish(self.policy.model)
             if self.loop.world > 1:
-                join_others()
+                join()
         return self.rollouts.turns(self.tokenizer, size, self.config)
 
     def learn(self, conversations: Sequence[Conversation]) -> dict[str, float]:

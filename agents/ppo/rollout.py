@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from chatgym import rng
-from chatgym.codecs import clean
-from chatgym.interfaces import MAX_CHARS
+from chatgym.dynamics import rng
+from chatgym.words.charset import MAX_CHARS, clean
 
 from .sampling import Supports
 from .states import features
@@ -118,17 +117,17 @@ def hold(
     Returns:
         B conversations.
     """
-    room, talk = envs.room, envs.talk
+    room = envs.room
     with phases("environment"):
         envs.reset(options={"keys": keys})
     size = envs.num_envs
     taken: list[list[Turn]] = [[] for _ in range(size)]
     known = [features(room)] if states else []
     rewards: list[list[float]] = [[] for _ in range(size)]
-    messages = [[{"role": "user", "content": text}] for text in talk.texts]
+    messages = [[{"role": "user", "content": text}] for text in envs.texts]
     returns, bootstraps, cut = np.zeros(size), np.zeros(size), np.zeros(size, bool)
     for row in range(size):
-        turns.hear(row, talk.texts[row])
+        turns.hear(row, envs.texts[row])
     going, texts = np.ones(size, bool), [""] * size
     while going.any():
         rows = np.flatnonzero(going).tolist()
@@ -138,8 +137,7 @@ def hold(
             taken[row].append(turn)
             texts[row] = clean(turns.text(turn))[:MAX_CHARS]
         with phases("environment"):
-            talk.step(texts, going)
-            earned = talk.rewards
+            _, earned, *_ = envs.step(texts, active=going)
             if states:
                 known.append(features(room))
         for row in rows:
@@ -147,8 +145,8 @@ def hold(
             returns[row] += room.rewards[row]
             messages[row].append({"role": "assistant", "content": texts[row]})
             if not room.terminations[row]:
-                turns.hear(row, talk.texts[row])
-                messages[row].append({"role": "user", "content": talk.texts[row]})
+                turns.hear(row, envs.texts[row])
+                messages[row].append({"role": "user", "content": envs.texts[row]})
         longest = max_length - turns.max_new_tokens
         broken = np.array([len(ids) > longest for ids in turns.history.ids]) | room.truncations
         cut |= (now := going & broken & ~room.terminations)

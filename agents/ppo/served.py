@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from chatgym import store
+from chatgym.engines.adapter import WEIGHTS
 from chatgym.engines.openai import OpenAIEngine
+from chatgym.engines.tokenizer import ChatTokenizer
 from chatgym.errors import InvalidValue
-from chatgym.tokens import ChatTokenizer
-from chatgym.training import atomic
-from chatgym.voice.adapter import WEIGHTS
+from chatgym.storage import atomic, model_store
 
 from .turns import Turn, Turns
 
@@ -79,7 +78,7 @@ class Rollouts:
             new = self.folder / "adapter"
             atomic.replace_folder(new, model.save_pretrained)
             # Named by content: vLLM would reuse what it read with another adapter of the same path.
-            target = self.folder / f"adapter-{store.sha256(new / WEIGHTS)[:16]}"
+            target = self.folder / f"adapter-{model_store.sha256(new / WEIGHTS)[:16]}"
             if not target.is_dir():
                 new.rename(target)
         self.engine.take_adapter(target)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from chatgym.room import ChatRoom
+from chatgym.dynamics.room import ChatRoom
 
 Floats = npt.NDArray[np.float32]
 CLASSES = 16

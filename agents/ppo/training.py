@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from chatgym import store
 from chatgym.agent import Callback, MakeEnvs
+from chatgym.engines.tokenizer import ChatTokenizer
 from chatgym.errors import Corrupted, InvalidValue, Unavailable
 from chatgym.finetuning import models
 from chatgym.finetuning.loop import Loop, Optimization, load_weights, read_deepspeed
 from chatgym.finetuning.models import Lora
-from chatgym.tokens import ChatTokenizer
+from chatgym.storage import model_store
 
 from .acting import coefficients_of, critic_of, sampling_of
 from .alarm import Alarm
@@ -219,7 +219,7 @@ def _state(folder: Path) -> dict[str, Any]:
 
 def _digest(folder: Path) -> str:
     """Return the SHA-256 of a model's weights, one after the other."""
-    return "".join(store.sha256(path) for path in sorted(folder.glob("*.safetensors")))
+    return "".join(model_store.sha256(path) for path in sorted(folder.glob("*.safetensors")))
 
 
 def _reward_model(spec: str, agent: PPO) -> Any:

@@ -16,8 +16,9 @@ import numpy.typing as npt
 import torch
 
 from chatgym.engines.columns import Columns, new_cache
+from chatgym.engines.tokenizer import ChatTokenizer
+from chatgym.envs.tokens import TokenHistory
 from chatgym.errors import InvalidValue
-from chatgym.tokens import ChatTokenizer, TokenHistory
 
 from .policy import Policy
 from .sampling import Sampling, Supports

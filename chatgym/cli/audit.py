@@ -22,10 +22,10 @@ from chatgym.cli.spending import (
 from chatgym.cli.terminal import console, progress_bar, table
 
 if TYPE_CHECKING:
-    from chatgym.training.audit import Audit
-    from chatgym.training.intervals import Interval
+    from chatgym.evaluation.audit import Audit
+    from chatgym.evaluation.intervals import Interval
 
-SEED = 5_000_000  # chatgym.training.audit.AUDIT_SEED, which isn't imported for --help
+SEED = 5_000_000  # chatgym.evaluation.audit.AUDIT_SEED, which isn't imported for --help
 SHOWN = 10
 
 
@@ -79,7 +79,7 @@ def audit(
       chatgym audit education --conversations 100 --worded 1000 --llm smollm2-135m-partner
       chatgym replay audits/education/wording.jsonl
     """
-    from chatgym.training.audit import Audit
+    from chatgym.evaluation.audit import Audit
 
     words = open_engine(
         llm, max_requests=max_requests, max_tokens=max_tokens, max_cost=max_cost, prompt_price=prompt_price,
@@ -108,7 +108,7 @@ def audit(
 
 def _run(found: Audit, conversations: int, worded: int, seed: int) -> None:
     """Hold all conversations: those in words first, where something may be missing that the others don't need."""
-    from chatgym.training.probes import AGENTS
+    from chatgym.evaluation.probes import AGENTS
 
     shares = [worded // len(AGENTS) + (i < worded % len(AGENTS)) for i in range(len(AGENTS))]
     with progress_bar(
@@ -130,7 +130,7 @@ def _run(found: Audit, conversations: int, worded: int, seed: int) -> None:
 def _write(found: Audit, folder: Path, text: str) -> None:
     """Write audit.json and the traces in the place of those of an earlier audit."""
     from chatgym.scenarios.contradictions import KINDS, WORDING
-    from chatgym.training.atomic import write_text
+    from chatgym.storage.atomic import write_text
 
     folder.mkdir(parents=True, exist_ok=True)
     for kind in (*KINDS, WORDING):
@@ -140,7 +140,7 @@ def _write(found: Audit, folder: Path, text: str) -> None:
 
 
 def _print(found: Audit, folder: Path, interrupted: bool) -> None:
-    from chatgym.training.probes import AGENTS
+    from chatgym.evaluation.probes import AGENTS
 
     out = console()
     if rates := list(_rates(found)):

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from chatgym.agent import Agent
-    from chatgym.training import Comparison, Entrant, Task
-    from chatgym.training.intervals import Interval
+    from chatgym.envs.task import Task
+    from chatgym.evaluation import Comparison, Competitor
+    from chatgym.evaluation.intervals import Interval
 
 
 def find(
@@ -31,8 +32,9 @@ def find(
     """
     from chatgym import plugins
     from chatgym.agent import make_config
-    from chatgym.training import Run, Task
-    from chatgym.training.space import read_settings
+    from chatgym.envs.task import Task
+    from chatgym.training import Run
+    from chatgym.training.search_space import read_settings
 
     changed = {name: value for name, value in changes.items() if value is not None}
     agents = plugins.load().agents
@@ -69,13 +71,14 @@ def compare_all(
     conversations: int, seed: int, picture: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Compare runs and agents, draw the picture, and print the figures."""
-    from chatgym.training import atomic, compare
-    from chatgym.training.forest import draw_comparison
+    from chatgym.evaluation import compare
+    from chatgym.evaluation.comparison_plot import draw_comparison
+    from chatgym.storage import atomic
 
-    entrants = _entrants(names, scenario, changes)
-    with progress_bar("compare", conversations * len(entrants), "conversations") as progress:
+    competitors = _entrants(names, scenario, changes)
+    with progress_bar("compare", conversations * len(competitors), "conversations") as progress:
         show = progress or (lambda count, metrics: None)
-        found = compare(entrants, conversations=conversations, seed=seed, progress=lambda count: show(count, {}))
+        found = compare(competitors, conversations=conversations, seed=seed, progress=lambda count: show(count, {}))
     with atomic.disk_space(picture, "free some, or draw elsewhere (--picture)"):
         atomic.write_file(picture, lambda temporary: draw_comparison(found, temporary))
     if as_json:
@@ -85,9 +88,11 @@ def compare_all(
     console().print(f"Picture: {picture}")
 
 
-def _entrants(names: Sequence[str], scenario: str | None, changes: Mapping[str, Any]) -> list[Entrant]:
+def _entrants(names: Sequence[str], scenario: str | None, changes: Mapping[str, Any]) -> list[Competitor]:
     """Find all that are to be compared; an agent that needs no training is in every task that a run is in."""
-    from chatgym.training import Entrant, Run, Task
+    from chatgym.envs.task import Task
+    from chatgym.evaluation import Competitor
+    from chatgym.training import Run
 
     if len(names) < 2:
         raise InvalidValue(f"a comparison takes at least two runs or agents, such as {names[0]} and expert")
@@ -97,14 +102,14 @@ def _entrants(names: Sequence[str], scenario: str | None, changes: Mapping[str, 
     tasks = {task.identity()["sha256"]: task for _, task in runs.values()}
     changed = {name: value for name, value in changes.items() if value is not None}
     tasks = tasks or {"": Task(scenario or "customer_service", changed)}
-    entrants = []
+    competitors = []
     for name in names:
         if name in runs:
-            entrants.append(Entrant(name, *runs[name], Run.open(name).config))
+            competitors.append(Competitor(name, *runs[name], Run.open(name).config))
         else:
             for task in tasks.values():
-                entrants.append(Entrant(name, *find(name, task.scenario, task.arguments), {"agent": name}))
-    return entrants
+                competitors.append(Competitor(name, *find(name, task.scenario, task.arguments), {"agent": name}))
+    return competitors
 
 
 def _is_run(name: str) -> bool:

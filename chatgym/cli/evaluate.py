@@ -31,9 +31,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from chatgym.agent import Agent
-    from chatgym.training import Evaluation, Task
+    from chatgym.envs.task import Task
+    from chatgym.evaluation import Evaluation
 
-SEED = 2_000_000  # chatgym.training.evaluation.EVALUATION_SEED, which isn't imported for --help
+SEED = 2_000_000  # chatgym.evaluation.evaluation.EVALUATION_SEED, which isn't imported for --help
 
 
 def evaluate(
@@ -207,7 +208,7 @@ def _hold(what: str, recorder: Any, task: Task, conversations: int, seed: int, w
         typer.echo(
             "The model makes the partner's words at their first use, which takes minutes; they are kept", err=True
         )
-    from chatgym import training
+    from chatgym import evaluation
 
     with progress_bar(what, conversations, "conversations") as progress:
         show, ended = progress or (lambda count, metrics: None), 0
@@ -219,7 +220,7 @@ def _hold(what: str, recorder: Any, task: Task, conversations: int, seed: int, w
 
         if hasattr(recorder.agent, "progress"):
             recorder.agent.progress = lambda answers: show(ended, {"answers": answers})
-        return training.evaluate(
+        return evaluation.evaluate(
             recorder, task, conversations=conversations, seed=seed, llm=words, progress=done,
             wording_progress=lambda banks: show(0, {"wordings": banks}), deterministic=not sampled,
         )  # fmt: skip
@@ -246,7 +247,7 @@ class Recorder:
 
         An evaluation holds the conversations of a chunk side by side and calls the agent until the last has ended.
         """
-        from chatgym.training.evaluation import ROWS
+        from chatgym.evaluation.rollouts import ROWS
 
         calls = iter(self.acts)
         for first in range(0, len(turns), ROWS):
@@ -260,7 +261,7 @@ class Recorder:
 
 def _write_trace(path: Path, recorder: Recorder, result: Evaluation, task: Task, llm: Any) -> None:
     """Hold the evaluation's conversations again, the same acts in the same conversations, and write them down."""
-    from chatgym.trace import record
+    from chatgym.envs.replay import record
 
     envs = task.make_envs(recorder.requires, len(result.turns))
     envs.reset(seed=result.seed)

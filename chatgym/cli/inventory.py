@@ -12,8 +12,8 @@ from chatgym.cli.terminal import console, print_error, table
 from chatgym.errors import ChatGymError, InvalidValue, unknown
 
 if TYPE_CHECKING:
+    from chatgym.evaluation import References
     from chatgym.scenarios import Scenario
-    from chatgym.training import References
 
 
 def plugins() -> None:
@@ -84,8 +84,9 @@ def scenarios(
 
 
 def _measure(name: str) -> None:
-    from chatgym.training import Task, measure
-    from chatgym.training.references import store
+    from chatgym.envs.task import Task
+    from chatgym.evaluation import measure
+    from chatgym.evaluation.references import store
 
     task = Task(name)
     found = measure(task)
@@ -96,7 +97,7 @@ def _measure(name: str) -> None:
 
 
 def _train_nlu(scenario: Scenario) -> None:
-    from chatgym import nlu
+    from chatgym.words import nlu
 
     heads = nlu.train(scenario)
     path = nlu.save(scenario, heads)
@@ -106,18 +107,18 @@ def _train_nlu(scenario: Scenario) -> None:
 
 def _train_reward(scenario: Scenario) -> None:
     from chatgym.cli.reward import print_report, watched
-    from chatgym.rewards import default
+    from chatgym.evaluation import default_reward
 
     with watched("reading", "texts") as progress:
-        model, report = default.train(scenario, progress)
-    path = default.save(scenario, model)
+        model, report = default_reward.train(scenario, progress)
+    path = default_reward.save(scenario, model)
     print_report(report)
     console().print(f"\nStored in {path}")
 
 
 def _print_scenario(name: str, scenario: Scenario, source: str) -> None:
-    from chatgym.training import Task
-    from chatgym.training.references import references
+    from chatgym.envs.task import Task
+    from chatgym.evaluation.references import references
 
     out = console()
     out.print(f"{name}, version {scenario.version}, from plugin {source}")
@@ -160,19 +161,19 @@ def pull(
     They are checked and unpacked into the cache folder: CHATGYM_CACHE, else the user's. CHATGYM_OFFLINE=1 forbids the
     network.
     """
-    from chatgym import store
+    from chatgym.storage import model_store
 
-    names, rows, bad = models or list(store.MODELS), [], False
+    names, rows, bad = models or list(model_store.MODELS), [], False
     for name in names:
-        if name not in store.MODELS:
-            raise unknown("model", name, store.MODELS)
+        if name not in model_store.MODELS:
+            raise unknown("model", name, model_store.MODELS)
     if check and force:
         raise InvalidValue("--check fetches nothing and --force fetches: choose one")
     for name in names:
         try:
             if check:
-                store.verify(name, full=True)
-            folder = store.path(name) if check else store.pull(name, force=force)
+                model_store.verify(name, full=True)
+            folder = model_store.path(name) if check else model_store.pull(name, force=force)
         except ChatGymError as error:
             print_error(str(error))
             bad = True

@@ -12,7 +12,8 @@ from chatgym.cli.spending import limit
 from chatgym.cli.terminal import console, progress_bar, table
 
 if TYPE_CHECKING:
-    from chatgym.training import Evaluation, Task
+    from chatgym.envs.task import Task
+    from chatgym.evaluation import Evaluation
 
 CALLS = "calls.sqlite"
 
@@ -30,7 +31,7 @@ def keep_answers(agent: Any, task: Task, out: Path | None, **limits: float | Non
         The folder.
     """
     from chatgym.engines.recorded import RecordedEngine
-    from chatgym.training import atomic
+    from chatgym.storage import atomic
 
     engine = agent.engine
     limit(engine, **limits)
@@ -48,11 +49,11 @@ def write_transcripts(
 ) -> None:
     """Hold the evaluation's conversations again, the same actions in the same conversations, and write what was said.
 
-    ``transcripts.jsonl`` has a conversation a line, as `chatgym.training.evaluation.converse` gives it;
+    ``transcripts.jsonl`` has a conversation a line, as `chatgym.evaluation.evaluation.converse` gives it;
     ``result.json`` the figures.
     """
-    from chatgym.training import atomic
-    from chatgym.training.evaluation import converse
+    from chatgym.evaluation.rollouts import converse
+    from chatgym.storage import atomic
 
     actions = iter(recorder.conversations(result.turns))
 

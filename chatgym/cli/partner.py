@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chatgym.cli.play import QUIT, print_utterance, read_line
-from chatgym.interfaces import observe
-from chatgym.nlg import Speaker
-from chatgym.nlu import NLU, UNCLEAR, Understanding, nlu_of
-from chatgym.room import ChatRoom
+from chatgym.dynamics.room import ChatRoom
+from chatgym.envs.interfaces import observe
+from chatgym.evaluation.probes import ending_acts
 from chatgym.scenarios import Scenario
-from chatgym.training.probes import ending_acts
+from chatgym.words.nlg import Speaker
+from chatgym.words.nlu import NLU, UNCLEAR, Understanding, nlu_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,7 +35,7 @@ def talk_to(run: Run, out: Console) -> None:
     out.print(f"Its task: {scenario.description} Say what you want in your own words; q quits.", style="dim")
     nlu = nlu_of(scenario)
     room = ChatRoom(scenario, 1, error_rate=0.0, max_turns=run.task.arguments.get("max_turns"))
-    room.start(keys=np.array([_silent_opening(scenario)], np.uint64))
+    room.begin(keys=np.array([_silent_opening(scenario)], np.uint64))
     endings, speaker, turn = ending_acts(scenario), Speaker(scenario), 0
     while turn < room.max_turns:
         line = read_line(out, f"{scenario.partner_role}> ")
@@ -64,7 +64,7 @@ def talk_to(run: Run, out: Console) -> None:
 def _silent_opening(scenario: Scenario) -> int:
     """Return the key of a conversation whose opening tells nothing: so the belief knows nothing of its partner."""
     room = ChatRoom(scenario, 256, error_rate=0.0)
-    room.start(keys=np.arange(256, dtype=np.uint64))
+    room.begin(keys=np.arange(256, dtype=np.uint64))
     meanings = [scenario.partner_meaning(said) for said in room.said]
     return next((key for key, meaning in enumerate(meanings) if meaning.parts == (meaning.act,)), 0)
 

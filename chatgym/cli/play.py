@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from chatgym.engines import Engine
-    from chatgym.env import ChatEnv
+    from chatgym.envs.chat_env import ChatEnv
+    from chatgym.envs.task import Task
     from chatgym.scenarios import Scenario
-    from chatgym.training import Run, Task
+    from chatgym.training import Run
 
 QUIT = ("q", "quit")
 SAID = ("act", "text")
@@ -78,7 +79,8 @@ def play(
       chatgym play runs/qlearning --as-partner
     """
     from chatgym.cli.partner import talk_to
-    from chatgym.training import Run, Task
+    from chatgym.envs.task import Task
+    from chatgym.training import Run
 
     opened = None if run is None else Run.open(run)
     if opened is not None and scenario not in (None, opened.task.scenario):
@@ -149,7 +151,7 @@ def _print_end(out: Console, env: ChatEnv, outcome: str, total: float) -> None:
 
 
 def _print_turn(out: Console, turn: dict[str, Any], partner: str) -> None:
-    from chatgym.nlu import UNCLEAR
+    from chatgym.words.nlu import UNCLEAR
 
     if turn["role"] == "goal":
         return
@@ -187,7 +189,7 @@ def read_line(out: Console, prompt: str) -> str | None:
 
 def _ask_text(out: Console, env: ChatEnv) -> str | None:
     """Ask until something is said; None when the person leaves."""
-    from chatgym.interfaces import MAX_CHARS
+    from chatgym.words.charset import MAX_CHARS
 
     room = env.room
     while True:
@@ -196,7 +198,7 @@ def _ask_text(out: Console, env: ChatEnv) -> str | None:
             return None
         if line == "?":
             for act in room.action_masks()[0].nonzero()[0].tolist():
-                words = env.talk.word_agent(act, room.belief[0], room.keys[0], int(room.turns[0]) + 1)
+                words = env.agent_words(0, act)
                 out.print(f"  {env.scenario.agent_acts[act]:<18} {words}", soft_wrap=True)
             out.print(env.scenario.instructions(), soft_wrap=True)
         elif len(line) > MAX_CHARS:

@@ -21,7 +21,7 @@ def replay(
     Observations, rewards and acts are compared, too. Needs no model: the wordings that one made are part of the trace.
     At the first difference it names line, field and both values, and exits with 1.
     """
-    from chatgym.trace import replay as play_again
+    from chatgym.envs.replay import replay as play_again
 
     found = play_again(trace)
     console().print(f"Replayed {found.conversations:,} conversations, {found.turns:,} turns, all as before")

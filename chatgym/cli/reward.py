@@ -15,10 +15,10 @@ from chatgym.cli.terminal import Progress, console, percent, progress_bar, table
 from chatgym.errors import InvalidValue, unknown
 
 if TYPE_CHECKING:
+    from chatgym.evaluation.reward_report import Report, Share
     from chatgym.finetuning.loop import Optimization
-    from chatgym.rewards.llm import Settings
+    from chatgym.finetuning.reward_model import Settings
     from chatgym.rewards.pairs import Pair
-    from chatgym.rewards.report import Report, Share
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -85,8 +85,8 @@ def pairs(
 
 
 def _of_scenario(name: str, conversations: int, seed: int) -> list[Pair]:
-    from chatgym.rewards.badness import pairs_of
-    from chatgym.talk import find_scenario
+    from chatgym.finetuning.preferences import pairs_of
+    from chatgym.scenarios import find_scenario
 
     found = find_scenario(name)
     with progress_bar("pairs", conversations, "conversations") as progress:
@@ -151,13 +151,13 @@ def train(
 
     The folder holds the model, config.json and report.json.
     """
+    from chatgym.evaluation.reward_report import measure
     from chatgym.finetuning.loop import Optimization, deepspeed_config, read_deepspeed
+    from chatgym.finetuning.reward_model import SCRATCH, Settings
     from chatgym.rewards import folder
-    from chatgym.rewards.llm import SCRATCH, Settings
     from chatgym.rewards.pairs import read_pairs, split
-    from chatgym.rewards.report import measure
     from chatgym.rewards.training import digest_of
-    from chatgym.training import atomic
+    from chatgym.storage import atomic
 
     if kind not in folder.KINDS:
         raise unknown("kind", kind, folder.KINDS)
@@ -216,14 +216,14 @@ def _train_llm(
     training: Path, learned: list[Pair], settings: Settings, optimization: Optimization, processes: int
 ) -> None:
     """Train in a folder, or go on there."""
-    from chatgym.rewards import llm
+    from chatgym.finetuning import reward_model
 
-    llm.prepare(training, learned, settings, optimization)
+    reward_model.prepare(training, learned, settings, optimization)
     try:
         if processes > 1:
             from chatgym.finetuning.launch import launch
 
-            launch("chatgym.rewards", training, processes)
+            launch("reward", training, processes)
         else:
             watched_training(training)
     except KeyboardInterrupt:
@@ -233,10 +233,10 @@ def _train_llm(
 
 def watched_training(training: Path) -> None:
     """Train a reward model of the llm kind with a progress bar."""
-    from chatgym.rewards import llm
+    from chatgym.finetuning import reward_model
 
     with watched("training", "steps") as progress:
-        llm.train(training, progress)
+        reward_model.train(training, progress)
 
 
 @contextlib.contextmanager

@@ -91,10 +91,10 @@ def _plan(values: dict[str, Any], given: set[str]) -> Any:
     from chatgym.agent import make_config
     from chatgym.cli.sft import check_scratch
     from chatgym.finetuning import models
-    from chatgym.talk import find_scenario
+    from chatgym.scenarios import find_scenario
     from chatgym.training.rlhf import Plan
     from chatgym.training.run import find_agent
-    from chatgym.training.space import read_settings
+    from chatgym.training.search_space import read_settings
 
     scratch = values["from_scratch"]
     check_scratch(scratch, given)

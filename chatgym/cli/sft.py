@@ -97,7 +97,7 @@ def sft(
         if processes > 1:
             from chatgym.finetuning.launch import launch
 
-            launch("chatgym.finetuning", run, processes)
+            launch("sft", run, processes)
         else:
             watched(prepared)
     except KeyboardInterrupt:
@@ -173,8 +173,9 @@ def check_scratch(scratch: str, given: set[str]) -> None:
 
 def _said(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Let the teacher hold the conversations."""
+    from chatgym.envs.task import Task
     from chatgym.finetuning.dialogues import held_by
-    from chatgym.training import Run, Task
+    from chatgym.training import Run
     from chatgym.training.run import find_agent
 
     task, teacher = Task(values["scenario"], {"error_rate": values["error_rate"]}), values["teacher"]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from chatgym.training.intervals import Interval
+    from chatgym.evaluation.intervals import Interval
 
 PIPED_WIDTH = 200
 """Columns where there is no terminal: a table in a file isn't cut to the width of one."""

@@ -199,7 +199,8 @@ def _train(name: str, ctx: Any, run: Path | None, steps: int | None, resume: boo
 
 
 def _begun(name: str, folder: Path, steps: int | None, given: set[str], values: Mapping[str, Any]) -> Run:
-    from chatgym.training import Task, prepare
+    from chatgym.envs.task import Task
+    from chatgym.training import prepare
     from chatgym.training.run import check_free
 
     check_free(folder, overwrite=values["overwrite"])
@@ -225,7 +226,7 @@ def _trained(run: Run, processes: int) -> Run:
         return watched(run)
     from chatgym.finetuning.launch import launch
 
-    launch("chatgym.training", run.folder, processes)
+    launch("train", run.folder, processes)
     return run
 
 
@@ -269,7 +270,7 @@ def _interrupted(folder: Path) -> None:
 
 def print_result(run: Run) -> None:
     """Print what a run came to: before and after, and what to do with it."""
-    from chatgym.training.intervals import Interval
+    from chatgym.evaluation.intervals import Interval
     from chatgym.training.logs import FORMATS
 
     lines, config, out = run.metrics(), run.config, console()

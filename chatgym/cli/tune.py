@@ -87,9 +87,10 @@ def tune(
     same study share its trials. It can be interrupted; the same command goes on. The folder holds best.json, trials.csv
     and study.png: a heat map for a grid over two settings.
     """
-    from chatgym.training import Task, tuning
+    from chatgym.envs.task import Task
+    from chatgym.training import tuning
     from chatgym.training.run import find_agent
-    from chatgym.training.space import grid, search_space
+    from chatgym.training.search_space import grid, search_space
     from chatgym.training.trainer import DEFAULT_STEPS
 
     made_by = find_agent(agent)

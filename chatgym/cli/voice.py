@@ -51,11 +51,11 @@ def voice(
       chatgym voice --scenario restaurant --out restaurant-voice
     """
     from chatgym.cli.sft import watched
+    from chatgym.engines.adapter import pack
+    from chatgym.engines.choose import ADAPTER
     from chatgym.finetuning.sft import SFT
-    from chatgym.voice import ADAPTER
-    from chatgym.voice.adapter import pack
-    from chatgym.voice.practice import passed
-    from chatgym.voice.training import prepare, scenarios_of
+    from chatgym.finetuning.voice import prepare, scenarios_of
+    from chatgym.words.voice.practice import passed
 
     scenarios = scenarios_of(scenario)
     hand = run / "hand"
@@ -91,8 +91,8 @@ def voice(
 def _practise(path: Path, model: Path, scenarios: Sequence[Scenario], lists: int, seed: int) -> None:
     """Have a voice say its lists, with a progress bar."""
     from chatgym.engines import make_engine
-    from chatgym.voice.practice import practise
-    from chatgym.voice.wordings import banks_of
+    from chatgym.words.voice.practice import practise
+    from chatgym.words.voice.wordings import banks_of
 
     engine = make_engine(f"hf:{model}")
     assert engine is not None

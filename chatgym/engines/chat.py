@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from chatgym.engines import Engine, LazyEngine, check_sampling
+from chatgym.engines.protocol import Engine, LazyEngine, check_sampling
+from chatgym.engines.tokenizer import END
 from chatgym.errors import InvalidValue
-from chatgym.tokens import END
 
 Message = Mapping[str, Any]
 """As in OpenAI's API: ``role`` and ``content``, perhaps ``tool_calls``, or the ``tool_call_id`` that it answers."""

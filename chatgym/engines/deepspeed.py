@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from chatgym.engines import Completion
+from chatgym.engines.protocol import Completion
 from chatgym.engines.transformers import TransformersEngine, pick_device, quiet_loading
 from chatgym.errors import Unavailable
 
@@ -43,7 +43,7 @@ class DeepSpeedEngine(TransformersEngine):
             folder: Configuration, tokenizer and weights, as `save_pretrained` writes them.
             identity: Name and revision.
             dtype: Of the weights; `chatgym.engines.transformers.pick_dtype` when None.
-            adapter: Folder of a LoRA adapter to merge into them (`chatgym.voice.adapter`).
+            adapter: Folder of a LoRA adapter to merge into them (`chatgym.engines.adapter`).
             kernels: Whether to try DeepSpeed's own layers (CUDA only; they are compiled first, which takes minutes).
                 They keep the attention's cache to themselves, where our decode loop has its rows join and leave, and
                 don't know every release of transformers; so they are used only if they continue a few prompts as

@@ -20,10 +20,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from chatgym.engines import Completion, check_each, check_sampling
 from chatgym.engines.budget import Budget, Limits, Usage, tokens_used
 from chatgym.engines.chat import Answered, Message, Reply
 from chatgym.engines.patience import backoff
+from chatgym.engines.protocol import Completion, check_each, check_sampling
 from chatgym.engines.server import Server, TryAgain
 from chatgym.engines.wire import Job, completion, echoed, replied, sampled
 from chatgym.errors import InvalidValue, Unavailable, Unfinished

@@ -14,10 +14,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from chatgym.cache import Cache
-from chatgym.engines import Completion, Engine, check_each
 from chatgym.engines.chat import Answered, Message, Reply, ToolCall, chat
+from chatgym.engines.protocol import Completion, Engine, check_each
 from chatgym.errors import Corrupted, InvalidValue, Unavailable, Unfinished
+from chatgym.storage.cache import Cache
 
 VERSION = 1
 IDENTITY = "engine"
@@ -30,7 +30,7 @@ class RecordedEngine:
     A call is known by the engine's identity, the prompt, the sampling and the row's seed.
 
     Attributes:
-        cache: The record; `chatgym.nlg` keeps the banks of wordings made from its completions there too.
+        cache: The record; `chatgym.words.nlg` keeps the banks of wordings made from its completions there too.
         engine: What is asked; None when the record has to do.
         identity: That of the engine recorded, so that traces name the same one.
     """
@@ -44,7 +44,7 @@ class RecordedEngine:
 
         Raises:
             InvalidValue: The file is no record, or one of another engine.
-            Corrupted, Unavailable: As `chatgym.cache.Cache`.
+            Corrupted, Unavailable: As `chatgym.storage.cache.Cache`.
         """
         self.path, self.engine = Path(path).expanduser(), engine
         if engine is None and not self.path.is_file():

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from chatgym import rng
+from chatgym.dynamics import rng
 
 SAMPLE = 0
-"""Purpose of the draw that chooses a token, see `chatgym.rng`."""
+"""Purpose of the draw that chooses a token, see `chatgym.dynamics.rng`."""
 
 NUCLEUS = 1024
 """How many of the likeliest tokens leave the GPU at first; they hold nearly always all that top-p keeps."""

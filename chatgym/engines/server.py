@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from chatgym import store
 from chatgym.engines.patience import retry_after
 from chatgym.engines.wire import Job, api_key, checked_url
 from chatgym.errors import Unavailable, Unfinished
+from chatgym.storage import model_store
 
 REFUSALS = ("content_filter", "context_length_exceeded")
 """Codes of errors that are about one chat: it has no answer then, and the others go on."""
@@ -148,7 +148,7 @@ class Server:
         Raises:
             Unavailable: ``CHATGYM_OFFLINE`` forbids it.
         """
-        if store.offline() and not self._loopback:
+        if model_store.offline() and not self._loopback:
             raise Unavailable(
                 f"CHATGYM_OFFLINE forbids the server at {self.url}, which is not on this machine; unset it, or answer "
                 "from a record: llm='recorded:FILE'"

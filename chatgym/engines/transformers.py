@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from chatgym.engines import Completion, check_each, check_sampling
+from chatgym.engines.adapter import merge
 from chatgym.engines.batch import Alternatives, Batch, Request, report
 from chatgym.engines.columns import new_cache
 from chatgym.engines.prefixes import Prefixes
+from chatgym.engines.protocol import Completion, check_each, check_sampling
 from chatgym.errors import InvalidValue, unknown
-from chatgym.voice.adapter import merge
 
 SCORED = 2048
 """Tokens whose logits are held at once while scoring: 400 MB with 49,152 tokens in the vocabulary."""
@@ -92,7 +92,7 @@ class TransformersEngine:
             folder: Configuration, tokenizer and weights, as `save_pretrained` writes them.
             identity: Name and revision.
             dtype: Of the weights; `pick_dtype` when None.
-            adapter: Folder of a LoRA adapter to merge into them (`chatgym.voice.adapter`).
+            adapter: Folder of a LoRA adapter to merge into them (`chatgym.engines.adapter`).
         """
         self.device = pick_device()
         self.dtype = dtype or pick_dtype(self.device)
@@ -114,7 +114,7 @@ class TransformersEngine:
         """Merge an adapter in the place of the one exchanged before; nothing may be computed meanwhile.
 
         Raises:
-            Corrupted: See `chatgym.voice.adapter.merge`.
+            Corrupted: See `chatgym.engines.adapter.merge`.
         """
         merge(self.model, folder, self._plain)
         self.prefixes = Prefixes(self)

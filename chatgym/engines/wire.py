@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from chatgym.engines import UNKNOWN_TOKEN, Completion
 from chatgym.engines.budget import tokens_used
 from chatgym.engines.chat import Reply, ToolCall
+from chatgym.engines.protocol import UNKNOWN_TOKEN, Completion
 from chatgym.errors import InvalidValue, Unfinished
 
 

@@ -9,11 +9,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from chatgym import rng
 from chatgym.agent import Agent
+from chatgym.dynamics import rng
+from chatgym.envs.interfaces import draw_allowed
+from chatgym.envs.task import Task
+from chatgym.envs.vector_env import ChatVectorEnv
 from chatgym.errors import InvalidValue
-from chatgym.interfaces import draw_allowed
-from chatgym.training.task import Task
 
 Message: TypeAlias = Mapping[str, str]
 Dialogue: TypeAlias = Sequence[Message]
@@ -69,7 +70,7 @@ def held_by(
         conversations: N, how many.
         seed: Seed of the first; the i-th has ``seed + i``.
         wander: Share of turns in which the agent takes any other act that makes sense: an imperfect teacher.
-        llm: Who words the partner, as in `chatgym.env.ChatEnv`.
+        llm: Who words the partner, as in `chatgym.envs.chat_env.ChatEnv`.
         progress: Called with the number of conversations that have ended.
 
     Returns:
@@ -87,12 +88,12 @@ def held_by(
 
 
 def _hold(
-    agent: Agent, envs: Any, seed: int, wander: float, progress: Callable[[int], None] | None
+    agent: Agent, envs: ChatVectorEnv, seed: int, wander: float, progress: Callable[[int], None] | None
 ) -> list[list[Message]]:
-    talk, room = envs.talk, envs.room
+    room = envs.room
     observations, infos = envs.reset(seed=seed)
     masks, going = infos.get("action_mask"), np.ones(envs.num_envs, bool)
-    said: list[list[Message]] = [[{"role": "user", "content": text}] for text in talk.texts]
+    said: list[list[Message]] = [[{"role": "user", "content": text}] for text in envs.texts]
     while going.any():
         acts = agent.act(observations, deterministic=True, action_masks=masks)
         if wander and masks is not None:
@@ -100,14 +101,14 @@ def _hold(
             astray = np.array([rng.draw(k, t, _WANDER) for k, t in zip(keys, turns, strict=True)]) < wander
             where = np.array([rng.draw(k, t, _WHERE) for k, t in zip(keys, turns, strict=True)])
             acts = np.where(astray, draw_allowed(masks, where), acts)
-        words = dict(zip(np.flatnonzero(going).tolist(), talk.agent_texts(acts, going), strict=True))
-        talk.step(acts, going)
-        observations, masks = talk.observe(), talk.codec.masks()
+        words = {row: envs.agent_words(row, int(acts[row])) for row in np.flatnonzero(going).tolist()}
+        observations, _, _, _, infos = envs.step(acts, active=going)
+        masks = infos.get("action_mask")
         for i, text in words.items():
             said[i].append({"role": "assistant", "content": text})
         going &= room.outcomes == 0
         for i in np.flatnonzero(going).tolist():
-            said[i].append({"role": "user", "content": talk.texts[i]})
+            said[i].append({"role": "user", "content": envs.texts[i]})
         if progress is not None:
             progress(int((~going).sum()))
     return said

@@ -13,13 +13,13 @@ from pathlib import Path
 from chatgym.errors import Unavailable
 
 
-def launch(module: str, folder: Path, processes: int) -> None:
+def launch(kind: str, folder: Path, processes: int) -> None:
     """Train the run in a folder by several processes, and wait for them.
 
-    On several machines start ``deepspeed --hostfile FILE --module MODULE FOLDER`` instead.
+    On several machines start ``deepspeed --hostfile FILE --module chatgym.cli.worker KIND FOLDER`` instead.
 
     Args:
-        module: What each process runs: ``"chatgym.finetuning"``, ``"chatgym.rewards"`` or ``"chatgym.training"``.
+        kind: What the folder holds: ``"sft"``, ``"reward"`` or ``"train"``.
         folder: The run.
         processes: How many.
 
@@ -30,7 +30,8 @@ def launch(module: str, folder: Path, processes: int) -> None:
     world = base64.urlsafe_b64encode(json.dumps({"localhost": list(range(processes))}).encode()).decode()
     command = [
         sys.executable, "-m", "deepspeed.launcher.launch", f"--world_info={world}", "--master_addr=127.0.0.1",
-        f"--master_port={_free_port()}", "--no_local_rank", "--module", module, str(folder),
+        f"--master_port={_free_port()}", "--no_local_rank", "--module", "chatgym.cli.worker", kind,
+        str(folder),
     ]  # fmt: skip
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
     with subprocess.Popen(command, env={**threads, **os.environ}, stdout=subprocess.DEVNULL) as process:

@@ -11,7 +11,6 @@ import contextlib
 import json
 import logging
 import math
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,9 +22,9 @@ import numpy.typing as npt
 import torch
 
 from chatgym.engines.transformers import pick_device
-from chatgym.errors import Corrupted, InvalidValue, Unavailable
-from chatgym.training import atomic
-from chatgym.training.several import processes, rank
+from chatgym.errors import Corrupted, InvalidValue
+from chatgym.finetuning.distributed import initialize, processes, rank
+from chatgym.storage import atomic
 
 BETAS, EPSILON = (0.9, 0.95), 1e-8
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
@@ -188,7 +187,7 @@ class Loop:
             weight_decay=settings.weight_decay,
         )  # fmt: skip
         with quiet():
-            deepspeed = _deepspeed()
+            deepspeed = initialize()
             self.engine, self.optimizer, _, _ = deepspeed.initialize(
                 model=module, optimizer=optimizer, config=config, dist_init_required=False
             )
@@ -312,7 +311,7 @@ class Loop:
         if self.settings.zero < 3:
             yield
             return
-        with _deepspeed().zero.GatheredParameters(list(self.module.parameters())):
+        with initialize().zero.GatheredParameters(list(self.module.parameters())):
             yield
 
     def _trained(self) -> list[tuple[str, Any]]:
@@ -385,32 +384,3 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(before)
-
-
-def join_others() -> None:
-    """Wait until all processes are here."""
-    _deepspeed()
-    torch.distributed.barrier()
-
-
-def _deepspeed() -> Any:
-    """Import DeepSpeed, and join the other processes; a process alone needs no launcher and no port."""
-    from chatgym.engines.deepspeed import import_deepspeed
-
-    try:
-        deepspeed = import_deepspeed()
-    except ImportError as error:
-        raise Unavailable("training needs DeepSpeed: pip install deepspeed") from error
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
-    if not torch.distributed.is_initialized():
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        if processes() == 1:
-            store: Any = torch.distributed.HashStore()  # type: ignore[attr-defined]
-            torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
-        else:
-            torch.distributed.init_process_group(backend)
-    if not deepspeed.comm.is_initialized():
-        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
-    return deepspeed

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from chatgym import store
 from chatgym.engines.transformers import quiet_loading
 from chatgym.errors import InvalidValue, Unavailable
 from chatgym.finetuning import tiny
+from chatgym.storage import model_store
 
 ATTENTION_AND_MLP = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -36,13 +36,13 @@ def folder_of(model: str) -> Path:
     Raises:
         InvalidValue: There is no such model.
     """
-    if model in store.MODELS:
-        return store.path(model)
+    if model in model_store.MODELS:
+        return model_store.path(model)
     folder = Path(model.removeprefix("hf:")).expanduser()
     if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
         raise InvalidValue(
-            f"--model {model}: neither a stored model ({', '.join(store.MODELS)}) nor a folder with config.json and "
-            "*.safetensors, as `save_pretrained` writes them"
+            f"--model {model}: neither a stored model ({', '.join(model_store.MODELS)}) nor a folder with config.json "
+            "and *.safetensors, as `save_pretrained` writes them"
         )
     return folder
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from chatgym.engines.tokenizer import ChatTokenizer
 from chatgym.errors import InvalidValue
 from chatgym.finetuning.dialogues import Dialogue
-from chatgym.tokens import ChatTokenizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +38,8 @@ class Rows:
 def encode(dialogue: Dialogue, tokenizer: ChatTokenizer) -> tuple[list[int], list[bool]]:
     """Write a conversation as ChatML.
 
-    The ids are those that ``observation="token"`` shows an agent of the same conversation (`chatgym.tokens`), so what
-    was learned from files is at home in the environment.
+    The ids are those that ``observation="token"`` shows an agent of the same conversation (`chatgym.envs.tokens`), so
+    what was learned from files is at home in the environment.
 
     Returns:
         The ids, and which of them are the assistant's words and the ends of its turns.

@@ -21,15 +21,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from chatgym import interrupts, store
+from chatgym.engines.tokenizer import ChatTokenizer
 from chatgym.errors import Corrupted, InvalidValue
 from chatgym.finetuning import dialogues, models, tiny
 from chatgym.finetuning.dialogues import Dialogue
 from chatgym.finetuning.loop import Loop, Optimization, load_weights, rows_of_step
 from chatgym.finetuning.models import Lora, WordLoss
 from chatgym.finetuning.packing import Rows, pack
-from chatgym.tokens import ChatTokenizer
-from chatgym.training import atomic
+from chatgym.storage import atomic, interrupts, model_store
 
 FORMAT, VERSION = "chatgym-sft", 1
 
@@ -114,7 +113,7 @@ class SFT:
                     (new / "base").mkdir()
                     texts = (message["content"] for one in dialogues.read(data) for message in one)
                     tiny.save_tokenizer(texts, new / "base")
-                complete = dataclasses.replace(settings, data_sha256=store.sha256(data))
+                complete = dataclasses.replace(settings, data_sha256=model_store.sha256(data))
                 record = {"format": FORMAT, "version": VERSION, "from": dict(about or {}),
                           "settings": dataclasses.asdict(complete),
                           "optimization": dataclasses.asdict(optimization)}  # fmt: skip
@@ -143,7 +142,7 @@ class SFT:
             if isinstance(error, InvalidValue):
                 raise
             raise Corrupted(f"{path} can't be read ({error}); train again (--overwrite)") from error
-        if not run.data.is_file() or store.sha256(run.data) != run.settings.data_sha256:
+        if not run.data.is_file() or model_store.sha256(run.data) != run.settings.data_sha256:
             raise InvalidValue(f"{run.data} isn't what the training began with; restore it, or train again")
         return run
 

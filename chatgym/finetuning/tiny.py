@@ -39,7 +39,7 @@ def save_tokenizer(texts: Iterable[str], folder: Path) -> None:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, bos_token=None)
     fast.chat_template = TEMPLATE
     fast.save_pretrained(folder)
-    # What `chatgym.tokens` and generation read to know the end of a turn.
+    # What `chatgym.envs.tokens` and generation read to know the end of a turn.
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": fast.eos_token_id}), encoding="utf-8")
 
 

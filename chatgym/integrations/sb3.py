@@ -14,9 +14,9 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import VecEnv
 
+from chatgym.dynamics.room import Snapshot
+from chatgym.envs.vector_env import ChatVectorEnv
 from chatgym.errors import ChatGymError, InvalidValue
-from chatgym.room import Snapshot
-from chatgym.vector import ChatVectorEnv
 
 Bools = npt.NDArray[np.bool_]
 Indices = None | int | Iterable[int]
@@ -30,8 +30,8 @@ class ChatVecEnv(VecEnv):
     PPO("MlpPolicy", VecMonitor(envs)).learn(100_000)
     ```
 
-    Row i is, bit for bit, the single `chatgym.env.ChatEnv` with the i-th seed, but that rewards are float32, as SB3 has
-    them. The info of a conversation's last step has
+    Row i is, bit for bit, the single `chatgym.envs.chat_env.ChatEnv` with the i-th seed, but that rewards are float32,
+    as SB3 has them. The info of a conversation's last step has
 
     * ``terminal_observation``: what it ended in (the observation returned is already the next conversation's);
     * ``TimeLimit.truncated``: whether it was broken off, so that what would have come still has a value;

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from chatgym.errors import InvalidValue
-from chatgym.rewards import Conversation
 from chatgym.rewards.features import one_thread
+from chatgym.rewards.protocol import Conversation
 
 MOST_TOKENS = 2048
 """The last so many tokens of a conversation are read, or as many as the model's context or its tokenizer allows."""

@@ -3,41 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from pathlib import Path
 
-from chatgym.errors import Unavailable
-from chatgym.rewards import training
-from chatgym.rewards.badness import pairs_of
 from chatgym.rewards.encoder import FILE, EncoderRewardModel
-from chatgym.rewards.pairs import split
-from chatgym.rewards.report import Report, measure
 from chatgym.scenarios import Scenario
-
-CONVERSATIONS = 300
-
-
-def train(
-    scenario: Scenario, progress: Callable[[int, int], None] | None = None, conversations: int = CONVERSATIONS
-) -> tuple[EncoderRewardModel, Report]:
-    """Train it on pairs made from the scenario, those of seed 0, and measure it on those held out."""
-    learned, tested = split(pairs_of(scenario, conversations))
-    model = training.train(learned, progress=progress)
-    return model, measure(model, tested)
-
-
-def save(scenario: Scenario, model: EncoderRewardModel) -> Path:
-    """Write it beside the scenario's sentences.
-
-    Raises:
-        Unavailable: When that folder can't be written to.
-    """
-    path = scenario.folder / FILE
-    try:
-        model.save(path)
-    except OSError as error:
-        raise Unavailable(f"{path} can't be written ({error.strerror}); install the scenario editable") from error
-    return path
 
 
 def exists(scenario: Scenario) -> bool:

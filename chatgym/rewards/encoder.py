@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from chatgym import store
 from chatgym.errors import Corrupted, InvalidValue
-from chatgym.rewards import Conversation
 from chatgym.rewards.features import RANK, SIGNALS, SIZE, Doubles, Floats, Reader, Space, Turn, turns, weights
+from chatgym.rewards.protocol import Conversation
+from chatgym.storage import model_store
 
 FORMAT = "chatgym-reward-encoder"
 VERSION = 1
@@ -110,7 +110,7 @@ class EncoderRewardModel:
         Raises:
             OSError: When it can't be written.
         """
-        from chatgym.training import atomic
+        from chatgym.storage import atomic
 
         arrays = {
             "format": np.array(FORMAT), "version": np.array(VERSION), "encoder": np.array(_encoder_sha256()),
@@ -152,6 +152,6 @@ def _bounded(margins: Doubles) -> Doubles:
 
 
 def _encoder_sha256() -> str:
-    from chatgym.nlu import ENCODER
+    from chatgym.words.nlu import ENCODER
 
-    return store.MODELS[ENCODER].sha256
+    return model_store.MODELS[ENCODER].sha256

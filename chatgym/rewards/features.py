@@ -1,7 +1,7 @@
 """What the default reward model sees of a conversation: features of each agent turn, from a sentence encoder.
 
-The encoder is that of `chatgym.nlu`; numbers are put out of sight before it looks, so a sentence with another order
-number is the same sentence, and which numbers were said is a feature of its own. A turn's features are
+The encoder is that of `chatgym.words.nlu`; numbers are put out of sight before it looks, so a sentence with another
+order number is the same sentence, and which numbers were said is a feature of its own. A turn's features are
 
 - the reply's vector, and the squares of its coordinates in a small space that is fitted to the training texts;
 - products of its coordinates with those of the partner's last turn, of all the partner said, of all the agent said
@@ -138,7 +138,7 @@ class Reader:
 
     def __init__(self, space: Space | None = None) -> None:
         """Read into a space; without one, `Text.place` is empty."""
-        from chatgym.nlu import encoder
+        from chatgym.words.nlu import encoder
 
         self._space = space
         self._encode = encoder().encode_alone

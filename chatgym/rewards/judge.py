@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from chatgym.engines import Engine
 from chatgym.engines.chat import chat
-from chatgym.rewards import Conversation
+from chatgym.rewards.protocol import Conversation
 
 LOW, HIGH = 1, 10
 """The grades."""

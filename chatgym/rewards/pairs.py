@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from chatgym.errors import InvalidValue
-from chatgym.rewards import Conversation
+from chatgym.rewards.protocol import Conversation
 
 ROLES = ("system", "user", "assistant")
 KEYS = ("prompt", "chosen", "rejected", "kind", "group")
@@ -93,7 +93,7 @@ def read_pairs(path: str | Path) -> list[Pair]:
 
 def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
     """Write pairs to a file, all of them or none."""
-    from chatgym.training import atomic
+    from chatgym.storage import atomic
 
     text = "".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in pairs)
     atomic.write_text(Path(path), text)

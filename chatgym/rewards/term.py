@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from chatgym.dynamics.room import check_weights
 from chatgym.errors import InvalidValue
-from chatgym.rewards import RewardModel, identity_of, make_reward_model
+from chatgym.rewards.choose import make_reward_model
 from chatgym.rewards.pairs import message
+from chatgym.rewards.protocol import RewardModel, identity_of
 from chatgym.scenarios import Scenario
 
 NAME = "reward_model"
@@ -85,22 +87,14 @@ class ModelTerm:
         """Name the model."""
         return identity_of(self.model)
 
-    def dump(self) -> npt.NDArray[np.uint8]:
-        """Return what was said, as bytes, for a snapshot."""
-        return np.frombuffer(json.dumps(self._said).encode(), np.uint8)
+    def dump(self) -> dict[str, npt.NDArray[Any]]:
+        """Return ``said``, str[B]: the messages of each conversation as JSON."""
+        return {"said": np.array([json.dumps(said) for said in self._said], np.str_)}
 
-    def load(self, dumped: npt.NDArray[np.uint8] | None) -> None:
-        """Go back to what was said at `dump`.
-
-        Raises:
-            InvalidValue: When nothing was dumped.
-        """
-        if dumped is None:
-            raise InvalidValue(
-                "the snapshot was taken without a reward model; restore it into an environment made with the same "
-                "arguments"
-            )
-        self._said = json.loads(dumped.tobytes())
+    def load(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Go back to what was said at `dump`; the scores of the last turn are 0."""
+        self._said = [json.loads(said) for said in state["said"].tolist()]
+        self._open, self._scores = {}, np.zeros(len(self._said))
 
 
 def make_term(
@@ -121,7 +115,7 @@ def make_term(
     own = None if reward_weights is None else {name: one for name, one in reward_weights.items() if name != NAME}
     off = reward_model is None or (isinstance(reward_model, str) and reward_model == "default" and action == "act")
     model = None if off else make_reward_model(reward_model, scenario)
-    weight = float((reward_weights or {}).get(NAME, WEIGHT))
+    weight = check_weights(reward_weights).get(NAME, WEIGHT)
     if model is not None:
         return ModelTerm(model, size, weight), own
     if reward_model is not None and NAME in (reward_weights or {}):

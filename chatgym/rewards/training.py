@@ -9,11 +9,11 @@ from dataclasses import asdict
 
 import numpy as np
 
-from chatgym.rewards import Conversation
 from chatgym.rewards.bradley_terry import bootstrap_counts, choose_decay, fit
 from chatgym.rewards.encoder import EncoderRewardModel
 from chatgym.rewards.features import SIZE, Doubles, Reader, Space, one_thread, texts, turns, weights
 from chatgym.rewards.pairs import Pair
+from chatgym.rewards.protocol import Conversation
 
 
 def train(

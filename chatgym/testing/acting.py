@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from chatgym import rng
-from chatgym.interfaces import draw_allowed
+from chatgym.dynamics import rng
+from chatgym.envs.interfaces import draw_allowed
+from chatgym.envs.vector_env import ChatVectorEnv
 from chatgym.testing.findings import Findings
-from chatgym.vector import ChatVectorEnv
 
 MOMENTS = (0, 2, 5)
 """Turns after which the conversations are shown to the agent."""
@@ -85,7 +85,7 @@ def check_acting(findings: Findings, load: Callable[[], Any], envs: ChatVectorEn
                 for rows in others
             ),
             "what a row's agent does depends on the rows beside it, or on how many there are. Normalise by no batch, "
-            "and draw for each row by itself (`chatgym.rng.uniform` with the row's number as key).",
+            "and draw for each row by itself (`chatgym.dynamics.rng.uniform` with the row's number as key).",
         )
         if learns:
             _deterministic(findings, load(), moments, firsts)

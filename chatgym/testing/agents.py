@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from chatgym.agent import Interface, make_config
-from chatgym.interfaces import ACTIONS, OBSERVATIONS
-from chatgym.scenarios import Scenario
-from chatgym.talk import find_scenario
+from chatgym.envs.interfaces import ACTIONS, OBSERVATIONS
+from chatgym.envs.vector_env import ChatVectorEnv
+from chatgym.scenarios import Scenario, find_scenario
 from chatgym.testing.acting import check_acting
 from chatgym.testing.findings import Findings
 from chatgym.testing.saving import Files, check_damaged, check_files, differ
-from chatgym.vector import ChatVectorEnv
 
 
 class Interrupted(Exception):
@@ -252,14 +251,14 @@ def _same_training(bench: Bench, files: Files, turns: list[int]) -> None:
     if not findings.expect(
         again == files,
         f"the same seed trains another agent the second time, in {differ(files, again)}. Seed the environments "
-        "(envs.reset(seed=seed)) and draw from `chatgym.rng` or a generator of your own.",
+        "(envs.reset(seed=seed)) and draw from `chatgym.dynamics.rng` or a generator of your own.",
     ):
         return
     _, other, _ = bench.train(randomness=2)
     if findings.expect(
         other == files,
-        f"what it learns depends on the global random state, in {differ(files, other)}. Draw from `chatgym.rng` or a "
-        "generator of your own.",
+        f"what it learns depends on the global random state, in {differ(files, other)}. Draw from "
+        "`chatgym.dynamics.rng` or a generator of your own.",
     ):
         findings.expect(
             False,

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from chatgym.room import ChatRoom
+from chatgym.dynamics.room import ChatRoom
 from chatgym.scenarios import Scenario
 from chatgym.testing.findings import Findings
-from chatgym.testing.played import expert, fixed, hold, random_policy, room_of
+from chatgym.testing.rollouts import expert, fixed, hold, random_policy, room_of
 
 CONVERSATIONS = 10_000
 TRIED = 1000
@@ -86,7 +86,7 @@ def best_order(scenario: Scenario) -> list[int]:
 
 def _expert_orders(room: ChatRoom) -> list[list[int]]:
     """Return the act sequences of the expert's ten commonest conversations, and its commonest act by turn."""
-    room.start()
+    room.begin()
     going = np.ones(room.size, bool)
     taken: list[Any] = []
     while going.any() and len(taken) < room.max_turns:

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from chatgym.room import ChatRoom, kernels
+from chatgym.dynamics.room import ChatRoom, kernels
 from chatgym.scenarios import UNCLEAR_ACT, Scenario
 from chatgym.testing.findings import Findings
-from chatgym.testing.played import expert, fixed, hold, mixed_policy, random_policy, raw, room_of
+from chatgym.testing.rollouts import expert, fixed, hold, mixed_policy, random_policy, raw, room_of
 
 SHORT = 6
 """Most turns of those conversations that are to be truncated: before anybody loses patience."""
@@ -22,7 +22,7 @@ def _filled(findings: Findings, scenario: Scenario) -> None:
     """Check that functions fill all of their arrays, and change nothing else."""
     room, loops = room_of(scenario, 500), kernels(scenario)
     hold(room, random_policy(7))
-    room.start(room.turns > 5)
+    room.begin(room.turns > 5)
     belief = room.belief.copy()
     for name, filled, values in (
         ("embed", loops.embed, (np.zeros((500, scenario.embedding_size), np.float32), np.float32(0.5))),
@@ -48,7 +48,7 @@ def _keyed(findings: Findings, scenario: Scenario) -> None:
     """Check that a conversation is a function of its key and its acts."""
     size, acts = 64, mixed_policy(scenario, 8)
     leader = room_of(scenario, size)
-    leader.start()
+    leader.begin()
     keys, script = leader.keys.copy(), []
     for _ in range(SCRIPT):
         script.append(acts(leader))
@@ -59,7 +59,7 @@ def _keyed(findings: Findings, scenario: Scenario) -> None:
     first = _course(ChatRoom(scenario, size), keys, script, rows)
     findings.expect(
         _course(ChatRoom(scenario, size), keys, script, rows) == first,
-        "the same keys and acts give other conversations the second time. Draw by `chatgym.rng.draw` only.",
+        "the same keys and acts give other conversations the second time. Draw by `chatgym.dynamics.rng.draw` only.",
     )
     findings.expect(
         _course(used, keys, script, rows) == first,
@@ -79,13 +79,13 @@ def _keyed(findings: Findings, scenario: Scenario) -> None:
     other = _course(ChatRoom(scenario, size), keys + np.uint64(1), script, rows)
     findings.expect(
         other != first,
-        "other keys give the same conversations. Draw goals and answers by `chatgym.rng.draw`.",
+        "other keys give the same conversations. Draw goals and answers by `chatgym.dynamics.rng.draw`.",
     )
 
 
 def _course(room: ChatRoom, keys: Any, script: list[Any], rows: Any) -> list[list[Any]]:
     """Play a script of acts in the conversations of some keys; returns by turn and row all that there is of it."""
-    room.start(keys=keys[rows])
+    room.begin(keys=keys[rows])
     course = []
     for acts in script:
         room.step(acts[rows], room.outcomes == 0)
@@ -123,7 +123,7 @@ def _reached(findings: Findings, scenario: Scenario) -> None:
 def _unclear(findings: Findings, scenario: Scenario) -> None:
     """Check what the partner says to words that weren't understood."""
     room = room_of(scenario, 1000)
-    room.start()
+    room.begin()
     acts = np.full(room.size, UNCLEAR_ACT)
     answers: set[str] = set()
     over = 0
@@ -144,7 +144,7 @@ def _unclear(findings: Findings, scenario: Scenario) -> None:
 def _heard(findings: Findings, scenario: Scenario) -> None:
     """Check that `note` and `hear` do to the belief what `respond` does where nothing is misunderstood."""
     room = room_of(scenario, 60, error_rate=0.0)
-    room.start()
+    room.begin()
     apart: set[str] = set()
     for turn in range(1, 6):
         going, before, acts = room.outcomes == 0, room.belief.copy(), expert(room)

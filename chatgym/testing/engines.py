@@ -70,7 +70,8 @@ def _sampling(findings: Findings, engine: Engine) -> None:
     findings.expect(
         _words(engine.generate(PROMPTS, seeds=seeds, **SAMPLED)) == _words(together),
         "generate() with the same prompts and seeds gives other texts the second time. Let every draw be a function of "
-        "(seed, position), see `chatgym.rng.uniform`; where a server can't seed, temperature 0 is all you can offer.",
+        "(seed, position), see `chatgym.dynamics.rng.uniform`; where a server can't seed, temperature 0 is all you can "
+        "offer.",
     )
     alone = [engine.generate([p], seeds=[s], **SAMPLED)[0] for p, s in zip(PROMPTS, seeds, strict=True)]
     turned = engine.generate([*PROMPTS[::-1], PROMPTS[0]], seeds=[*seeds[::-1], 99], **SAMPLED)

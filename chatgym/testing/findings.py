@@ -76,7 +76,7 @@ class Findings:
             for name in sorted(name for name in seeded if now[name] != seeded[name]):
                 self.problems.append(
                     f"{what} changes the global random state of {name}, so that it depends on whatever else draws "
-                    f"from it, and that on it. Draw from `chatgym.rng`, or from a generator of your own."
+                    f"from it, and that on it. Draw from `chatgym.dynamics.rng`, or from a generator of your own."
                 )
             _restore(before)
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from chatgym.room import ChatRoom
+from chatgym.dynamics.room import ChatRoom
 from chatgym.scenarios import Meaning, Scenario
 from chatgym.testing.findings import Findings
-from chatgym.testing.played import mixed_policy, raw, room_of
+from chatgym.testing.rollouts import mixed_policy, raw, room_of
 
 AT_FIRST = 20_000
 """Conversations whose first belief is compared with what is hidden."""
@@ -47,10 +47,10 @@ def _later(findings: Findings, scenario: Scenario) -> None:
     generator = np.random.default_rng(6)
     meaning_of = _numbered(scenario)
     leaking: set[str] = set()
-    room.start()
+    room.begin()
     for _ in range(10):
         acts = policy(room)
-        other.restore(room.snapshot())
+        other.load(room.dump())
         other.hidden[:] = other.hidden[generator.permutation(room.size)]
         other.step(acts)
         room.step(acts)
@@ -59,7 +59,7 @@ def _later(findings: Findings, scenario: Scenario) -> None:
         for name in scenario.belief.names or ():
             if room.belief[name][same].tobytes() != other.belief[name][same].tobytes():
                 leaking.add(name)
-        room.start(room.terminations | room.truncations)
+        room.begin(room.terminations | room.truncations)
     findings.expect(
         not leaking,
         f"`respond` lets the belief know what nobody said: with another `hidden`, but the same answer, there is "
@@ -71,7 +71,7 @@ def _later(findings: Findings, scenario: Scenario) -> None:
 def _at_first(findings: Findings, scenario: Scenario) -> None:
     """Among conversations that begin with the same words, what is believed must be independent of what is hidden."""
     room = room_of(scenario, AT_FIRST, root=2**40)
-    room.start()
+    room.begin()
     leaking: set[tuple[str, str]] = set()
     numbers, counts = np.unique(meanings := _numbered(scenario)(room.said), return_counts=True)
     for number in numbers[counts.argsort()[::-1][:4]]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from chatgym.scenarios import Scenario
-from chatgym.talk import find_scenario
+from chatgym.scenarios import Scenario, find_scenario
 from chatgym.testing.balance import check_balance
 from chatgym.testing.dynamics import DYNAMICS
 from chatgym.testing.findings import Findings
 from chatgym.testing.leaks import check_leaks
-from chatgym.testing.played import Turns, play
+from chatgym.testing.rollouts import Turns, play
 from chatgym.testing.words import check_words
 
 MOST_BELIEFS = 20_000

@@ -9,7 +9,7 @@ import numpy as np
 
 from chatgym.scenarios import TONES, Meaning, Scenario, fill
 from chatgym.testing.findings import Findings
-from chatgym.testing.played import Turns
+from chatgym.testing.rollouts import Turns
 
 LOOKED_AT = 1500
 """Utterances of each role whose words are looked up."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from chatgym.errors import Unavailable, unknown
-from chatgym.training import atomic
+from chatgym.storage import atomic
 
 FORMATS = {"csv": "metrics.csv", "tensorboard": "tensorboard"}
 """Names of the formats, and the file or folder of each in the run folder."""

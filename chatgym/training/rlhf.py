@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from chatgym.envs.task import Task
 from chatgym.errors import Corrupted, InvalidValue
-from chatgym.training import atomic
+from chatgym.storage import atomic
 from chatgym.training.run import Run, find_agent
-from chatgym.training.task import Task
 from chatgym.training.trainer import prepare, resume
 
 FORMAT, VERSION = "chatgym-rlhf", 1
@@ -127,11 +127,11 @@ def sft(folder: Path, plan: Plan, watch: Watch) -> Path:
 
 def rewards(folder: Path, plan: Plan, watch: Watch) -> None:
     """Make the reward models that aren't there yet."""
+    from chatgym.evaluation.reward_report import measure
+    from chatgym.finetuning.preferences import pairs_of
     from chatgym.rewards import folder as storage
     from chatgym.rewards import training
-    from chatgym.rewards.badness import pairs_of
     from chatgym.rewards.pairs import split
-    from chatgym.rewards.report import measure
 
     scenario = Task(plan.scenario).find_scenario()
     for name, first in REWARDS.items():

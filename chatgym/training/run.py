@@ -21,11 +21,11 @@ from filelock import FileLock, Timeout
 
 from chatgym import plugins
 from chatgym.agent import Agent, make_config
+from chatgym.envs.task import Task
 from chatgym.errors import Corrupted, InvalidValue, Unavailable, unknown
-from chatgym.store import sha256
-from chatgym.training import atomic
+from chatgym.storage import atomic
+from chatgym.storage.model_store import sha256
 from chatgym.training.logs import FORMATS
-from chatgym.training.task import Task
 
 CHECKPOINT = "checkpoint.json"
 FORMAT = "chatgym-run"
@@ -213,8 +213,8 @@ class Run:
 
     def draw_curve(self) -> Path:
         """Draw ``curve.png`` and return its path."""
-        from chatgym.training.curve import draw
-        from chatgym.training.references import references
+        from chatgym.evaluation.learning_curve import draw
+        from chatgym.evaluation.references import references
 
         path, found = self.folder / "curve.png", references(self.task)
         title = f"{self.config['agent']} in {self.config['scenario']}, seed {self.config['seed']}"

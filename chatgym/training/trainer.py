@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from chatgym import interrupts
 from chatgym.agent import Agent, make_config
+from chatgym.envs.task import Task
 from chatgym.errors import InvalidValue
-from chatgym.training import logs, several
-from chatgym.training.evaluation import converse, evaluate
+from chatgym.evaluation.evaluation import evaluate
+from chatgym.evaluation.rollouts import converse
+from chatgym.finetuning import distributed
+from chatgym.storage import interrupts
+from chatgym.training import logs
 from chatgym.training.run import Run, check_free, find_agent, lock, versions
-from chatgym.training.task import Task
 
 VALIDATION_SEED = 1_000_000
 """First seed of the evaluations while training; the final ones have others."""
@@ -127,7 +130,7 @@ def resume(folder: str | Path, *, total_steps: int | None = None, progress: Prog
             f"{folder} was trained with another simulator ({before[:12]}, here {here[:12]}); its scores wouldn't go "
             "together: train again (--overwrite), or install the versions in its config.json"
         )
-    with lock(run.folder) if several.first() else contextlib.nullcontext():
+    with lock(run.folder) if distributed.first() else contextlib.nullcontext():
         if total_steps is not None and total_steps != run.config["total_steps"]:
             run = run.with_total_steps(total_steps)
         _go(run, progress)
@@ -138,9 +141,9 @@ def _go(run: Run, progress: Progress | None) -> None:
     """Train from the last checkpoint, or from the beginning, to the end."""
     resumed = run.model.is_dir()
     agent = run.agent() if resumed else run.new_agent()
-    several.join()
-    if not several.first():
-        _learn(run, agent, several.Follower(run, agent, run.turns))
+    distributed.join()
+    if not distributed.first():
+        _learn(run, agent, Follower(agent, run.config["evaluate_every"], run.turns))
         return
     with logs.logging(run.folder, run.log) as log:
         loop = _Loop(run, agent, log, progress)
@@ -190,7 +193,7 @@ class _Loop:
             self.progress(turns, metrics)
         if due:
             self._evaluate(metrics)
-        if several.anywhere(self.interrupted()):
+        if distributed.anywhere(self.interrupted()):
             if not due:
                 self.run.checkpoint(self.agent, self.turns)
             self.run.draw_curve()
@@ -236,3 +239,38 @@ class _Loop:
         self.run.checkpoint(self.agent, self.turns, line)
         with self.run.writing():
             self.log.write(self.run.metrics())
+
+
+class Follower:
+    """The callback of the processes that don't keep the run: takes part in each checkpoint, and stops with the others.
+
+    Attributes:
+        interrupted: Tells whether this process got Ctrl-C.
+    """
+
+    def __init__(self, agent: Agent, every: int, turns: int) -> None:
+        self.agent = agent
+        self.interrupted: Callable[[], bool] = bool
+        self._every = every
+        self._turns = self._saved = turns
+
+    def __call__(self, turns: int, metrics: Mapping[str, float]) -> None:
+        """Take note of an iteration."""
+        due = turns // self._every > self._turns // self._every
+        self._turns = turns
+        if due:
+            self._save()
+        if distributed.anywhere(self.interrupted()):
+            if not due:
+                self._save()
+            raise KeyboardInterrupt
+
+    def finish(self) -> None:
+        """Take part in what belongs to the end."""
+        if self._saved < self._turns:
+            self._save()
+        self._save()
+
+    def _save(self) -> None:
+        self._saved = self._turns
+        self.agent.save(Path(os.devnull))  # nothing is written but by the first process

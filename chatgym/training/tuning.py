@@ -25,13 +25,13 @@ from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 
 from chatgym.agent import Range, make_config
+from chatgym.envs.task import Task
 from chatgym.errors import Corrupted, InvalidValue
-from chatgym.training import atomic
-from chatgym.training.evaluation import evaluate
+from chatgym.evaluation.evaluation import evaluate
+from chatgym.storage import atomic
 from chatgym.training.run import find_agent
-from chatgym.training.space import Space, grid, points
-from chatgym.training.storage import open_storage, quiet
-from chatgym.training.task import Task
+from chatgym.training.search_space import Space, grid, points
+from chatgym.training.study_storage import open_storage, quiet
 from chatgym.training.trainer import DEFAULT_STEPS, VALIDATION_SEED
 
 METHODS = ("grid", "random", "tpe")
@@ -187,7 +187,7 @@ def finished(study: optuna.Study) -> list[FrozenTrial]:
 
 def report(study: optuna.Study, plan: Plan, folder: Path) -> None:
     """Write ``best.json``, ``trials.csv`` and ``study.png``, as far as there is something to write."""
-    from chatgym.training.landscape import draw_study
+    from chatgym.training.study_plot import draw_study
 
     if not (ranked := finished(study)):
         return

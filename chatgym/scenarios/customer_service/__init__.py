@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from chatgym.scenarios import Scenario
+from chatgym.dynamics.scenario import Scenario
 from chatgym.scenarios.customer_service.audit import audit
 from chatgym.scenarios.customer_service.belief import (
     EMBEDDING_SIZE,
@@ -24,7 +24,7 @@ from chatgym.scenarios.customer_service.belief import (
     note_own_act,
 )
 from chatgym.scenarios.customer_service.customer import respond, start
-from chatgym.scenarios.customer_service.played import PLAYED
+from chatgym.scenarios.customer_service.llm_partner import LLM_PARTNER
 from chatgym.scenarios.customer_service.policy import *
 from chatgym.scenarios.customer_service.words import (
     AGENT_CODES,
@@ -75,7 +75,7 @@ SCENARIO = Scenario(
     choices={"topic": TOPIC_NAMES},
     agent_codes=AGENT_CODES,
     audit=audit,
-    played=PLAYED,
+    llm_partner=LLM_PARTNER,
     folder=FOLDER,
     code=tuple(FOLDER / name for name in ("policy.py", "belief.py", "customer.py")),
 )

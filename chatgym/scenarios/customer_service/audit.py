@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from chatgym.scenarios import ABOUT, UNCLEAR_ACT
+from chatgym.dynamics.scenario import ABOUT, UNCLEAR_ACT
 from chatgym.scenarios.contradictions import Conversation, Exchange, Finding, out_of_tone, repeats
 from chatgym.scenarios.customer_service.policy import *
 

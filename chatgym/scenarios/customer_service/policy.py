@@ -7,7 +7,7 @@ from typing import Any
 import numba as nb
 import numpy as np
 
-from chatgym.rng import randint
+from chatgym.dynamics.rng import randint
 
 # -- Dialogue acts -------------------------------------------------------------------------------------------
 
@@ -79,7 +79,7 @@ P_LOW_IF_WRONG = 0.7  # error channel: low confidence, given a misunderstood val
 LOW_IF_RIGHT_PER_ERROR = 2.0  # and given a right one, times error_rate
 MOOD_MAX = 10
 
-# Purposes of the random draws (see chatgym.rng).
+# Purposes of the random draws (see chatgym.dynamics.rng).
 (D_TOPIC, D_DATE_BIN, D_DATE, D_AMOUNT_BIN, D_AMOUNT, D_PROOF, D_REFERENCE, D_MOOD, D_PATIENCE, D_TALK, D_HOPES,
  D_QUESTION, D_OPENING, D_COMPLAIN, D_RECALL, D_ACCEPT, D_TONE, D_VOLUNTEER, D_ACT_ERROR, D_ACT_CONFUSED,
  ) = range(20)  # fmt: skip

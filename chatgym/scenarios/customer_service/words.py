@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from chatgym.scenarios import ABOUT, TONES, Meaning
+from chatgym.dynamics.scenario import ABOUT, TONES, Meaning
 from chatgym.scenarios.customer_service.belief import least_sure
 from chatgym.scenarios.customer_service.customer import say
 from chatgym.scenarios.customer_service.policy import *
@@ -138,7 +138,7 @@ def find_slots(text: str) -> tuple[dict[str, int], str]:
 
 
 def parse(act: str, part: str, slots: Mapping[str, int], said: Any) -> None:
-    """Write an understood customer utterance (see `chatgym.nlu.Understanding`) into ``said``."""
+    """Write an understood customer utterance (see `chatgym.words.nlu.Understanding`) into ``said``."""
     say.py_func(said, USER_ACTS.index(act) if act in USER_ACTS else UNCLEAR)
     of, _, detail = part.partition("/")
     values = dict(slots)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from chatgym.scenarios import Scenario
+from chatgym.dynamics.scenario import Scenario
 from chatgym.scenarios.education.audit import audit
 from chatgym.scenarios.education.belief import (
     EMBEDDING_SIZE,
@@ -24,7 +24,7 @@ from chatgym.scenarios.education.belief import (
     mask,
     note_own_act,
 )
-from chatgym.scenarios.education.played import PLAYED
+from chatgym.scenarios.education.llm_partner import LLM_PARTNER
 from chatgym.scenarios.education.policy import *
 from chatgym.scenarios.education.student import respond, start
 from chatgym.scenarios.education.words import (
@@ -74,7 +74,7 @@ SCENARIO = Scenario(
     examples=EXAMPLES,
     choices=CHOICES,
     audit=audit,
-    played=PLAYED,
+    llm_partner=LLM_PARTNER,
     folder=FOLDER,
     code=tuple(FOLDER / name for name in ("policy.py", "problems.py", "belief.py", "student.py")),
     partner_role="student",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chatgym.scenarios import UNCLEAR_ACT
+from chatgym.dynamics.scenario import UNCLEAR_ACT
 from chatgym.scenarios.contradictions import Conversation, Exchange, Finding, out_of_tone, repeats
 from chatgym.scenarios.education.policy import *
 from chatgym.scenarios.education.problems import problem

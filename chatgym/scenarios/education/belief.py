@@ -11,7 +11,7 @@ from typing import Any
 import numba as nb
 import numpy as np
 
-from chatgym.rng import draw, randint
+from chatgym.dynamics.rng import draw, randint
 from chatgym.scenarios.education.policy import *
 from chatgym.scenarios.education.problems import problem
 

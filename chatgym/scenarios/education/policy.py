@@ -73,7 +73,7 @@ LOW_IF_RIGHT_PER_ERROR = 1.5  # and given a right one, times error_rate
 AFFECT_MAX = 10  # boredom or frustration at which a student leaves
 BAD = 6  # at which it says so
 
-# Purposes of the random draws (see chatgym.rng).
+# Purposes of the random draws (see chatgym.dynamics.rng).
 (D_GOAL, D_SEED, D_STYLE, D_BOREDOM, D_FRUSTRATION, D_PATIENCE, D_OPENING, D_SKILL_LEARNT, D_SAYS, D_BASIS, D_RIGHT,
  D_DONT_KNOW, D_CARELESS, D_PRACTICE, D_FEELING, D_TONE, D_ACT_ERROR, D_ACT_CONFUSED, D_ERROR, D_CONFUSED,
  D_CONFIDENCE) = range(21)  # fmt: skip

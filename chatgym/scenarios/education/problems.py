@@ -11,7 +11,7 @@ from __future__ import annotations
 import numba as nb
 import numpy as np
 
-from chatgym.rng import randint
+from chatgym.dynamics.rng import randint
 from chatgym.scenarios.education.policy import *
 
 Numbers = tuple[int, int, int, int]

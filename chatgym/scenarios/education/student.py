@@ -7,8 +7,8 @@ from typing import Any
 import numba as nb
 import numpy as np
 
-from chatgym.rng import bits, draw, randint
-from chatgym.scenarios import UNCLEAR_ACT
+from chatgym.dynamics.rng import bits, draw, randint
+from chatgym.dynamics.scenario import UNCLEAR_ACT
 from chatgym.scenarios.education.belief import note_own_act, understand
 from chatgym.scenarios.education.policy import *
 from chatgym.scenarios.education.problems import problem

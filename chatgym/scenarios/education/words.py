@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from typing import Any
 
-from chatgym.scenarios import TONES, Meaning
+from chatgym.dynamics.scenario import TONES, Meaning
 from chatgym.scenarios.education.policy import *
 from chatgym.scenarios.education.problems import TEXTS, question, surface
 from chatgym.scenarios.education.student import say
@@ -181,7 +181,7 @@ _HIDDEN: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...
 
 
 def parse(act: str, part: str, slots: Mapping[str, Any], said: Any) -> None:
-    """Write an understood student's utterance (see `chatgym.nlu.Understanding`) into ``said``."""
+    """Write an understood student's utterance (see `chatgym.words.nlu.Understanding`) into ``said``."""
     say.py_func(said, USER_ACTS.index(act) if act in USER_ACTS else UNCLEAR)
     of, _, detail = part.partition("/")
     if of == "state_goal":

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from chatgym.scenarios import Scenario
+from chatgym.dynamics.scenario import Scenario
 from chatgym.scenarios.social.audit import audit
 from chatgym.scenarios.social.belief import (
     EMBEDDING_SIZE,
@@ -26,8 +26,8 @@ from chatgym.scenarios.social.belief import (
     mask,
     note_own_act,
 )
+from chatgym.scenarios.social.llm_partner import LLM_PARTNER
 from chatgym.scenarios.social.person import respond, start
-from chatgym.scenarios.social.played import PLAYED
 from chatgym.scenarios.social.policy import *
 from chatgym.scenarios.social.words import (
     AGENT_CODES,
@@ -78,7 +78,7 @@ SCENARIO = Scenario(
     choices=CHOICES,
     agent_codes=AGENT_CODES,
     audit=audit,
-    played=PLAYED,
+    llm_partner=LLM_PARTNER,
     folder=FOLDER,
     code=tuple(FOLDER / name for name in ("policy.py", "belief.py", "person.py")),
     partner_role="person",

@@ -7,7 +7,7 @@ from typing import Any
 import numba as nb
 import numpy as np
 
-from chatgym.rng import draw, randint
+from chatgym.dynamics.rng import draw, randint
 from chatgym.scenarios.social.policy import *
 
 # -- What the supporter understands ------------------------------------------------------------------------------

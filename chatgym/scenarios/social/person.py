@@ -7,8 +7,8 @@ from typing import Any
 import numba as nb
 import numpy as np
 
-from chatgym.rng import draw, randint
-from chatgym.scenarios import ABOUT, UNCLEAR_ACT
+from chatgym.dynamics.rng import draw, randint
+from chatgym.dynamics.scenario import ABOUT, UNCLEAR_ACT
 from chatgym.scenarios.social.belief import is_comfort, note_own_act, set_value, understand, value_of
 from chatgym.scenarios.social.policy import *
 

@@ -70,7 +70,7 @@ RAPPORT_MAX = 10
 COMES_BACK = 5  # rapport at which a person would come back
 CLEAR_RELIEF = 0.5  # share of the intensity that has to be gone
 
-# Purposes of the random draws (see chatgym.rng).
+# Purposes of the random draws (see chatgym.dynamics.rng).
 (D_PROBLEM, D_FEELING, D_CAUSE, D_INTENSITY, D_RAPPORT, D_ADVICE, D_DISCLOSURE, D_PICTURES, D_PATIENCE, D_OPENING,
  D_TELLS, D_VOLUNTEERS, D_HELPS, D_TAKES, D_TONE, D_ACT_ERROR, D_ACT_CONFUSED) = range(17)  # fmt: skip
 D_ERROR, D_CONFUSED, D_CONFIDENCE = range(20, 50, 10)

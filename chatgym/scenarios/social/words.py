@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from chatgym.scenarios import ABOUT, TONES, Meaning
+from chatgym.dynamics.scenario import ABOUT, TONES, Meaning
 from chatgym.scenarios.social.belief import to_restate
 from chatgym.scenarios.social.person import say
 from chatgym.scenarios.social.pictures import PICTURES, picture_for
@@ -82,7 +82,7 @@ def find_slots(text: str) -> tuple[dict[str, Any], str]:
 
 
 def parse(act: str, part: str, slots: Mapping[str, Any], said: Any) -> None:
-    """Write an understood utterance of the person (see `chatgym.nlu.Understanding`) into ``said``."""
+    """Write an understood utterance of the person (see `chatgym.words.nlu.Understanding`) into ``said``."""
     say.py_func(said, USER_ACTS.index(act) if act in USER_ACTS else UNCLEAR)
     of, _, detail = part.partition("/")
     values = dict(slots)

@@ -14,7 +14,7 @@ from typing import Any
 import numba as nb
 import numpy as np
 
-from chatgym.rng import draw, randint
+from chatgym.dynamics.rng import draw, randint
 from chatgym.scenarios import TONES, UNCLEAR_ACT, Meaning, Scenario
 
 AGENT_ACTS = ("greet", "ask_people", "ask_day", "ask_time", "confirm", "book", "close")

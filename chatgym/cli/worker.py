@@ -1,0 +1,38 @@
+"""``python -m chatgym.cli.worker KIND FOLDER``: one of several processes that train together, started by a launcher."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from chatgym.cli import reward, sft, train
+from chatgym.cli.terminal import print_error
+from chatgym.errors import ChatGymError
+from chatgym.finetuning import distributed
+from chatgym.finetuning.sft import SFT
+from chatgym.training.run import Run
+
+KINDS: Mapping[str, Callable[[Path], object]] = {
+    "sft": lambda folder: sft.watched(SFT.open(folder)),
+    "reward": reward.watched_training,
+    "train": lambda folder: train.watched(Run.open(folder)),
+}
+"""What a folder holds -> what trains it."""
+
+
+def main(kind: str, folder: str) -> int:
+    """Train as one of the processes, and return the exit code; the first process prints what went wrong."""
+    try:
+        KINDS[kind](Path(folder))
+    except ChatGymError as error:
+        if distributed.first():
+            print_error(str(error))
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

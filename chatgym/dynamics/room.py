@@ -1,0 +1,347 @@
+"""ChatRoom: B conversations as structs of arrays, advanced by one compiled loop.
+
+The room knows acts and numbers only: no words, no observations' spaces, no autoreset. A scenario's scalar
+functions see one conversation; the loops below run them over the batch, so a conversation's course depends
+on its key and its acts alone, never on its neighbours.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numba as nb
+import numpy as np
+import numpy.typing as npt
+from numba.core.caching import FunctionCache
+
+from chatgym.dynamics import rng
+from chatgym.dynamics.identity import code_digest
+from chatgym.dynamics.scenario import Scenario
+from chatgym.errors import InvalidValue, unknown
+
+Snapshot = dict[str, npt.NDArray[Any]]
+
+
+class _ScenarioCache(FunctionCache):
+    """numba's cache on disk, keyed by the scenario's digest.
+
+    numba can't cache a closure over compiled functions (their identity is random in each process), nor does it
+    notice when a function in another file changes. The digest covers both.
+    """
+
+    def __init__(self, py_func: Callable[..., Any], digest: str, scenario: str) -> None:
+        super().__init__(py_func)
+        self._digest, self._scenario = digest, scenario
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        found = super().load_overload(sig, target_context)
+        if found is None and self._py_func.__name__ == "start" and sys.stderr.isatty():
+            print(f"Compiling the scenario {self._scenario}; once, it takes about ten seconds ...", file=sys.stderr)
+        return found
+
+    def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
+        return sig, codegen.magic_tuple(), self._digest
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """A scenario's functions, compiled over the batch. Arrays have a leading axis B."""
+
+    start: Callable[..., None]
+    step: Callable[..., None]
+    index: Callable[..., None]
+    embed: Callable[..., None]
+    mask: Callable[..., None]
+    expert: Callable[..., None]
+
+
+@nb.njit
+def _next_keys(rows, roots, episodes, keys):  # type: ignore[no-untyped-def]
+    for i in range(rows.shape[0]):
+        if rows[i]:
+            keys[i] = rng.episode_key(roots[i], episodes[i])
+            episodes[i] += 1
+
+
+_compiled: dict[Scenario, Kernels] = {}
+
+
+def kernels(scenario: Scenario) -> Kernels:
+    """Return the compiled loops of a scenario (compiled at first use, then read from numba's cache)."""
+    if scenario not in _compiled:
+        digest = hashlib.sha256((scenario.digest + loops_digest()).encode()).hexdigest()
+        loops = _loops(scenario)
+        for loop in loops.values():
+            loop._cache = _ScenarioCache(loop.py_func, digest, scenario.name)
+        _compiled[scenario] = Kernels(**loops)
+    return _compiled[scenario]
+
+
+@functools.cache
+def loops_digest() -> str:
+    """SHA-256 of the code that every scenario shares: the draws and the loops over the batch."""
+    return code_digest(inspect.getsource(rng), inspect.getsource(_loops))
+
+
+def _loops(scenario: Scenario) -> dict[str, Any]:  # noqa: C901 (six loops, each trivial)
+    begin, respond, number = scenario.start, scenario.respond, scenario.index
+    fill, allow, choose = scenario.embed, scenario.mask, scenario.expert
+    truncated = len(scenario.outcomes) - 1
+
+    @nb.njit
+    def start(rows, keys, turns, hidden, belief, said, outcomes, error_rate):  # type: ignore[no-untyped-def]
+        for i in range(rows.shape[0]):
+            if rows[i]:
+                turns[i] = 0
+                outcomes[i] = 0
+                begin(keys[i], hidden[i], belief[i], said[i], error_rate)
+
+    @nb.njit
+    def step(  # type: ignore[no-untyped-def]
+        rows, fresh, acts, keys, roots, episodes, turns, hidden, belief, said, outcomes, rewards, terms, weights,
+        terminations, truncations, max_turns, error_rate,
+    ):  # fmt: skip
+        for i in range(rows.shape[0]):
+            rewards[i] = 0.0
+            terminations[i] = truncations[i] = False
+            for term in range(weights.shape[0]):
+                terms[i, term] = 0.0
+            if fresh[i]:
+                keys[i] = rng.episode_key(roots[i], episodes[i])
+                episodes[i] += 1
+                turns[i] = 0
+                outcomes[i] = 0
+                begin(keys[i], hidden[i], belief[i], said[i], error_rate)
+            if fresh[i] or not rows[i]:
+                continue
+            turns[i] += 1
+            last = turns[i] >= max_turns
+            outcome = respond(keys[i], turns[i], acts[i], hidden[i], belief[i], said[i], terms[i], error_rate, last)
+            outcomes[i] = outcome
+            terminations[i] = 0 < outcome < truncated
+            truncations[i] = outcome == truncated
+            reward = 0.0
+            for term in range(weights.shape[0]):
+                reward += weights[term] * terms[i, term]
+            rewards[i] = reward
+
+    @nb.njit
+    def index(belief, out):  # type: ignore[no-untyped-def]
+        for i in range(out.shape[0]):
+            out[i] = number(belief[i])
+
+    @nb.njit
+    def embed(belief, out):  # type: ignore[no-untyped-def]
+        for i in range(out.shape[0]):
+            fill(belief[i], out[i])
+
+    @nb.njit
+    def mask(belief, out):  # type: ignore[no-untyped-def]
+        for i in range(out.shape[0]):
+            allow(belief[i], out[i])
+
+    @nb.njit
+    def expert(belief, out):  # type: ignore[no-untyped-def]
+        for i in range(out.shape[0]):
+            out[i] = choose(belief[i])
+
+    return {"start": start, "step": step, "index": index, "embed": embed, "mask": mask, "expert": expert}
+
+
+def is_integer(value: Any) -> bool:
+    """Tell whether a value is an integer, Python's or numpy's, and no bool."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Tell whether a value is a finite real number, Python's or numpy's, and no bool."""
+    return (is_integer(value) or isinstance(value, (float, np.floating))) and math.isfinite(value)
+
+
+def check_weights(reward_weights: Mapping[str, float] | None) -> dict[str, float]:
+    """Return reward weights as floats, an empty dict for None.
+
+    Raises:
+        InvalidValue: They are no mapping, or a weight is no finite number.
+    """
+    if reward_weights is not None and not isinstance(reward_weights, Mapping):
+        raise InvalidValue(f"reward_weights maps names of reward terms to weights; it is {reward_weights!r}")
+    for term, weight in (reward_weights or {}).items():
+        if not is_number(weight):
+            raise InvalidValue(f"the weight of the reward term {term!r} is a finite number, not {weight!r}")
+    return {term: float(weight) for term, weight in (reward_weights or {}).items()}
+
+
+class ChatRoom:
+    """B conversations with partners of one scenario, side by side.
+
+    Attributes:
+        size: B.
+        keys: uint64[B], the key of each conversation: with the acts, all that decides its course.
+        roots: uint64[B], what a row's keys are derived from.
+        episodes: int64[B], conversations begun in each row since it was seeded.
+        turns: int64[B], agent turns taken.
+        hidden, belief, said: records[B], see `Scenario`.
+        outcomes: int64[B], index into ``scenario.outcomes``; 0 while the conversation goes on.
+        rewards: float64[B] of the last step; ``terms`` float64[B, T] are its unweighted terms.
+        terminations, truncations: bool[B] of the last step.
+    """
+
+    _STATE = ("keys", "roots", "episodes", "turns", "hidden", "belief", "said", "outcomes", "rewards", "terms",
+              "terminations", "truncations")  # fmt: skip
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        size: int,
+        *,
+        error_rate: float = 0.1,
+        max_turns: int | None = None,
+        reward_weights: Mapping[str, float] | None = None,
+    ) -> None:
+        """Make room for B conversations, none of them begun.
+
+        Args:
+            scenario: What the conversations are about.
+            size: B, at least 1.
+            error_rate: Semantic error rate in [0, 1]: how often the agent misunderstands an act or a value.
+            max_turns: Turns after which a conversation is truncated; the scenario's own when None.
+            reward_weights: Reward term to weight; terms left out keep the scenario's.
+
+        Raises:
+            InvalidValue: When a value is out of its range, or a reward term unknown.
+        """
+        if not is_integer(size) or size < 1:
+            raise InvalidValue(f"num_envs is the number of conversations, an integer from 1 on, not {size!r}")
+        if not is_number(error_rate) or not 0.0 <= error_rate <= 1.0:
+            raise InvalidValue(f"error_rate is a probability from 0 to 1, not {error_rate!r}")
+        turns = scenario.max_turns if max_turns is None else max_turns
+        if not is_integer(turns) or not 1 <= turns <= 10_000:
+            raise InvalidValue(f"max_turns is a number of turns, an integer from 1 to 10000, not {max_turns!r}")
+        weights = dict(scenario.reward_terms)
+        for term, weight in check_weights(reward_weights).items():
+            if term not in weights:
+                raise unknown("reward term", term, weights, "Set reward_weights for these only.")
+            weights[term] = weight
+        self.scenario, self.size = scenario, size
+        self.error_rate, self.max_turns, self.reward_weights = float(error_rate), int(turns), weights
+        self._weights = np.array(list(weights.values()))
+        self._kernels = kernels(scenario)
+        self._all, self._none = np.ones(size, bool), np.zeros(size, bool)
+        self.keys = np.zeros(size, np.uint64)
+        self.roots = np.zeros(size, np.uint64)
+        self.episodes = np.zeros(size, np.int64)
+        self.turns = np.zeros(size, np.int64)
+        self.hidden = np.zeros(size, scenario.hidden)
+        self.belief = np.zeros(size, scenario.belief)
+        self.said = np.zeros(size, scenario.said)
+        self.outcomes = np.zeros(size, np.int64)
+        self.rewards = np.zeros(size)
+        self.terms = np.zeros((size, len(weights)))
+        self.terminations = np.zeros(size, bool)
+        self.truncations = np.zeros(size, bool)
+
+    def seed(self, roots: npt.NDArray[np.uint64], rows: npt.NDArray[np.bool_] | None = None) -> None:
+        """Give rows (all, if None) new roots, uint64[B], and count their conversations from 0 again."""
+        where = self._all if rows is None else rows
+        self.roots[where] = roots[where]
+        self.episodes[where] = 0
+
+    def begin(self, rows: npt.NDArray[np.bool_] | None = None, keys: npt.NDArray[np.uint64] | None = None) -> None:
+        """Begin the next conversation in the rows of a bool[B] mask (all, if None), or those of given keys."""
+        where = self._all if rows is None else rows
+        if keys is None:
+            _next_keys(where, self.roots, self.episodes, self.keys)
+        else:
+            self.keys[where] = keys[where]
+        self._kernels.start(
+            where, self.keys, self.turns, self.hidden, self.belief, self.said, self.outcomes, self.error_rate
+        )
+
+    def step(
+        self,
+        acts: npt.NDArray[np.int64],
+        rows: npt.NDArray[np.bool_] | None = None,
+        fresh: npt.NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Take one agent act, int64[B], in the rows of a bool[B] mask (all, if None); see the attributes.
+
+        Rows in `fresh`, bool[B], begin their next conversation instead, as `begin` does. `rewards`, `terms`,
+        `terminations` and `truncations` are new arrays; they are 0 and False where no act was taken.
+        """
+        self.rewards, self.terms = np.empty(self.size), np.empty((self.size, len(self._weights)))
+        self.terminations, self.truncations = np.empty(self.size, bool), np.empty(self.size, bool)
+        self._kernels.step(
+            self._all if rows is None else rows, self._none if fresh is None else fresh, acts, self.keys, self.roots,
+            self.episodes, self.turns, self.hidden, self.belief, self.said, self.outcomes, self.rewards, self.terms,
+            self._weights, self.terminations, self.truncations, self.max_turns, self.error_rate,
+        )  # fmt: skip
+
+    def discrete(self) -> npt.NDArray[np.int64]:
+        """Number the belief states: int64[B] below ``scenario.n_beliefs``; 0 where the conversation ended."""
+        out = np.empty(self.size, np.int64)
+        self._kernels.index(self.belief, out)
+        return out
+
+    def embedding(self) -> npt.NDArray[np.float32]:
+        """Write the belief states as float32[B, ``scenario.embedding_size``] in [-1, 1]."""
+        out = np.empty((self.size, self.scenario.embedding_size), np.float32)
+        self._kernels.embed(self.belief, out)
+        return out
+
+    def action_masks(self) -> npt.NDArray[np.bool_]:
+        """Tell which acts make sense: bool[B, number of agent acts]."""
+        out = np.empty((self.size, len(self.scenario.agent_acts)), bool)
+        self._kernels.mask(self.belief, out)
+        return out
+
+    def expert_acts(self, belief: npt.NDArray[Any] | None = None) -> npt.NDArray[np.int64]:
+        """Return the scripted expert's acts, int64[B], for the room's beliefs or for those given."""
+        belief = self.belief if belief is None else belief
+        out = np.empty(len(belief), np.int64)
+        self._kernels.expert(belief, out)
+        return out
+
+    def dump(self) -> Snapshot:
+        """Copy the whole state; `load` takes it back exactly, at any moment of a conversation."""
+        return {name: getattr(self, name).copy() for name in self._STATE}
+
+    def load(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Go back to what `dump` returned, of a room of the same scenario and size.
+
+        Raises:
+            InvalidValue: When the snapshot comes from another scenario's room or one of another size.
+        """
+        for name in self._STATE:
+            mine, theirs = getattr(self, name), state.get(name)
+            if theirs is None or theirs.shape != mine.shape or theirs.dtype.descr != mine.dtype.descr:
+                raise InvalidValue(
+                    f"the snapshot doesn't fit this room of {self.size} {self.scenario.name!r} conversations: "
+                    f"{name!r} differs; restore it into a room made with the same arguments"
+                )
+        for name in ("rewards", "terms", "terminations", "truncations"):  # the old ones were given away
+            setattr(self, name, np.empty_like(getattr(self, name)))
+        for name in self._STATE:
+            getattr(self, name)[...] = state[name]
+
+    def fork(self, index: int, copies: int) -> ChatRoom:
+        """Make a new room of copies of one conversation: they differ from here on only by the agent's acts.
+
+        Raises:
+            InvalidValue: When there is no such row, or `copies` is below 1.
+        """
+        if not is_integer(index) or not 0 <= index < self.size:
+            raise InvalidValue(f"there is no row {index} in a room of {self.size}")
+        room = ChatRoom(
+            self.scenario, copies, error_rate=self.error_rate, max_turns=self.max_turns,
+            reward_weights=self.reward_weights,
+        )  # fmt: skip
+        room.load({name: array[[index] * copies] for name, array in self.dump().items()})
+        return room

@@ -1,0 +1,194 @@
+"""The engine for the model that a user named."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from chatgym.engines.protocol import Engine, LazyEngine
+from chatgym.errors import InvalidValue, Unavailable, unknown
+
+DEFAULT_MODEL = "smollm2-135m-partner"
+"""The model that words the partner: SmolLM2 with the voice of `chatgym.words.voice`."""
+PLAIN_MODEL = "smollm2-135m"
+"""SmolLM2 as it is."""
+ADAPTER = Path(__file__).parent / DEFAULT_MODEL
+"""The voice: a LoRA adapter to `PLAIN_MODEL`."""
+
+
+def make_engine(llm: str | Engine) -> Engine | None:
+    """Make the engine that `llm` names; no model is loaded before it is used.
+
+    Args:
+        llm: ``"template"`` (no model), ``"smollm2-135m-partner"`` (SmolLM2 with a partner's voice) and
+            ``"smollm2-135m"`` (SmolLM2 as it is), both by DeepSpeed on CUDA, else by transformers;
+            ``"hf:ID-or-folder"``, ``"deepspeed:ID-or-folder"``, ``"openai:URL#MODEL"`` (any compatible server),
+            ``"record:FILE,LLM"`` and ``"recorded:FILE"`` (see `chatgym.engines.recorded`), ``"name:spec"`` of an
+            engine that a plugin registered, or an `Engine`, which is returned as it is.
+
+    Returns:
+        The engine; None for ``"template"``.
+
+    Raises:
+        InvalidValue: Unknown `llm`, a folder without a model in safetensors, no URL, no record.
+        Unavailable: The model isn't here and can't be fetched, or what its engine needs isn't installed.
+    """
+    if not isinstance(llm, str):
+        if callable(getattr(llm, "generate", None)) and callable(getattr(llm, "score", None)):
+            return llm
+        raise unknown("llm", llm, _allowed(()), "An Engine has `generate` and `score`.")
+    if llm == "template":
+        return None
+    if llm in (DEFAULT_MODEL, PLAIN_MODEL):
+        return _stored(llm)
+    kind, colon, spec = llm.partition(":")
+    if spec and kind in BUILT_IN:
+        return BUILT_IN[kind](spec)
+    from chatgym import plugins
+
+    engines = plugins.load().engines
+    if colon and kind in engines:
+        engine: Engine = engines[kind](spec)
+        return engine
+    raise unknown("llm", llm, _allowed(engines))
+
+
+def _allowed(plugged: Sequence[str] | Any) -> list[str]:
+    forms = ["hf:ID-or-folder", "deepspeed:ID-or-folder", "openai:URL#MODEL", "record:FILE,LLM", "recorded:FILE"]
+    return ["template", DEFAULT_MODEL, PLAIN_MODEL, *forms, *(f"{name}:..." for name in plugged)]
+
+
+def _stored(name: str) -> Engine:
+    """Return the engine of a model that comes with ChatGym, the voice's adapter merged into the base model."""
+    from chatgym.storage import model_store
+
+    folder = model_store.path(PLAIN_MODEL)
+    revision = model_store.revision(PLAIN_MODEL)[:12]
+    if name == PLAIN_MODEL:
+        return _lazy(folder, f"{name}@{revision}", _where_it_pays)
+    identity = f"{name}@{revision}+{_digest(sorted(ADAPTER.glob('*.safetensors')))[:12]}"
+    return _lazy(folder, identity, lambda folder, identity: _where_it_pays(folder, identity, ADAPTER))
+
+
+def _where_it_pays(folder: Path, identity: str, adapter: Path | None = None) -> Engine:
+    """Open a model by DeepSpeed on CUDA, where it is installed, else by transformers."""
+    import torch
+
+    opener = _deepspeed if torch.cuda.is_available() and find_spec("deepspeed") else _transformers
+    return opener(folder, identity, adapter)
+
+
+def _transformers(folder: Path, identity: str, adapter: Path | None = None) -> Engine:
+    from chatgym.engines.transformers import TransformersEngine
+
+    return TransformersEngine(folder, identity=identity, adapter=adapter)
+
+
+def _deepspeed(folder: Path, identity: str, adapter: Path | None = None) -> Engine:
+    from chatgym.engines.deepspeed import DeepSpeedEngine
+
+    return DeepSpeedEngine(folder, identity=identity, adapter=adapter)
+
+
+def _openai(spec: str) -> Engine:
+    from chatgym.engines.openai import OpenAIEngine
+
+    url, _, model = spec.partition("#")
+    return OpenAIEngine(url, model)
+
+
+def _record(spec: str) -> Engine:
+    from chatgym.engines.recorded import RecordedEngine
+
+    file, _, llm = spec.partition(",")
+    engine = make_engine(llm) if file and llm else None
+    if engine is None:
+        raise InvalidValue(f"llm 'record:{spec}' names nothing to record; write 'record:FILE,LLM', a model for LLM")
+    return RecordedEngine(file, engine)
+
+
+def _recorded(spec: str) -> Engine:
+    from chatgym.engines.recorded import RecordedEngine
+
+    return RecordedEngine(spec)
+
+
+def _folder(spec: str, opener: Callable[[Path, str], Engine] = _transformers) -> Engine:
+    """Return the engine of a model in a folder or on the hub."""
+    return _lazy(*find_model(spec), opener)
+
+
+def find_model(spec: str) -> tuple[Path, str]:
+    """Find a model: a folder that exists, or one that the hub has, which is fetched.
+
+    Returns:
+        Its folder, and its identity: name and revision.
+
+    Raises:
+        InvalidValue: There is no such folder, or no model in safetensors in it.
+        Unavailable: The hub's can't be fetched.
+    """
+    folder = Path(spec).expanduser()
+    if not folder.is_dir():
+        if not _is_hub_id(spec):
+            raise InvalidValue(f"model {spec!r} names no folder; give a folder that exists or a hub id, 'owner/name'")
+        folder = _from_hub(spec)
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights or not (folder / "config.json").is_file():
+        raise InvalidValue(
+            f"folder {str(folder)!r} holds no model that can be read: it needs config.json and *.safetensors "
+            "(pickled weights are never loaded); save it with `model.save_pretrained(folder)`"
+        )
+    name = spec if folder != Path(spec).expanduser() else folder.resolve().name
+    return folder, f"{name}@{_digest(weights)[:12]}"
+
+
+def _is_hub_id(spec: str) -> bool:
+    parts = spec.split("/")
+    return len(parts) <= 2 and all(part and part[0] not in ".~" for part in parts) and os.sep not in spec[:1]
+
+
+def _from_hub(hub_id: str) -> Path:
+    """Fetch a model's safetensors, configuration and tokenizer; nothing that could hold code or a pickle."""
+    from huggingface_hub import snapshot_download
+
+    from chatgym.storage import model_store
+
+    try:
+        return Path(
+            snapshot_download(
+                hub_id,
+                allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"],
+                local_files_only=model_store.offline(),
+            )
+        )
+    except (OSError, ValueError) as error:  # unreachable, offline, unknown or gated
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise Unavailable(
+            f"model {hub_id!r} could not be fetched from the hub ({reason}); check the id and the network, or download "
+            "it elsewhere and pass its folder: llm='hf:/path/to/folder'"
+        ) from error
+
+
+def _digest(weights: Sequence[Path]) -> str:
+    from chatgym.storage import model_store
+
+    return hashlib.sha256("".join(model_store.sha256(path) for path in weights).encode()).hexdigest()
+
+
+def _lazy(folder: Path, identity: str, opener: Callable[[Path, str], Engine]) -> Engine:
+    return LazyEngine(identity, lambda: opener(folder, identity))
+
+
+BUILT_IN: dict[str, Callable[[str], Engine]] = {
+    "hf": _folder,
+    "deepspeed": lambda spec: _folder(spec, _deepspeed),
+    "openai": _openai,
+    "record": _record,
+    "recorded": _recorded,
+}
+"""What makes the engine of ``"kind:spec"``, beside those of plugins."""

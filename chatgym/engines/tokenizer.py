@@ -1,0 +1,77 @@
+"""A model's tokenizer, and the token that ends a turn of a chat."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from chatgym.errors import InvalidValue
+from chatgym.storage import model_store
+
+END = "<|im_end|>"
+"""Ends a turn in ChatML."""
+
+
+class ChatTokenizer:
+    """A model's tokenizer, and how it writes a conversation.
+
+    Attributes:
+        name: As in ``tokenizer=...``.
+        sha256: Of its file.
+        size: Number of token ids.
+        end: The id that ends a turn.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Load ``tokenizer.json`` of a stored model, or of a folder ("hf:" may stand before it).
+
+        Raises:
+            InvalidValue: When there is no such file, or it can't be read.
+            Unavailable: When a stored model isn't here and can't be fetched.
+        """
+        from tokenizers import Tokenizer
+
+        folder = model_store.path(name) if name in model_store.MODELS else Path(name.removeprefix("hf:")).expanduser()
+        file = folder / "tokenizer.json"
+        if not file.is_file():
+            raise InvalidValue(
+                f"there is no {file} for tokenizer {name!r}; name one of {', '.join(model_store.MODELS)}, or a folder"
+            )
+        try:
+            self._tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:  # the library's own, which is a bare Exception
+            raise InvalidValue(f"{file} can't be read ({error}); save it with `tokenizer.save_pretrained`") from error
+        self._tokenizer.no_truncation()
+        self.name, self.sha256 = name, model_store.sha256(file)
+        self.size = int(self._tokenizer.get_vocab_size())
+        self.end = self._end(folder)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, without anything added."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def _end(self, folder: Path) -> int:
+        known = self._tokenizer.token_to_id(END)
+        if known is not None:
+            return int(known)
+        for name in ("generation_config.json", "config.json"):
+            path = folder / name
+            found: Any = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+            if found is not None:
+                return int(found[0] if isinstance(found, list) else found)
+        raise InvalidValue(f"the tokenizer in {folder} names no token that ends a turn (eos_token_id)")
+
+
+@functools.cache
+def tokenizer_of(name: str) -> ChatTokenizer:
+    """Return the process's tokenizer of a name."""
+    return ChatTokenizer(name)

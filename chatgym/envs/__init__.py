@@ -1,0 +1,1 @@
+"""Gymnasium environments: a single conversation, and B of them side by side."""

@@ -1,0 +1,423 @@
+"""Talk: a room with its interfaces and its words. What `ChatEnv` and `ChatVectorEnv` share.
+
+Data takes one path: actions -> codec -> room -> NLG -> observation.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from chatgym.dynamics.room import ChatRoom, Snapshot, is_integer, loops_digest
+from chatgym.engines import DEFAULT_MODEL, PLAIN_MODEL, Engine, make_engine
+from chatgym.engines.tokenizer import ChatTokenizer, tokenizer_of
+from chatgym.envs import interfaces
+from chatgym.envs.codecs import ActCodec, CandidateCodec, Codec, TextCodec, TokenCodec
+from chatgym.envs.llm_simulator import LLMSimulator, check_interface
+from chatgym.envs.state import CopiedByState, Stateful, check_snapshot, decode_rows, dump_parts, encode_rows, load_parts
+from chatgym.envs.tokens import TokenHistory
+from chatgym.errors import InvalidValue, unknown
+from chatgym.rewards import RewardModel
+from chatgym.rewards.term import NAME, make_term
+from chatgym.scenarios import ABOUT, NO_ACT, UNCLEAR_ACT, Meaning, Scenario, find_scenario
+from chatgym.storage.model_store import MODELS
+from chatgym.words.nlg import Speaker
+
+DEFAULT_LLM = DEFAULT_MODEL
+SIMULATORS = ("agenda", "llm")
+
+
+class Conversations:
+    """B conversations as an environment sees them: interfaces on one side, words on the other.
+
+    Attributes:
+        room: The dynamics.
+        codec: Reads actions.
+        speaker: NLG, or None without words.
+        llm_simulator: The model that plays the partner, or None where the agenda does.
+        judged: The reward model's term of the reward, or None.
+        history: What was said as token ids, or None unless the observation is that.
+        texts: What the partner said last, B strings; empty without words.
+        own_words: Row to what the agent said last, where it chose its words itself.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        scenario: str | Scenario = "customer_service",
+        action: str = "act",
+        observation: str = "embedding",
+        llm: str | Engine = DEFAULT_LLM,
+        simulator: str = "agenda",
+        reward_model: str | RewardModel | None = "default",
+        reward_weights: Mapping[str, float] | None = None,
+        max_turns: int | None = None,
+        error_rate: float = 0.1,
+        tokenizer: str | None = None,
+        texts: bool = False,
+    ) -> None:
+        """See `chatgym.envs.chat_env.ChatEnv` for the arguments; `texts` asks for words whatever the interface is."""
+        if simulator not in SIMULATORS:
+            raise unknown("simulator", simulator, SIMULATORS)
+        if simulator == "llm":
+            check_interface(action, observation)
+            error_rate = 0.0  # the agent reads the model's words themselves
+        if action not in interfaces.ACTIONS:
+            raise unknown("action interface", action, interfaces.ACTIONS)
+        self.scenario = find_scenario(scenario)
+        self.action, self.observation, self.simulator = action, observation, simulator
+        tokens = "token" in (action, observation)
+        self.tokenizer = tokenizer_of(tokenizer or _tokenizer_for(llm)) if tokens else None
+        self.single_observation_space = interfaces.observation_space(self.scenario, observation, self.tokenizer)
+        self.judged, weights = make_term(reward_model, reward_weights, self.scenario, action, size)
+        self.room = ChatRoom(self.scenario, size, error_rate=error_rate, max_turns=max_turns, reward_weights=weights)
+        self.history = TokenHistory(size, self.tokenizer) if self.tokenizer and observation == "token" else None
+        self.codec = self._make_codec(action)
+        self.single_action_space = self.codec.space
+        self.worded = texts or observation in ("text", "token") or action == "candidate" or self.judged is not None
+        self.engine = make_engine(llm) if self.worded else None
+        self._opened = isinstance(llm, str)
+        self.llm_simulator = LLMSimulator(self.scenario, self.engine, size) if simulator == "llm" else None
+        self.speaker = Speaker(self.scenario, None if self.llm_simulator else self.engine) if self.worded else None
+        self.texts = [""] * size if self.worded else []
+        self.own_words: dict[int, str] = {}
+        self._listeners = tuple(one for one in (self.history, self.judged) if one is not None)
+        self._heard: dict[int, str] = {}
+        self._everyone = list(range(size))
+        self._said = self.room.said.view(f"V{self.scenario.said.itemsize}")  # as bytes: those can be looked up
+        self._meaning = _meanings_of(self.scenario)
+        self._all = np.ones(size, bool)
+        self._parts: dict[str, Stateful | None] = {
+            "codec": self.codec, "history": self.history, "judge": self.judged, "simulator": self.llm_simulator,
+        }  # fmt: skip
+
+    def begin(self, rows: npt.NDArray[np.bool_] | None = None, keys: npt.NDArray[np.uint64] | None = None) -> None:
+        """Begin the next conversation in some rows (all, if None), or those of given keys, uint64[B]."""
+        self.room.begin(rows, keys)
+        if self.worded:
+            self._word_partner(rows)
+        for listener in self._listeners:
+            for i in self._indices(rows):
+                listener.begin(i, self.texts[i])
+        self.codec.begin(self._all if rows is None else rows)
+
+    def step(
+        self, actions: Any, rows: npt.NDArray[np.bool_] | None = None, fresh: npt.NDArray[np.bool_] | None = None
+    ) -> npt.NDArray[np.int64]:
+        """Take one action in some rows (all, if None), and begin the next conversation in those of `fresh`.
+
+        Returns:
+            int64[B], the act that each agent took; `chatgym.scenarios.NO_ACT` where it took none (yet).
+        """
+        if fresh is not None:
+            rows = ~fresh if rows is None else rows & ~fresh
+        decoded = self.codec.step(actions, rows)
+        self.own_words = decoded.texts or {}
+        taken, room = decoded.rows, self.room
+        if self.history is not None and self.action != "token":
+            for i, text in zip(self._indices(taken), self.agent_texts(decoded.acts, taken), strict=True):
+                self.history.say(i, text)
+        if self.llm_simulator is not None:
+            self._heard = dict(zip(self._indices(taken), self.agent_texts(decoded.acts, taken), strict=True))
+        if self.judged is not None:
+            self.judged.say(self._indices(taken), self.agent_texts(decoded.acts, taken))
+        room.step(decoded.acts, taken, fresh)
+        if self.worded:
+            answered = decoded.acts if fresh is None else np.where(fresh, NO_ACT, decoded.acts)
+            self._word_partner(taken if taken is None or fresh is None else taken | fresh, answered)
+        for listener in self._listeners:
+            for i in self._indices(taken):
+                listener.hear(i, self.texts[i])
+            for i in () if fresh is None else self._indices(fresh):
+                listener.begin(i, self.texts[i])
+        if fresh is not None:
+            self.codec.begin(fresh)
+        return decoded.acts
+
+    @property
+    def rewards(self) -> npt.NDArray[np.float64]:
+        """Rewards of the last step, float64[B]: the task's, and the reward model's share."""
+        return self.room.rewards if self.judged is None else self.judged.rewards(self.room.rewards)
+
+    @property
+    def terms(self) -> npt.NDArray[np.float64]:
+        """Unweighted terms of them, float64[B, T], in the order of `reward_weights`."""
+        return self.room.terms if self.judged is None else self.judged.terms(self.room.terms)
+
+    @property
+    def reward_weights(self) -> Mapping[str, float]:
+        """Reward term to weight."""
+        weights = self.room.reward_weights
+        return weights if self.judged is None else {**weights, NAME: self.judged.weight}
+
+    def observe(self) -> Any:
+        """Return the observations, see `chatgym.envs.interfaces.observe`."""
+        return interfaces.observe(self.room, self.observation, self.texts, self.history)
+
+    def action_masks(self) -> npt.NDArray[np.int8] | None:
+        """Tell which actions make sense, int8[B, n], as `gymnasium.spaces.Discrete.sample` takes them; else None."""
+        masks = self.codec.masks()
+        return None if masks is None else masks.view(np.int8)
+
+    def act_name(self, act: int) -> str:
+        """Return the name of an act that `step` returned; empty for none."""
+        return "unclear" if act == UNCLEAR_ACT else "" if act < 0 else self.scenario.agent_acts[act % ABOUT]
+
+    def word_agent(self, act: int, belief: Any, key: np.uint64, turn: int) -> str:
+        """Return the canonical words of an act that the agent took at a turn, having had `belief`."""
+        if self.speaker is None or act < 0:
+            return ""
+        meaning = self.scenario.agent_meaning(act % ABOUT, belief)
+        return self.speaker.say([meaning], np.array([key]), np.array([turn]), "agent")[0]
+
+    def agent_texts(self, acts: npt.NDArray[np.int64], rows: npt.NDArray[np.bool_] | None) -> list[str]:
+        """Return what the agents of some rows (all, if None) say by their acts, int64[B], before the room goes on."""
+        room = self.room
+        return [
+            self.own_words[i] if i in self.own_words
+            else self.word_agent(int(acts[i]), room.belief[i], room.keys[i], int(room.turns[i]) + 1)
+            for i in self._indices(rows)
+        ]  # fmt: skip
+
+    def candidates(self, row: int) -> tuple[str, ...]:
+        """Return the replies that an agent with ``action="candidate"`` chooses from, empty ones for padding."""
+        assert isinstance(self.codec, CandidateCodec)
+        room = self.room
+        belief, key, turn = room.belief[row], room.keys[row], int(room.turns[row]) + 1
+        return tuple(self.word_agent(act, belief, key, turn) for act in self.codec.acts[row].tolist())
+
+    def dump(self) -> Snapshot:
+        """Copy the state of all conversations: name to array with a leading axis B, saved by numpy without pickle."""
+        texts = {"texts": encode_rows(self.texts)} if self.worded else {}
+        return {**self.room.dump(), **texts, **dump_parts(self._parts)}
+
+    def load(self, snapshot: Snapshot) -> None:
+        """Go back to what `dump` returned.
+
+        Raises:
+            InvalidValue: It comes from conversations with other arguments.
+        """
+        check_snapshot(snapshot, self.dump())
+        self.room.load(snapshot)
+        load_parts(self._parts, snapshot)
+        if self.worded:
+            self.texts = decode_rows(snapshot["texts"])
+        self.own_words = {}
+
+    def identity(self) -> dict[str, Any]:
+        """Name all that decides the course of a conversation, each with a version and a content hash.
+
+        ``sha256`` covers what decides outcomes and rewards, not the words or the observation: two scores may be
+        compared when it is the same.
+        """
+        scenario, room = self.scenario, self.room
+        deciding: dict[str, Any] = {
+            "scenario": {"name": scenario.name, "version": scenario.version, "sha256": scenario.digest},
+            "simulator": {"name": self.simulator, "version": 1, "sha256": loops_digest(), **self._simulator_identity()},
+            "error_model": {
+                "name": "semantic",
+                "version": 1,
+                "sha256": scenario.digest,
+                "rate": room.error_rate,
+            },
+            "nlu": self._nlu_identity(),
+            "reward": {
+                "version": scenario.version,
+                "sha256": scenario.digest,
+                "weights": self.reward_weights,
+                **({} if self.judged is None else {"model": self.judged.identity()}),
+            },
+            "max_turns": room.max_turns,
+        }
+        digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+        words = self.speaker.identity() if self.speaker else None
+        tokenizer = self.tokenizer and {"name": self.tokenizer.name, "sha256": self.tokenizer.sha256}
+        return {"env": "ChatEnv-v0", "sha256": digest, **deciding, "action": self.action,
+                "observation": self.observation, "words": words, "tokenizer": tokenizer}  # fmt: skip
+
+    def close(self) -> None:
+        """Free the model, if one was opened here; an engine that was handed over stays its owner's to close."""
+        if self.engine is not None and self._opened:
+            self.engine.close()
+
+    def _make_codec(self, action: str) -> Codec:
+        if action == "act":
+            return ActCodec(self.room)
+        if action == "candidate":
+            return CandidateCodec(self.room)
+        if action == "text":
+            return TextCodec(self.room)
+        assert self.tokenizer is not None
+        history = self.history
+        on_token = None if history is None else (lambda row, token: history.say(row, [token]))
+        return TokenCodec(self.room, self.tokenizer, on_token)
+
+    def _nlu_identity(self) -> dict[str, Any] | None:
+        """Name the NLU where it decides what happens: where the agent's acts are understood from its words."""
+        if self.action not in ("text", "token"):
+            return None
+        from chatgym.words.nlu import nlu_of
+
+        return nlu_of(self.scenario).identity()
+
+    def _simulator_identity(self) -> dict[str, Any]:
+        return {} if self.llm_simulator is None else {"player": self.llm_simulator.identity()}
+
+    def _indices(self, rows: npt.NDArray[np.bool_] | None) -> list[int]:
+        if rows is None:
+            return self._everyone
+        indices: list[int] = np.flatnonzero(rows).tolist()
+        return indices
+
+    def _word_partner(self, rows: npt.NDArray[np.bool_] | None, acts: npt.NDArray[np.int64] | None = None) -> None:
+        """Give the partners of some rows their words, which may answer the acts of their agents, int64[B]."""
+        assert self.speaker is not None
+        if self.llm_simulator is not None:
+            indices = self._indices(rows)
+            for i, text in zip(indices, self.llm_simulator.speak(self.room, indices, self._heard), strict=True):
+                self.texts[i] = text
+            return
+        said, keys, turns = self._said, self.room.keys, self.room.turns
+        if rows is not None:
+            said, keys, turns = said[rows], keys[rows], turns[rows]
+        answered: list[str] = []
+        if acts is not None and self.speaker.answers:
+            answered = [self.act_name(act) for act in (acts if rows is None else acts[rows]).tolist()]
+        meanings = [self._meaning(record) for record in said.tolist()]
+        texts = self.speaker.say(meanings, keys, turns, acts=answered)
+        for i, text in zip(self._indices(rows), texts, strict=True):
+            self.texts[i] = text
+
+
+class HoldsConversations(CopiedByState):
+    """Mixin of both environments: what they show of the conversations that they hold."""
+
+    _conversations: Conversations
+
+    @property
+    def room(self) -> ChatRoom:
+        """The dynamics of the conversations."""
+        return self._conversations.room
+
+    @property
+    def scenario(self) -> Scenario:
+        """What the conversations are about."""
+        return self._conversations.scenario
+
+    @property
+    def speaker(self) -> Speaker | None:
+        """NLG of the partner's and the agent's words; None without words."""
+        return self._conversations.speaker
+
+    @property
+    def tokenizer(self) -> ChatTokenizer | None:
+        """The tokenizer of the token interfaces; None without tokens."""
+        return self._conversations.tokenizer
+
+    @property
+    def history(self) -> TokenHistory | None:
+        """What was said as token ids; None unless ``observation="token"``."""
+        return self._conversations.history
+
+    @property
+    def llm_simulator(self) -> LLMSimulator | None:
+        """The language model that plays the partner; None unless ``simulator="llm"``."""
+        return self._conversations.llm_simulator
+
+    @property
+    def reward_model(self) -> RewardModel | None:
+        """The reward model that judges the conversations, or None."""
+        judged = self._conversations.judged
+        return None if judged is None else judged.model
+
+    @property
+    def texts(self) -> list[str]:
+        """What each partner said last, B strings; empty without words."""
+        return self._conversations.texts
+
+    def agent_words(self, row: int, act: int) -> str:
+        """Return the words of an act if the agent of a row took it now; empty without words."""
+        room = self.room
+        return self._conversations.word_agent(act, room.belief[row], room.keys[row], int(room.turns[row]) + 1)
+
+    def identity(self) -> dict[str, Any]:
+        """Name all that decides the conversations' course, see `Conversations.identity`."""
+        return self._conversations.identity()
+
+    def _hold(self, arguments: dict[str, Any], conversations: Conversations) -> None:
+        """Remember the arguments of the constructor, and hold conversations made with them."""
+        self._arguments, self._conversations = arguments, conversations
+
+    def _take_words(self, other: HoldsConversations) -> None:
+        """Use the wordings that another environment used, such as those of a trace."""
+        if self.speaker is not None and other.speaker is not None:
+            self.speaker.preload(other.speaker.used)
+
+    def _carried(self) -> dict[str, Any]:
+        kept = {name: self.__dict__[name] for name in _CARRIED if name in self.__dict__}
+        return {**kept, "used": {} if self.speaker is None else self.speaker.used}
+
+    def _take(self, carried: dict[str, Any]) -> None:
+        used = carried.pop("used")
+        if self.speaker is not None:
+            self.speaker.preload(used)
+        self.__dict__.update(carried)
+
+
+_CARRIED = ("_np_random", "_np_random_seed", "action_space", "observation_space", "single_action_space",
+            "single_observation_space", "spec")  # fmt: skip
+
+
+def check_options(options: Mapping[str, Any] | None, allowed: Sequence[str]) -> Mapping[str, Any]:
+    """Return the options of a reset, an empty dict for None.
+
+    Raises:
+        InvalidValue: One isn't allowed.
+    """
+    for name in options or {}:
+        if name not in allowed:
+            raise unknown("reset option", name, allowed)
+    return options or {}
+
+
+def check_key(key: Any) -> int:
+    """Return a conversation's key.
+
+    Raises:
+        InvalidValue: It is no integer from 0 to 2**64 - 1.
+    """
+    if not is_integer(key) or not 0 <= key < 2**64:
+        raise InvalidValue(f"the key of a conversation is an integer from 0 to 2**64 - 1, not {key!r}")
+    return int(key)
+
+
+@functools.cache
+def _meanings_of(scenario: Scenario) -> Callable[[bytes], Meaning]:
+    """Return a function from the bytes of a ``said`` record to its meaning that remembers the last ones."""
+    names = scenario.said.names or ()
+
+    @functools.lru_cache(maxsize=65_536)
+    def meaning(record: bytes) -> Meaning:
+        # As plain numbers: to read a record's field takes longer than the rest of the step.
+        values = np.frombuffer(record, scenario.said)[0].item()
+        return scenario.partner_meaning(dict(zip(names, values, strict=True)))
+
+    return meaning
+
+
+def _tokenizer_for(llm: str | Engine) -> str:
+    """Return the tokenizer of the model that words the partner, where it has one, else the default model's."""
+    name = llm.replace("deepspeed:", "hf:", 1) if isinstance(llm, str) else ""
+    return name if name in MODELS or name.startswith("hf:") else PLAIN_MODEL
+
+
+def root_of(generator: np.random.Generator) -> np.uint64:
+    """Draw the root of a row's conversation keys, the one draw that is made from ``np_random``."""
+    return generator.integers(2**64, dtype=np.uint64)

@@ -1,0 +1,318 @@
+"""Traces: conversations written down so that anyone can play them again and compare, word for word.
+
+A trace is JSON lines: a header (format, version, `identity` of the environment, the arguments that make it), then
+per conversation a ``start`` line with its key and a ``turn`` line per agent turn, ``words`` lines with the bank of
+wordings that a language model made (so a replay needs no model), and last a SHA-256 over all lines before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from chatgym.envs.codecs import Spoken
+from chatgym.errors import Corrupted, InvalidValue, ReplayMismatch
+from chatgym.rewards import Conversation, RewardModel
+from chatgym.rewards.term import NAME
+from chatgym.scenarios import find_scenario
+
+FORMAT = "chatgym-trace"
+VERSION = 1
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False, sort_keys=True, separators=(",", ":")) + "\n"
+
+
+def encode_observation(observation: Any) -> int | str:
+    """Return an observation as JSON: numbers and texts as they are, arrays as a SHA-256 of their bytes."""
+    if isinstance(observation, (int, np.integer)):
+        return int(observation)
+    if isinstance(observation, str):
+        return observation
+    if isinstance(observation, dict):
+        observation = np.concatenate([np.ascontiguousarray(observation[name]).ravel() for name in sorted(observation)])
+    return "sha256:" + hashlib.sha256(np.ascontiguousarray(observation).tobytes()).hexdigest()
+
+
+class TraceWriter:
+    """Writes a trace line by line, to a file that may be cut off at any moment (`close` seals it).
+
+    Use it as a context manager, or call `close`.
+    """
+
+    def __init__(self, path: str | Path, identity: dict[str, Any]) -> None:
+        """Begin a trace of an environment with this `identity` (``env.unwrapped.identity()``)."""
+        self.path = Path(path)
+        self._file: IO[str] = self.path.open("w", encoding="utf-8", newline="\n")
+        self._digest = hashlib.sha256()
+        self._banks: set[str] = set()
+        self.write({"type": "header", "format": FORMAT, "version": VERSION, "identity": identity})
+
+    def words(self, banks: dict[str, list[str]]) -> None:
+        """Write banks of wordings (``speaker.used``) that weren't written before."""
+        for bank in sorted(set(banks) - self._banks):
+            self._banks.add(bank)
+            self.write({"type": "words", "bank": bank, "wordings": banks[bank]})
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Write one line, see `start_record` and `turn_record`."""
+        line = _line(record)
+        self._digest.update(line.encode())
+        self._file.write(line)
+
+    def close(self) -> None:
+        """Seal the trace with its SHA-256."""
+        if not self._file.closed:
+            self._file.write(_line({"type": "end", "sha256": self._digest.hexdigest()}))
+            self._file.close()
+
+    def __enter__(self) -> TraceWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def encode_action(action: int | str) -> int | str | dict[str, Any]:
+    """Return an action as JSON: numbers and texts as they are, a `Spoken` one with its act."""
+    if isinstance(action, Spoken):
+        return {"text": str(action), "act": action.act}
+    return action if isinstance(action, str) else int(action)
+
+
+def decode_action(action: Any) -> Any:
+    """Return the action that `encode_action` wrote.
+
+    Raises:
+        Corrupted: When it is an object other than ``{"text": STRING, "act": INTEGER}``.
+    """
+    if not isinstance(action, dict):
+        return action
+    if action.keys() != {"text", "act"} or not isinstance(action["text"], str) or type(action["act"]) is not int:
+        raise Corrupted(
+            f'{json.dumps(action)[:200]} is no action; one that is an object has a "text", which is a string, and an '
+            '"act", which is an integer; record the trace again'
+        )
+    return Spoken(action["text"], action["act"])
+
+
+def start_record(env: Any, observation: Any, info: dict[str, Any]) -> dict[str, Any]:
+    """Return the line of a conversation's beginning, just after ``env.reset`` (`env` is a `ChatEnv`, unwrapped)."""
+    return {
+        "type": "start",
+        "key": f"{env.key:016x}",
+        "observation": encode_observation(observation),
+        "user_act": info["user_act"],
+        "text": info["text"],
+        **_reply(env),
+    }
+
+
+def turn_record(env: Any, action: int | str, observation: Any, reward: float, info: dict[str, Any]) -> dict[str, Any]:
+    """Return the line of an agent turn and the partner's answer, just after ``env.step``."""
+    line = {
+        "type": "turn",
+        "action": encode_action(action),
+        "agent_act": info["agent_act"],
+        "agent_text": env.agent_text,
+        "observation": encode_observation(observation),
+        "reward": reward,
+        "reward_terms": info["reward_terms"],
+        "user_act": info["user_act"],
+        "text": info["text"],
+        **_reply(env),
+    }
+    return {**line, "outcome": info["outcome"]} if "outcome" in info else line
+
+
+def _reply(env: Any) -> dict[str, str]:
+    """Return what a model that plays the partner wrote, its signals included."""
+    player = env.llm_simulator
+    return {"reply": player.replies[0]} if player is not None and player.replies else {}
+
+
+def record(
+    env: Any, policy: Callable[[Any, dict[str, Any]], int | str], path: str | Path, *, keys: Sequence[int]
+) -> None:
+    """Play conversations in a `ChatEnv` and write their trace.
+
+    Args:
+        env: A `ChatEnv`, wrapped or not.
+        policy: Called with the observation and the info, returns an action.
+        path: File to write.
+        keys: The conversations to play.
+    """
+    chat = env.unwrapped
+    with TraceWriter(path, chat.identity()) as trace:
+        for key in keys:
+            observation, info = env.reset(options={"key": key})
+            trace.words(chat.speaker.used)
+            trace.write(start_record(chat, observation, info))
+            over = False
+            while not over:
+                action = policy(observation, info)
+                observation, reward, terminated, truncated, info = env.step(action)
+                over = terminated or truncated
+                trace.words(chat.speaker.used)
+                trace.write(turn_record(chat, action, observation, float(reward), info))
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What a replay found: all of it was reproduced (else `replay` raises)."""
+
+    conversations: int
+    turns: int
+    sha256: str
+
+
+def read(path: str | Path) -> list[dict[str, Any]]:
+    """Read a trace's lines and check its seal.
+
+    Raises:
+        InvalidValue: When it is no trace, or one of another version.
+        Corrupted: When it was cut off or changed.
+    """
+    try:
+        # Not splitlines: it splits at characters that stand unescaped in what people write.
+        lines = [line for line in Path(path).read_text(encoding="utf-8").split("\n") if line]
+    except UnicodeDecodeError:
+        raise InvalidValue(f"{path} is no ChatGym trace: it isn't text") from None
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise Corrupted(f"{path}, line {number} is not JSON: {error.msg}") from None
+    header = records[0] if records and isinstance(records[0], dict) else {}
+    if header.get("format") != FORMAT:
+        raise InvalidValue(f"{path} is no ChatGym trace; `chatgym evaluate ... --trace FILE` writes one")
+    if header.get("version") != VERSION:
+        raise InvalidValue(f"{path} is a trace of version {header.get('version')}; this ChatGym reads {VERSION}")
+    if records[-1].get("type") != "end":
+        raise Corrupted(f"{path} was cut off: it has no end line; record it again")
+    return records
+
+
+def replay(path: str | Path) -> Replay:
+    """Play a trace again and compare every observation, reward, act and text with what it says.
+
+    Needs no model: the wordings that one made are part of the trace.
+
+    Raises:
+        ReplayMismatch: At the first difference, naming line, field and both values; also when this version of
+            the simulator isn't the trace's.
+        InvalidValue, Corrupted: See `read`.
+    """
+    import gymnasium as gym
+
+    records = read(path)
+    identity = records[0]["identity"]
+    env = gym.make("ChatEnv-v0", **_arguments(identity), disable_env_checker=True)
+    chat: Any = env.unwrapped
+    if chat.identity()["sha256"] != identity["sha256"]:
+        raise ReplayMismatch(
+            f"{path} was made by another simulator ({identity['sha256'][:12]}, here "
+            f"{chat.identity()['sha256'][:12]}); install the version of ChatGym or of the plugin that made it"
+        )
+    conversations = turns = 0
+    for number, expected in enumerate(records[1:-1], 2):
+        if expected["type"] == "words":
+            chat.speaker.preload({expected["bank"]: expected["wordings"]})
+            continue
+        if chat.llm_simulator is not None:
+            reply = expected.get("reply")
+            chat.llm_simulator.script = [reply] if isinstance(reply, str) else []
+        if isinstance(model := chat.reward_model, _Scores):
+            model.script = expected.get("reward_terms")
+        if expected["type"] == "start":
+            observation, info = env.reset(options={"key": int(expected["key"], 16)})
+            got = start_record(chat, observation, info)
+            conversations += 1
+        else:
+            try:
+                action = decode_action(expected.get("action"))
+            except Corrupted as error:
+                raise Corrupted(f"{path}, line {number}: {error}") from None
+            observation, reward, _, _, info = env.step(action)
+            got = turn_record(chat, action, observation, float(reward), info)
+            turns += 1
+        for field in sorted(set(got) | set(expected)):
+            if got.get(field) != expected.get(field):
+                raise ReplayMismatch(
+                    f"{path}, line {number}: {field} is {expected.get(field)!r}, the replay gave {got.get(field)!r}"
+                )
+    digest = hashlib.sha256()
+    for one in records[:-1]:
+        digest.update(_line(one).encode())
+    if digest.hexdigest() != records[-1].get("sha256"):
+        raise ReplayMismatch(f"{path}: its SHA-256 doesn't match its lines")
+    return Replay(conversations, turns, digest.hexdigest())
+
+
+def _arguments(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the environment that an identity names; words come from the trace."""
+    return {
+        "scenario": identity["scenario"]["name"],
+        "action": identity["action"],
+        "observation": identity["observation"],
+        "tokenizer": identity["tokenizer"] and identity["tokenizer"]["name"],
+        "simulator": identity["simulator"]["name"],
+        "llm": _Absent(identity["simulator"]["player"]["model"]) if "player" in identity["simulator"] else "template",
+        "max_turns": identity["max_turns"],
+        "error_rate": identity["error_model"]["rate"],
+        "reward_model": _reward_model(identity),
+        "reward_weights": identity["reward"]["weights"],
+    }
+
+
+def _reward_model(identity: dict[str, Any]) -> RewardModel | None:
+    """Return the reward model that an identity names: the scenario's own judges again, others' scores are read."""
+    from chatgym.rewards import default
+
+    name = identity["reward"].get("model")
+    if name is None:
+        return None
+    scenario = find_scenario(identity["scenario"]["name"])
+    if default.exists(scenario) and default.load(scenario).identity == name:
+        return default.load(scenario)
+    return _Scores(name)
+
+
+@dataclass
+class _Scores:
+    """Stands for a reward model that isn't here: known by its identity, its scores are in the trace."""
+
+    identity: Any
+    script: Any = None
+
+    def score(self, conversations: Sequence[Conversation]) -> npt.NDArray[np.float32]:
+        score = self.script.get(NAME) if isinstance(self.script, dict) else None
+        if not isinstance(score, (int, float)):
+            raise Corrupted("the trace lacks scores of the reward model that judged; record it again")
+        return np.full(len(conversations), score, np.float32)
+
+
+@dataclass(frozen=True)
+class _Absent:
+    """Stands for a model that played the partner: known by its identity, its replies are in the trace."""
+
+    identity: str
+
+    def generate(self, prompts: Sequence[str], **sampling: Any) -> list[Any]:
+        raise Corrupted("the trace lacks replies of the model that played the partner; record it again")
+
+    def score(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[list[float]]:
+        return [list(map(float, self.generate(prompts)))]
+
+    def close(self) -> None:
+        """Do nothing."""

@@ -1,0 +1,75 @@
+"""Token ids of conversations: a tokenizer, and what was said so far as a growing list of ids.
+
+An utterance is encoded once, when it is said; what an agent says token by token is kept as the tokens that it chose.
+The ids are ChatML: the partner is the ``user``, the agent the ``assistant``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+
+from chatgym.engines.tokenizer import ChatTokenizer
+from chatgym.envs.state import decode_rows, encode_rows
+
+CONTEXT = 512
+"""Tokens of an observation: the last ones of the conversation."""
+
+
+def token_space(tokenizer: ChatTokenizer) -> spaces.Dict:
+    """Return the space of token observations: the last `CONTEXT` ids, padded on the left, and which are there."""
+    return spaces.Dict(
+        {
+            "ids": spaces.Box(0, tokenizer.size - 1, (CONTEXT,), np.int64),
+            "mask": spaces.Box(0, 1, (CONTEXT,), np.int8),
+        }
+    )
+
+
+class TokenHistory:
+    """What was said in B conversations, as ids; each ends where the agent's next turn begins."""
+
+    def __init__(self, size: int, tokenizer: ChatTokenizer) -> None:
+        """Begin with B conversations in which nothing was said."""
+        self.tokenizer = tokenizer
+        self.ids: list[list[int]] = [[] for _ in range(size)]
+        self._user, self._assistant = (tokenizer.encode(f"<|im_start|>{role}\n") for role in ("user", "assistant"))
+        self._close = [tokenizer.end, *tokenizer.encode("\n")]
+
+    def begin(self, row: int, partner: str) -> None:
+        """Begin a conversation that the partner opens."""
+        self.ids[row] = []
+        self.hear(row, partner)
+
+    def say(self, row: int, agent: str | Sequence[int]) -> None:
+        """Append what the agent says: a text, or the tokens that it chose, without the one that ends its turn."""
+        self.ids[row] += self.tokenizer.encode(agent) if isinstance(agent, str) else agent
+
+    def hear(self, row: int, partner: str) -> None:
+        """End the agent's turn, if it had one, and append what the partner says."""
+        ids = self.ids[row]
+        if ids:
+            ids += self._close
+        ids += [*self._user, *self.tokenizer.encode(partner), *self._close, *self._assistant]
+
+    def observe(self) -> dict[str, npt.NDArray[Any]]:
+        """Return ``ids`` int64[B, `CONTEXT`] and ``mask`` int8[B, `CONTEXT`], padded on the left with 0."""
+        ids = np.zeros((len(self.ids), CONTEXT), np.int64)
+        mask = np.zeros((len(self.ids), CONTEXT), np.int8)
+        for i, row in enumerate(self.ids):
+            last = row[-CONTEXT:]
+            ids[i, CONTEXT - len(last) :] = last
+            mask[i, CONTEXT - len(last) :] = 1
+        return {"ids": ids, "mask": mask}
+
+    def dump(self) -> dict[str, npt.NDArray[Any]]:
+        """Return ``ids``, str[B]: the ids of each conversation as JSON."""
+        return {"ids": encode_rows(self.ids)}
+
+    def load(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Go back to what was said at `dump`."""
+        self.ids = decode_rows(state["ids"])

@@ -1,0 +1,274 @@
+"""ChatVectorEnv: B conversations in one step of compiled code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from chatgym.dynamics.room import Snapshot, is_integer
+from chatgym.engines import Engine
+from chatgym.envs.conversations import DEFAULT_LLM, Conversations, HoldsConversations, check_key, check_options, root_of
+from chatgym.envs.interfaces import row_of
+from chatgym.envs.state import check_snapshot
+from chatgym.errors import ChatGymError, InvalidValue
+from chatgym.rewards import RewardModel
+from chatgym.scenarios import ABOUT, NO_ACT, Scenario
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+class ChatVectorEnv(HoldsConversations, VectorEnv[Any, Any, Any]):
+    """The vector form of `chatgym.envs.chat_env.ChatEnv`: same arguments, same conversations, B at a time.
+
+    Row i of an environment that was reset with seed s is, bit for bit, the single environment with seed s + i
+    (or with the i-th seed of a list), over any number of conversations and in each autoreset mode.
+
+    Two arguments are its own: `autoreset_mode` (all three of Gymnasium's) and `texts`. Words cost more than
+    the turn, so ``info["text"]`` is there only with ``texts=True`` or ``observation="text"``.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        scenario: str | Scenario = "customer_service",
+        action: str = "act",
+        observation: str = "embedding",
+        llm: str | Engine = DEFAULT_LLM,
+        simulator: str = "agenda",
+        reward_model: str | RewardModel | None = "default",
+        reward_weights: Mapping[str, float] | None = None,
+        max_turns: int | None = None,
+        error_rate: float = 0.1,
+        tokenizer: str | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        texts: bool = False,
+        render_mode: None = None,
+    ) -> None:
+        """See the class, and `chatgym.envs.chat_env.ChatEnv` for the arguments that both have."""
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        if render_mode is not None:
+            raise InvalidValue("the vector environment doesn't render; use gym.make for a conversation to look at")
+        super().__init__()
+        self._hold(arguments, Conversations(
+            num_envs, scenario=scenario, action=action, observation=observation, llm=llm, simulator=simulator,
+            reward_model=reward_model, reward_weights=reward_weights, max_turns=max_turns, error_rate=error_rate,
+            tokenizer=tokenizer, texts=texts,
+        ))  # fmt: skip
+        self.num_envs = num_envs
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
+        self.single_action_space = self._conversations.single_action_space
+        self.single_observation_space = self._conversations.single_observation_space
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self._user_acts = np.array([*self.scenario.user_acts, "unclear"], object)
+        self._agent_acts = np.array(
+            [*self.scenario.agent_acts, "unclear", ""], object
+        )  # from the end: NO_ACT, UNCLEAR_ACT
+        self._outcomes = np.array(self.scenario.outcomes, object)
+        self._everywhere = np.ones(num_envs, bool)
+        self._everywhere.flags.writeable = False
+        self._ended = np.zeros(num_envs, bool)
+        self._started = False
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Begin a conversation in each row.
+
+        Args:
+            seed: An int s gives row i the seed s + i; a sequence gives each row its own (None: keep going).
+            options: ``"reset_mask"``: bool[B], the rows to reset (all, if absent). ``"keys"``: uint64[B], the
+                very conversations to begin, as a trace names them.
+
+        Returns:
+            The observations and the infos.
+
+        Raises:
+            InvalidValue: Another option, or a value that isn't as above.
+        """
+        given = check_options(options, ("reset_mask", "keys"))
+        rows = _reset_mask(given.get("reset_mask"), self.num_envs)
+        keys = given.get("keys")
+        if keys is not None:
+            if np.shape(keys) != (self.num_envs,):
+                raise InvalidValue(f"options['keys'] needs shape ({self.num_envs},), not {np.shape(keys)}")
+            keys = np.array([check_key(key) for key in keys], np.uint64)
+        self._seed(seed, rows)
+        self._conversations.begin(rows, keys)
+        where = self._everywhere if rows is None else rows
+        self._ended[where] = False
+        self._started = True
+        acts = np.full(self.num_envs, NO_ACT)
+        terms = np.zeros((self.num_envs, len(self._conversations.reward_weights)))
+        return self._conversations.observe(), self._infos(acts, where, terms)
+
+    def step(
+        self, actions: npt.ArrayLike, *, active: BoolArray | None = None
+    ) -> tuple[Any, npt.NDArray[np.float64], BoolArray, BoolArray, dict[str, Any]]:
+        """Take one action in each active row.
+
+        Args:
+            actions: B actions of the interface: int[B], or a sequence of B strings for ``action="text"``.
+            active: bool[B], the rows that take their action; all, if None. In the others nothing happens: the
+                observation stays as it was, the reward is 0, nothing is terminated or truncated, no autoreset.
+
+        Returns:
+            Observations, rewards float64[B], terminations bool[B], truncations bool[B], infos.
+
+        Raises:
+            InvalidValue: When an action is none of the action space.
+            ChatGymError: Before the first reset, or, with autoreset disabled, past a conversation's end.
+        """
+        if not self._started:
+            raise ChatGymError("call reset() before the first step()")
+        room, ended, conversations = self.room, self._ended, self._conversations
+        if active is not None:
+            _check_mask("active", active, self.num_envs)
+            ended = ended & active
+        fresh = ended if self.autoreset_mode is AutoresetMode.NEXT_STEP and ended.any() else None
+        if self.autoreset_mode is AutoresetMode.DISABLED and ended.any():
+            rows = ", ".join(map(str, np.flatnonzero(ended)[:5]))
+            raise ChatGymError(
+                f"the conversations of rows {rows} have ended; reset them with options={{'reset_mask': ...}}, leave "
+                "them out by active=..., or choose another autoreset_mode"
+            )
+        acts = conversations.step(actions, active, fresh)
+        if fresh is not None:
+            acts = np.where(fresh, NO_ACT, acts)
+        where = self._everywhere if active is None else active.copy()
+        rewards, terms = conversations.rewards, conversations.terms
+        terminations, truncations = room.terminations, room.truncations
+        over = terminations | truncations
+        self._ended = over if active is None else over | (self._ended & ~active)
+        if self.autoreset_mode is AutoresetMode.SAME_STEP and over.any():
+            return self._same_step_reset(acts, where, rewards, terms)
+        return conversations.observe(), rewards, terminations, truncations, self._infos(acts, where, terms)
+
+    def expert_acts(self) -> npt.NDArray[np.int64]:
+        """Return what the scripted expert would do now, int64[B]."""
+        return self.room.expert_acts()
+
+    def snapshot(self) -> Snapshot:
+        """Copy the state of all conversations, for `restore`: name to array with a leading axis B."""
+        return {**self._conversations.dump(), "ended": self._ended.copy()}
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back to a snapshot, exactly, at any moment of the conversations.
+
+        Raises:
+            InvalidValue: It was taken from an environment with other arguments.
+        """
+        check_snapshot(snapshot, ("ended",))
+        self._conversations.load(snapshot)
+        self._ended = np.array(snapshot["ended"], bool)
+        self._started = True
+
+    def fork(self, row: int, copies: int) -> ChatVectorEnv:
+        """Make an environment of copies of one conversation: they differ from here on only by the agent's actions.
+
+        Raises:
+            InvalidValue: There is no such row, or `copies` is below 1.
+        """
+        if not is_integer(row) or not 0 <= row < self.num_envs:
+            raise InvalidValue(f"there is no row {row!r} in an environment of {self.num_envs}")
+        made = type(self)(**{**self._arguments, "num_envs": copies})
+        made._take_words(self)
+        made.restore({name: array[[row] * copies] for name, array in self.snapshot().items()})
+        return made
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Free the model, if there is one."""
+        self._conversations.close()
+
+    def _seed(self, seed: int | Sequence[int | None] | None, rows: BoolArray | None) -> None:
+        room, where = self.room, self._everywhere if rows is None else rows
+        if isinstance(seed, (int, np.integer)):
+            self._np_random, self._np_random_seed = gym.utils.seeding.np_random(int(seed))
+            seed = range(int(seed), int(seed) + self.num_envs)
+        if seed is None:
+            if not self._started:
+                room.seed(self.np_random.integers(2**64, size=self.num_envs, dtype=np.uint64))
+            return
+        if len(seed) != self.num_envs:
+            raise InvalidValue(f"got {len(seed)} seeds for {self.num_envs} conversations; give one each, or an int")
+        given = where & np.array([one is not None for one in seed])
+        roots = np.zeros(self.num_envs, np.uint64)
+        for i in np.flatnonzero(given).tolist():
+            roots[i] = root_of(gym.utils.seeding.np_random(seed[i])[0])
+        room.seed(roots, given)
+        unseeded = where & ~given
+        if unseeded.any() and not self._started:
+            room.seed(self.np_random.integers(2**64, size=self.num_envs, dtype=np.uint64), unseeded)
+
+    def _same_step_reset(
+        self, acts: npt.NDArray[np.int64], where: BoolArray, rewards: npt.NDArray[np.float64],
+        terms: npt.NDArray[np.float64],
+    ) -> tuple[Any, npt.NDArray[np.float64], BoolArray, BoolArray, dict[str, Any]]:  # fmt: skip
+        terminations, truncations = self.room.terminations, self.room.truncations
+        ended, final = terminations | truncations, np.full(self.num_envs, None, object)
+        last = self._conversations.observe()
+        for i in np.flatnonzero(ended).tolist():
+            final[i] = row_of(last, i)
+        final_info = self._infos(acts, ended, terms)
+        self._conversations.begin(ended)
+        self._ended = np.zeros(self.num_envs, bool)
+        acts, terms = np.where(ended, NO_ACT, acts), np.where(ended[:, None], 0.0, terms)
+        infos = self._infos(acts, where, terms)
+        infos.update(final_obs=final, _final_obs=ended, final_info=final_info, _final_info=ended)
+        return self._conversations.observe(), rewards, terminations, truncations, infos
+
+    def _names(self, acts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return indices of names: acts without the slots that words may add to them."""
+        return acts if self._conversations.action == "act" else np.where(acts < 0, acts, acts % ABOUT)
+
+    def _infos(self, acts: npt.NDArray[np.int64], where: BoolArray, terms: npt.NDArray[np.float64]) -> dict[str, Any]:
+        """Return the infos of the rows in `where`, as Gymnasium lays them out: an array and its mask."""
+        room = self.room
+        reward_terms: dict[str, Any] = {}
+        for i, name in enumerate(self._conversations.reward_weights):
+            reward_terms[name], reward_terms[f"_{name}"] = terms[:, i], where
+        infos: dict[str, Any] = {
+            "reward_terms": reward_terms,
+            "agent_act": self._agent_acts[self._names(acts)],
+            "user_act": self._user_acts[room.said["act"]],
+        }
+        masks = self._conversations.action_masks()
+        if masks is not None:
+            infos["action_mask"] = masks
+        if self._conversations.worded:
+            infos["text"] = np.array(self._conversations.texts, object)
+        if self._conversations.action == "candidate":
+            infos["candidates"] = np.full(self.num_envs, None, object)
+            for i in np.flatnonzero(where).tolist():
+                infos["candidates"][i] = self._conversations.candidates(i)
+        for name in tuple(infos):
+            infos[f"_{name}"] = where
+        over = room.outcomes > 0
+        if over.any():
+            infos["outcome"], infos["_outcome"] = self._outcomes[room.outcomes], over & where
+        return infos
+
+
+def _reset_mask(mask: Any, size: int) -> BoolArray | None:
+    if mask is None:
+        return None
+    _check_mask("options['reset_mask']", mask, size)
+    if not mask.any():
+        raise InvalidValue("options['reset_mask'] resets nothing: it needs at least one True")
+    copy: BoolArray = mask.copy()
+    return copy
+
+
+def _check_mask(name: str, mask: Any, size: int) -> None:
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != (size,):
+        raise InvalidValue(f"{name} is a numpy bool array of shape ({size},), not {mask!r}")

@@ -1,0 +1,112 @@
+"""A comparison as a picture: scores and differences as a forest plot, and how conversations ended as bars."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chatgym.evaluation.learning_curve import BLUE, GREEN, GREY
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from chatgym.evaluation.comparison import Comparison
+    from chatgym.evaluation.intervals import Interval
+
+SUCCESS = "#0072b2"
+FAILURES = ("#e69f00", "#d55e00", "#cc79a7", "#56b4e9", "#f0e442", "#009e73")
+"""Okabe & Ito's colours (2008), which are told apart by the colour-blind, too."""
+TRUNCATED = "#bdbdbd"
+DARK = {SUCCESS, "#d55e00", "#009e73"}
+LABEL = 28
+LINE = 0.17  # inches
+
+
+def draw_comparison(found: Comparison, path: Path) -> None:
+    """Draw a comparison, of any number of sides and tasks, into a PNG file."""
+    forest(found).savefig(path, format="png")
+
+
+def forest(found: Comparison) -> Figure:
+    """Return the picture as matplotlib's figure."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    labels = [textwrap.fill(side.label.replace(" seeds)", "\u00a0seeds)"), LABEL) for side in found.sides]
+    rows = sum(max(label.count("\n") + 2, 2) * LINE for label in labels)
+    heights = [rows + 0.3, *[max(rows, 0.9)] * len(found.tasks)]
+    figure = Figure(figsize=(9, sum(heights) + 0.9 + 0.7 * len(heights)), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    title = f"{found.conversations:,} conversations of {' and '.join(found.tasks)}, the same for all; 95 % intervals"
+    figure.suptitle(title)
+    grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
+    if len(found.sides) > 1:
+        _scores(figure.add_subplot(grid[0, 0]), found, labels)
+        _differences(figure.add_subplot(grid[0, 1]), found)
+    else:
+        _scores(figure.add_subplot(grid[0, :]), found, labels)
+    for row, task in enumerate(found.tasks):
+        _outcomes(figure.add_subplot(grid[row + 1, :]), found, task, labels)
+    return figure
+
+
+def _rows(axes: Any, labels: list[str]) -> None:
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.5, -0.5)  # the first on top
+    axes.tick_params("y", length=0)
+
+
+def _points(axes: Any, intervals: list[Interval], offset: float, **how: Any) -> None:
+    """Draw intervals, one below the other."""
+    for row, interval in enumerate(intervals):
+        axes.plot([interval.low, interval.high], [row + offset] * 2, color=how["color"], linewidth=2, alpha=0.6)
+    axes.plot([one.value for one in intervals], [row + offset for row in range(len(intervals))], linestyle="", **how)
+
+
+def _scores(axes: Any, found: Comparison, labels: list[str]) -> None:
+    several = any(len(side.names) > 3 for side in found.sides)  # else the IQM is the mean
+    _points(axes, found.mean, -0.15 if several else 0.0, color=BLUE, marker="o", label="mean")
+    if several:
+        _points(axes, found.iqm, 0.15, color="#d55e00", marker="D", markersize=5, label="IQM")
+    axes.axvline(0, color=GREY, linestyle=":", linewidth=1, label="random")
+    axes.axvline(100, color=GREEN, linestyle="--", linewidth=1, label="expert")
+    axes.set_xlabel("normalised score")
+    axes.legend(frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0, fontsize=8)
+    axes.grid(axis="x", alpha=0.2)
+    _rows(axes, labels)
+
+
+def _differences(axes: Any, found: Comparison) -> None:
+    _points(axes, found.difference, 0.0, color=BLUE, marker="o")
+    axes.axvline(0, color=GREY, linewidth=1)
+    axes.set_xlabel("difference of score to the first")
+    axes.grid(axis="x", alpha=0.2)
+    _rows(axes, [""] * len(found.sides))
+
+
+def _outcomes(axes: Any, found: Comparison, task: str, labels: list[str]) -> None:
+    shares = [side.outcomes(task) for side in found.sides]
+    scenario = found.tasks[task].find_scenario()
+    failures = [name for name in scenario.outcomes if name not in ("", scenario.success, "truncated")]
+    colors = {
+        scenario.success: SUCCESS,
+        **{name: FAILURES[number % len(FAILURES)] for number, name in enumerate(failures)},
+        "truncated": TRUNCATED,
+    }
+    ends = [0.0] * len(shares)
+    for name, color in colors.items():
+        widths = [100 * share.get(name, 0.0) for share in shares]
+        if not any(widths):
+            continue
+        axes.barh(range(len(widths)), widths, left=ends, color=color, height=0.7, label=name.replace("_", " "))
+        for row, (end, width) in enumerate(zip(ends, widths, strict=True)):
+            if width >= 4:  # narrower ones have no room for a figure
+                ink = "white" if color in DARK else "black"
+                axes.text(end + width / 2, row, f"{width:.0f}", ha="center", va="center", color=ink, fontsize=8)
+        ends = [end + width for end, width in zip(ends, widths, strict=True)]
+    axes.set_xlim(0, 100)
+    axes.set_xlabel(f"how conversations of {task} ended [%]")
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    _rows(axes, labels)

@@ -1,0 +1,82 @@
+"""Agents that try a simulated partner: sensible ones, and ones that no sensible agent would be like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from chatgym.dynamics import rng
+from chatgym.dynamics.room import ChatRoom
+from chatgym.envs.interfaces import draw_allowed
+from chatgym.scenarios import Scenario
+
+Acts = npt.NDArray[np.int64]
+Policy = Callable[[ChatRoom], Acts]
+
+DISTURBED = 0.3
+"""Share of random acts among the expert's."""
+EARLY_TURNS = 3
+D_ACT, D_DISTURB, D_FIXED = (rng.WORDING + 300 + i for i in range(3))  # purposes that no conversation uses
+
+
+AGENTS = {
+    "random": "takes any act that makes sense",
+    "expert": "plays the scenario's script",
+    "perturbed": f"is the expert, {DISTURBED:.0%} of whose acts are random",
+    "senseless": "takes any act, sensible or not",
+    "repeating": "takes the same act again and again",
+    "hasty": f"ends the conversation within {EARLY_TURNS} turns",
+    "clinging": "is the perturbed one, and never ends it",
+}
+"""Name of an agent to what it does."""
+
+
+def ending_acts(scenario: Scenario) -> npt.NDArray[np.bool_]:
+    """Tell for each agent act whether it ends a conversation that has just begun: then it ends any."""
+    count = len(scenario.agent_acts)
+    room = ChatRoom(scenario, count)
+    room.begin(keys=np.zeros(count, np.uint64))
+    room.step(np.arange(count))
+    ends: npt.NDArray[np.bool_] = room.terminations.copy()
+    return ends
+
+
+def _draw(room: ChatRoom, purpose: int, allowed: npt.NDArray[np.bool_]) -> Acts:
+    """Draw one of the acts that are allowed in each row, bool[B, acts]."""
+    return draw_allowed(allowed, rng.uniform(room.keys, room.turns, purpose))
+
+
+def policies(scenario: Scenario) -> dict[str, Policy]:
+    """Return the agents that play, by name; each draws by the conversations' keys, so that they can be played again."""
+    ends = ending_acts(scenario)
+    close = int(np.flatnonzero(ends)[-1]) if ends.any() else None
+
+    def random(room: ChatRoom) -> Acts:
+        return _draw(room, D_ACT, room.action_masks())
+
+    def senseless(room: ChatRoom) -> Acts:
+        return _draw(room, D_ACT, np.ones((room.size, len(ends)), bool))
+
+    def perturbed(room: ChatRoom) -> Acts:
+        disturbed = rng.uniform(room.keys, room.turns, D_DISTURB) < DISTURBED
+        return np.where(disturbed, random(room), room.expert_acts())
+
+    def repeating(room: ChatRoom) -> Acts:
+        others = np.flatnonzero(~ends)
+        acts: Acts = others[(rng.uniform(room.keys, 0, D_FIXED) * len(others)).astype(np.int64)]
+        return acts
+
+    def hasty(room: ChatRoom) -> Acts:
+        early = room.turns >= (rng.uniform(room.keys, 0, D_FIXED) * EARLY_TURNS).astype(np.int64)
+        return room.expert_acts() if close is None else np.where(early, close, room.expert_acts())
+
+    def clinging(room: ChatRoom) -> Acts:
+        acts = perturbed(room)
+        return np.where(ends[acts], _draw(room, D_FIXED, room.action_masks() & ~ends), acts)
+
+    return {
+        "random": random, "expert": ChatRoom.expert_acts, "perturbed": perturbed, "senseless": senseless,
+        "repeating": repeating, "hasty": hasty, "clinging": clinging,
+    }  # fmt: skip

@@ -1,0 +1,140 @@
+"""How good a reward model is on pairs that it didn't learn from."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from chatgym.evaluation.intervals import Interval, wilson
+from chatgym.rewards import Conversation
+from chatgym.rewards.bradley_terry import probability
+from chatgym.rewards.pairs import Pair
+
+BINS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+
+
+class Judge(Protocol):
+    """A reward model whose scores are log-odds before they are bounded."""
+
+    def margins(self, conversations: Sequence[Conversation]) -> npt.NDArray[np.float64]:
+        """Return float64[B], whose differences are log-odds of a preference."""
+        ...
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of `pairs` pairs, with Wilson's 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    pairs: int
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Pairs of which the model is about equally sure.
+
+    Attributes:
+        low, high: How sure, from and to.
+        pairs: How many.
+        confidence: How sure in the mean.
+        accuracy: Share of them in which the model is right.
+    """
+
+    low: float
+    high: float
+    pairs: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a reward model does on pairs.
+
+    Attributes:
+        accuracy: Share of pairs whose better conversation scores higher (a tie is half a success).
+        by_kind: Kind of badness to that share.
+        loss: Mean of -log P(the better one is preferred).
+        calibration: By how sure the model is; `calibration_error` is the mean distance from how often it is right,
+            weighted by pairs (ECE, Naeini et al. 2015).
+        length_correlation: Of a conversation's margin with the characters of what is judged in it, Pearson's.
+        chosen_shorter, chosen_longer: Accuracy where the better one is the shorter, the longer one.
+        disagreement: Mean disagreement of an ensemble where it is right, and where it is wrong; None without one.
+    """
+
+    accuracy: Share
+    by_kind: Mapping[str, Share]
+    loss: float
+    calibration: Sequence[Bin]
+    calibration_error: float
+    length_correlation: float
+    chosen_shorter: Share | None
+    chosen_longer: Share | None
+    disagreement: tuple[float, float] | None = None
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        from chatgym.storage import atomic
+
+        atomic.write_text(path, json.dumps(asdict(self), indent=2) + "\n")
+
+
+def measure(model: Judge, pairs: Sequence[Pair]) -> Report:
+    """Measure a model on pairs, at least one, that it didn't learn from."""
+    better = model.margins([pair.better for pair in pairs])
+    worse = model.margins([pair.worse for pair in pairs])
+    odds = better - worse
+    right = (odds > 0) + 0.5 * (odds == 0)  # float64[N]
+    chosen, rejected = (_lengths([getattr(pair, side) for pair in pairs]) for side in ("chosen", "rejected"))
+    sure = probability(np.abs(odds))
+    bins = _bins(sure, right)
+    kinds = np.array([pair.kind for pair in pairs])
+    lengths, margins = np.concatenate([chosen, rejected]), np.concatenate([better, worse])
+    spread = lengths.std() * margins.std()
+    covariance = ((lengths - lengths.mean()) * (margins - margins.mean())).mean()
+    disagreement = None
+    judge: Any = model
+    if getattr(judge, "members", 1) > 1 and 0 < (right > 0.5).sum() < len(pairs):
+        differ = judge.disagreement([pair.better for pair in pairs]) + judge.disagreement([p.worse for p in pairs])
+        disagreement = (float(differ[right > 0.5].mean() / 2), float(differ[right <= 0.5].mean() / 2))
+    return Report(
+        accuracy=_share(right), by_kind={kind: _share(right[kinds == kind]) for kind in sorted(set(kinds.tolist()))},
+        loss=float(-np.log(np.maximum(probability(odds), 1e-300)).mean()), calibration=bins,
+        calibration_error=sum(one.pairs * abs(one.confidence - one.accuracy) for one in bins) / len(pairs),
+        length_correlation=float(covariance / spread) if spread else 0.0,
+        chosen_shorter=_share_if(right[chosen < rejected]), chosen_longer=_share_if(right[chosen > rejected]),
+        disagreement=disagreement,
+    )  # fmt: skip
+
+
+def _bins(sure: npt.NDArray[np.float64], right: npt.NDArray[np.float64]) -> list[Bin]:
+    bins = []
+    for low, high in itertools.pairwise(BINS):
+        here = (sure >= low) & ((sure < high) | (high == 1.0))
+        if here.any():
+            bins.append(Bin(low, high, int(here.sum()), float(sure[here].mean()), float(right[here].mean())))
+    return bins
+
+
+def _lengths(conversations: Sequence[Conversation]) -> npt.NDArray[np.float64]:
+    """Return the mean characters of what the agent says, float64[N]."""
+    said = [[len(one["content"]) for one in messages if one["role"] == "assistant"] for messages in conversations]
+    return np.array([np.mean(lengths) for lengths in said])
+
+
+def _share(right: npt.NDArray[np.float64]) -> Share:
+    found: Interval = wilson(right.sum(), len(right))
+    return Share(float(found.value), float(found.low), float(found.high), len(right))
+
+
+def _share_if(right: npt.NDArray[np.float64]) -> Share | None:
+    return _share(right) if len(right) else None

@@ -1,0 +1,98 @@
+"""Let an agent hold conversations: many side by side, or one to read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from chatgym.agent import Agent
+from chatgym.envs.chat_env import ChatEnv
+from chatgym.envs.vector_env import ChatVectorEnv
+
+ROWS = 4096
+"""Conversations side by side at most: a constant, so that an agent that acts at random acts the same again."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rollouts:
+    """N conversations that have ended.
+
+    Attributes:
+        returns: float64[N], sums of rewards.
+        outcomes: object[N], names of outcomes.
+        turns: int64[N], agent turns.
+    """
+
+    returns: npt.NDArray[np.float64]
+    outcomes: npt.NDArray[np.object_]
+    turns: npt.NDArray[np.int64]
+
+
+def hold(
+    agent: Agent,
+    envs: ChatVectorEnv,
+    seed: int,
+    *,
+    deterministic: bool = True,
+    progress: Callable[[int], None] | None = None,
+) -> Rollouts:
+    """Hold one conversation in each row; a row whose conversation has ended takes no further act.
+
+    Args:
+        agent: Any agent.
+        envs: N conversations with the interface that the agent requires, autoreset disabled.
+        seed: Row i has seed ``seed + i``.
+        deterministic: Whether the agent takes its best known action; else it acts as in training.
+        progress: Called with the number of conversations that have ended.
+    """
+    size, room = envs.num_envs, envs.room
+    returns, going = np.zeros(size), np.ones(size, bool)
+    observations, infos = envs.reset(seed=seed)
+    _begin(agent, room.keys)
+    while going.any():
+        if isinstance(observations, tuple):  # so that a language model isn't asked for what nobody hears
+            observations = tuple(text if on else "" for text, on in zip(observations, going, strict=True))
+        actions = agent.act(observations, deterministic=deterministic, action_masks=infos.get("action_mask"))
+        observations, rewards, terminations, truncations, infos = envs.step(actions, active=going)
+        returns += rewards
+        ended = terminations | truncations
+        going &= ~ended
+        if progress is not None and ended.any():
+            progress(size - int(going.sum()))
+    outcomes = np.array(envs.scenario.outcomes, object)[room.outcomes]
+    return Rollouts(returns, outcomes, room.turns.copy())
+
+
+def _begin(agent: Agent, keys: npt.NDArray[np.uint64]) -> None:
+    """Tell an agent that remembers that conversations begin."""
+    begin = getattr(agent, "begin", None)
+    if begin is not None:
+        begin(keys.copy())
+
+
+def converse(agent: Agent, env: ChatEnv, seed: int, *, deterministic: bool = True) -> dict[str, Any]:
+    """Hold one conversation to read.
+
+    Args:
+        agent: Any agent.
+        env: Made with the interface that the agent requires (`Task.make_env`).
+        seed: Which conversation: the one of that seed in an evaluation.
+        deterministic: See `evaluate`.
+
+    Returns:
+        ``seed``, ``outcome``, ``return`` and ``turns``, a list as `ChatEnv.transcript` gives it.
+    """
+    observation, info = env.reset(seed=seed)
+    _begin(agent, env.room.keys)
+    total, over = 0.0, False
+    while not over:
+        batch = (observation,) if isinstance(observation, str) else np.asarray(observation)[None]
+        masks = info["action_mask"][None] if "action_mask" in info else None
+        action = agent.act(batch, deterministic=deterministic, action_masks=masks)[0]
+        observation, reward, terminated, truncated, info = env.step(action)
+        total, over = total + reward, terminated or truncated
+    return {"seed": seed, "outcome": info["outcome"], "return": total, "turns": env.transcript()}

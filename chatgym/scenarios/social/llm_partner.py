@@ -1,0 +1,51 @@
+"""The person, played by a language model: what it is told, and what its words and its leaving do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from chatgym.dynamics.scenario import LLMPartner
+from chatgym.scenarios.social.person import relieved, verdict
+from chatgym.scenarios.social.policy import *
+from chatgym.scenarios.social.words import CAUSE_NAMES, FEELING_NAMES, PROBLEM_NAMES
+
+OPEN = 6  # rapport from which a person tells of its own accord
+
+
+def brief(hidden: Any) -> str:
+    """Return what weighs on the person, in the second person."""
+    wants = "You want advice." if hidden["wants_advice"] else "You want no advice, just somebody who listens."
+    return (
+        f"You write to a supporter because of {PROBLEM_NAMES[hidden['problem']]}. You feel "
+        f"{FEELING_NAMES[hidden['feeling']]}, and the cause is {CAUSE_NAMES[hidden['cause']]}. {wants} Of problem, "
+        "feeling and cause you tell one at a time, when you are asked."
+    )
+
+
+def now(hidden: Any, belief: Any) -> str:
+    """Return how strong the feeling is by now, and how far the person trusts."""
+    better = "You feel clearly better by now." if relieved(hidden) else "You don't feel better yet."
+    trust = "You trust the supporter and talk freely." if hidden["rapport"] >= OPEN else "You are reserved."
+    return f"Your feeling is {hidden['intensity']} of 10 strong. {better} {trust}"
+
+
+def take(hidden: Any, belief: Any, said: Any) -> bool:
+    """Take down the facts that are so, as sure; whether all of them are."""
+    named = [fact for fact in range(3) if int(said["slots"]) & (1 << fact)]
+    true = [fact for fact in named if said[FACTS[fact]] == hidden[FACTS[fact]]]
+    for fact in true:
+        belief[FACTS[fact]] = hidden[FACTS[fact]]
+        belief["sure"][fact] = max(2, int(belief["sure"][fact]))
+        hidden["told"] |= 1 << fact
+    return true == named
+
+
+def leave(hidden: Any, belief: Any, terms: Any) -> int:
+    """End it: who was comforted by now was; else the person left."""
+    outcome = COMFORTED if verdict(hidden) == COMFORTED else LEFT
+    belief["ended"] = 1
+    terms[0] = OUTCOME_VALUE[outcome]
+    return outcome
+
+
+LLM_PARTNER = LLMPartner(brief, now, take, leave)
