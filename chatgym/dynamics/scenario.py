@@ -152,6 +152,10 @@ class Scenario:
     partner_role: str = "customer"
     agent_role: str = "agent"
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Scenario:
+        """Return itself: a scenario never changes."""
+        return self
+
     def agent_code(self, part: str) -> int:
         """Return the act of a part of the agent's sentences, as `respond` takes it."""
         return self.agent_codes.get(part, self.agent_acts.index(part.partition("/")[0]))
