@@ -378,7 +378,7 @@ def halves(options: argparse.Namespace) -> dict[str, Any]:
     for kind, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         engine = loaded(dtype)
         prompts = prompts_of(engine, options.rows)
-        for way, sampling in (("likeliest", {"temperature": 0.0}), ("sampled", SAMPLED)):
+        for way, sampling in (("greedy", {"temperature": 0.0}), ("sampled", SAMPLED)):
             requests = [Request(prompt, SAID // 2, seed=i, **sampling) for i, prompt in enumerate(prompts)]
             alone = [continued(engine, [request])[0] for request in track(requests, f"{kind}, {way}")]
             pairs = list(zip(alone, continued(engine, requests), strict=True))

@@ -156,10 +156,11 @@ def write_page(curves: dict[tuple[str, str], Curve], options: Any) -> str:
     seeds = f"{options.seeds} seeds" if options.seeds > 1 else "one seed"
     lines = [
         "# Learning curves", "",
-        f"Made by `python benchmarks/learning.py --steps {options.steps} --seeds {options.seeds}`: {seeds},",
-        f"{options.conversations} conversations an evaluation. Bands and ± are 95 % intervals of the mean over seeds",
-        "(Student's t). Score: random is 0, the expert 100. Seconds are those of a training with its evaluations.", "",
-         "![Learning curves](learning.png)", "",
+        f"Mean over {seeds}, with 95 % intervals of the mean (Student's t); an evaluation holds",
+        f"{options.conversations} conversations. The score is 0 for the random agent and 100 for the expert. Seconds",
+        "are the time of one training with its evaluations. Made by",
+        f"`python benchmarks/learning.py --steps {options.steps} --seeds {options.seeds}`.", "",
+        "![Learning curves](learning.png)", "",
         "| scenario | agent | turns | success rate [%] | mean return | score | seconds |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]  # fmt: skip

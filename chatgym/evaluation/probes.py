@@ -22,13 +22,13 @@ D_ACT, D_DISTURB, D_FIXED = (rng.WORDING + 300 + i for i in range(3))  # purpose
 
 
 AGENTS = {
-    "random": "takes any act that makes sense",
-    "expert": "plays the scenario's script",
-    "perturbed": f"is the expert, {DISTURBED:.0%} of whose acts are random",
-    "senseless": "takes any act, sensible or not",
-    "repeating": "takes the same act again and again",
+    "random": "takes a random act that makes sense",
+    "expert": "follows the scenario's script",
+    "perturbed": f"is the expert with {DISTURBED:.0%} random acts",
+    "senseless": "takes a random act, whether it makes sense or not",
+    "repeating": "repeats one act",
     "hasty": f"ends the conversation within {EARLY_TURNS} turns",
-    "clinging": "is the perturbed one, and never ends it",
+    "clinging": "is *perturbed*, but never ends the conversation",
 }
 """Name of an agent to what it does."""
 
