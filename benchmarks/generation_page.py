@@ -69,8 +69,8 @@ def reuse(found: Found) -> list[str]:
 def history(found: Found) -> list[str]:
     lines = ["## Chats of several turns", "",
              f"Instructions of {found['told']} tokens, then {found['turns']} turns of {found['turn']} new prompt "
-             "tokens and 20 generated ones. Seconds in all, with the keys and values of earlier turns kept, and without:",
-             "", "| chats | kept | not kept | speed-up |", "|---:|---:|---:|---:|"]  # fmt: skip
+             "tokens and 20 generated ones. Seconds in all, with the keys and values of earlier turns kept, and "
+             "without:", "", "| chats | kept | not kept | speed-up |", "|---:|---:|---:|---:|"]  # fmt: skip
     for rows in ("1", "8"):
         kept, anew = found[rows]["kept"], found[rows]["anew"]
         lines.append(f"| {rows} | {kept:.1f} | {anew:.1f} | {anew / kept:.1f} |")

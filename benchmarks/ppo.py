@@ -36,9 +36,9 @@ are medians of {rounds} steps in one run. Made by `python benchmarks/ppo.py`.
 * **One turn**: GRPO in ChatGym and in TRL, with the same reward function: 32 prompts of 43 tokens (four prompts, eight
   times each) and 32 new tokens.
 * **Four turns**: PPO with a value function: 16 conversations, 32 new tokens a turn, and 20 tokens of the partner
-  between the turns. Beside it a plain loop in the manner of DeepSpeed-Chat: `generate` on the whole conversation in each
-  turn, four models (policy, reference, critic, reward model), one pass of each over the whole, and one step of policy
-  and critic.
+  between the turns. Beside it a plain loop in the manner of DeepSpeed-Chat: `generate` on the whole conversation in
+  each turn, four models (policy, reference, critic, reward model), one pass of each over the whole, and one step of
+  policy and critic.
 """
 
 

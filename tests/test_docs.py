@@ -47,8 +47,11 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands_of(page)], ids=lambda page: page.name)
-def test_the_commands_of_a_page_are_understood(page):
+def test_the_commands_of_a_page_are_understood(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for line in commands_of(page):
+        for file in re.findall(r"\S+\.(?:jsonl|json|sqlite)\b", line):
+            Path(file).touch()  # some options ask for a file that exists
         command, (name, *arguments) = typer.main.get_command(app), ("chatgym", *shlex.split(line))
         while hasattr(command, "list_commands") and arguments[0] != "--help":
             name, *arguments = arguments
