@@ -1,8 +1,8 @@
-"""Learning curves: agents against each other at equal turns, several seeds, mean and 95 % band.
+"""Draw learning curves of several agents over the same number of turns, with several seeds and 95 % bands.
 
     python benchmarks/learning.py --steps 400000 --seeds 5
 
-Each training is a run folder (`chatgym.training`), so an interrupted benchmark goes on where it was.
+Each training is a run folder (`chatgym.training`), so an interrupted benchmark resumes.
 Writes ``learning.png`` and ``learning.md`` into the folder ``--docs``.
 """
 

@@ -1,7 +1,7 @@
 """Compare the agents in each scenario: ``python benchmarks/scenarios.py`` writes ``docs/scenarios.md``.
 
-Random, the best fixed order of acts that a search finds, the expert, and agents that learn, with 95 % intervals over
-conversations that no training saw. A training is a run folder, so an interrupted benchmark goes on where it was.
+Compares random, the best fixed order of acts that a search finds, the expert and trained agents on unseen
+conversations, with 95 % intervals. A training is a run folder, so an interrupted benchmark resumes.
 """
 
 from __future__ import annotations
