@@ -87,19 +87,18 @@ def ours(turns: int, rows: int, group: int, **settings: Any) -> Callable[[], tup
 
     chosen = {"batch": rows, "group": group, "epochs": 1, "minibatches": 1, "micro_batch": rows, "zero": 0,
               "max_new_tokens": SAID, "max_length": 1024, "target_kl": 0.0, **settings}  # fmt: skip
-    learner = Training(PPO(find_scenario("customer_service"), make_config(PPO.Config, chosen)), None).learner
-    tokenizer = learner.tokenizer
+    learner = Training(find_scenario("customer_service"), make_config(PPO.Config, chosen), 0).learner
+    tokenizer = learner.systems.tokenizer
     heads = len(tokenizer.encode("<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n"))
     opening = [text for text in prompts(tokenizer, rows // group, READ - heads) for _ in range(group)]
     envs = Partner(opening, prompts(tokenizer, 1, HEARD - heads)[0], turns)
-    policy, end = learner.policy, torch.tensor([tokenizer.end])
+    policy, end = learner.systems.policy, torch.tensor([tokenizer.end])
     logits = policy.logits  # no turn ends before it is as long as it may be
     policy.logits = lambda hidden: logits(hidden).index_fill(1, end, -1e9)
 
     def step() -> tuple[int, dict[str, float]]:
-        conversations = learner.hold(envs)
         seconds = learner.phases.seconds
-        learner.learn(conversations)
+        conversations, _ = learner.iterate(envs)
         return sum(len(one.places) for one in conversations), dict(seconds)
 
     return step

@@ -1,4 +1,7 @@
-"""Conversations held to learn from: whole turns of all of them at once, every sampled token kept with what it takes."""
+"""Collect conversations: whole turns of all of them at once, each sampled token kept with what learning needs.
+
+This is the only file of the agent that touches the environment.
+"""
 
 from __future__ import annotations
 
@@ -12,58 +15,62 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from chatgym.dynamics import rng
-from chatgym.words.charset import MAX_CHARS, clean
+from chatgym.dynamics.room import ChatRoom
+from chatgym.envs.vector_env import ChatVectorEnv
 
-from .sampling import Supports
-from .states import features
-from .turns import Turn, Turns
+from .turns import Supports, Turn, Turns, speech_seeds
 
-SPEECH = rng.PURPOSES - 4
-"""Purpose of the draw that seeds an agent's turn."""
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+CLASSES = 16
+"""Small whole numbers up to this become one-hot features."""
 
 
 @dataclass(eq=False)
 class Conversation:
-    """A conversation from the agent's side; N is the number of tokens that it sampled, K that of its turns.
+    """A conversation from the agent's side: K turns, in which it sampled N tokens.
 
     Attributes:
-        key: Which conversation.
-        ids: All of it, as ChatML.
-        messages: All of it, as text.
-        places: int64[N], where the tokens stand in `ids`.
-        logprobs, values: float32[N], see `Turn`.
-        supports: uint8[N, V / 8] or None.
-        ends: int64[K], the last token of each turn, counted among the N.
-        states: float32[K + 1, F], what `states.features` knows before each turn and after the last; or nothing.
-        rewards: float64[K], of the environment, a reward model's term included.
+        key: Key of the conversation, uint64.
+        ids: All token ids, as ChatML.
+        messages: The same as text.
+        places: int64[N], indices of the sampled tokens in `ids`.
+        logprobs: float32[N], see `Turn`.
+        values: float32[N], see `Turn`.
+        supports: uint8[N, ceil(V / 8)], see `Supports`, or None where all tokens could be sampled.
+        ends: int64[K], index of each turn's last token among the N.
+        states: float32[K + 1, F], `features` before each turn and after the last; float32[0] if they weren't asked for.
+        rewards: float64[K], of the environment, including the reward model's term.
         task_return: Sum of the task's own rewards.
-        bootstrap: Value of the state after the last turn; 0 where the conversation ended.
-        broken: Whether it was broken off instead, by the environment or for its length.
-        outcome: Its name; empty where it was broken off for being longer than the model may read.
+        bootstrap: Value of the state after the last turn; 0 where the conversation terminated.
+        broken: Whether it was broken off, by the environment or at the length limit.
+        outcome: Name of the outcome; empty where it was broken off at the length limit.
         reference: float32[N], log-probabilities under the frozen reference.
-        kl, token_rewards, advantages, returns: float64[N], filled in before learning.
+        kl: float64[N], see `equations.kl_estimates`.
+        token_rewards: float64[N], see `equations.token_rewards`.
+        advantages: float64[N].
+        returns: float64[N], targets of the value function.
     """
 
     key: int
     ids: list[int]
     messages: list[dict[str, str]]
     places: npt.NDArray[np.int64]
-    logprobs: npt.NDArray[np.float32]
-    values: npt.NDArray[np.float32]
+    logprobs: Floats
+    values: Floats
     supports: Supports | None
     ends: npt.NDArray[np.int64]
-    states: npt.NDArray[np.float32]
-    rewards: npt.NDArray[np.float64]
+    states: Floats
+    rewards: Doubles
     task_return: float
     bootstrap: float
     broken: bool
     outcome: str
-    reference: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
-    kl: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    token_rewards: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    advantages: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    returns: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    reference: Floats = field(default_factory=lambda: np.zeros(0, np.float32))
+    kl: Doubles = field(default_factory=lambda: np.zeros(0))
+    token_rewards: Doubles = field(default_factory=lambda: np.zeros(0))
+    advantages: Doubles = field(default_factory=lambda: np.zeros(0))
+    returns: Doubles = field(default_factory=lambda: np.zeros(0))
 
     @property
     def tokens(self) -> npt.NDArray[np.int64]:
@@ -72,14 +79,14 @@ class Conversation:
 
 
 class Phases:
-    """Seconds by phase."""
+    """Seconds spent, by phase."""
 
     def __init__(self) -> None:
         self.seconds: Counter[str] = Counter()
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Count the time of the block."""
+        """Add the time of the block to a phase."""
         began = time.perf_counter()
         try:
             yield
@@ -87,32 +94,20 @@ class Phases:
             self.seconds[name] += time.perf_counter() - began  # type: ignore[assignment]
 
 
-def speech_seeds(keys: npt.NDArray[np.uint64], turns: npt.NDArray[np.int64], salt: Sequence[int]) -> Any:
-    """Return the seeds of turns, uint64[B].
-
-    Args:
-        keys: uint64[B], of the conversations.
-        turns: int64[B], how many turns were taken.
-        salt: B numbers that tell conversations of the same key apart.
-    """
-    found = zip(keys.tolist(), turns.tolist(), salt, strict=True)
-    return np.array([rng.bits(rng.bits(key, turn, SPEECH), other, SPEECH) for key, turn, other in found], np.uint64)
-
-
 def hold(
-    turns: Turns, envs: Any, keys: npt.NDArray[np.uint64], salt: Sequence[int], *, max_length: int,
+    turns: Turns, envs: ChatVectorEnv, keys: npt.NDArray[np.uint64], salt: Sequence[int], *, max_length: int,
     phases: Phases, states: bool = False,
 ) -> list[Conversation]:  # fmt: skip
     """Hold one conversation in each row of the environment, to its end.
 
     Args:
-        turns: Of B conversations in which nothing was said.
-        envs: A `ChatVectorEnv` of B rows, ``action="text"``, ``observation="text"``.
+        turns: B empty conversations.
+        envs: B rows, ``action="text"``, ``observation="text"``.
         keys: uint64[B], which conversations.
-        salt: See `speech_seeds`.
-        max_length: Tokens of a conversation at which it is broken off.
+        salt: B numbers that tell conversations with the same key apart.
+        max_length: Tokens at which a conversation is broken off.
         phases: Where time is counted.
-        states: Whether to keep what a value function of the simulator's state knows.
+        states: Whether to keep `features`.
 
     Returns:
         B conversations.
@@ -124,10 +119,10 @@ def hold(
     taken: list[list[Turn]] = [[] for _ in range(size)]
     known = [features(room)] if states else []
     rewards: list[list[float]] = [[] for _ in range(size)]
-    messages = [[{"role": "user", "content": text}] for text in envs.texts]
+    messages = [[{"role": "user", "content": text}] for text in _heard(envs)]
     returns, bootstraps, cut = np.zeros(size), np.zeros(size), np.zeros(size, bool)
-    for row in range(size):
-        turns.hear(row, envs.texts[row])
+    for row, text in enumerate(_heard(envs)):
+        turns.hear(row, text)
     going, texts = np.ones(size, bool), [""] * size
     while going.any():
         rows = np.flatnonzero(going).tolist()
@@ -135,9 +130,9 @@ def hold(
             said = turns.speak(rows, speech_seeds(room.keys[rows], room.turns[rows], [salt[row] for row in rows]))
         for row, turn in zip(rows, said, strict=True):
             taken[row].append(turn)
-            texts[row] = clean(turns.text(turn))[:MAX_CHARS]
+            texts[row] = turns.text(turn)
         with phases("environment"):
-            _, earned, *_ = envs.step(texts, active=going)
+            earned = _step(envs, texts, going)
             if states:
                 known.append(features(room))
         for row in rows:
@@ -145,8 +140,8 @@ def hold(
             returns[row] += room.rewards[row]
             messages[row].append({"role": "assistant", "content": texts[row]})
             if not room.terminations[row]:
-                turns.hear(row, envs.texts[row])
-                messages[row].append({"role": "user", "content": envs.texts[row]})
+                turns.hear(row, _heard(envs)[row])
+                messages[row].append({"role": "user", "content": _heard(envs)[row]})
         longest = max_length - turns.max_new_tokens
         broken = np.array([len(ids) > longest for ids in turns.history.ids]) | room.truncations
         cut |= (now := going & broken & ~room.terminations)
@@ -166,10 +161,22 @@ def hold(
     ]  # fmt: skip
 
 
+def _heard(envs: ChatVectorEnv) -> list[str]:
+    """Return what the partners said last, B texts."""
+    return envs.talk.texts
+
+
+def _step(envs: ChatVectorEnv, texts: list[str], going: npt.NDArray[np.bool_]) -> Doubles:
+    """Take a turn in the rows that go on, bool[B]; return the rewards float64[B]."""
+    envs.talk.step(texts, going)
+    return envs.talk.rewards
+
+
 def _conversation(
     key: int, turns: Turns, row: int, taken: Sequence[Turn], rewards: list[float], messages: list[dict[str, str]],
     **end: Any,
 ) -> Conversation:  # fmt: skip
+    """Return a row's conversation, whose K turns were taken; `end` holds the attributes that are known already."""
     ids = turns.history.ids[row]
     if len(ids) < taken[-1].start + len(taken[-1].tokens):  # nobody spoke after it, so its end isn't there yet
         ids.append(turns.tokenizer.end)
@@ -183,3 +190,22 @@ def _conversation(
         ends=np.cumsum([len(turn.tokens) for turn in taken]) - 1,
         rewards=np.array(rewards), **end,
     )  # fmt: skip
+
+
+def features(room: ChatRoom) -> Floats:
+    """Return the simulator's state as `equations.StateValues` takes it, float32[B, F], including what is hidden.
+
+    It holds the belief state as in the embedding observation, the share of turns taken, and each number of the hidden
+    and of the belief record: a small one as one of `CLASSES`, any other by its logarithm.
+    """
+    columns: list[Floats] = [room.embedding(), (room.turns / room.max_turns).astype(np.float32)[:, None]]
+    for record in (room.hidden, room.belief):
+        for name in record.dtype.names or ():
+            field = record[name].reshape(room.size, -1)
+            if field.dtype.itemsize == 1:
+                kinds = np.clip(field.astype(np.int64) + 1, 0, CLASSES - 1)
+                columns.append((kinds[:, :, None] == np.arange(CLASSES)).reshape(room.size, -1).astype(np.float32))
+            else:
+                numbers = field.astype(np.float64)
+                columns.append((np.sign(numbers) * np.log1p(np.abs(numbers)) / 10).astype(np.float32))
+    return np.concatenate(columns, 1)
