@@ -15,7 +15,7 @@ from chatgym_agents.ppo.iteration import Learner, LogprobsDiffer
 from chatgym_agents.ppo.policy import Policy, pack
 from chatgym_agents.ppo.rollout import Phases, features, hold
 from chatgym_agents.ppo.training import Training
-from chatgym_agents.ppo.turns import OwnTurns, Sampling
+from chatgym_agents.ppo.turns import OwnTurns
 
 from chatgym.agent import make_config
 from chatgym.dynamics import rng
@@ -28,7 +28,6 @@ from chatgym.finetuning import models, tiny
 from chatgym.words.charset import clean
 
 TASK = Task("customer_service", {"error_rate": 0.0, "max_turns": 4})
-CPU = torch.device("cpu")
 SMALL = {
     "batch": 8, "minibatches": 2, "micro_batch": 2, "max_new_tokens": 12, "max_length": 400, "learning_rate": 1e-3,
     "critic": "shared", "value_warmup": 0, "clip_value": 0.2,
@@ -79,7 +78,7 @@ def held(base, size=6, config=None, max_length=400):
     policy = policy_of(base, config)
     with torch.no_grad():
         policy.value_head.weight.normal_(generator=torch.Generator().manual_seed(0))
-    turns = OwnTurns(policy, ChatTokenizer(str(base)), size, Sampling.of(config), config.max_new_tokens, CPU)
+    turns = OwnTurns(policy, ChatTokenizer(str(base)), size)
     keys = rng.bits(5, 0, 0) + np.arange(size, dtype=np.uint64)
     conversations = hold(turns, envs_of(size), keys, [0] * size, max_length=max_length, phases=Phases())
     return policy, conversations
@@ -179,7 +178,7 @@ def test_conversations_of_the_same_key_part_by_their_salt_alone(base):
     policy = policy_of(base, config)
 
     def said(salt):
-        turns = OwnTurns(policy, ChatTokenizer(str(base)), 2, Sampling.of(config), 12, CPU)
+        turns = OwnTurns(policy, ChatTokenizer(str(base)), 2)
         return [one.ids for one in hold(turns, envs_of(2), keys, salt, max_length=400, phases=Phases())]
 
     same, other = said([0, 0]), said([0, 1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -177,14 +177,10 @@ class PPO:
         """Return B empty conversations in chunks, each with the number of its first conversation."""
         from chatgym.engines.tokenizer import ChatTokenizer
 
-        from .turns import OwnTurns, Sampling
+        from .turns import OwnTurns
 
-        policy, limit = self.policy().eval(), self.config.max_new_tokens
-        sampling = Sampling.of(self.config)
-        if deterministic:
-            sampling = replace(sampling, temperature=0.0)
-        device, tokenizer = next(policy.parameters()).device, ChatTokenizer(str(self._source()))
+        policy, tokenizer = self.policy().eval(), ChatTokenizer(str(self._source()))
         return [
-            (at, OwnTurns(policy, tokenizer, min(CHUNK, size - at), sampling, limit, device))
+            (at, OwnTurns(policy, tokenizer, min(CHUNK, size - at), greedy=deterministic))
             for at in range(0, size, CHUNK)
         ]

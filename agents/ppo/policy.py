@@ -160,26 +160,20 @@ class Policy(torch.nn.Module):
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         more = {self._cache_name: cache}
         out = self.trunk(ids, attention_mask=mask, position_ids=positions, use_cache=True, **more)
-        last: torch.Tensor = out.last_hidden_state[:, -1]
-        return last
+        return out.last_hidden_state[:, -1]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits float32[N, V] of hidden states float[N, H]."""
-        logits: torch.Tensor = self.causal.get_output_embeddings()(hidden).float()
-        return logits
+        return self.causal.get_output_embeddings()(hidden).float()
 
     def values(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the values float32[N] of hidden states float[N, H]."""
-        values: torch.Tensor = self.value_head(hidden)[:, 0].float()
-        return values
+        return self.value_head(hidden)[:, 0].float()
 
     def states(self, packed: Packed, trunk: Any = None) -> torch.Tensor:
         """Return the hidden states of whole conversations, float[R, T, H], of the model's trunk or another one."""
         more = {} if packed.mask is None else {"attention_mask": packed.mask, "position_ids": packed.positions}
-        states: torch.Tensor = (self.trunk if trunk is None else trunk)(
-            packed.ids, use_cache=False, **more
-        ).last_hidden_state
-        return states
+        return (self.trunk if trunk is None else trunk)(packed.ids, use_cache=False, **more).last_hidden_state
 
     def hidden(self, packed: Packed, trunk: Any = None) -> torch.Tensor:
         """Return the hidden states that the agents' tokens were sampled from, float[N, H], see `states`."""

@@ -26,7 +26,7 @@ from chatgym.storage import atomic, model_store
 
 from .config import Config
 from .policy import Packed, Policy, Reference
-from .turns import OwnTurns, Sampling, ServedTurns, Turns
+from .turns import OwnTurns, ServedTurns, Turns
 
 T = TypeVar("T")
 Tensors = dict[str, torch.Tensor]
@@ -107,8 +107,7 @@ class Systems:
         config = self.config
         if self.server is not None:
             return ServedTurns(self.server.engine, self.tokenizer, size, config.temperature, config.max_new_tokens)
-        limit, device = config.max_new_tokens, self.loop.device
-        return OwnTurns(self.actor, self.tokenizer, size, Sampling.of(config), limit, device)
+        return OwnTurns(self.actor, self.tokenizer, size)
 
     def publish(self) -> None:
         """Give the server the adapter as it is now."""

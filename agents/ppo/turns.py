@@ -195,18 +195,16 @@ class Turns(abc.ABC):
 class OwnTurns(Turns):
     """B conversations in which a policy of this process takes the agent's turns."""
 
-    def __init__(
-        self, policy: Policy, tokenizer: ChatTokenizer, size: int, sampling: Sampling, max_new_tokens: int,
-        device: torch.device,
-    ) -> None:  # fmt: skip
-        """Begin with B empty conversations.
+    def __init__(self, policy: Policy, tokenizer: ChatTokenizer, size: int, *, greedy: bool = False) -> None:
+        """Begin with B empty conversations; `greedy` takes the most likely tokens instead of sampling.
 
         Raises:
             InvalidValue: The model has layers that forget positions (sliding windows, recurrent layers), which can't
                 keep a conversation.
         """
-        super().__init__(tokenizer, size, max_new_tokens)
-        self.policy, self.sampling, self._device = policy, sampling, device
+        super().__init__(tokenizer, size, policy.settings.max_new_tokens)
+        self.policy, self._device = policy, next(policy.parameters()).device
+        self.sampling = Sampling(0.0) if greedy else Sampling.of(policy.settings)
         self._cached = np.zeros(size, np.int64)  # int64[B], how many ids of each are in the cache
         self._part = self._empty()
         if not all(isinstance(layer, Columns) for layer in self._part.cache.layers):
@@ -269,8 +267,7 @@ class OwnTurns(Turns):
         """Return the values float32[n] of hidden states float[n, H]; zeros where the policy computes none."""
         if not self.policy.values_tokens:
             return np.zeros(len(hidden), np.float32)
-        values: npt.NDArray[np.float32] = self.policy.values(hidden).cpu().numpy()
-        return values
+        return self.policy.values(hidden).cpu().numpy()
 
     def _read(self, rows: Sequence[int]) -> torch.Tensor:
         """Read what n conversations have new since the last turn; return their last hidden states, float[n, H]."""
