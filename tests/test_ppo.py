@@ -11,9 +11,9 @@ from chatgym.engines.tokenizer import ChatTokenizer
 from chatgym.words.charset import clean
 from chatgym_agents.ppo import PPO
 from chatgym_agents.ppo.equations import log_probabilities
-from chatgym_agents.ppo.iteration import Learner, LogprobsDiffer
+from chatgym_agents.ppo.iteration import Learner, LogprobsDiffer, Phases
 from chatgym_agents.ppo.policy import Policy, pack
-from chatgym_agents.ppo.rollout import Phases, features, hold
+from chatgym_agents.ppo.rollout import features, hold
 from chatgym_agents.ppo.training import Training
 from chatgym_agents.ppo.turns import OwnTurns
 
@@ -416,7 +416,7 @@ def test_a_shared_beginning_changes_neither_loss_nor_reference(base):
     for one in conversations:  # its first turn alone, so that the beginning is much of it
         count = int(one.ends[0]) + 1
         one.ids, one.ends = one.ids[: one.places[count - 1] + 1], one.ends[:1]
-        for name in ("places", "logprobs", "values", "advantages", "returns"):
+        for name in ("places", "tokens", "logprobs", "values", "advantages", "returns"):
             setattr(one, name, getattr(one, name)[:count])
     ids, places = [one.ids for one in conversations], [one.places for one in conversations]
     shared, plain = pack(ids, places), pack(ids, places, share=False)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from chatgym_agents.ppo import rollout
-from chatgym_agents.ppo.iteration import LogprobsDiffer
-from chatgym_agents.ppo.rollout import Phases, hold
+from chatgym_agents.ppo.iteration import LogprobsDiffer, Phases
+from chatgym_agents.ppo.rollout import hold
 from chatgym_agents.ppo.systems import Server
 from chatgym_agents.ppo.turns import ServedTurns
 from test_ppo import agent_of, base, config_of, envs_of, held, train  # noqa: F401 (base is a fixture)

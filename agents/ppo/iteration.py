@@ -7,7 +7,10 @@ agent sampled in all of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +33,7 @@ from .equations import (
     whiten,
 )
 from .policy import Packed, pack
-from .rollout import Conversation, Phases, hold
+from .rollout import Conversation, hold
 from .systems import Systems
 
 GAP = {torch.float32: 5e-3, torch.bfloat16: 1.0}
@@ -43,6 +46,22 @@ ADAPTIVE_GAIN, ADAPTIVE_CLIP = 0.1, 0.2  # of the adaptive KL coefficient, Ziegl
 
 class LogprobsDiffer(ChatGymError):
     """The policy that learns doesn't give the log-probabilities of the one that sampled."""
+
+
+class Phases:
+    """Seconds spent, by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Add the time of the block to a phase."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - began  # type: ignore[assignment]
 
 
 class Learner:
@@ -63,6 +82,7 @@ class Learner:
         self.iteration = 0
         self.phases = Phases()
         self._by_state = config.values_from == "state"
+        self._warmup = config.value_warmup if config.values_from else 0
         self._served_gap = 0.0
 
     def iterate(self, envs: ChatVectorEnv) -> tuple[list[Conversation], dict[str, float]]:
@@ -76,7 +96,10 @@ class Learner:
             self.score(conversations)
         conversations = self.systems.gather(conversations)
         self.weigh(conversations)
-        return conversations, self.learn(conversations)
+        with self.phases("training"):
+            metrics = self.learn(conversations)
+            self.systems.refresh_actor()
+        return conversations, {**metrics, **self._speeds(conversations)}
 
     def collect(self, envs: ChatVectorEnv) -> list[Conversation]:
         """Hold this process's share of the iteration's conversations."""
@@ -151,25 +174,23 @@ class Learner:
         """Make the epochs of the iteration; every process needs all conversations.
 
         Returns:
-            Metrics by name, see `measures`, `_epochs` and `_speeds`.
+            Metrics by name, see `measures` and `_epochs`.
 
         Raises:
             LogprobsDiffer: The ratios of the first minibatch aren't 1: what would be learned isn't what was done.
         """
-        self.systems.policy.warming = self.iteration < self.config.value_warmup and self.config.values_from != ""
+        self.systems.policy.warming = self.iteration < self._warmup
         metrics = measures(conversations, self.kl_coefficient)
         if self.systems.server is not None:
             metrics["served_gap"] = self._served_gap
-        with self.phases("training"):
-            metrics.update(self._epochs(conversations))
-            if self._by_state:
-                starts = [np.concatenate([[0], one.ends[:-1] + 1]) for one in conversations]
-                returns = [one.returns[first] for one, first in zip(conversations, starts, strict=True)]
-                self.values.learn(np.concatenate([one.states[:-1] for one in conversations]), np.concatenate(returns))
-            self.systems.refresh_actor()
+        metrics.update(self._epochs(conversations))
+        if self._by_state:
+            starts = [np.concatenate([[0], one.ends[:-1] + 1]) for one in conversations]
+            returns = [one.returns[first] for one, first in zip(conversations, starts, strict=True)]
+            self.values.learn(np.concatenate([one.states[:-1] for one in conversations]), np.concatenate(returns))
         self._adapt(metrics["kl"])
         self.iteration += 1
-        return {**metrics, **self._speeds(conversations)}
+        return metrics
 
     def _epochs(self, conversations: Sequence[Conversation]) -> dict[str, float]:
         """Take the optimizer's steps, minibatch by minibatch, until the epochs are over or the policy moved too far."""

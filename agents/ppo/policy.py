@@ -112,6 +112,7 @@ class Policy(torch.nn.Module):
     Attributes:
         model: The causal language model, perhaps inside peft's wrapper.
         value_head: From a hidden state to a value; its weights begin at 0.
+        value_weight: Weight of the value loss; 0 where no gradient step learns values.
         critic: A second trunk that the values are computed by, or None: they use the model's trunk.
         warming: Whether only the value function learns for now.
         sums: Statistics of the calls since `forget`, over tokens: ``tokens`` (their number), ``clipped``, ``kl`` (from
@@ -125,7 +126,8 @@ class Policy(torch.nn.Module):
         self.value_head = torch.nn.Linear(causal.config.hidden_size, 1)
         torch.nn.init.zeros_(self.value_head.weight)
         torch.nn.init.zeros_(self.value_head.bias)
-        self.value_head.requires_grad_(config.value_weight > 0)  # what has no gradient has no moments to save either
+        self.value_weight = config.value_weight
+        self.value_head.requires_grad_(self.value_weight > 0)  # what has no gradient has no moments to save either
         self.critic: Any = copy.deepcopy(self.trunk).requires_grad_(True) if separate_critic else None
         # Releases of transformers before 5.24 know the cache by another name.
         names = inspect.signature(type(self.trunk).forward).parameters
@@ -137,7 +139,7 @@ class Policy(torch.nn.Module):
     @property
     def values_tokens(self) -> bool:
         """Whether values come with the tokens; else they are computed, if at all, for whole conversations."""
-        return self.settings.value_weight > 0 and self.critic is None
+        return self.value_weight > 0 and self.critic is None
 
     @property
     def causal(self) -> Any:
@@ -199,13 +201,13 @@ class Policy(torch.nn.Module):
         loss = per_token.sum() * (0.0 if self.warming else 1.0)
         if config.entropy_coefficient and not self.warming:
             loss = loss - config.entropy_coefficient * entropies(everything).sum()
-        if config.value_weight:
+        if self.value_weight:
             if self.critic is not None:
                 seen = self.hidden(packed, self.critic)
             else:
                 seen = hidden.detach() if self.warming else hidden
             per_value = value_loss(self.values(seen), batch["values"], batch["returns"], config.clip_value)
-            loss = loss + config.value_weight * per_value.sum()
+            loss = loss + self.value_weight * per_value.sum()
         self._note(logprobs.detach(), batch["logprobs"])
         return loss
 

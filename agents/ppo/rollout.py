@@ -5,10 +5,8 @@ This is the only file of the agent that touches the environment.
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +33,7 @@ class Conversation:
         ids: All token ids, as ChatML.
         messages: The same as text.
         places: int64[N], indices of the sampled tokens in `ids`.
+        tokens: int64[N], the sampled tokens.
         logprobs: float32[N], see `Turn`.
         values: float32[N], see `Turn`.
         supports: uint8[N, ceil(V / 8)], see `Supports`, or None where all tokens could be sampled.
@@ -56,6 +55,7 @@ class Conversation:
     ids: list[int]
     messages: list[dict[str, str]]
     places: npt.NDArray[np.int64]
+    tokens: npt.NDArray[np.int64]
     logprobs: Floats
     values: Floats
     supports: Supports | None
@@ -72,31 +72,10 @@ class Conversation:
     advantages: Doubles = field(default_factory=lambda: np.zeros(0))
     returns: Doubles = field(default_factory=lambda: np.zeros(0))
 
-    @property
-    def tokens(self) -> npt.NDArray[np.int64]:
-        """The tokens that the agent sampled, int64[N]."""
-        return np.array(self.ids, np.int64)[self.places]
-
-
-class Phases:
-    """Seconds spent, by phase."""
-
-    def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
-
-    @contextlib.contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Add the time of the block to a phase."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] += time.perf_counter() - began  # type: ignore[assignment]
-
 
 def hold(
     turns: Turns, envs: ChatVectorEnv, keys: npt.NDArray[np.uint64], salt: Sequence[int], *, max_length: int,
-    phases: Phases, states: bool = False,
+    phases: Callable[[str], AbstractContextManager[None]], states: bool = False,
 ) -> list[Conversation]:  # fmt: skip
     """Hold one conversation in each row of the environment, to its end.
 
@@ -106,7 +85,7 @@ def hold(
         keys: uint64[B], which conversations.
         salt: B numbers that tell conversations with the same key apart.
         max_length: Tokens at which a conversation is broken off.
-        phases: Where time is counted.
+        phases: ``with phases(name)`` counts the time of a phase.
         states: Whether to keep `features`.
 
     Returns:
@@ -184,6 +163,7 @@ def _conversation(
     return Conversation(
         key, ids, messages,
         places=np.concatenate([turn.start + np.arange(len(turn.tokens)) for turn in taken]),
+        tokens=np.array([token for turn in taken for token in turn.tokens], np.int64),
         logprobs=np.array([p for turn in taken for p in turn.logprobs], np.float32),
         values=np.array([v for turn in taken for v in turn.values], np.float32),
         supports=np.array(supports) if supports else None,
