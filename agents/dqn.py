@@ -46,35 +46,33 @@ class DQN:
         """Hyperparameters."""
 
         learning_rate: float = setting(
-            5e-4, "step size of Adam at first", low=0.0, high=1.0, tune=Range(1e-4, 2e-3, log=True)
+            5e-4, "step size of Adam in the beginning", low=0.0, high=1.0, tune=Range(1e-4, 2e-3, log=True)
         )
-        learning_rate_end: float = setting(5e-4, "the step size goes linearly to this one", low=0.0, high=1.0)
-        discount_factor: float = setting(
-            0.98, "γ: the worth of a reward one turn later", low=0.0, high=1.0, tune=Range(0.94, 1.0)
-        )
-        double: bool = setting(True, "the network chooses the next act, the target network values it")
+        learning_rate_end: float = setting(5e-4, "step size of Adam in the end, reached linearly", low=0.0, high=1.0)
+        discount_factor: float = setting(0.98, "γ, from one turn to the next", low=0.0, high=1.0, tune=Range(0.94, 1.0))
+        double: bool = setting(True, "double DQN: the network chooses the next act, the target network gives its value")
         n_steps: int = setting(
-            1, "turns whose rewards are in a target, as long as no exploring act comes between", low=1, tune=(1, 3, 5)
+            1, "turns in an n-step return, fewer where an exploring act comes between", low=1, tune=(1, 3, 5)
         )
-        buffer_size: int = setting(200_000, "turns that are remembered", low=1)
-        learning_starts: int = setting(5_000, "random turns before it learns", low=0)
-        batch_size: int = setting(256, "remembered turns in a gradient step", low=1)
+        buffer_size: int = setting(200_000, "turns in the replay buffer", low=1)
+        learning_starts: int = setting(5_000, "random turns before learning starts", low=0)
+        batch_size: int = setting(256, "turns in a gradient step", low=1)
         train_freq: int = setting(1, "steps of all conversations between trainings", low=1)
         gradient_steps: int = setting(4, "gradient steps in a training", low=1, tune=(1, 2, 4, 8))
         target_update_interval: int = setting(
             4_000, "turns between copies to the target network", low=1, tune=Range(1000, 16_000, log=True)
         )
-        max_grad_norm: float = setting(10.0, "gradients are cut to this norm", low=0.0)
-        epsilon_start: float = setting(1.0, "share of random acts at first", low=0.0, high=1.0)
-        epsilon_end: float = setting(0.05, "share of random acts in the end", low=0.0, high=1.0)
+        max_grad_norm: float = setting(10.0, "limit of the gradient's norm", low=0.0)
+        epsilon_start: float = setting(1.0, "ε in the beginning: share of random acts", low=0.0, high=1.0)
+        epsilon_end: float = setting(0.05, "ε in the end", low=0.0, high=1.0)
         epsilon_fraction: float = setting(
             0.4, "share of the training in which ε falls from start to end, linearly", low=0.001, high=1.0,
             tune=Range(0.1, 0.6),
         )  # fmt: skip
         hidden_size: int = setting(256, "width of the network", low=1, tune=(64, 128, 256))
         hidden_layers: int = setting(2, "depth of the network", low=0)
-        num_envs: int = setting(64, "conversations at once", low=1, high=1_000_000)
-        device: str = setting("cpu", "where the network is: cpu, cuda; only on cpu the same seed gives the same bytes")
+        num_envs: int = setting(64, "conversations in parallel", low=1, high=1_000_000)
+        device: str = setting("cpu", "device of the network: cpu, cuda; the same seed gives the same bytes only on cpu")
 
     def __init__(self, scenario: Scenario, config: Any = None, *, seed: int = 0) -> None:
         """Begin with a network of random weights, see `chatgym.agent.Agent`."""

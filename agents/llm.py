@@ -49,11 +49,15 @@ class LLM(Scripted):
         """The model and its sampling."""
 
         llm: str = setting("smollm2-135m", "the model: smollm2-135m, hf:ID-or-folder, openai:URL#MODEL, ...")
-        tools: bool = setting(False, "each act is a tool that it calls, in place of words that have to be understood")
-        briefing: bool = setting(True, "it is told what an agent has to know; not one that learned it (`chatgym sft`)")
-        temperature: float = setting(0.0, "of its words; 0 takes the likeliest", low=0.0, high=2.0)
-        top_p: float = setting(1.0, "sample among the likeliest that have this share together", low=0.001, high=1.0)
-        max_new_tokens: int = setting(64, "most tokens of a turn; more for a model that thinks first", low=1)
+        tools: bool = setting(False, "offer each act as a tool, instead of understanding the model's words")
+        briefing: bool = setting(
+            True, "prompt it with the scenario's instructions; off for a model fine-tuned without (`chatgym sft`)"
+        )
+        temperature: float = setting(0.0, "sampling temperature; 0 takes the most likely tokens", low=0.0, high=2.0)
+        top_p: float = setting(
+            1.0, "sample among the most likely tokens that have this probability together", low=0.001, high=1.0
+        )
+        max_new_tokens: int = setting(64, "most tokens in a turn; more for a model that thinks first", low=1)
 
     def __init__(self, scenario: Scenario, config: Any = None, *, seed: int = 0) -> None:
         """See `chatgym.agent.Agent`; the model is opened when it is first asked."""

@@ -184,30 +184,24 @@ class QLearning:
     class Config:
         """Hyperparameters."""
 
-        learning_rate: float = setting(
-            0.5, "how far the first visit moves a value", low=0.0, high=1.0, tune=Range(0.1, 1.0)
-        )
+        learning_rate: float = setting(0.5, "learning rate of the first visit", low=0.0, high=1.0, tune=Range(0.1, 1.0))
         learning_rate_power: float = setting(
             0.7, "ω: the n-th visit's rate is the first one's times n^-ω (Even-Dar & Mansour 2003); 0: constant",
             low=0.0, high=1.0, tune=Range(0.4, 1.0),
         )  # fmt: skip
-        learning_rate_end: float = setting(0.001, "the rate falls no lower", low=0.0, high=1.0)
-        discount_factor: float = setting(
-            1.0, "γ: the worth of a reward one turn later", low=0.0, high=1.0, tune=Range(0.91, 1.0)
-        )
-        epsilon_start: float = setting(1.0, "share of random acts at first", low=0.0, high=1.0)
-        epsilon_end: float = setting(0.05, "share of random acts in the end", low=0.0, high=1.0)
+        learning_rate_end: float = setting(0.001, "lowest learning rate", low=0.0, high=1.0)
+        discount_factor: float = setting(1.0, "γ, from one turn to the next", low=0.0, high=1.0, tune=Range(0.91, 1.0))
+        epsilon_start: float = setting(1.0, "ε in the beginning: share of random acts", low=0.0, high=1.0)
+        epsilon_end: float = setting(0.05, "ε in the end", low=0.0, high=1.0)
         epsilon_fraction: float = setting(
             0.5, "share of the training in which ε falls from start to end, linearly", low=0.0, high=1.0,
             tune=Range(0.2, 0.8),
         )  # fmt: skip
-        double: bool = setting(
-            False, "two tables, each valuing the other's choices (van Hasselt 2010)", tune=(False, True)
-        )
+        double: bool = setting(False, "double Q-learning with two tables (van Hasselt 2010)", tune=(False, True))
         trace_decay: float = setting(
             0.0, "λ of Watkins's Q(λ); 0: one-step Q-learning", low=0.0, high=1.0, tune=Range(0.0, 0.9)
         )
-        num_envs: int = setting(1024, "conversations at once", low=1, high=1_000_000)
+        num_envs: int = setting(1024, "conversations in parallel", low=1, high=1_000_000)
 
     def __init__(self, scenario: Scenario, config: Any = None, *, seed: int = 0) -> None:
         """Begin with tables of zeros, see `chatgym.agent.Agent`."""

@@ -13,61 +13,67 @@ from chatgym.errors import InvalidValue
 class Config:
     """Hyperparameters and how the training runs; docs/ppo.md says where the defaults come from."""
 
-    model: str = setting("smollm2-135m", "what it starts from: smollm2-135m, or a folder, as of `chatgym sft`")
+    model: str = setting("smollm2-135m", "starting model: smollm2-135m, or a folder, such as one of `chatgym sft`")
     advantage: Literal["gae", "rloo", "grpo"] = setting(
-        "gae", "gae: by a value function; rloo, grpo: by comparing conversations that began alike"
+        "gae", "gae: from a value function; rloo, grpo: from a comparison of conversations with the same beginning"
     )
-    batch: int = setting(128, "conversations of an iteration, over all processes", low=1)
-    group: int = setting(1, "conversations of them that begin alike; rloo and grpo need 2 at least", low=1)
-    epochs: int = setting(1, "how often an iteration's conversations are learned from", low=1, tune=(1, 2, 4))
-    minibatches: int = setting(8, "steps of the optimizer in an epoch", low=1)
-    micro_batch: int = setting(8, "conversations of a forward pass in one process, at most", low=1)
+    batch: int = setting(128, "conversations in an iteration, over all processes", low=1)
+    group: int = setting(1, "how many of them share a beginning; rloo and grpo need at least 2", low=1)
+    epochs: int = setting(1, "passes over the conversations of an iteration", low=1, tune=(1, 2, 4))
+    minibatches: int = setting(8, "optimizer steps in an epoch", low=1)
+    micro_batch: int = setting(8, "most conversations in a forward pass of one process", low=1)
     learning_rate: float = setting(
         0.0, "step size; 0: 3e-4 below 10 million weights, 2e-4 with LoRA, else 1e-5", low=0.0, high=1.0,
         tune=Range(1e-5, 1e-3, log=True),
     )  # fmt: skip
-    discount_factor: float = setting(1.0, "γ: the worth of a reward one token later", low=0.0, high=1.0)
+    discount_factor: float = setting(1.0, "γ, from one token to the next", low=0.0, high=1.0)
     gae_lambda: float = setting(
-        1.0, "λ of generalised advantage estimation, from token to token of a turn", low=0.0, high=1.0
+        1.0, "λ of generalised advantage estimation, from token to token in a turn", low=0.0, high=1.0
     )
-    turn_lambda: float = setting(0.95, "λ from a turn to the next", low=0.0, high=1.0, tune=Range(0.8, 1.0))
-    value_warmup: int = setting(2, "first iterations, in which only values are learned", low=0)
-    whiten: bool = setting(True, "advantages are shifted and scaled to mean 0, variance 1")
+    turn_lambda: float = setting(0.95, "λ from one turn to the next", low=0.0, high=1.0, tune=Range(0.8, 1.0))
+    value_warmup: int = setting(2, "iterations at the beginning that learn values only", low=0)
+    whiten: bool = setting(True, "shift and scale advantages to mean 0, variance 1")
     clip_ratio: float = setting(0.2, "ε of the clipped policy loss", low=0.0)
-    clip_value: float = setting(0.0, "how far a value may move in an iteration; 0: however far", low=0.0)
+    clip_value: float = setting(0.0, "how far a value may move in an iteration; 0: no limit", low=0.0)
     value_coefficient: float = setting(0.1, "weight of the value loss", low=0.0)
     entropy_coefficient: float = setting(0.0, "weight of the entropy bonus", low=0.0)
     critic: Literal["state", "shared", "separate"] = setting(
-        "state", "where values come from: the simulator's state, the policy's trunk, or a trunk of their own"
+        "state", "input of the value function: the simulator's state, the policy's trunk, or a separate trunk"
     )
     kl_coefficient: float = setting(
-        0.02, "β: what a nat of divergence from the starting model costs", low=0.0, tune=Range(0.01, 0.2, log=True)
+        0.02, "β: penalty on a nat of divergence from the starting model", low=0.0, tune=Range(0.01, 0.2, log=True)
     )
-    kl_estimator: Literal["k1", "k3"] = setting("k1", "how the divergence is estimated, by the token sampled")
-    kl_target: float = setting(0.0, "nats a token that the coefficient is steered to; 0: it is fixed", low=0.0)
-    target_kl: float = setting(0.1, "nats a token moved at which an iteration's epochs stop; 0: never", low=0.0)
-    clip_reward: float = setting(5.0, "a turn's reward is cut to ± this", low=0.0)
-    max_grad_norm: float = setting(1.0, "gradients are cut to this norm", low=0.0)
-    temperature: float = setting(1.0, "of the words while training; evaluation takes the likeliest", low=0.01)
-    top_p: float = setting(1.0, "sample among the likeliest that have this share together", low=0.01, high=1.0)
-    top_k: int = setting(0, "sample among this many of the likeliest; 0: all", low=0)
-    max_new_tokens: int = setting(48, "most tokens of a turn", low=1)
-    max_length: int = setting(1024, "tokens at which a conversation is broken off", low=64)
-    lora: int = setting(0, "train LoRA's matrices of that rank only; 0: all weights", low=0)
+    kl_estimator: Literal["k1", "k3"] = setting("k1", "estimator of the divergence at a sampled token")
+    kl_target: float = setting(0.0, "divergence in nats per token that β is adapted to; 0: β is fixed", low=0.0)
+    target_kl: float = setting(
+        0.1, "change of the policy in nats per token that ends an iteration's epochs; 0: none does", low=0.0
+    )
+    clip_reward: float = setting(5.0, "limit of a turn's reward, ±", low=0.0)
+    max_grad_norm: float = setting(1.0, "limit of the gradient's norm", low=0.0)
+    temperature: float = setting(
+        1.0, "sampling temperature in training; evaluation takes the most likely tokens", low=0.01
+    )
+    top_p: float = setting(
+        1.0, "sample among the most likely tokens that have this probability together", low=0.01, high=1.0
+    )
+    top_k: int = setting(0, "sample among this many of the most likely tokens; 0: all", low=0)
+    max_new_tokens: int = setting(48, "most tokens in a turn", low=1)
+    max_length: int = setting(1024, "tokens at which a conversation is truncated", low=64)
+    lora: int = setting(0, "rank of LoRA's matrices, which alone are trained; 0: train all weights", low=0)
     zero: int = setting(1, "ZeRO stage", low=0, high=3)
-    bf16: bool = setting(False, "compute in bfloat16 (pays on GPUs)")
-    gradient_checkpointing: bool = setting(False, "compute activations twice rather than keep them")
-    deepspeed: str = setting("", "file of more settings in DeepSpeed's JSON form")
-    partner: str = setting("template", "who words the partner while training: template, or a model")
+    bf16: bool = setting(False, "compute in bfloat16 (faster on GPUs)")
+    gradient_checkpointing: bool = setting(False, "recompute activations instead of storing them")
+    deepspeed: str = setting("", "file with more settings in DeepSpeed's JSON format")
+    partner: str = setting("template", "what generates the partner's words in training: template, or a model")
     reward_model: str = setting(
-        "", "what is learned from beside the task's reward: default, a folder of `chatgym reward train`, ..."
+        "", "reward model added to the task's reward: default, a folder of `chatgym reward train`, ..."
     )
-    held_out: str = setting("", "reward model that isn't trained on, to watch; the task's outcome without one")
-    stop_on_alarm: bool = setting(False, "stop where the trained reward rises and the held-out measure falls")
+    held_out: str = setting("", "reward model that is only watched, for the alarm; default: the task's outcome")
+    stop_on_alarm: bool = setting(False, "stop when the trained reward rises while the held-out measure falls")
     rollout_llm: str = setting(
-        "", "server that holds the conversations, openai:URL#NAME; it is given the adapter, so it needs lora"
+        "", "server that generates the agent's turns, openai:URL#NAME; it loads the adapter, so lora is needed"
     )
-    rollout_folder: str = setting("runs/rollout", "where that server finds the adapter")
+    rollout_folder: str = setting("runs/rollout", "folder in which that server finds the adapter")
 
     @property
     def values_from(self) -> str:
