@@ -52,7 +52,7 @@ class Partner:
 
     def __init__(self, opening: list[str], answer: str, turns: int) -> None:
         self.num_envs, self._opening, self._answer, self._last = len(opening), opening, answer, turns
-        self.room = self.talk = self
+        self.room = self
         self.scenario = Outcomes()
 
     def reset(self, options: dict[str, Any]) -> None:
@@ -60,11 +60,12 @@ class Partner:
         self.texts, self.outcomes = [*self._opening], np.zeros(self.num_envs, np.int64)
         self.truncations = np.zeros(self.num_envs, bool)
 
-    def step(self, texts: list[str], going: np.ndarray) -> None:
+    def step(self, texts: list[str], *, active: np.ndarray) -> tuple[Any, ...]:
         self.turns += 1
         self.rewards = np.array([reward(text) for text in texts])
         self.texts = [self._answer] * self.num_envs
         self.terminations = self.turns >= self._last
+        return self.texts, self.rewards, self.terminations, self.truncations, {}
 
 
 class Outcomes:

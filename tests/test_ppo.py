@@ -7,8 +7,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from chatgym.engines.tokenizer import ChatTokenizer
-from chatgym.words.charset import clean
 from chatgym_agents.ppo import PPO
 from chatgym_agents.ppo.equations import log_probabilities
 from chatgym_agents.ppo.iteration import Learner, LogprobsDiffer, Phases
@@ -460,7 +458,7 @@ class Bandit:
 
     def __init__(self, size, good):
         self.num_envs, self._good = size, good
-        self.room = self.talk = self
+        self.room = self
         self.scenario = Outcomes()
         self.texts = ["Well?"] * size
         self.truncations = np.zeros(size, bool)
@@ -468,9 +466,10 @@ class Bandit:
     def reset(self, options):
         self.keys, self.turns = options["keys"], np.zeros(self.num_envs, np.int64)
 
-    def step(self, texts, going):
+    def step(self, texts, *, active):
         self.rewards = np.array([float(text in self._good) for text in texts])
         self.terminations, self.outcomes = np.ones(self.num_envs, bool), np.ones(self.num_envs, np.int64)
+        return self.texts, self.rewards, self.terminations, self.truncations, {}
 
     def close(self):
         pass

@@ -98,9 +98,9 @@ def hold(
     taken: list[list[Turn]] = [[] for _ in range(size)]
     known = [features(room)] if states else []
     rewards: list[list[float]] = [[] for _ in range(size)]
-    messages = [[{"role": "user", "content": text}] for text in _heard(envs)]
+    messages = [[{"role": "user", "content": text}] for text in envs.texts]
     returns, bootstraps, cut = np.zeros(size), np.zeros(size), np.zeros(size, bool)
-    for row, text in enumerate(_heard(envs)):
+    for row, text in enumerate(envs.texts):
         turns.hear(row, text)
     going, texts = np.ones(size, bool), [""] * size
     while going.any():
@@ -111,7 +111,7 @@ def hold(
             taken[row].append(turn)
             texts[row] = turns.text(turn)
         with phases("environment"):
-            earned = _step(envs, texts, going)
+            _, earned, *_ = envs.step(texts, active=going)
             if states:
                 known.append(features(room))
         for row in rows:
@@ -119,8 +119,8 @@ def hold(
             returns[row] += room.rewards[row]
             messages[row].append({"role": "assistant", "content": texts[row]})
             if not room.terminations[row]:
-                turns.hear(row, _heard(envs)[row])
-                messages[row].append({"role": "user", "content": _heard(envs)[row]})
+                turns.hear(row, envs.texts[row])
+                messages[row].append({"role": "user", "content": envs.texts[row]})
         longest = max_length - turns.max_new_tokens
         broken = np.array([len(ids) > longest for ids in turns.history.ids]) | room.truncations
         cut |= (now := going & broken & ~room.terminations)
@@ -138,17 +138,6 @@ def hold(
         )
         for row in range(size)
     ]  # fmt: skip
-
-
-def _heard(envs: ChatVectorEnv) -> list[str]:
-    """Return what the partners said last, B texts."""
-    return envs.talk.texts
-
-
-def _step(envs: ChatVectorEnv, texts: list[str], going: npt.NDArray[np.bool_]) -> Doubles:
-    """Take a turn in the rows that go on, bool[B]; return the rewards float64[B]."""
-    envs.talk.step(texts, going)
-    return envs.talk.rewards
 
 
 def _conversation(

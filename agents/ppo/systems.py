@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from chatgym.engines.tokenizer import ChatTokenizer
 from safetensors.torch import save_file
 
 from chatgym.engines import make_engine
 from chatgym.engines.adapter import WEIGHTS
 from chatgym.engines.openai import OpenAIEngine
+from chatgym.engines.tokenizer import ChatTokenizer
 from chatgym.engines.transformers import pick_device, pick_dtype
 from chatgym.errors import Corrupted, InvalidValue, Unavailable
 from chatgym.finetuning import models
-from chatgym.finetuning.distributed import join_others
+from chatgym.finetuning.distributed import join
 from chatgym.finetuning.loop import Loop, Optimization, load_weights, read_deepspeed
 from chatgym.finetuning.models import Lora
 from chatgym.storage import atomic, model_store
@@ -116,7 +116,7 @@ class Systems:
             if self.loop.rank == 0:
                 self.server.publish(self.policy.model)
             if self.loop.world > 1:
-                join_others()
+                join()
 
     def refresh_actor(self) -> None:
         """Copy the policy's weights to the actor, where it is a copy."""

@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from chatgym.engines.tokenizer import ChatTokenizer
-from chatgym.words.charset import MAX_CHARS, clean
 from transformers import DynamicCache
 
 from chatgym.dynamics import rng
 from chatgym.engines.columns import Columns, new_cache
 from chatgym.engines.openai import OpenAIEngine
 from chatgym.engines.sampling import choose, nucleus
+from chatgym.engines.tokenizer import ChatTokenizer
 from chatgym.envs.tokens import TokenHistory
 from chatgym.errors import InvalidValue
+from chatgym.words.charset import MAX_CHARS, clean
 
 from .config import Config
 from .policy import Policy
