@@ -16,12 +16,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from chatgym.scenarios import TONES, Scenario
 
-SIZE = (800, 600)
-"""Width and height of a picture, in units; both even, as video codecs want them."""
+WIDTH, HEIGHT = 800, 600
+"""Size of a picture in units; both even, as video codecs want them."""
 
 HEADER, MARGIN, GAP, FACE, PADDING = 58, 16, 9, 34, 10
 BUBBLE, BESIDE = 430, 214
 """Greatest widths of the words in a bubble, and of the notes beside it."""
+ENDING = 76
+"""Height that is set aside for the outcome where a picture is as tall as it needs."""
 LINES, MAX_CHARS = 5, 600
 """Greatest number of lines in a bubble, and of characters that are looked at to fill them."""
 THUMBNAIL = (160, 120)
@@ -48,7 +50,7 @@ Styled = tuple[str, Font, str]
 
 
 def draw(
-    turns: Sequence[dict[str, Any]], scenario: Scenario, max_turns: int, size: tuple[int, int] = SIZE, scale: int = 1
+    turns: Sequence[dict[str, Any]], scenario: Scenario, max_turns: int, height: int | None = HEIGHT, scale: int = 1
 ) -> npt.NDArray[np.uint8]:
     """Draw a conversation.
 
@@ -56,23 +58,26 @@ def draw(
         turns: What `ChatEnv.transcript` returns; a partner's turn may name its ``tone``, which colours it.
         scenario: Its scenario.
         max_turns: Turns of the agent until truncation.
-        size: Width W and height H in units.
+        height: Height of the picture in units; None: what the whole conversation takes.
         scale: Pixels per unit.
 
     Returns:
-        uint8[H * scale, W * scale, 3], red, green and blue.
+        uint8[height * scale, 800 * scale, 3], red, green and blue.
     """
-    image = Image.new("RGB", (size[0] * scale, size[1] * scale), PAPER)
-    canvas = Canvas(image, ImageDraw.Draw(image), scale, size[0])
     goal = turns[-1] if turns and turns[-1]["role"] == "goal" else None
     said = turns[:-1] if goal else turns
-    total = sum(turn.get("reward", 0.0) for turn in said)
-    bottom: float = size[1] - MARGIN
+    bubbles = _newest(said, scenario, scale, math.inf if height is None else height - HEADER)
+    if height is None:
+        needed = HEADER + MARGIN + sum(bubble.full_height + GAP for bubble in bubbles) + MARGIN
+        height = 2 * math.ceil((needed + (ENDING if goal else 0)) / 2)
+    canvas = Canvas(Image.new("RGB", (WIDTH * scale, height * scale), PAPER), scale)
+    bottom: float = height - MARGIN
     if goal:
         bottom = _ending(canvas, bottom, goal, scenario) - GAP
-    _bubbles(canvas, said, scenario, bottom)
+    _stack(canvas, bubbles, bottom)
+    total = sum(turn.get("reward", 0.0) for turn in said)
     _header(canvas, scenario, sum("reward" in turn for turn in said), max_turns, total)
-    return np.array(image, np.uint8)
+    return np.array(canvas.image, np.uint8)
 
 
 @dataclass(frozen=True)
@@ -80,9 +85,7 @@ class Canvas:
     """What is drawn on, in units of `scale` pixels."""
 
     image: Image.Image
-    pen: ImageDraw.ImageDraw
     scale: int
-    width: int
 
     def measure(self, text: str, font: Font) -> float:
         """Return a text's width."""
@@ -134,18 +137,25 @@ class Bubble:
         return max(self.height, FACE, NOTE_LINE * len(self.notes))
 
 
-def _bubbles(canvas: Canvas, turns: Sequence[dict[str, Any]], scenario: Scenario, bottom: float) -> None:
-    """Draw the last turns that have room between the header and `bottom`, the top one perhaps cut off."""
-    top, height = HEADER + MARGIN, 0.0
-    shown: list[Bubble] = []
+def _newest(turns: Sequence[dict[str, Any]], scenario: Scenario, scale: int, room: float) -> list[Bubble]:
+    """Lay out the last turns, the newest first, until they take all the room."""
+    canvas = Canvas(Image.new("RGB", (1, 1)), scale)
+    bubbles: list[Bubble] = []
     for turn in reversed(turns):
-        if height > bottom - HEADER:
+        if room < 0:
             break
-        shown.append(_lay_out(canvas, turn, scenario))
-        height += shown[-1].full_height + GAP
-    y = min(float(top), bottom + GAP - height)
-    for bubble in reversed(shown):
-        _put(canvas, bubble, y)
+        bubbles.append(_lay_out(canvas, turn, scenario))
+        room -= bubbles[-1].full_height + GAP
+    return bubbles
+
+
+def _stack(canvas: Canvas, bubbles: Sequence[Bubble], bottom: float) -> None:
+    """Draw turns, the newest first, below the header and above `bottom`; the header hides what is too much."""
+    height = sum(bubble.full_height + GAP for bubble in bubbles)
+    y = min(float(HEADER + MARGIN), bottom + GAP - height)
+    for bubble in reversed(bubbles):
+        if y + bubble.full_height > HEADER:
+            _put(canvas, bubble, y)
         y += bubble.full_height + GAP
 
 
@@ -174,9 +184,9 @@ def _lay_out(canvas: Canvas, turn: dict[str, Any], scenario: Scenario) -> Bubble
 def _put(canvas: Canvas, bubble: Bubble, y: float) -> None:
     """Draw a turn at a height."""
     middle, inner = y + bubble.full_height / 2, MARGIN + FACE + 8
-    x = canvas.width - inner - bubble.width if bubble.right else inner
+    x = WIDTH - inner - bubble.width if bubble.right else inner
     top = middle - bubble.height / 2
-    canvas.paste(canvas.width - MARGIN - FACE if bubble.right else MARGIN, middle - FACE / 2, bubble.face)
+    canvas.paste(WIDTH - MARGIN - FACE if bubble.right else MARGIN, middle - FACE / 2, bubble.face)
     canvas.box(x, top, bubble.width, bubble.height, bubble.colour)
     for i, line in enumerate(bubble.lines):
         canvas.write(x + PADDING + 2, top + PADDING - 2 + LINE_HEIGHT * (i + 0.5), (line, BODY, INK))
@@ -194,9 +204,9 @@ def _put(canvas: Canvas, bubble: Bubble, y: float) -> None:
 
 def _header(canvas: Canvas, scenario: Scenario, taken: int, max_turns: int, total: float) -> None:
     """Draw the bar at the top: the scenario, the turn and the return so far."""
-    middle, scale, right = HEADER / 2, canvas.scale, canvas.width - MARGIN
-    canvas.pen.rectangle((0, 0, canvas.width * scale, HEADER * scale), WHITE, None)
-    canvas.pen.rectangle((0, (HEADER - 1) * scale, canvas.width * scale, HEADER * scale - 1), LINE, None)
+    middle, scale, right = HEADER / 2, canvas.scale, WIDTH - MARGIN
+    canvas.image.paste(LINE, (0, 0, WIDTH * scale, HEADER * scale))
+    canvas.image.paste(WHITE, (0, 0, WIDTH * scale, (HEADER - 1) * scale))
     title = _plain(scenario.name.replace("_", " "))
     title = _clip(canvas, title[:1].upper() + title[1:], TITLE, 400)
     canvas.write(MARGIN, middle - 9, (title, TITLE, INK))
@@ -208,7 +218,7 @@ def _header(canvas: Canvas, scenario: Scenario, taken: int, max_turns: int, tota
 
 def _ending(canvas: Canvas, bottom: float, goal: dict[str, Any], scenario: Scenario) -> float:
     """Draw the outcome and what the partner had in mind, above `bottom`; returns where it begins."""
-    width, won = canvas.width - 2 * MARGIN, goal["act"] == scenario.success
+    width, won = WIDTH - 2 * MARGIN, goal["act"] == scenario.success
     words = f"The {scenario.partner_role} had in mind: {goal['text']}"
     lines = list(_wrap(canvas, words, SMALL, width - 2 * PADDING - 8, 3))
     height = 24 + NOTE_LINE * len(lines) + 2 * PADDING

@@ -34,7 +34,8 @@ def print_turns(turns: Sequence[dict[str, Any]], scenario: Scenario) -> None:
     """Print turns (see `ChatEnv.transcript`) to stdout."""
     from rich.console import Console
 
-    _write(Console(file=sys.stdout and Replacing(sys.stdout), highlight=False), turns, scenario)
+    stdout: Any = sys.stdout and Replacing(sys.stdout)  # there is none in a program without a console
+    _write(Console(file=stdout, highlight=False), turns, scenario)
 
 
 def to_ansi(turns: Sequence[dict[str, Any]], scenario: Scenario) -> str:
