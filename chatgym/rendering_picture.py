@@ -207,8 +207,7 @@ def _header(canvas: Canvas, scenario: Scenario, taken: int, max_turns: int, tota
     middle, scale, right = HEADER / 2, canvas.scale, WIDTH - MARGIN
     canvas.image.paste(LINE, (0, 0, WIDTH * scale, HEADER * scale))
     canvas.image.paste(WHITE, (0, 0, WIDTH * scale, (HEADER - 1) * scale))
-    title = _plain(scenario.name.replace("_", " "))
-    title = _clip(canvas, title[:1].upper() + title[1:], TITLE, 400)
+    title = _clip(canvas, _heading(scenario.name), TITLE, 400)
     canvas.write(MARGIN, middle - 9, (title, TITLE, INK))
     roles = f"{scenario.partner_role} on the left, {scenario.agent_role} on the right"
     canvas.write(MARGIN, middle + 12, (_clip(canvas, roles, SMALL, 400), SMALL, DIM))
@@ -226,8 +225,8 @@ def _ending(canvas: Canvas, bottom: float, goal: dict[str, Any], scenario: Scena
     canvas.box(MARGIN, top, width, height, LINE)
     canvas.box(MARGIN + 1, top + 1, width - 2, height - 2, WHITE)
     x, y = MARGIN + PADDING + 4, top + PADDING + 10
-    outcome = _plain(goal["act"].replace("_", " "))
-    canvas.write(x, y, (outcome[:1].upper() + outcome[1:], OUTCOME, GOOD if won else BAD))
+    outcome = _clip(canvas, _heading(goal["act"]), OUTCOME, width - 2 * PADDING - 8)
+    canvas.write(x, y, (outcome, OUTCOME, GOOD if won else BAD))
     for i, line in enumerate(lines):
         canvas.write(x, y + 22 + NOTE_LINE * i, (line, SMALL, DIM))
     return top
@@ -247,6 +246,11 @@ def _sign_colour(number: float) -> str:
 def _plain(text: str) -> str:
     """Return a text on one line, without characters that no font shows (line ends, controls, lone surrogates)."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def _heading(name: str) -> str:
+    words = _plain(name.replace("_", " "))
+    return words[:1].upper() + words[1:]
 
 
 def _wrap(canvas: Canvas, text: str, font: Font, width: float, most: int) -> Iterator[str]:
