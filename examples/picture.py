@@ -9,7 +9,7 @@ import gymnasium as gym
 from PIL import Image
 
 import chatgym  # noqa: F401  (registers ChatEnv-v0)
-from chatgym.rendering_picture import draw
+from chatgym.envs.picture import draw
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageColor
 
-from chatgym import rendering_picture as picture
+from chatgym.envs import picture as picture
 from chatgym.envs.chat_env import ChatEnv
 from chatgym.envs.rendering import Replacing
 from chatgym.scenarios.customer_service import SCENARIO

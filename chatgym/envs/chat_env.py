@@ -227,21 +227,21 @@ class ChatEnv(HoldsConversations, gym.Env[Any, Any]):
         if self.render_mode == "ansi":
             return to_ansi(self._worded_turns(), self.scenario)
         if self.render_mode == "rgb_array":
-            from chatgym.rendering_picture import draw
+            from chatgym.envs.picture import draw
 
             return draw(self.transcript(), self.scenario, self.room.max_turns)
         return None
 
-    def action_masks(self) -> npt.NDArray[Any]:
+    def action_masks(self) -> npt.NDArray[np.int8]:
         """Return the actions that make sense now, as ``info["action_mask"]``; sb3-contrib's MaskablePPO calls it.
 
         Raises:
             ChatGymError: With ``action="text"``, which has no mask.
         """
-        masks = self.talk.codec.masks()
+        masks = self._conversations.action_masks()
         if masks is None:
-            raise ChatGymError(f"action={self.talk.action!r} has no action mask; 'act', 'candidate' and 'token' have")
-        row: npt.NDArray[Any] = masks[0]
+            raise ChatGymError(f"action={self._conversations.action!r} has no action mask; 'act', 'candidate' and 'token' have")
+        row: npt.NDArray[np.int8] = masks[0]
         return row
 
     def transcript(self) -> list[Turn]:
