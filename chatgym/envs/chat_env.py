@@ -240,7 +240,9 @@ class ChatEnv(HoldsConversations, gym.Env[Any, Any]):
         """
         masks = self._conversations.action_masks()
         if masks is None:
-            raise ChatGymError(f"action={self._conversations.action!r} has no action mask; 'act', 'candidate' and 'token' have")
+            raise ChatGymError(
+                f"action={self._conversations.action!r} has no action mask; 'act', 'candidate' and 'token' have"
+            )
         row: npt.NDArray[np.int8] = masks[0]
         return row
 
