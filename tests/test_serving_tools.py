@@ -145,7 +145,8 @@ def test_calls_and_results_go_through_a_template_that_knows_tools_else_they_are_
     assert plain.endswith(f"<user>Paris?\n<assistant>{CALL}\n<user>Result of weather:\nrain\n<assistant>")
     knowing = copy.deepcopy(engine.tokenizer)
     knowing.chat_template = (
-        "{% for t in tools or [] %}[{{ t.function.name }}]{% endfor %}{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+        "{% for t in tools or [] %}[{{ t.function.name }}]{% endfor %}"
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}"
         "{% for c in m.tool_calls or [] %}{{ c.function.name }}({{ c.function.arguments.city }}){% endfor %}"
         "{{ m.tool_call_id }}{{ m.name }}{% endfor %}"
     )
