@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chatgym.errors import Corrupted, Unavailable
-from chatgym.scenarios import Meaning, Scenario, fill
+from chatgym.scenarios import Scenario
 
 if TYPE_CHECKING:
     from chatgym.words.nlg import Speaker
@@ -140,35 +140,6 @@ def write(speaker: Speaker, progress: Callable[[int], None] | None = None) -> tu
     except OSError as error:
         raise Unavailable(f"{path} can't be written ({error.strerror}); install the scenario editable") from error
     return path, banks
-
-
-def misheard(scenario: Scenario, banks: Mapping[str, Bank]) -> list[tuple[str, str, str]]:
-    """Find the wordings that NLU takes for another act or value than was meant, or that the guard rejects.
-
-    Args:
-        scenario: The scenario.
-        banks: Its banks, by name.
-
-    Returns:
-        Bank, wording and reason.
-    """
-    from chatgym.evaluation.audit import misheard as wrongly_understood
-    from chatgym.words.guard import Guard
-    from chatgym.words.nlu import nlu_of
-
-    nlu, examples, found = nlu_of(scenario), scenario.examples, []
-    guard = Guard(scenario, nlu)
-    texts = {name: [fill(wording, examples) for wording in bank.accepted] for name, bank in banks.items()}
-    understood = iter(nlu.understand([text for said in texts.values() for text in said]))
-    for name, bank in banks.items():
-        part, tone, *act = name.split("|")
-        verdicts = guard.check(texts[name], part, tone, act="".join(act))
-        for wording, verdict, heard in zip(bank.accepted, verdicts, understood, strict=False):
-            slots = {slot: surface for slot, surface in examples.items() if "{" + slot + "}" in wording}
-            meaning = Meaning(part.partition("/")[0], (part,), slots, tone)
-            if reason := wrongly_understood(scenario, meaning, heard) or (verdict.wording is None and verdict.reason):
-                found.append((name, wording, str(reason)))
-    return found
 
 
 def _remedy(scenario: Scenario) -> str:

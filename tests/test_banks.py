@@ -13,10 +13,12 @@ from test_voice import NAMES, Voice
 from chatgym import banks
 from chatgym.banks import DROPPED, FILE, Bank
 from chatgym.engines import make_engine
+from chatgym.engines.recorded import RecordedEngine
 from chatgym.envs.conversations import DEFAULT_LLM
 from chatgym.errors import Corrupted
 from chatgym.scenarios import find_scenario
 from chatgym.storage.cache import Cache
+from chatgym.training.bank_audit import misheard_wordings
 from chatgym.words import nlg
 from chatgym.words.nlg import Speaker
 
@@ -59,13 +61,13 @@ def test_what_a_person_dropped_does_not_ship(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_shipped_wording_is_understood_as_it_is_meant(name):
     found = banks.shipped(find_scenario(name)).banks
-    wrong = banks.misheard(find_scenario(name), found)
+    wrong = misheard_wordings(find_scenario(name), found)
     assert len(wrong) < 0.003 * sum(len(bank.accepted) for bank in found.values()), wrong
 
 
 def test_a_wording_of_another_bank_is_misheard():
     scenario = find_scenario("customer_service")
-    wrong = banks.misheard(scenario, {"accept|calm": Bank(("Yes, please do that.", "I was charged twice."))})
+    wrong = misheard_wordings(scenario, {"accept|calm": Bank(("Yes, please do that.", "I was charged twice."))})
     assert [(bank, wording) for bank, wording, _ in wrong] == [("accept|calm", "I was charged twice.")]
 
 
@@ -106,6 +108,14 @@ def test_a_speaker_with_a_cache_of_its_own_makes_its_own_words(tmp_path):
     assert Speaker(SCENARIO, voice).prepare(["greet|calm"]) == set()
     assert voice.calls == []
     assert Speaker(SCENARIO, voice, cache=Cache(tmp_path / "words.sqlite")).prepare(["greet|calm"]) == {"greet|calm"}
+    assert voice.calls
+
+
+def test_an_engine_that_records_is_asked(tmp_path):
+    voice = Voice({})
+    voice.identity = make_engine(DEFAULT_LLM).identity
+    recorded = RecordedEngine(tmp_path / "record.sqlite", voice)
+    assert Speaker(SCENARIO, recorded).prepare(["greet|calm"]) == {"greet|calm"}
     assert voice.calls
 
 

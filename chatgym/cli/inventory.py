@@ -126,12 +126,13 @@ def _fill_banks(scenario: Scenario) -> None:
     from chatgym.cli.terminal import progress_bar
     from chatgym.engines import DEFAULT_MODEL, make_engine
     from chatgym.storage.cache import Cache, default_path
+    from chatgym.training.bank_audit import misheard_wordings
     from chatgym.words.nlg import Speaker
 
     speaker = Speaker(scenario, make_engine(DEFAULT_MODEL), cache=Cache(default_path()))
     with progress_bar(scenario.name, len(speaker.askable()), "banks") as progress:
         path, found = banks.write(speaker, None if progress is None else lambda there: progress(there, {}))
-    wrong = banks.misheard(scenario, found)
+    wrong = misheard_wordings(scenario, found)
     count = sum(len(bank.accepted) for bank in found.values())
     out = console()
     out.print(f"{count:,} wordings in {len(found)} banks, {len(wrong)} of them misheard; stored in {path}")
