@@ -10,16 +10,15 @@ import sys
 import pytest
 from test_voice import NAMES, Voice
 
-from chatgym import banks
-from chatgym.banks import DROPPED, FILE, Bank
 from chatgym.engines import make_engine
 from chatgym.engines.recorded import RecordedEngine
 from chatgym.envs.conversations import DEFAULT_LLM
 from chatgym.errors import Corrupted
+from chatgym.evaluation.bank_audit import misheard_wordings
 from chatgym.scenarios import find_scenario
 from chatgym.storage.cache import Cache
-from chatgym.training.bank_audit import misheard_wordings
-from chatgym.words import nlg
+from chatgym.words import banks, nlg
+from chatgym.words.banks import DROPPED, FILE, Bank
 from chatgym.words.nlg import Speaker
 
 SCENARIO = find_scenario("education")

@@ -122,11 +122,11 @@ def _train_reward(scenario: Scenario) -> None:
 
 
 def _fill_banks(scenario: Scenario) -> None:
-    from chatgym import banks
     from chatgym.cli.terminal import progress_bar
     from chatgym.engines import DEFAULT_MODEL, make_engine
+    from chatgym.evaluation.bank_audit import misheard_wordings
     from chatgym.storage.cache import Cache, default_path
-    from chatgym.training.bank_audit import misheard_wordings
+    from chatgym.words import banks
     from chatgym.words.nlg import Speaker
 
     speaker = Speaker(scenario, make_engine(DEFAULT_MODEL), cache=Cache(default_path()))

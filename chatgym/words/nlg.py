@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from chatgym.banks import Bank, shipped
 from chatgym.dynamics import rng
 from chatgym.engines import Completion, Engine
 from chatgym.errors import Corrupted
 from chatgym.scenarios import Meaning, Scenario, fill
 from chatgym.storage.cache import Cache, default_path
+from chatgym.words.banks import Bank, shipped
 from chatgym.words.guard import VERSION as GUARD_VERSION
 from chatgym.words.guard import Guard, tidy
 from chatgym.words.nlu import data_digest

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from chatgym.banks import Bank
 from chatgym.evaluation.audit import misheard
 from chatgym.scenarios import Meaning, Scenario, fill
+from chatgym.words.banks import Bank
 from chatgym.words.guard import Guard
 from chatgym.words.nlu import nlu_of
 
