@@ -29,7 +29,7 @@ from chatgym.engines import Completion
 from chatgym.envs.task import Task
 from chatgym.errors import Unavailable
 from chatgym.evaluation import evaluate, evaluation, references
-from chatgym.evaluation.probes import ending_acts
+from chatgym.evaluation.audit_policies import ending_acts
 from chatgym.scenarios.customer_service import SCENARIO
 from chatgym.storage import model_store
 from chatgym.training import Run

@@ -517,6 +517,32 @@ def test_a_score_is_the_return_on_the_scale_from_random_to_expert():
     assert scale.score(Interval(0.2, -1.0, 0.76)) == Interval(*map(pytest.approx, (75.0, 0.0, 110.0)))
 
 
+@pytest.mark.parametrize(
+    ("random", "expert", "successes"),
+    [(-0.15, -0.02, (0.0, 0.0)), (-1.0, -0.95, (0.01, 0.2)), (-0.2, -0.8, (0.0, 0.2)), (0.1, 0.6, (0.5, 0.5))],
+)
+def test_there_is_no_score_where_the_expert_is_not_clearly_better_than_random(random, expert, successes):
+    scale = dataclasses.replace(
+        references(Task()), random_return=random, expert_return=expert, random_success=successes[0],
+        expert_success=successes[1],
+    )  # fmt: skip
+    assert scale.score(Interval(0.2, -1.0, 0.76)) is None
+    assert f"{random:.3f}" in scale.why_no_score
+    assert "--max-turns" in scale.why_no_score
+
+
+def test_a_training_with_one_turn_a_conversation_has_no_score_but_all_else(tmp_path):
+    task = Task(arguments={"max_turns": 1})
+    small = {**ARGUMENTS, "total_steps": 64 * 8, "evaluate_every": 64 * 4}
+    run = train("qlearning", tmp_path / "run", task=task, **small, log=["csv", "tensorboard"])
+    lines = run.metrics()
+    assert [line["score"] for line in lines] == [None] * len(lines)
+    assert all(line["mean_return"]["low"] < 0 for line in lines)
+    assert (run.folder / "curve.png").exists()
+    assert "score" not in (run.folder / "metrics.csv").read_text()
+    assert evaluate(run.agent(), task, conversations=20).to_json()["score"] is None
+
+
 def test_without_references_there_is_no_score(agents):
     result = evaluate(agents["random"], conversations=10, references=False)
     assert result.to_json()["score"] is None

@@ -31,8 +31,9 @@ from chatgym.cli.app import app
 from chatgym.errors import Corrupted, InvalidValue, Unavailable
 from chatgym.training import Run, storage, tuning
 from chatgym.training.search_space import grid, points, search_space
-from chatgym.training.study_plot import heat
-from chatgym.training.tuning import PLACE, Plan, best_settings, finished, tune
+from chatgym.training.study_plot import mean_values
+from chatgym.training.study import Plan, best_settings, finished
+from chatgym.training.tuning import PLACE, tune
 
 __all__ = ["chatgym"]  # a fixture
 
@@ -182,7 +183,7 @@ def test_a_grid_tries_each_point_once_and_finds_the_best(tmp_path: Path) -> None
 def test_a_heat_map_shows_each_point_where_it_belongs(tmp_path: Path) -> None:
     lopsided = plan(params=("x=0.1,0.3,0.6", "y=1,2,4"))
     study = tune(lopsided, tmp_path / "study")
-    table = heat(study, lopsided, ["x", "y"])
+    table = mean_values(study, lopsided, ["x", "y"])
     assert table.shape == (3, 3)
     assert np.unravel_index(table.argmax(), table.shape) == (1, 1)
     for trial in study.trials:

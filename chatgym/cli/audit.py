@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from chatgym.cli.spending import (
+from chatgym.cli.budget import (
     CompletionPrice,
     MaxCost,
     MaxRequests,
     MaxTokens,
     PromptPrice,
     open_engine,
-    saying_how_to_go_on,
+    explain_interruption,
 )
 from chatgym.cli.terminal import console, progress_bar, table
 
@@ -88,7 +88,7 @@ def audit(
     found = Audit(scenario, error_rate=error_rate, llm=words or llm)
     interrupted = False
     try:
-        with saying_how_to_go_on(words, "the words made so far are kept"):
+        with explain_interruption(words, "the words made so far are kept"):
             _run(found, conversations, worded, seed)
     except KeyboardInterrupt:
         interrupted = True
@@ -108,7 +108,7 @@ def audit(
 
 def _run(found: Audit, conversations: int, worded: int, seed: int) -> None:
     """Hold all conversations: those in words first, where something may be missing that the others don't need."""
-    from chatgym.evaluation.probes import AGENTS
+    from chatgym.evaluation.audit_policies import AGENTS
 
     shares = [worded // len(AGENTS) + (i < worded % len(AGENTS)) for i in range(len(AGENTS))]
     with progress_bar(
@@ -140,7 +140,7 @@ def _write(found: Audit, folder: Path, text: str) -> None:
 
 
 def _print(found: Audit, folder: Path, interrupted: bool) -> None:
-    from chatgym.evaluation.probes import AGENTS
+    from chatgym.evaluation.audit_policies import AGENTS
 
     out = console()
     if rates := list(_rates(found)):

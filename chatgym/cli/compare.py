@@ -1,4 +1,4 @@
-"""``chatgym evaluate --compare``: several runs and agents over the same conversations, side by side."""
+"""``chatgym evaluate --compare``: several runs and agents over the same conversations, agent by agent."""
 
 from __future__ import annotations
 
@@ -120,25 +120,25 @@ def _is_run(name: str) -> bool:
 
 
 def _print(found: Comparison) -> None:
-    out, sides = console(), found.sides
+    out, agents = console(), found.agents
     out.print(_scores(found))
-    if len(sides) > 1:
+    if len(agents) > 1:
         out.print()
         out.print(_differences(found))
-    if len(sides) > 2:
+    if len(agents) > 2:
         out.print()
         out.print(_improvement(found))
     for name, task in found.tasks.items():
         out.print()
         out.print(_outcomes(found, name, task))
-    grouped = [f"{side.label}: {', '.join(side.names)}" for side in sides if {side.label} != {*side.names}]
+    grouped = [f"{agent.label}: {', '.join(agent.names)}" for agent in agents if {agent.label} != {*agent.names}]
     out.print("\n" + "".join(f"{line}\n" for line in grouped) + _notes(found))
 
 
 def _scores(found: Comparison) -> Table:
     rows = [
-        (side.label, str(len(side.names)), percent(success.value), *_cells(mean), *_cells(middle))
-        for side, success, mean, middle in zip(found.sides, found.success_rate, found.mean, found.iqm, strict=True)
+        (agent.label, str(len(agent.names)), percent(success.value), *_cells(mean), *_cells(middle))
+        for agent, success, mean, middle in zip(found.agents, found.success_rate, found.mean, found.iqm, strict=True)
     ]
     columns = ("", "runs", "success rate", "score", "95 % interval", "IQM", "95 % interval")
     return table(columns, rows, range(1, len(columns)))
@@ -146,20 +146,20 @@ def _scores(found: Comparison) -> Table:
 
 def _differences(found: Comparison) -> Table:
     rows = [
-        (side.label, *_cells(difference, "+.1f"), *_cells(row[0].scaled(0, 0.01), unit=" %"))
-        for side, difference, row in zip(found.sides, found.difference, found.improvement, strict=True)
+        (agent.label, *_cells(difference, "+.1f"), *_cells(row[0].scaled(0, 0.01), unit=" %"))
+        for agent, difference, row in zip(found.agents, found.difference, found.improvement, strict=True)
         if row[0] is not None
     ]
-    columns = (f"against {found.sides[0].label}", "score", "95 % interval", "better conversations", "95 % interval")
+    columns = (f"against {found.agents[0].label}", "score", "95 % interval", "better conversations", "95 % interval")
     return table(columns, rows, range(1, len(columns)))
 
 
 def _improvement(found: Comparison) -> Table:
     rows = [
-        (f"{number}  {side.label}", *("" if cell is None else percent(cell.value) for cell in row))
-        for number, (side, row) in enumerate(zip(found.sides, found.improvement, strict=True), 1)
+        (f"{number}  {agent.label}", *("" if cell is None else percent(cell.value) for cell in row))
+        for number, (agent, row) in enumerate(zip(found.agents, found.improvement, strict=True), 1)
     ]
-    columns = ("better conversations than", *(str(number) for number in range(1, len(found.sides) + 1)))
+    columns = ("better conversations than", *(str(number) for number in range(1, len(found.agents) + 1)))
     return table(columns, rows, range(1, len(columns)))
 
 
@@ -169,14 +169,14 @@ def _cells(interval: Interval, form: str = ".1f", unit: str = "") -> tuple[str, 
 
 def _outcomes(found: Comparison, name: str, task: Task) -> Table:
     """Make the table of why conversations ended as they did: a row for each outcome that came about."""
-    shares = [side.outcomes(name) for side in found.sides]
+    shares = [agent.outcomes(name) for agent in found.agents]
     rows = [
         (outcome, *(percent(share.get(outcome, 0.0)) for share in shares))
         for outcome in task.find_scenario().outcomes
         if any(outcome in share for share in shares)
     ]
     title = f"outcome in {name}" if len(found.tasks) > 1 else "outcome"
-    return table((title, *(side.label for side in found.sides)), rows, range(1, len(shares) + 1))
+    return table((title, *(agent.label for agent in found.agents)), rows, range(1, len(shares) + 1))
 
 
 def _notes(found: Comparison) -> str:

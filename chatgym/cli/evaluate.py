@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from chatgym.cli import model
+from chatgym.cli import llm_agent
 from chatgym.cli.compare import compare_all, find, speaks
-from chatgym.cli.spending import (
+from chatgym.cli.budget import (
     CompletionPrice,
     MaxCost,
     MaxRequests,
     MaxTokens,
     PromptPrice,
     open_engine,
-    saying_how_to_go_on,
+    explain_interruption,
     usage,
 )
 from chatgym.cli.terminal import console, measures, percent, progress_bar, table
@@ -165,7 +165,7 @@ def evaluate(
         partner = llm if partner is None else partner
     words = open_engine(partner, **({} if speaks(agent) else limits))
     if speaks(agent):
-        out = model.keep_answers(agent, task, out, **limits)
+        out = llm_agent.keep_answers(agent, task, out, **limits)
     given = "template" if partner == "template" else words
     result, figures = _measure(what[0], agent, task, given, conversations, seed, trace, out, sampled)
     if as_json:
@@ -173,7 +173,7 @@ def evaluate(
         return
     _print(result, what[0], task)
     if "agent" in figures:
-        model.print_report(figures["agent"])
+        llm_agent.print_report(figures["agent"])
     if out is not None:
         console().print(f"\nFolder: {out} ({', '.join(sorted(path.name for path in out.iterdir()))})")
     if trace is not None:
@@ -188,7 +188,7 @@ def _measure(
     recorder: Any = Recorder(agent)
     engine = agent.engine if speaks(agent) else words if words != "template" else None
     kept = f"what was answered is kept in {out}" if speaks(agent) else "the words made so far are kept"
-    with saying_how_to_go_on(engine, kept):
+    with explain_interruption(engine, kept):
         result = _hold(what, recorder, task, conversations, seed, words, sampled)
         figures = result.to_json()
         if speaks(agent):
@@ -196,7 +196,7 @@ def _measure(
         if trace is not None:
             _write_trace(trace, recorder, result, task, words or "template")
         if out is not None:
-            model.write_transcripts(out, recorder, result, task, words or "template", figures)
+            llm_agent.write_transcripts(out, recorder, result, task, words or "template", figures)
     if hasattr(words, "close"):
         words.close()
     return result, figures

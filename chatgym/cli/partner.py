@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chatgym.cli.play import QUIT, print_utterance, read_line
+from chatgym.cli.dialogue import print_utterance, read_line
 from chatgym.dynamics.room import ChatRoom
 from chatgym.envs.interfaces import observe
-from chatgym.evaluation.probes import ending_acts
+from chatgym.evaluation.audit_policies import ending_acts
 from chatgym.scenarios import Scenario
 from chatgym.words.nlg import Speaker
 from chatgym.words.nlu import NLU, UNCLEAR, Understanding, nlu_of
@@ -39,7 +39,7 @@ def talk_to(run: Run, out: Console) -> None:
     endings, speaker, turn = ending_acts(scenario), Speaker(scenario), 0
     while turn < room.max_turns:
         line = read_line(out, f"{scenario.partner_role}> ")
-        if line is None or line.lower() in QUIT:
+        if line is None:
             out.print("\nYou left.")
             return
         if not line:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from chatgym.cli.spending import (
+from chatgym.cli.budget import (
     CompletionPrice,
     MaxCost,
     MaxRequests,
     MaxTokens,
     PromptPrice,
     open_engine,
-    saying_how_to_go_on,
+    explain_interruption,
 )
+from chatgym.cli.dialogue import print_utterance, read_line
 from chatgym.cli.terminal import console
 from chatgym.errors import InvalidValue, unknown
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from chatgym.scenarios import Scenario
     from chatgym.training import Run
 
-QUIT = ("q", "quit")
 SAID = ("act", "text")
 
 
@@ -94,7 +93,7 @@ def play(
         llm, max_requests=max_requests, max_tokens=max_tokens, max_cost=max_cost, prompt_price=prompt_price,
         completion_price=completion_price,
     )  # fmt: skip
-    with saying_how_to_go_on(words, "the words made so far are kept"):
+    with explain_interruption(words, "the words made so far are kept"):
         _be_the_agent(opened.task if opened else Task(scenario or "customer_service"), words or llm, seed, action)
 
 
@@ -163,30 +162,6 @@ def _print_turn(out: Console, turn: dict[str, Any], partner: str) -> None:
         out.print(f"{'heard':>9}  {turn['act']}: {turn['heard']}", style="dim", soft_wrap=True)
 
 
-def print_utterance(out: Console, role: str, text: str, note: str = "", *, partner: bool) -> None:
-    """Print who says what, in the colour of its side, and a note in a dimmer one."""
-    from rich.text import Text
-
-    line = Text(f"{role:>9}  ", style="bold cyan" if partner else "bold green")
-    line.append(text, style="default")
-    if note:
-        line.append(f"  ({note})", style="dim")
-    out.print(line)
-
-
-def read_line(out: Console, prompt: str) -> str | None:
-    """Read a line from stdin; None at the end of input."""
-    out.print(prompt, end="")
-    out.file.flush()
-    try:
-        line = input()
-    except EOFError:
-        return None
-    if not sys.stdin.isatty():
-        out.print(line)  # as a terminal shows what is typed
-    return line.strip()
-
-
 def _ask_text(out: Console, env: ChatEnv) -> str | None:
     """Ask until something is said; None when the person leaves."""
     from chatgym.words.charset import MAX_CHARS
@@ -194,7 +169,7 @@ def _ask_text(out: Console, env: ChatEnv) -> str | None:
     room = env.room
     while True:
         line = read_line(out, "you> ")
-        if line is None or line.lower() in QUIT:
+        if line is None:
             return None
         if line == "?":
             for act in room.action_masks()[0].nonzero()[0].tolist():
@@ -212,7 +187,7 @@ def _ask_act(out: Console, scenario: Scenario, mask: npt.NDArray[np.bool_]) -> i
     acts = scenario.agent_acts
     while True:
         line = read_line(out, "act> ")
-        if line is None or line.lower() in QUIT:
+        if line is None:
             return None
         if line == "?":
             for number, (act, sensible) in enumerate(zip(acts, mask.tolist(), strict=True)):

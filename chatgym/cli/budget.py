@@ -59,7 +59,7 @@ def limit(engine: Any, **limits: float | None) -> None:
     server.settings = dataclasses.replace(server.settings, **given)
 
 
-def say_usage(engine: Any) -> None:
+def print_usage(engine: Any) -> None:
     """Write to stderr what was asked of a server, if it was one."""
     found = usage(engine)
     if found is not None:
@@ -76,7 +76,7 @@ def usage(engine: Any) -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def saying_how_to_go_on(engine: Any, kept: str) -> Iterator[None]:
+def explain_interruption(engine: Any, kept: str) -> Iterator[None]:
     """Say in the end what an engine's server was asked; and where the block breaks off, how to go on.
 
     Args:
@@ -90,16 +90,16 @@ def saying_how_to_go_on(engine: Any, kept: str) -> Iterator[None]:
             typer.echo(f"Interrupted; {kept}: the same command goes on", err=True)
         raise
     except BudgetSpent as error:
-        raise _unspent(error, kept) from None
+        raise _name_option(error, kept) from None
     except Unfinished as error:
         raise Unfinished(f"{error}; {kept}: the same command goes on") from None
     finally:
-        say_usage(engine)
+        print_usage(engine)
         if engine is not None:
             engine.close()
 
 
-def _unspent(error: BudgetSpent, kept: str) -> BudgetSpent:
+def _name_option(error: BudgetSpent, kept: str) -> BudgetSpent:
     """Return a spent budget's error with the option that raises it."""
     reason = str(error).partition(";")[0]
     for name in ("max_requests", "max_tokens", "max_cost"):

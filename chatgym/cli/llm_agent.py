@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chatgym.cli.spending import limit
+from chatgym.cli.budget import limit
 from chatgym.cli.terminal import console, progress_bar, table
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def keep_answers(agent: Any, task: Task, out: Path | None, **limits: float | Non
         agent: Of `chatgym_agents.llm`.
         task: What it is measured on.
         out: The folder, made if need be; None for one named after model and scenario.
-        limits: See `chatgym.cli.spending.limit`.
+        limits: See `chatgym.cli.budget.limit`.
 
     Returns:
         The folder.
