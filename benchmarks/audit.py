@@ -9,8 +9,8 @@ from pathlib import Path
 from rich.console import Console
 
 from chatgym.evaluation.audit import AUDIT_SEED, Audit, RecognitionCounts
-from chatgym.evaluation.intervals import Interval
 from chatgym.evaluation.audit_policies import AGENTS
+from chatgym.evaluation.intervals import Interval
 from chatgym.scenarios.contradictions import KINDS
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -30,7 +30,7 @@ def test_a_voice_is_made_and_the_command_goes_on_wherever_it_was_interrupted(tmp
 
     whole = made("whole")
     assert whole.exit_code == 0, whole.output
-    assert "Perplexity on lists kept apart" in whole.output
+    assert "Perplexity on held-out lists" in whole.output
     kept = {path.name for path in (tmp_path / "whole").iterdir()}
     assert kept == {"hand", "practice-1.jsonl", "practised-1", "practice-2.jsonl", "practised-2"}
     assert made("whole").exit_code == 2  # there is a run; it is not replaced unasked

@@ -29,10 +29,10 @@ from chatgym import plugins
 from chatgym.agent import Interface, Range, setting
 from chatgym.cli.app import app
 from chatgym.errors import Corrupted, InvalidValue, Unavailable
-from chatgym.training import Run, storage, tuning
+from chatgym.training import Run, study_storage, tuning
 from chatgym.training.search_space import grid, points, search_space
-from chatgym.training.study_plot import mean_values
 from chatgym.training.study import Plan, best_settings, finished
+from chatgym.training.study_plot import mean_values
 from chatgym.training.tuning import PLACE, tune
 
 __all__ = ["chatgym"]  # a fixture
@@ -308,9 +308,9 @@ sys.path.insert(0, {tests!r})
 import test_tuning
 from pathlib import Path
 from chatgym import plugins
-from chatgym.training import storage, tuning
+from chatgym.training import study_storage, tuning
 test_tuning.register(plugins.load())
-storage.HEARTBEAT_SECONDS, storage.GRACE_SECONDS = 1, 3
+study_storage.HEARTBEAT_SECONDS, study_storage.GRACE_SECONDS = 1, 3
 test_tuning.Toy.pause = {pause}
 plan = test_tuning.plan({method!r}, ("x=0.1,0.3,0.5,0.7", "y=1:4"))
 study = tuning.tune(plan, Path({folder!r}), trials=12, name="shared", storage={url!r})
@@ -417,7 +417,7 @@ def test_what_a_killed_process_had_begun_is_taken_up_by_the_next(tmp_path: Path)
 
 def test_a_password_is_in_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("psycopg")
-    monkeypatch.setattr(storage, "ATTEMPTS", 1)
+    monkeypatch.setattr(study_storage, "ATTEMPTS", 1)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -99,9 +99,7 @@ def _distinguishing(training: Mapping[str, Any], others: Sequence[Mapping[str, A
     def flat(one: Mapping[str, Any]) -> dict[str, Any]:
         return {**(one["settings"] or {}), "total_steps": one["total_steps"]}
 
-    names = [
-        name for name, value in flat(training).items() if any(flat(other).get(name) != value for other in others)
-    ]
+    names = [name for name, value in flat(training).items() if any(flat(other).get(name) != value for other in others)]
     return [f"{name.replace('_', ' ')} {flat(training)[name]}" for name in names]
 
 
