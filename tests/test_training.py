@@ -333,7 +333,7 @@ def test_a_folder_without_a_run_or_without_a_model_says_what_to_do(run, tmp_path
         ("qlearning", {"total_steps": 0}, "total_steps is a number from 1 on, not 0"),
         ("qlearning", {"conversations": 0}, "conversations is a number from 1 on, not 0"),
         ("qlearning", {"seed": -1}, "seed is a number from 0 to 999999, not -1"),
-        ("qlearning", {"seed": VALIDATION_SEED}, "those above are to be unseen"),
+        ("qlearning", {"seed": VALIDATION_SEED}, "higher seeds are kept for evaluations"),
         ("qlearning", {"task": Task("customer_servic")}, "Did you mean 'customer_service'"),
         ("qlearning", {"task": Task(arguments={"error_rate": 2})}, "error_rate is a probability"),
     ],
@@ -537,7 +537,7 @@ def test_a_training_with_one_turn_a_conversation_has_no_score_but_all_else(tmp_p
     run = train("qlearning", tmp_path / "run", task=task, **small, log=["csv", "tensorboard"])
     lines = run.metrics()
     assert [line["score"] for line in lines] == [None] * len(lines)
-    assert all(line["mean_return"]["low"] < 0 for line in lines)
+    assert all(line["mean_return"]["low"] <= line["mean_return"]["value"] for line in lines)
     assert (run.folder / "curve.png").exists()
     assert "score" not in (run.folder / "metrics.csv").read_text()
     assert evaluate(run.agent(), task, conversations=20).to_json()["score"] is None

@@ -132,7 +132,7 @@ def test_params_name_settings_values_and_ranges() -> None:
 @pytest.mark.parametrize(
     ("param", "words"),
     [
-        ("z=1", "unknown setting 'z'"), ("free", "no range of its own"), ("x=a", "of type float, not 'a'"),
+        ("z=1", "unknown setting 'z'"), ("free", "free declares no range"), ("x=a", "of type float, not 'a'"),
         ("x=0.5,2", "x is 2.0; allowed is 0.0 to 1.0"), ("y=1.5", "of type int"), ("bold=yes", "true or false"),
         ("style=loud", "one of plain, ornate"), ("x=0.5:0.1", "is no range"), ("free=0:1:log", "is no range"),
         ("x=0:1:2", "is no range"), ("x=0:3", "x is 3.0; allowed"),
@@ -422,7 +422,7 @@ def test_a_password_is_in_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     url = f"postgresql+psycopg://me:s3cret@127.0.0.1:{port}/x?password=s3cret"
-    with pytest.raises(Unavailable, match="check that it runs") as caught:
+    with pytest.raises(Unavailable, match="check that the server runs") as caught:
         tune(plan(), tmp_path / "study", storage=url)
     assert "s3cret" not in str(caught.value)
     assert "me:***@127.0.0.1" in str(caught.value)

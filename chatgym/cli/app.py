@@ -11,10 +11,10 @@ from typer.core import TyperGroup
 
 from chatgym import __version__
 from chatgym.cli import audit, evaluate, inventory, play, replay, reward, rlhf, serve, sft, train, tune, voice
+from chatgym.cli.options import INTERRUPTED
 from chatgym.cli.terminal import print_error
 from chatgym.errors import ChatGymError, InvalidValue
 
-INTERRUPTED = 130
 ORDER = (
     "train",
     "tune",
@@ -60,10 +60,12 @@ class Root(TyperGroup):
 
 
 def _show_warning(message: Warning | str, *where: Any, **more: Any) -> None:
+    """Print a warning as one line on stderr."""
     typer.secho(f"Warning: {message}", err=True, fg="yellow")
 
 
 def _version(wanted: bool) -> None:
+    """Print the version and exit."""
     if wanted:
         typer.echo(f"chatgym {__version__}")
         raise typer.Exit

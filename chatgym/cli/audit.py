@@ -10,15 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from chatgym.cli.budget import (
-    CompletionPrice,
-    MaxCost,
-    MaxRequests,
-    MaxTokens,
-    PromptPrice,
-    explain_interruption,
-    open_engine,
-)
+from chatgym.cli import budget
 from chatgym.cli.options import AsJson, ErrorRate, PartnerLLM, print_json
 from chatgym.cli.terminal import console, progress_bar, table
 
@@ -53,11 +45,11 @@ def audit(
         bool, typer.Option("--strict", help="Exit with 1 if there are contradictions; misheard words don't count.")
     ] = False,
     as_json: AsJson = False,
-    max_requests: MaxRequests = None,
-    max_tokens: MaxTokens = None,
-    max_cost: MaxCost = None,
-    prompt_price: PromptPrice = None,
-    completion_price: CompletionPrice = None,
+    max_requests: budget.MaxRequests = None,
+    max_tokens: budget.MaxTokens = None,
+    max_cost: budget.MaxCost = None,
+    prompt_price: budget.PromptPrice = None,
+    completion_price: budget.CompletionPrice = None,
 ) -> None:  # fmt: skip
     """Look for contradictions of a simulated partner.
 
@@ -77,14 +69,14 @@ def audit(
     """
     from chatgym.evaluation.audit import Audit
 
-    engine = open_engine(
+    engine = budget.open_engine(
         llm, max_requests=max_requests, max_tokens=max_tokens, max_cost=max_cost, prompt_price=prompt_price,
         completion_price=completion_price,
     )  # fmt: skip
     result = Audit(scenario, error_rate=error_rate, llm=engine or llm)
     interrupted = False
     try:
-        with explain_interruption(engine, "the utterances generated so far are kept"):
+        with budget.explain_interruption(engine, "the utterances generated so far are kept"):
             _run(result, conversations, worded, seed)
     except KeyboardInterrupt:
         interrupted = True

@@ -10,17 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from chatgym.cli import llm_agent
-from chatgym.cli.budget import (
-    CompletionPrice,
-    MaxCost,
-    MaxRequests,
-    MaxTokens,
-    PromptPrice,
-    explain_interruption,
-    open_engine,
-    usage,
-)
+from chatgym.cli import budget, llm_agent
 from chatgym.cli.compare import compare_all, find_agent_and_task, is_llm_agent
 from chatgym.cli.options import PARTNER, AsJson, print_json
 from chatgym.cli.terminal import console, measures, percent, progress_bar, table
@@ -103,11 +93,11 @@ def evaluate(
             show_default="none; for the agent llm evaluations/MODEL-SCENARIO",
         ),
     ] = None,
-    max_requests: MaxRequests = None,
-    max_tokens: MaxTokens = None,
-    max_cost: MaxCost = None,
-    prompt_price: PromptPrice = None,
-    completion_price: CompletionPrice = None,
+    max_requests: budget.MaxRequests = None,
+    max_tokens: budget.MaxTokens = None,
+    max_cost: budget.MaxCost = None,
+    prompt_price: budget.PromptPrice = None,
+    completion_price: budget.CompletionPrice = None,
     picture: Annotated[
         Path | None,
         typer.Option(metavar="FILE", dir_okay=False, help="Picture of a comparison.", show_default="compare.png"),
@@ -162,7 +152,7 @@ def evaluate(
         if llm is not None and partner is not None:
             raise InvalidValue(f"{what[0]} is no language model: --llm and --partner mean the same; leave out one")
         partner = llm if partner is None else partner
-    words = open_engine(partner, **({} if is_llm_agent(agent) else limits))
+    words = budget.open_engine(partner, **({} if is_llm_agent(agent) else limits))
     if is_llm_agent(agent):
         out = llm_agent.keep_answers(agent, task, out, **limits)
     given = "template" if partner == "template" else words
@@ -187,11 +177,11 @@ def _measure(
     recorder: Any = Recorder(agent)
     engine = agent.engine if is_llm_agent(agent) else words if words != "template" else None
     kept = f"the replies are kept in {out}" if is_llm_agent(agent) else "the utterances generated so far are kept"
-    with explain_interruption(engine, kept):
+    with budget.explain_interruption(engine, kept):
         result = _evaluate(what, recorder, task, conversations, seed, words, sampled)
         figures = result.to_json()
         if is_llm_agent(agent):
-            figures |= {"agent": agent.report(), "usage": usage(engine)}
+            figures |= {"agent": agent.report(), "usage": budget.usage(engine)}
         if trace is not None:
             _write_trace(trace, recorder, result, task, words or "template")
         if out is not None:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from chatgym.errors import InvalidValue
+
+SETTING = "setting_"
+"""Prefix of the parameters that are settings of an agent: they can't clash with a command's own."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
 
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print the result as one JSON document; stdout then holds nothing else.")
@@ -41,9 +49,30 @@ def given_options(ctx: typer.Context) -> set[str]:
     return given - {"as_json"}
 
 
-def flags(parameters: set[str]) -> str:
-    """Return the options of parameters, sorted and separated by commas: ``"--seed, --num-envs"``."""
-    return ", ".join("--" + key.replace("_", "-") for key in sorted(parameters))
+def flags(parameters: Iterable[str]) -> str:
+    """Return the options of parameters, separated by commas: ``"--seed, --num-envs"``."""
+    return ", ".join("--" + key.removeprefix(SETTING).replace("_", "-") for key in parameters)
+
+
+def check_resume(given: set[str], allowed: set[str]) -> None:
+    """Check that no options but the `allowed` ones are given with --resume.
+
+    Raises:
+        InvalidValue: Others are.
+    """
+    if extra := sorted(given - allowed):
+        can = " only --steps can change:" if "steps" in allowed else ""
+        raise InvalidValue(f"--resume continues with the run's own configuration,{can} leave out {flags(extra)}")
+
+
+@contextlib.contextmanager
+def interruptible(remedy: Callable[[], str]) -> Iterator[None]:
+    """On Ctrl-C, print how to continue, by what `remedy` returns then, and exit with 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"Interrupted; {remedy()}", err=True)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def print_json(document: Any) -> None:

@@ -7,15 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from chatgym.cli.budget import (
-    CompletionPrice,
-    MaxCost,
-    MaxRequests,
-    MaxTokens,
-    PromptPrice,
-    explain_interruption,
-    open_engine,
-)
+from chatgym.cli import budget
 from chatgym.cli.dialogue import print_utterance, read_line
 from chatgym.cli.options import PartnerLLM
 from chatgym.cli.terminal import console
@@ -54,11 +46,11 @@ def play(
     as_partner: Annotated[
         bool, typer.Option("--as-partner", help="Be the partner of the agent trained in RUN, in your own words.")
     ] = False,
-    max_requests: MaxRequests = None,
-    max_tokens: MaxTokens = None,
-    max_cost: MaxCost = None,
-    prompt_price: PromptPrice = None,
-    completion_price: CompletionPrice = None,
+    max_requests: budget.MaxRequests = None,
+    max_tokens: budget.MaxTokens = None,
+    max_cost: budget.MaxCost = None,
+    prompt_price: budget.PromptPrice = None,
+    completion_price: budget.CompletionPrice = None,
 ) -> None:
     """Take part in a conversation yourself.
 
@@ -87,11 +79,11 @@ def play(
     if as_partner:
         talk_to(_check_partner(opened, llm), console())
         return
-    engine = open_engine(
+    engine = budget.open_engine(
         llm, max_requests=max_requests, max_tokens=max_tokens, max_cost=max_cost, prompt_price=prompt_price,
         completion_price=completion_price,
     )  # fmt: skip
-    with explain_interruption(engine, "the utterances generated so far are kept"):
+    with budget.explain_interruption(engine, "the utterances generated so far are kept"):
         _play_agent(opened.task if opened else Task(scenario or "customer_service"), engine or llm, seed, action)
 
 

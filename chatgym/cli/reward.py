@@ -11,18 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from chatgym.cli.options import (
-    AsJson,
-    Bf16,
-    DeepSpeed,
-    Lora,
-    Overwrite,
-    Processes,
-    ScenarioName,
-    Seed,
-    Zero,
-    print_json,
-)
+from chatgym.cli import options
 from chatgym.cli.terminal import Progress, console, percent, progress_bar, table
 from chatgym.errors import InvalidValue, unknown
 
@@ -58,13 +47,13 @@ def pairs(
     source: Annotated[
         str, typer.Option("--from", metavar="SOURCE", help="scenario, or chitchat: human ratings of chats.")
     ] = "scenario",
-    scenario: ScenarioName = "customer_service",
+    scenario: options.ScenarioName = "customer_service",
     conversations: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Conversations.", show_default="300, or all of chitchat")
     ] = None,
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
+    seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Make preference pairs: a better and a worse continuation of the same conversation.
 
@@ -113,7 +102,7 @@ def _print_pairs(made: list[Pair], out: Path, as_json: bool) -> None:
     """Print how many pairs of each kind were made."""
     counts, groups = sorted(Counter(pair.kind for pair in made).items()), len({pair.group for pair in made})
     if as_json:
-        print_json({"file": out, "pairs": len(made), "conversations": groups, "kinds": dict(counts)})
+        options.print_json({"file": out, "pairs": len(made), "conversations": groups, "kinds": dict(counts)})
         return
     console().print(table(("kind of badness", "pairs"), ((kind, f"{n:,}") for kind, n in counts), (1,)))
     console().print(f"\n{len(made):,} pairs from {groups:,} conversations: {out}")
@@ -140,14 +129,14 @@ def train(
             min=0.0, metavar="X", help="llm: peak learning rate.", show_default="tiny 1e-3, with --lora 3e-4, else 3e-5"
         ),
     ] = None,
-    lora: Lora = 0,
-    zero: Zero = 1,
-    bf16: Bf16 = False,
-    deepspeed: DeepSpeed = None,
-    processes: Processes = 1,
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
+    lora: options.Lora = 0,
+    zero: options.Zero = 1,
+    bf16: options.Bf16 = False,
+    deepspeed: options.DeepSpeed = None,
+    processes: options.Processes = 1,
+    seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
+    as_json: options.AsJson = False,
 ) -> None:  # fmt: skip
     """Train a reward model on preference pairs, and measure it on held-out ones.
 
@@ -205,7 +194,7 @@ def train(
         if kind != ENCODER:
             shutil.rmtree(training)
     if as_json:
-        print_json({"folder": out, "kind": kind, "trained_on": len(learned), "report": reports[0]})
+        options.print_json({"folder": out, "kind": kind, "trained_on": len(learned), "report": reports[0]})
         return
     print_report(reports[0])
     console().print(f"\nReward model: {out} (trained on {len(learned):,} pairs), reward_model={str(out)!r}")
@@ -238,16 +227,13 @@ def _train_llm(
     from chatgym.finetuning import reward_model
 
     reward_model.prepare(training, learned, settings, optimization)
-    try:
+    with options.interruptible(lambda: "go on with the same command"):
         if processes > 1:
             from chatgym.finetuning.launch import launch
 
             launch("reward", training, processes)
         else:
             train_llm(training)
-    except KeyboardInterrupt:
-        typer.echo("Interrupted; go on with the same command", err=True)
-        raise typer.Exit(130) from None
 
 
 def train_llm(training: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from chatgym.cli.options import AsJson, Bf16, Lora, Resume, ScenarioName, Zero, flags, given_options, print_json
+from chatgym.cli import options
 from chatgym.cli.terminal import console, progress_bar
 from chatgym.errors import InvalidValue
 
@@ -31,7 +31,7 @@ def rlhf(
     model: Annotated[
         str, typer.Option(metavar="MODEL", help="Model to start from: smollm2-135m, or a folder with safetensors.")
     ] = "smollm2-135m",
-    scenario: ScenarioName = "customer_service",
+    scenario: options.ScenarioName = "customer_service",
     conversations: Annotated[
         int, typer.Option(min=2, metavar="N", help="Conversations of the expert, for the fine-tuning.")
     ] = 1000,
@@ -48,13 +48,13 @@ def rlhf(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="A setting of `chatgym train ppo`; can be repeated."),
     ] = None,
-    lora: Lora = 0,
-    zero: Zero = 1,
-    bf16: Bf16 = False,
+    lora: options.Lora = 0,
+    zero: options.Zero = 1,
+    bf16: options.Bf16 = False,
     seed: Annotated[int, typer.Option(min=0, max=99_999, metavar="N", help="Seed of all random numbers.")] = 0,
-    resume: Resume = False,
+    resume: options.Resume = False,
     serve: Annotated[bool, typer.Option("--serve", help="Serve the model at the end, as `chatgym serve`.")] = False,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:  # fmt: skip
     """Train a conversation agent by RLHF, in three steps.
 
@@ -75,20 +75,16 @@ def rlhf(
 
     if as_json and serve:
         raise InvalidValue("--serve prints where it serves and goes on: leave out --json or --serve")
-    given = given_options(ctx)
+    given = options.given_options(ctx)
     if resume:
-        if extra := given - WITH_RESUME:
-            raise InvalidValue(f"--resume continues with the options of the run: leave out {flags(extra)}")
+        options.check_resume(given, WITH_RESUME)
         plan = steps.read(run)
     else:
         plan = steps.begin(run, _plan(ctx.params, given))
-    try:
+    with options.interruptible(lambda: f"go on with `chatgym rlhf --run {shlex.quote(str(run))} --resume`"):
         model_folder = steps.sft(run, plan, progress_bar)
         steps.rewards(run, plan, progress_bar)
         finished = steps.ppo(run, plan, model_folder, progress_bar)
-    except KeyboardInterrupt:
-        typer.echo(f"Interrupted; go on with `chatgym rlhf --run {shlex.quote(str(run))} --resume`", err=True)
-        raise typer.Exit(130) from None
     _print_result(run, finished, as_json)
     if serve:
         from chatgym.cli.serve import serve as serve_model
@@ -126,7 +122,7 @@ def _print_result(run: Path, finished: Run, as_json: bool) -> None:
     report = run / "reward" / "report.json"
     accuracy = json.loads(report.read_text(encoding="utf-8"))["accuracy"]
     if as_json:
-        print_json({**result_json(finished), "reward_accuracy": accuracy})
+        options.print_json({**result_json(finished), "reward_accuracy": accuracy})
         return
     print_result(finished)
     model = shlex.quote(str(finished.folder / "model"))

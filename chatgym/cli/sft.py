@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,21 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from chatgym.cli.options import (
-    AsJson,
-    Bf16,
-    DeepSpeed,
-    Lora,
-    Overwrite,
-    Processes,
-    Resume,
-    ScenarioName,
-    Seed,
-    Zero,
-    flags,
-    given_options,
-    print_json,
-)
+from chatgym.cli import options
 from chatgym.cli.terminal import console, progress_bar
 from chatgym.errors import InvalidValue
 
@@ -49,7 +36,7 @@ def sft(
     teacher: Annotated[
         str, typer.Option(metavar="AGENT", help="Without --data: agent or run folder whose conversations to learn.")
     ] = "expert",
-    scenario: ScenarioName = "customer_service",
+    scenario: options.ScenarioName = "customer_service",
     conversations: Annotated[int, typer.Option(min=2, metavar="N", help="Conversations of the teacher.")] = 1000,
     wander: Annotated[
         float, typer.Option(min=0.0, max=1.0, metavar="X", help="Probability that the teacher takes a random act.")
@@ -74,18 +61,18 @@ def sft(
     validation: Annotated[
         float, typer.Option(min=0.0, max=0.9, metavar="X", help="Share of conversations held out for the perplexity.")
     ] = 0.05,
-    lora: Lora = 0,
-    zero: Zero = 1,
-    bf16: Bf16 = False,
+    lora: options.Lora = 0,
+    zero: options.Zero = 1,
+    bf16: options.Bf16 = False,
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Save memory: compute activations twice.")
     ] = False,
-    deepspeed: DeepSpeed = None,
-    processes: Processes = 1,
-    seed: Seed = 0,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
+    deepspeed: options.DeepSpeed = None,
+    processes: options.Processes = 1,
+    seed: options.Seed = 0,
+    resume: options.Resume = False,
+    overwrite: options.Overwrite = False,
+    as_json: options.AsJson = False,
 ) -> None:  # fmt: skip
     """Fine-tune a language model on conversations: the first step of RLHF.
 
@@ -102,39 +89,29 @@ def sft(
     The run folder holds config.json, metrics.jsonl and, at the end, model/, for --llm hf:FOLDER/model and `chatgym
     serve`. A resumed run ends with the same model as an uninterrupted one.
     """
-    given = given_options(ctx)
+    given = options.given_options(ctx)
     prepared = _open(run, given) if resume else _prepare(given, ctx.params)
-    try:
+    with options.interruptible(lambda: f"go on with `{prepared.resume_command()}`"):
         if processes > 1:
             from chatgym.finetuning.launch import launch
 
             launch("sft", run, processes)
         else:
             train_run(prepared)
-    except KeyboardInterrupt:
-        typer.echo(f"Interrupted; go on with `{prepared.resume_command()}`", err=True)
-        raise typer.Exit(130) from None
     _print_result(prepared, as_json)
 
 
 def train_run(run: SFT) -> None:
     """Train with a progress bar."""
-    import contextlib
-
     with contextlib.ExitStack() as stack:
-
-        def begin(done: int, total: int) -> Any:
-            return stack.enter_context(progress_bar("sft", total, "steps", done))
-
-        run.train(begin)
+        run.train(lambda done, total: stack.enter_context(progress_bar("sft", total, "steps", done)))
 
 
 def _open(run: Path, given: set[str]) -> SFT:
     """Open the run that --resume continues."""
     from chatgym.finetuning.sft import SFT
 
-    if extra := given - WITH_RESUME:
-        raise InvalidValue(f"--resume continues with the configuration of the run: leave out {flags(extra)}")
+    options.check_resume(given, WITH_RESUME)
     return SFT.open(run)
 
 
@@ -147,7 +124,7 @@ def _prepare(given: set[str], values: Mapping[str, Any]) -> SFT:
     scratch = values["from_scratch"]
     check_scratch(scratch, given)
     if values["data"] and (wrong := sorted(given & {"teacher", "scenario", "conversations", "wander", "error_rate"})):
-        raise InvalidValue(f"--data holds the conversations, so there is no teacher: leave out {flags({wrong[0]})}")
+        raise InvalidValue(f"--data holds the conversations, without a teacher: leave out {options.flags(wrong)}")
     rate = values["learning_rate"]
     if rate is None:
         rate = default_rate("" if scratch else values["model"], values["lora"])
@@ -206,7 +183,7 @@ def _print_result(run: SFT, as_json: bool) -> None:
     before, after = found[0], found[-1]
     if as_json:
         perplexity = {"before": before["perplexity"], "after": after["perplexity"]}
-        print_json({"run": run.folder, "model": run.model, "steps": after["step"], "perplexity": perplexity})
+        options.print_json({"run": run.folder, "model": run.model, "steps": after["step"], "perplexity": perplexity})
         return
     out, model = console(), shlex.quote(str(run.model))
     out.print(

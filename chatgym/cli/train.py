@@ -14,25 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from chatgym.cli.options import (
-    AsJson,
-    ErrorRate,
-    Overwrite,
-    Processes,
-    ScenarioName,
-    Seed,
-    flags,
-    given_options,
-    print_json,
-)
+from chatgym.cli import options
 from chatgym.cli.terminal import console, measures, progress_bar, table
 from chatgym.errors import InvalidValue
 
 if TYPE_CHECKING:
     from chatgym.training import Run
-
-SETTING = "setting_"
-"""Prefix of the parameters that are settings of the agent: they can't clash with the command's own."""
 
 NUMBER = {int: "N", float: "X"}
 MEASURES = ("success_rate", "mean_return", "score")
@@ -98,9 +85,9 @@ def _common(
     steps: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Turns to train for.", show_default="the agent's")
     ] = None,
-    scenario: ScenarioName = "customer_service",
-    seed: Seed = 0,
-    error_rate: ErrorRate = 0.1,
+    scenario: options.ScenarioName = "customer_service",
+    seed: options.Seed = 0,
+    error_rate: options.ErrorRate = 0.1,
     max_turns: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Most turns of a conversation.", show_default="the scenario's"),
@@ -124,13 +111,13 @@ def _common(
         typer.Option(metavar="FOLDER", help="Use the best settings of a `chatgym tune`; options here override them."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run; more --steps make it longer.")] = False,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
+    overwrite: options.Overwrite = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Declare the options that every agent's command has."""
 
 
-def _several(processes: Processes = 1) -> None:
+def _several(processes: options.Processes = 1) -> None:
     """Declare the option of agents that several processes can train."""
 
 
@@ -172,7 +159,7 @@ def _settings(config: type, taken: set[str]) -> list[inspect.Parameter]:
         wanted: Any = Annotated[hints[field.name], option]
         parameters.append(
             inspect.Parameter(
-                SETTING + field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=wanted
+                options.SETTING + field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=wanted
             )
         )
     return parameters
@@ -197,13 +184,10 @@ def _train(
 ) -> None:
     """Train or resume with a progress bar, and print the result."""
     folder = Path("runs") / name if run is None else run
-    try:
-        finished = (_resume if resume else _begin)(name, folder, steps, given_options(ctx), values)
-    except KeyboardInterrupt:
-        _print_interrupted(folder)
-        raise typer.Exit(130) from None
+    with options.interruptible(lambda: _how_to_continue(folder)):
+        finished = (_resume if resume else _begin)(name, folder, steps, options.given_options(ctx), values)
     if as_json:
-        print_json(result_json(finished))
+        options.print_json(result_json(finished))
     else:
         print_result(finished)
 
@@ -218,7 +202,7 @@ def _begin(name: str, folder: Path, steps: int | None, given: set[str], values: 
     arguments = {"error_rate": values["error_rate"]}
     if values["max_turns"] is not None:
         arguments["max_turns"] = values["max_turns"]
-    settings = {key.removeprefix(SETTING): values[key] for key in given if key.startswith(SETTING)}
+    settings = {key.removeprefix(options.SETTING): values[key] for key in given if key.startswith(options.SETTING)}
     if values["from_study"] is not None:
         from chatgym.training.study import best_settings
 
@@ -256,11 +240,7 @@ def _resume(name: str, folder: Path, steps: int | None, given: set[str], values:
     """Continue a run."""
     from chatgym.training import Run
 
-    if extra := given - WITH_RESUME:
-        named = ", ".join(flags({key.removeprefix(SETTING)}) for key in sorted(extra))
-        raise InvalidValue(
-            f"--resume continues with the run's own configuration, only --steps can change: leave out {named}"
-        )
+    options.check_resume(given, WITH_RESUME)
     run = Run.open(folder)
     if run.config["agent"] != name:
         raise InvalidValue(f"{folder} trains another agent; go on with `{run.resume_command()}`")
@@ -270,14 +250,12 @@ def _resume(name: str, folder: Path, steps: int | None, given: set[str], values:
     return _train_by(run, values.get("processes", 1), steps)
 
 
-def _print_interrupted(folder: Path) -> None:
-    """Print the command that continues an interrupted training."""
+def _how_to_continue(folder: Path) -> str:
+    """Return how to continue an interrupted training."""
     from chatgym.training import Run
 
-    if (folder / "config.json").exists():
-        typer.echo(f"Interrupted; go on with `{Run.open(folder).resume_command()}`", err=True)
-    else:
-        typer.echo("Interrupted before the training began", err=True)
+    begun = (folder / "config.json").exists()
+    return f"go on with `{Run.open(folder).resume_command()}`" if begun else "the training hasn't begun yet"
 
 
 def result_json(run: Run) -> dict[str, Any]:

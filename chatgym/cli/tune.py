@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from chatgym.cli.options import AsJson, ErrorRate, ScenarioName, Seed, print_json
+from chatgym.cli.options import AsJson, ErrorRate, ScenarioName, Seed, interruptible, print_json
 from chatgym.cli.terminal import console, progress_bar, table
 from chatgym.errors import InvalidValue
 
@@ -107,12 +107,11 @@ def tune(
     name = study or agent
     where = folder or Path("studies") / name
     count = len(grid(plan.space)) if plan.method == "grid" else trials
-    try:
-        with progress_bar(f"tune {agent}", count * plan.steps * seeds, "turns") as progress:
-            done = tuning.tune(plan, where, trials=count, name=name, storage=storage, progress=progress)
-    except KeyboardInterrupt:
-        typer.echo(f"Interrupted; the study in {where} is kept, the same command goes on", err=True)
-        raise typer.Exit(130) from None
+    with (
+        interruptible(lambda: f"the study in {where} is kept, the same command goes on"),
+        progress_bar(f"tune {agent}", count * plan.steps * seeds, "turns") as progress,
+    ):
+        done = tuning.tune(plan, where, trials=count, name=name, storage=storage, progress=progress)
     _print(done, plan, where, as_json)
 
 

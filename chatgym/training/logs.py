@@ -73,7 +73,8 @@ class Logs:
 
     def _write_events(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Append the events of new lines to this process's event file, and delete the files of earlier processes."""
-        folder, before, events = self.folder / FORMATS["tensorboard"], [], []
+        folder, before = self.folder / FORMATS["tensorboard"], []
+        events: list[dict[str, Any]] = []
         if self._events is None:
             folder.mkdir(exist_ok=True)
             before = list(folder.glob("events.out.tfevents.*"))

@@ -7,6 +7,7 @@ the second, which was trained on other conversations. Each step resumes where it
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
@@ -25,8 +26,8 @@ PLAN = "rlhf.json"
 REWARDS = {"reward": 0, "held-out": 500_000}
 """Folder of a reward model to the seed of the first conversation in its training data."""
 
-Watch = Callable[[str, int, str], Any]
-"""(label, total, unit) to a context manager of a progress function, or of None; see `terminal.progress_bar`."""
+Watch = Callable[..., Any]
+"""(label, total, unit, done = 0) to a context manager of a function (count, metrics), or of None."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,8 @@ def sft(folder: Path, plan: Plan, watch: Watch) -> Path:
         about = {"teacher": "expert", "wander": plan.wander, "scenario": plan.scenario}
         SFT.prepare(run, settings, optimization, said=said, about=about)
     training = SFT.open(run)
-    with _Stage(watch, "sft", "steps") as stage:
-        training.train(stage)
+    with contextlib.ExitStack() as stack:
+        training.train(lambda done, total: stack.enter_context(watch("sft", total, "steps", done)))
     return training.model
 
 
@@ -172,22 +173,3 @@ def ppo(folder: Path, plan: Plan, model: Path, watch: Watch) -> Run:
     run = begin_ppo(folder, plan, model)
     with watch("ppo", plan.turns, "turns") as progress:
         return resume(run.folder, progress=progress)
-
-
-class _Stage:
-    """A training's progress, whose length is known only once it has begun."""
-
-    def __init__(self, watch: Watch, what: str, unit: str) -> None:
-        self._watch, self._what, self._unit = watch, what, unit
-        self._shown: Any = None
-
-    def __enter__(self) -> _Stage:
-        return self
-
-    def __call__(self, done: int, total: int) -> Any:
-        self._shown = self._watch(self._what, total, self._unit)
-        return self._shown.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        if self._shown is not None:
-            self._shown.__exit__(*error)
