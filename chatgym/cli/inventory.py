@@ -89,17 +89,19 @@ def scenarios(
     if name is not None:
         _print_scenario(name, found[name], found.sources[name], as_json)
         return
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for one, source in found.sources.items():
         try:
-            rows.append((one, str(found[one].version), found[one].description, source))
+            rows.append((one, found[one].version, found[one].description, source))
         except ChatGymError as error:
-            rows.append((one, "", str(error), source))
+            rows.append((one, None, str(error), source))
     if as_json:
         print_json([dict(zip(("name", "version", "description", "plugin"), row, strict=True)) for row in rows])
         return
     out = console()
-    out.print(table(("scenario", "version", "description", "plugin"), rows))
+    out.print(
+        table(("scenario", "version", "description", "plugin"), ((str(cell or "") for cell in row) for row in rows))
+    )
     out.print("\n`chatgym scenarios NAME` shows one in detail")
 
 
