@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import typer
-from test_cli import COMMAND, SMALL, Chatgym, _put_model, cache, chatgym, trained
+from test_cli import COMMAND, SMALL, Chatgym, _put_model, cache, chatgym
 
 from chatgym.cli.app import app
 from chatgym.errors import Unavailable
 from chatgym.storage import model_store
 from chatgym.training import Run
 
-__all__ = ["cache", "chatgym", "trained"]  # fixtures
+__all__ = ["cache", "chatgym"]  # fixtures
 
 TALK = {"play", "serve"}
 """Commands without a result: they talk, or serve until they are stopped."""
@@ -71,13 +71,13 @@ def test_stdout_is_one_json_document_and_nothing_else(chatgym: Chatgym, name: st
         assert json.loads(said.out)
 
 
-def test_the_json_says_what_the_table_says(chatgym: Chatgym, trained: Path, cache: Path) -> None:
+def test_the_json_says_what_the_table_says(chatgym: Chatgym, cache: Path) -> None:
     weights = _put_model(cache, "all-minilm-l6-v2", 3_000_000)
     (model,) = json.loads(chatgym("pull", "all-minilm-l6-v2", "--json").out)
     assert model["bytes"] == sum(path.stat().st_size for path in weights.parent.iterdir())
-    last = Run.open(trained).metrics()[-1]
-    longer = chatgym("train", "qlearning", "--run", trained, "--resume", "--json")
-    assert json.loads(longer.out)["trained"] == {key: last[key] for key in ("success_rate", "mean_return", "score")}
+    made = json.loads(chatgym("train", "qlearning", *SMALL, "--json").out)
+    last = Run.open(made["run"]).metrics()[-1]
+    assert made["trained"] == {key: last[key] for key in ("success_rate", "mean_return", "score")}
     scenarios = json.loads(chatgym("scenarios", "--json").out)
     assert all(one["description"] in chatgym("scenarios").out for one in scenarios)
     best = json.loads(chatgym(*TUNE, "--json").out)["trials"][0]
