@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 # `make mutants` plants faults and shows that the tests notice each of them.
-.PHONY: setup demo test lint mutants bench
+.PHONY: setup demo test lint docs mutants bench
 
 setup: $(STAMP)
 
@@ -27,6 +27,9 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy chatgym agents
+
+docs: setup
+	$(BIN)/python docs/make_cli.py
 
 mutants: setup
 	$(BIN)/python tests/mutants.py

@@ -1,4 +1,4 @@
-"""Turns a second of the environment beside its peers, as ratios of one run: ``python benchmarks/env_speed.py``.
+"""Measure turns per second beside other environments: ``python benchmarks/env_speed.py``.
 
 Every subject runs for a slice of time, one after the other, round after round, so that a machine whose speed drifts
 favours none; the figures are medians over the rounds. Use one core (``taskset -c 0``). The peers GEM and TextArena are
@@ -185,16 +185,17 @@ def profile(batch: int) -> str:
 
 def page(rates: dict[str, list[float]], reference: str, where: str) -> str:
     lines = [
-        "# Speed", "",
-        "Made by `taskset -c 0 python benchmarks/env_speed.py --write`, all in one run on one core. The last column is "
-        f"the median ratio to {reference}, round by round.", "",
+        "# Speed of the environment", "",
+        "Turns per second, all measured in one run on one core. B is the number of conversations (or poles) in a "
+        f"batch. The ratio is to {reference}: the median over the rounds. Made by `taskset -c 0 python "
+        "benchmarks/env_speed.py --write`.", "",
         "| environment | turns/s: median (lowest to highest) | ratio |", "|---|---:|---:|",
     ]  # fmt: skip
     for name, values in rates.items():
         ratio = statistics.median(a / b for a, b in zip(values, rates[reference], strict=True))
         middle = f"{statistics.median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})"
         lines.append(f"| {name} | {middle} | {ratio:.3g} |")
-    return "\n".join([*lines, "", "Where a step of 1,024 conversations takes its time:", "", "```", where, "```", ""])
+    return "\n".join([*lines, "", "Profile of 2,000 steps of 1,024 conversations:", "", "```", where, "```", ""])
 
 
 def main() -> None:

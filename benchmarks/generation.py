@@ -1,9 +1,9 @@
-"""Tokens per second of our decode loop beside other engines, as ratios of one run: ``python benchmarks/generation.py``.
+"""Measure tokens per second beside other engines, as ratios of one run: ``python benchmarks/generation.py``.
 
 The same model (SmolLM2-135M, float32), the same prompts and numbers of new tokens, one thread each. ``transformers`` is
-here; vLLM and llama.cpp live in environments of their own, whose interpreters ``--vllm`` and ``--llama`` name (see
-``generation_peers.py``). Sections that are done are kept in a file, so that a run that broke off goes on, and a section
-can be measured again by its name: ``python benchmarks/generation.py reuse --again``. Writes ``docs/generation.md``.
+here; vLLM and llama.cpp run in environments of their own, whose interpreters ``--vllm`` and ``--llama`` name (see
+``generation_peers.py``). Finished sections are kept in a file: an interrupted run continues, and a section can be
+measured again by its name: ``python benchmarks/generation.py reuse --again``. Writes ``docs/generation.md``.
 """
 
 from __future__ import annotations
@@ -378,7 +378,7 @@ def halves(options: argparse.Namespace) -> dict[str, Any]:
     for kind, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         engine = loaded(dtype)
         prompts = prompts_of(engine, options.rows)
-        for way, sampling in (("likeliest", {"temperature": 0.0}), ("sampled", SAMPLED)):
+        for way, sampling in (("greedy", {"temperature": 0.0}), ("sampled", SAMPLED)):
             requests = [Request(prompt, SAID // 2, seed=i, **sampling) for i, prompt in enumerate(prompts)]
             alone = [continued(engine, [request])[0] for request in track(requests, f"{kind}, {way}")]
             pairs = list(zip(alone, continued(engine, requests), strict=True))

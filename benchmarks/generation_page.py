@@ -7,15 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 Found = dict[str, Any]
-KINDS = {"greedy": "likeliest token", "sampled": "temperature 0.7, top-p 0.9", "uneven": "rows that end apart"}
+KINDS = {"greedy": "greedy", "sampled": "temperature 0.7, top-p 0.9", "uneven": "rows of uneven length"}
 
 
 def page(kept: Found) -> str:
     lines = [
-        "# Generation", "",
-        "Made by `python benchmarks/generation.py`: SmolLM2-135M in float32, one thread for each engine, the last 32 "
-        "tokens of the environment's own prompts, 32 new tokens in each row and no early end. What counts are the "
-        "ratios: they are of one run on one machine.", "",
+        "# Speed of generation", "",
+        "SmolLM2-135M in float32, one thread for each engine. Every row has a prompt of 32 tokens (the end of one of "
+        "the environment's own prompts) and 32 new tokens, with no early end. All figures of a table are of one run on "
+        "one machine: read them as ratios. Made by `python benchmarks/generation.py`.", "",
     ]  # fmt: skip
     for name, write in WRITERS.items():
         if name in kept:
@@ -27,7 +27,7 @@ def rates(found: Found) -> list[str]:
     engines: Found = found["engines"]
     mine: Found = engines["ours"]
     lines = ["## Beside other engines", "",
-             "New tokens per second, the prompts' reading included; in brackets, ours over it.", "",
+             "New tokens per second, prefill included. In brackets: ours divided by it.", "",
              "| rows | " + " | ".join(engines) + " |", "|---|" + "---:|" * len(engines)]  # fmt: skip
     for case, rate in mine.items():
         kind, rows = case.split()
@@ -42,19 +42,19 @@ def rates(found: Found) -> list[str]:
         lines.append(f"| {rows}, {KINDS[kind]} | " + " | ".join(cells) + " |")
     agree = {name: statistics.mean(cases.values()) for name, cases in found["agree"].items() if name != "ours"}
     said = "; ".join(f"{name} {share:.0%}" for name, share in agree.items())
-    lines += ["", f"Rows whose tokens are ours, all of them, where the likeliest is taken: {said}. The rows that end "
-              "apart have 4 to 63 new tokens; `transformers.generate` computes all of them up to the longest, the "
-              "others let go of a row that is done."]  # fmt: skip
+    lines += ["", f"Greedy rows in which every token equals ours: {said}. The rows of uneven length have 4 to 63 new "
+              "tokens; `transformers.generate` computes all rows up to the longest, the other engines drop a row that "
+              "is done."]  # fmt: skip
     lines += [f"{name} was not measured: {why}." for name, why in found["skipped"].items()]
     return lines
 
 
 def reuse(found: Found) -> list[str]:
     lines = ["## One prompt, 16 continuations", "",
-             "A prompt that several rows continue is read once and its keys and values are copied. Seconds until the "
-             "first token can be drawn, and of the 24 steps after it:", "",
-             "| tokens of the prompt | read once | 16 times in one batch | 16 times, one after the other | steps | "
-             "gain in reading | gain in all |", "|---:|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
+             "A prompt that several rows share is prefilled once, and its keys and values are copied. Seconds of the "
+             "prefill, and of the 24 steps after it:", "",
+             "| prompt tokens | once | 16 times in one batch | 16 times, one after the other | steps | "
+             "speed-up of the prefill | speed-up in all |", "|---:|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
     for length, best in found.items():
         if length == "took":
             continue
@@ -67,10 +67,10 @@ def reuse(found: Found) -> list[str]:
 
 
 def history(found: Found) -> list[str]:
-    lines = ["## A chat that goes on", "",
-             f"Chats with instructions of {found['told']} tokens, {found['turn']} more and an answer of 20 in each of "
-             f"{found['turns']} turns. Seconds in all, where what was read before is kept, and where it is read anew:",
-             "", "| chats | kept | anew | gain |", "|---:|---:|---:|---:|"]  # fmt: skip
+    lines = ["## Chats of several turns", "",
+             f"Instructions of {found['told']} tokens, then {found['turns']} turns of {found['turn']} new prompt "
+             "tokens and 20 generated ones. Seconds in all, with the keys and values of earlier turns kept, and "
+             "without:", "", "| chats | kept | not kept | speed-up |", "|---:|---:|---:|---:|"]  # fmt: skip
     for rows in ("1", "8"):
         kept, anew = found[rows]["kept"], found[rows]["anew"]
         lines.append(f"| {rows} | {kept:.1f} | {anew:.1f} | {anew / kept:.1f} |")
@@ -78,7 +78,7 @@ def history(found: Found) -> list[str]:
 
 
 def compiling(found: Found) -> list[str]:
-    lines = ["## Static cache and torch.compile", "", "Milliseconds of a step, the likeliest token taken:", "",
+    lines = ["## Static cache and torch.compile", "", "Milliseconds of a greedy step:", "",
              "| rows | our cache | static cache | static cache, compiled | seconds to compile |",
              "|---:|---:|---:|---:|---:|"]  # fmt: skip
     pays = []
@@ -91,19 +91,19 @@ def compiling(found: Found) -> list[str]:
         pays.append(mine["ours"] / mine.get("compiled", float("inf")))
     gain = max(pays)
     finding = (
-        f"Compiled, a step is at best {gain:.2f} times as fast as ours. It holds for one number of rows and one "
-        "length: rows that join and leave, and prompts of any length, would have it compile again and again. "
-        + ("It is not used." if gain < 1.5 else "It isn't used yet.")
+        f"Compiled, a step is at best {gain:.2f} times as fast as ours. A compiled step serves one number of rows and "
+        "one length, so rows that join and leave would trigger compilation again and again. "
+        + ("It is not used." if gain < 1.5 else "It is not used yet.")
     )
     return [*lines, "", finding]
 
 
 def overhead(found: Found) -> list[str]:
-    lines = ["## The worded environment over raw generation", "",
-             "Four conversations of random acts, no wording known before, until the banks of words are there: seconds "
-             "in all and in the model's `generate`, of the very same tokens. With the banks in memory no model is "
-             "needed: turns per second of 1,024 conversations with their texts.", "",
-             "| scenario | turns | banks | tokens | seconds | in the model | overhead | turns/s with banks |",
+    lines = ["## Overhead of the worded environment", "",
+             "Four conversations of random acts with empty wording banks. Seconds in all, and seconds in the model's "
+             "`generate` for the same tokens; the difference is the overhead. The last column is the speed once the "
+             "banks are filled and no model is needed: turns per second of 1,024 conversations with their texts.", "",
+             "| scenario | turns | banks filled | tokens | seconds | in the model | overhead | turns/s with banks |",
              "|---|---:|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
     for name, one in found.items():
         if name == "took":
@@ -115,9 +115,10 @@ def overhead(found: Found) -> list[str]:
 
 
 def halves(found: Found) -> list[str]:
-    lines = ["## Does a row's text depend on those beside it?", "",
-             "Rows whose tokens differ between alone and all together, and how many tokens they have in common:", "",
-             "| | rows | new tokens | differ | first difference |", "|---|---:|---:|---:|---|"]  # fmt: skip
+    lines = ["## Rows whose tokens change with the batch size", "",
+             "Each row is generated alone and in a batch of all rows. *First difference* is the position of the first "
+             "token that differs.", "",
+             "| | rows | new tokens | rows that differ | first difference |", "|---|---:|---:|---:|---|"]  # fmt: skip
     for name, one in found.items():
         if name == "took":
             continue
@@ -125,9 +126,9 @@ def halves(found: Found) -> list[str]:
         where = f"median {statistics.median(parted):.0f}, lowest {min(parted)}" if parted else "–"
         share = f"{len(parted)} ({len(parted) / one['rows']:.0%})"
         lines.append(f"| {name} | {one['rows']} | {one['tokens']} | {share} | {where} |")
-    lines += ["", "In float32 a token is another only where two come within a millionth of each other. In bfloat16 a "
-              "row is reproducible only among the same rows; where a run is to be repeated to the letter, record it "
-              "(`llm=\"record:FILE,LLM\"`, see engines.md)."]  # fmt: skip
+    lines += ["", "In float32 a token differs only where two candidates are within a millionth of each other. In "
+              "bfloat16 a row is reproducible only in the same batch. To repeat a run exactly, record it "
+              "(`llm=\"record:FILE,LLM\"`, see [engines](engines.md))."]  # fmt: skip
     return lines
 
 

@@ -1,8 +1,8 @@
-"""Learning curves: agents against each other at equal turns, several seeds, mean and 95 % band.
+"""Draw learning curves of several agents over the same number of turns, with several seeds and 95 % bands.
 
     python benchmarks/learning.py --steps 400000 --seeds 5
 
-Each training is a run folder (`chatgym.training`), so an interrupted benchmark goes on where it was.
+Each training is a run folder (`chatgym.training`), so an interrupted benchmark resumes.
 Writes ``learning.png`` and ``learning.md`` into the folder ``--docs``.
 """
 
@@ -156,10 +156,11 @@ def write_page(curves: dict[tuple[str, str], Curve], options: Any) -> str:
     seeds = f"{options.seeds} seeds" if options.seeds > 1 else "one seed"
     lines = [
         "# Learning curves", "",
-        f"Made by `python benchmarks/learning.py --steps {options.steps} --seeds {options.seeds}`: {seeds},",
-        f"{options.conversations} conversations an evaluation. Bands and ± are 95 % intervals of the mean over seeds",
-        "(Student's t). Score: random is 0, the expert 100. Seconds are those of a training with its evaluations.", "",
-         "![Learning curves](learning.png)", "",
+        f"Mean over {seeds}, with 95 % intervals of the mean (Student's t); an evaluation holds",
+        f"{options.conversations} conversations. The score is 0 for the random agent and 100 for the expert. Seconds",
+        "are the time of one training with its evaluations. Made by",
+        f"`python benchmarks/learning.py --steps {options.steps} --seeds {options.seeds}`.", "",
+        "![Learning curves](learning.png)", "",
         "| scenario | agent | turns | success rate [%] | mean return | score | seconds |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]  # fmt: skip

@@ -1,8 +1,7 @@
-"""What a language model is worth as the partner, `simulator="llm"`: ``python benchmarks/llm_partner.py --llm LLM``.
+"""Measure a language model as the partner, `simulator="llm"`: ``python benchmarks/llm_partner.py --llm LLM``.
 
-The expert holds conversations with it. What the model says is counted (`LLMSimulator.counts`), and
-compared with those of the simulator, which says what it means. Prints a table, and writes the first conversations
-to a file.
+The expert holds conversations with it and with the default simulator. Prints a table of the model's replies by how NLU
+understood them, and of the outcomes with both; writes the first conversations to a file.
 """
 
 from __future__ import annotations

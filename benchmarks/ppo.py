@@ -1,14 +1,6 @@
-"""Tokens per second of a whole training step beside others, as ratios of one run: ``python benchmarks/ppo.py``.
+"""Measure tokens per second of a training step: ``python benchmarks/ppo.py`` writes ``docs/ppo_speed.md``.
 
-SmolLM2-135M, float32, all weights trained, on as many threads as torch takes.
-
-* One turn: 32 prompts of 43 tokens (four of them, eight times each), 32 new tokens; GRPO, here and in TRL's trainer,
-  with the same reward function. TRL lives in an environment of its own, whose interpreter ``--trl`` names.
-* Four turns: 16 conversations, 32 new tokens a turn, between them 20 of the partner's; PPO with a value function,
-  beside a plain loop as DeepSpeed-Chat's: ``generate`` on the whole conversation in each turn, four models (policy,
-  reference, critic, reward model), a pass of each over all, then a step of the policy and one of the critic.
-
-A token counts once however often it was read. Writes ``docs/ppo_speed.md``.
+TRL is measured in an environment of its own, whose interpreter ``--trl`` names.
 """
 
 from __future__ import annotations
@@ -35,6 +27,19 @@ ROWS, GROUP, READ, SAID = 32, 8, 43, 32
 TURNS, CONVERSATIONS, HEARD = 4, 16, 20
 SENTENCE = "The parcel that I ordered for my sister three weeks ago has still not come to the door, so I ask you what "
 VOWELS = set("aeiou")
+INTRODUCTION = """# Speed of a training step
+
+SmolLM2-135M in float32, all weights trained, {threads} threads. Tokens per second are the tokens that the policy
+generated in a step, divided by the seconds of the whole step; a token counts once, however often it is read. Figures
+are medians of {rounds} steps in one run. Made by `python benchmarks/ppo.py`.
+
+* **One turn**: GRPO in ChatGym and in TRL, with the same reward function: 32 prompts of 43 tokens (four prompts, eight
+  times each) and 32 new tokens.
+* **Four turns**: PPO with a value function: 16 conversations, 32 new tokens a turn, and 20 tokens of the partner
+  between the turns. Beside it a plain loop in the manner of DeepSpeed-Chat: `generate` on the whole conversation in
+  each turn, four models (policy, reference, critic, reward model), one pass of each over the whole, and one step of
+  policy and critic.
+"""
 
 
 def reward(text: str) -> float:
@@ -47,7 +52,7 @@ class Partner:
 
     def __init__(self, opening: list[str], answer: str, turns: int) -> None:
         self.num_envs, self._opening, self._answer, self._last = len(opening), opening, answer, turns
-        self.room = self.talk = self
+        self.room = self
         self.scenario = Outcomes()
 
     def reset(self, options: dict[str, Any]) -> None:
@@ -55,11 +60,12 @@ class Partner:
         self.texts, self.outcomes = [*self._opening], np.zeros(self.num_envs, np.int64)
         self.truncations = np.zeros(self.num_envs, bool)
 
-    def step(self, texts: list[str], going: np.ndarray) -> None:
+    def step(self, texts: list[str], *, active: np.ndarray) -> tuple[Any, ...]:
         self.turns += 1
         self.rewards = np.array([reward(text) for text in texts])
         self.texts = [self._answer] * self.num_envs
         self.terminations = self.turns >= self._last
+        return self.texts, self.rewards, self.terminations, self.truncations, {}
 
 
 class Outcomes:
@@ -82,19 +88,18 @@ def ours(turns: int, rows: int, group: int, **settings: Any) -> Callable[[], tup
 
     chosen = {"batch": rows, "group": group, "epochs": 1, "minibatches": 1, "micro_batch": rows, "zero": 0,
               "max_new_tokens": SAID, "max_length": 1024, "target_kl": 0.0, **settings}  # fmt: skip
-    learner = Training(PPO(find_scenario("customer_service"), make_config(PPO.Config, chosen)), None).learner
-    tokenizer = learner.tokenizer
+    learner = Training(find_scenario("customer_service"), make_config(PPO.Config, chosen), 0).learner
+    tokenizer = learner.systems.tokenizer
     heads = len(tokenizer.encode("<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n"))
     opening = [text for text in prompts(tokenizer, rows // group, READ - heads) for _ in range(group)]
     envs = Partner(opening, prompts(tokenizer, 1, HEARD - heads)[0], turns)
-    policy, end = learner.policy, torch.tensor([tokenizer.end])
+    policy, end = learner.systems.policy, torch.tensor([tokenizer.end])
     logits = policy.logits  # no turn ends before it is as long as it may be
     policy.logits = lambda hidden: logits(hidden).index_fill(1, end, -1e9)
 
     def step() -> tuple[int, dict[str, float]]:
-        conversations = learner.hold(envs)
         seconds = learner.phases.seconds
-        learner.learn(conversations)
+        conversations, _ = learner.iterate(envs)
         return sum(len(one.places) for one in conversations), dict(seconds)
 
     return step
@@ -216,13 +221,9 @@ def main() -> None:
     other, phases = measured(plain(TURNS, CONVERSATIONS), arguments.rounds)
     many.append(line("a plain loop", other, rate, phases))
     print(many[-1], flush=True)
-    text = (__doc__ or "").partition("SmolLM2")
-    PAGE.write_text(
-        f"# Speed of a training step\n\nMade by `python benchmarks/ppo.py`, medians of {arguments.rounds} steps, "
-        f"{torch.get_num_threads()} threads.\n\nSmolLM2{text[2].rpartition(' Writes')[0]}\n\n## One turn\n\n"
-        + "\n".join(single) + "\n\n## Four turns\n\n" + "\n".join(many) + "\n",
-        encoding="utf-8",
-    )  # fmt: skip
+    tables = "\n".join(["## One turn", "", *single, "", "## Four turns", "", *many])
+    head = INTRODUCTION.format(threads=torch.get_num_threads(), rounds=arguments.rounds)
+    PAGE.write_text(f"{head}\n{tables}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""What the default reward models make of agents that try to please them: ``python benchmarks/rewards.py``.
+"""Score agents that try to game the default reward models: ``python benchmarks/rewards.py``.
 
-Each agent holds the same conversations; its figure is the mean score of its turns. None should beat the expert.
+All agents hold the same conversations. The figure of an agent is the mean score of its turns; none should beat the
+expert's.
 """
 
 from __future__ import annotations

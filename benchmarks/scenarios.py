@@ -1,7 +1,7 @@
-"""How the agents do in each scenario: ``python benchmarks/scenarios.py`` writes ``docs/scenarios.md``.
+"""Compare the agents in each scenario: ``python benchmarks/scenarios.py`` writes ``docs/scenarios.md``.
 
-Random, the best fixed order of acts that a search finds, the expert, and agents that learn, with 95 % intervals over
-conversations that no training saw. A training is a run folder, so an interrupted benchmark goes on where it was.
+Compares random, the best fixed order of acts that a search finds, the expert and trained agents on unseen
+conversations, with 95 % intervals. A training is a run folder, so an interrupted benchmark resumes.
 """
 
 from __future__ import annotations
@@ -55,11 +55,12 @@ def rows(scenario: str, options: Any) -> Iterator[Row]:
 def write_page(table: dict[str, list[Row]], options: Any) -> str:
     lines = [
         "# Scenarios and agents", "",
-        "Made by `python benchmarks/scenarios.py`: each agent in the same "
-        f"{options.conversations:,} conversations, which no training saw, with 95 % intervals (Wilson's for shares, "
-        "bootstrap for means). On the score random is 0 and the expert 100, both over 10,000 other conversations, so "
-        "here they can be a little off. *Fixed order* is the best sequence of acts that a search over sequences finds: "
-        "what a script reaches that doesn't listen.", "",
+        "Every agent holds the same "
+        f"{options.conversations:,} conversations, which are in no training. Intervals are 95 % intervals: Wilson's "
+        "for the success rate, bootstrap for the means. Made by `python benchmarks/scenarios.py`.", "",
+        "The score is 0 for the random agent and 100 for the expert. Both references are measured over 10,000 other "
+        "conversations, so here they can differ a little from 0 and 100. *Fixed order* is the best sequence of acts "
+        "that a search finds: what an agent reaches that ignores the answers.", "",
         "| scenario | agent | success rate [%] | mean return | score | turns |",
         "|---|---|---:|---:|---:|---:|",
     ]  # fmt: skip

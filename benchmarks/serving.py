@@ -1,10 +1,10 @@
-"""Eight processes that share one server beside eight with a model each: ``python benchmarks/serving.py``.
+"""Compare eight processes that share one server with eight that load a model each: ``python benchmarks/serving.py``.
 
-Each process holds conversations with a words' cache of its own, so that it needs the model for everything that the
-partner says: sixteen wordings at once where the model words it (``--simulator agenda``), one for each conversation
-where it plays it (``--simulator llm``). Both ways run in one go; what counts are the ratios of their times (from the
-start of the processes, the server's loading included) and of their memory (proportional set size: what processes share
-is counted once).
+Each process holds conversations with an empty wording cache of its own, so it asks the model for everything that the
+partner says: sixteen wordings at once if the model words the partner (``--simulator agenda``), one reply for each
+conversation if it plays the partner (``--simulator llm``). Both set-ups run one after the other. Compare the ratios of
+their times (from the start of the processes, loading included) and of their memory (proportional set size: memory that
+processes share is counted once).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Many clients at one server for minutes, every answer checked: ``python benchmarks/soak.py --seconds 120``.
+"""Load a server with many clients and check every answer: ``python benchmarks/soak.py --seconds 120``.
 
-Each client asks one thing after another: prompts, lengths, temperatures and seeds of its own, one in four as a stream.
-Afterwards a model in this process answers the same with the same seeds. Of the answers that aren't the same, those are
-*mixed up* that somebody else asked for. In float32, unless ``CHATGYM_DTYPE`` says otherwise: in bfloat16 the rows
-beside a row decide some of its draws, by rounding.
+Each client sends one request after another, with its own prompts, lengths, temperatures and seeds, one in four as a
+stream. Afterwards a model in this process answers the same requests with the same seeds. A different answer counts as
+*mixed up* if it belongs to another client's request. Runs in float32 unless ``CHATGYM_DTYPE`` is set: in bfloat16 the
+batch changes some draws by rounding.
 """
 
 from __future__ import annotations

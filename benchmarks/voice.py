@@ -1,7 +1,7 @@
-"""How a voice words the partners beside the plain model: every bank of every scenario filled anew by each.
+"""Measure the wordings of the partner with and without the adapter: fill every bank of every scenario with each.
 
-python benchmarks/voice.py                 writes the tables of docs/voice.md, and 200 wordings to read
-python benchmarks/voice.py --only voice    leaves the plain model's rows as they are (it takes the most time)
+python benchmarks/voice.py                 writes the table of docs/voice.md, and 200 wordings to read
+python benchmarks/voice.py --only voice    keeps the plain model's rows (it takes the most time)
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def fill(name: str, scenario_name: str, engine: object) -> Speaker:
 
 
 def figures(speaker: Speaker) -> dict[str, float]:
-    """Count what became of a speaker's candidates."""
+    """Count a speaker's candidates by how the guard handled them."""
     banks = speaker.banks
     accepted = sum(len(bank.accepted) for bank in banks.values())
     repeated = sum(reason == REPEATED for bank in banks.values() for _, reason in bank.rejected)
@@ -86,7 +86,7 @@ def main() -> None:
         arguments.rejected.write_text("".join(json.dumps(one) + "\n" for one in rejected), encoding="utf-8")
     head = (
         "| model | scenario | banks | candidates | passed the guard | distinct wordings | of them not by hand "
-        "| a bank | banks without any | of those after an act, its own |\n"
+        "| wordings a bank | empty banks | specific to the agent's act |\n"
         "|---|---|---|---|---|---|---|---|---|---|\n"
     )
     before, table, after = PAGE.read_text(encoding="utf-8").split(MARK)

@@ -5,6 +5,7 @@ Data takes one path: actions -> codec -> room -> NLG -> observation.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from gymnasium.envs.registration import EnvSpec
 
 from chatgym.dynamics.room import ChatRoom, Snapshot, is_integer, loops_digest
 from chatgym.engines import DEFAULT_MODEL, PLAIN_MODEL, Engine, make_engine
@@ -25,7 +27,7 @@ from chatgym.envs.tokens import TokenHistory
 from chatgym.errors import InvalidValue, unknown
 from chatgym.rewards import RewardModel
 from chatgym.rewards.term import NAME, make_term
-from chatgym.scenarios import ABOUT, NO_ACT, UNCLEAR_ACT, Meaning, Scenario, find_scenario
+from chatgym.scenarios import ABOUT, NO_ACT, UNCLEAR_ACT, Meaning, Scenario, ScenarioName, find_scenario
 from chatgym.storage.model_store import MODELS
 from chatgym.words.nlg import Speaker
 
@@ -300,6 +302,7 @@ class HoldsConversations(CopiedByState):
     """Mixin of both environments: what they show of the conversations that they hold."""
 
     _conversations: Conversations
+    _spec: EnvSpec | None = None
 
     @property
     def room(self) -> ChatRoom:
@@ -351,8 +354,21 @@ class HoldsConversations(CopiedByState):
         """Name all that decides the conversations' course, see `Conversations.identity`."""
         return self._conversations.identity()
 
+    @property
+    def spec(self) -> EnvSpec | None:
+        """The specification that `gymnasium.make` made this from; a `Scenario` object stands there by its name."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:
+        if spec is not None and isinstance(spec.kwargs.get("scenario"), Scenario):
+            spec = dataclasses.replace(spec, kwargs={**spec.kwargs, "scenario": ScenarioName(spec.kwargs["scenario"])})
+        self._spec = spec
+
     def _hold(self, arguments: dict[str, Any], conversations: Conversations) -> None:
         """Remember the arguments of the constructor, and hold conversations made with them."""
+        if isinstance(arguments["scenario"], Scenario) and "@" not in (name := ScenarioName(arguments["scenario"])):
+            arguments["scenario"] = str(name)  # what is registered under its name is found there by each process
         self._arguments, self._conversations = arguments, conversations
 
     def _take_words(self, other: HoldsConversations) -> None:
@@ -372,7 +388,7 @@ class HoldsConversations(CopiedByState):
 
 
 _CARRIED = ("_np_random", "_np_random_seed", "action_space", "observation_space", "single_action_space",
-            "single_observation_space", "spec")  # fmt: skip
+            "single_observation_space", "_spec")  # fmt: skip
 
 
 def check_options(options: Mapping[str, Any] | None, allowed: Sequence[str]) -> Mapping[str, Any]:

@@ -100,7 +100,9 @@ class CopiedByState:
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         made = type(self)(**self._arguments)
         memo[id(self)] = made
-        made._take(copy.deepcopy(self._carried(), memo))
+        carried = self._carried()
+        memo[id(carried.get("_spec"))] = carried.get("_spec")  # it may hold a model, and never changes
+        made._take(copy.deepcopy(carried, memo))
         made.restore(self.snapshot())
         return made
 

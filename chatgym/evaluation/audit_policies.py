@@ -22,13 +22,13 @@ D_ACT, D_DISTURB, D_FIXED = (rng.WORDING + 300 + i for i in range(3))  # purpose
 
 
 AGENTS = {
-    "random": "takes random acts that the mask allows",
+    "random": "takes a random act that makes sense",
     "expert": "follows the scenario's script",
-    "perturbed": f"follows the script, {DISTURBED:.0%} of its acts are random",
-    "senseless": "takes random acts, also those that the mask excludes",
-    "repeating": "takes the same act every turn",
+    "perturbed": f"is the expert with {DISTURBED:.0%} random acts",
+    "senseless": "takes a random act, whether it makes sense or not",
+    "repeating": "repeats one act",
     "hasty": f"ends the conversation within {EARLY_TURNS} turns",
-    "clinging": "is perturbed, and never ends the conversation",
+    "clinging": "is *perturbed*, but never ends the conversation",
 }
 """Name of a policy to what it does."""
 

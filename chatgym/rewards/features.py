@@ -145,6 +145,10 @@ class Reader:
         self._vectors: dict[str, Floats] = {}
         self.read = functools.lru_cache(maxsize=REMEMBERED)(self._read)
 
+    def __reduce__(self) -> tuple[type[Reader], tuple[Space | None]]:
+        """Pickle the space; the encoder is opened again, and texts are read again."""
+        return Reader, (self._space,)
+
     def preload(self, vectors: Mapping[str, Floats]) -> None:
         """Take the vectors of masked texts from elsewhere."""
         self._vectors.update(vectors)

@@ -103,7 +103,7 @@ def make_term(
     scenario: Scenario,
     action: str,
     size: int,
-) -> tuple[ModelTerm | None, dict[str, float] | None]:
+) -> tuple[ModelTerm | None, dict[str, float]]:
     """Make the term of an environment, and return the weights of the scenario's own terms.
 
     ``"default"`` judges agents that choose words (`action` other than ``"act"``): there the words of an act are the
@@ -112,13 +112,14 @@ def make_term(
     Raises:
         InvalidValue: A weight is given for the term, but no model judges; see also `make_reward_model`.
     """
-    own = None if reward_weights is None else {name: one for name, one in reward_weights.items() if name != NAME}
+    weights = check_weights(reward_weights)
+    own = {name: one for name, one in weights.items() if name != NAME}
     off = reward_model is None or (isinstance(reward_model, str) and reward_model == "default" and action == "act")
     model = None if off else make_reward_model(reward_model, scenario)
-    weight = check_weights(reward_weights).get(NAME, WEIGHT)
+    weight = weights.get(NAME, WEIGHT)
     if model is not None:
         return ModelTerm(model, size, weight), own
-    if reward_model is not None and NAME in (reward_weights or {}):
+    if reward_model is not None and NAME in weights:
         raise InvalidValue(
             f"reward_weights weighs {NAME!r}, but no reward model judges here; name one (reward_model=...): with "
             'action="act" the default one is off'

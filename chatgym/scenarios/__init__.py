@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from chatgym import plugins
 from chatgym.dynamics.scenario import (
     ABOUT,
@@ -23,21 +25,44 @@ __all__ = [
     "LLMPartner",
     "Meaning",
     "Scenario",
+    "ScenarioName",
     "fill",
     "find_scenario",
 ]
+
+
+class ScenarioName(str):
+    """The name of a scenario that was given as an object: JSON holds the name, this process the object as well."""
+
+    scenario: Scenario
+
+    def __new__(cls, scenario: Scenario) -> ScenarioName:
+        """Name a scenario: by its name, if it is the one registered under that, else by name and digest."""
+        registered = plugins.load().scenarios
+        known = scenario.name in registered and registered[scenario.name] is scenario
+        made = super().__new__(cls, scenario.name if known else f"{scenario.name}@{scenario.digest[:12]}")
+        made.scenario = scenario
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ScenarioName:
+        return self
+
+    def __reduce__(self) -> tuple[type[ScenarioName], tuple[Scenario]]:
+        return ScenarioName, (self.scenario,)
 
 
 def find_scenario(scenario: str | Scenario) -> Scenario:
     """Return a scenario by name (built in or a plugin's), or the one given.
 
     Raises:
-        InvalidValue: No plugin registered that name.
+        InvalidValue: It is neither a `Scenario` nor a name that a plugin registered.
     """
     if isinstance(scenario, Scenario):
         return scenario
+    if isinstance(scenario, ScenarioName):
+        return scenario.scenario
     found = plugins.load().scenarios
-    if scenario not in found:
-        raise unknown("scenario", scenario, found, "`chatgym scenarios` lists them.")
+    if not isinstance(scenario, str) or scenario not in found:
+        raise unknown("scenario", scenario, found, "`chatgym scenarios` lists them; a plugin registers others.")
     resolved: Scenario = found[scenario]
     return resolved

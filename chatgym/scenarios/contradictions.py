@@ -16,11 +16,11 @@ from typing import Any
 from chatgym.scenarios import ABOUT, NO_ACT, TONES, UNCLEAR_ACT, Meaning, Scenario
 
 KINDS = {
-    "denies": "says what its goal or its mood denies",
-    "unasked": "answers what wasn't asked",
-    "repeats": "repeats itself unasked",
-    "early": "leaves though it would stay",
-    "stays": "stays though it would leave",
+    "denies": "contradicts its goal or mood",
+    "unasked": "answers another question than the one asked",
+    "repeats": "repeats itself without being asked",
+    "early": "leaves although it would stay",
+    "stays": "stays although it would leave",
 }
 """Kind of contradiction to what the partner does."""
 WORDING = "wording"
