@@ -143,7 +143,8 @@ def test_the_version_is_printed(chatgym: Chatgym) -> None:
 
 
 def test_every_command_says_what_it_does(chatgym: Chatgym) -> None:
-    listed = chatgym("--help").out.partition("Commands:")[2].split()
+    lines = chatgym("--help").out.partition("Commands:")[2].splitlines()
+    listed = [line.split()[0] for line in lines if line[2:3].strip()]
     commands = ["train", "evaluate", "play", "replay", "scenarios", "plugins", "pull"]
     assert [word for word in listed if word in commands] == commands
     for command in commands:

@@ -110,7 +110,7 @@ def _opened(llm: str) -> TransformersEngine:
     opened = engine.opened() if isinstance(engine, LazyEngine) else engine
     if not isinstance(opened, TransformersEngine):
         raise InvalidValue(
-            f"llm {llm!r} runs in another process and can't be served; name one of smollm2-135m-partner, "
+            f"llm {llm!r} is no model in this process, so it can't be served; name one: smollm2-135m-partner, "
             "smollm2-135m, hf:ID-or-folder, deepspeed:ID-or-folder"
         )
     return opened
