@@ -8,9 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from chatgym.evaluation.audit import AUDIT_SEED, Audit, Wording
+from chatgym.evaluation.audit import AUDIT_SEED, Audit, RecognitionCounts
+from chatgym.evaluation.audit_policies import AGENTS
 from chatgym.evaluation.intervals import Interval
-from chatgym.evaluation.probes import AGENTS
 from chatgym.scenarios.contradictions import KINDS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,8 +66,8 @@ def report(conversations: int, worded: int) -> str:
         audit = Audit(name)
         for agent in AGENTS:
             Console(stderr=True).print(name, agent)
-            audit.listen(agent, worded, seed=AUDIT_SEED)
-            audit.play(agent, conversations, seed=AUDIT_SEED)
+            audit.audit_words(agent, worded, seed=AUDIT_SEED)
+            audit.audit_acts(agent, conversations, seed=AUDIT_SEED)
         lines += _chapter(name, audit)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -77,7 +77,7 @@ def _chapter(name: str, audit: Audit) -> Iterator[str]:
     yield f"{audit.turns:,} agent turns.\n"
     yield "| the partner | found in | share | 95 % interval |"
     yield "| --- | --- | --- | --- |"
-    held = audit.played.total()
+    held = audit.conversations.total()
     for kind, what in KINDS.items():
         rate = audit.rate(kind)
         yield f"| {what} | {rate.value * held:,.0f} of {held:,} conversations | {_percent(rate)} |"
@@ -92,7 +92,7 @@ def _chapter(name: str, audit: Audit) -> Iterator[str]:
         yield from _misheard(what, wording)
 
 
-def _misheard(what: str, wording: Wording) -> Iterator[str]:
+def _misheard(what: str, wording: RecognitionCounts) -> Iterator[str]:
     """Yield the sentences that NLU misunderstands most often."""
     if not wording.missed:
         return

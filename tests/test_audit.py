@@ -20,7 +20,7 @@ from chatgym.cli.audit import SEED
 from chatgym.envs.vector_env import ChatVectorEnv
 from chatgym.errors import Unavailable
 from chatgym.evaluation.audit import AUDIT_SEED, Audit, judge, misheard
-from chatgym.evaluation.probes import AGENTS, ending_acts
+from chatgym.evaluation.audit_policies import AGENTS, ending_acts
 from chatgym.scenarios import Meaning, Scenario
 from chatgym.scenarios.contradictions import Exchange, Finding, never_ends, repeats
 from chatgym.scenarios.customer_service import SCENARIO as CUSTOMER_SERVICE
@@ -39,9 +39,9 @@ SCENARIOS = (CUSTOMER_SERVICE, EDUCATION, SOCIAL)
 def test_the_built_in_partners_never_contradict_themselves(scenario: Scenario, error_rate: float) -> None:
     audit = Audit(scenario, error_rate=error_rate)
     for agent in AGENTS:
-        audit.play(agent, 150, seed=AUDIT_SEED + int(1000 * error_rate))
-    assert audit.found == []
-    assert audit.played == dict.fromkeys(AGENTS, 150)
+        audit.audit_acts(agent, 150, seed=AUDIT_SEED + int(1000 * error_rate))
+    assert audit.findings == []
+    assert audit.conversations == dict.fromkeys(AGENTS, 150)
     assert audit.turns > 5000
     assert audit.rate("denies").high < 0.004
 
@@ -66,7 +66,7 @@ def test_the_agents_do_what_they_are_for() -> None:
 def _held(name: str, agent: str) -> list[list[Exchange]]:
     scenario = next(one for one in SCENARIOS if one.name == name)
     return list(
-        Audit(scenario).hold(
+        Audit(scenario).record(
             ChatVectorEnv(200, scenario=scenario, observation="discrete", llm="template"), agent, AUDIT_SEED
         )
     )
@@ -275,11 +275,11 @@ def test_a_sentence_of_another_act_is_misheard_and_counted() -> None:
     except Unavailable as error:
         pytest.skip(str(error))
     right, wrong = Audit(scenario), Audit(scenario)
-    right.listen("hasty", 20)
+    right.audit_words("hasty", 20)
     tones = scenario.sentences["partner"]["greet"]
     scenario.sentences["partner"]["greet"] = {tone: ["Goodbye, that was all."] for tone in tones}  # learnt by no head
-    wrong.listen("hasty", 20)
-    greetings = [found for found in wrong.found if found.finding.what.startswith("'Goodbye")]
+    wrong.audit_words("hasty", 20)
+    greetings = [found for found in wrong.findings if found.finding.what.startswith("'Goodbye")]
     assert len(greetings) > 3
     assert {found.finding.kind for found in greetings} == {"wording"}
     assert wrong.simple.missed.total() - right.simple.missed.total() == len(greetings)
@@ -300,8 +300,8 @@ def grudge(conversation: list[Exchange]) -> Iterator[Finding]:
 
 def test_the_traces_behind_findings_replay(tmp_path: Path) -> None:
     audit = Audit(dataclasses.replace(CUSTOMER_SERVICE, audit=grudge), error_rate=0.2)
-    audit.play("perturbed", 60)
-    audit.play("senseless", 10)
+    audit.audit_acts("perturbed", 60)
+    audit.audit_acts("senseless", 10)
     assert 20 < len(audit.of_kind("unasked")) < 50
     assert audit.contradictions("perturbed") + audit.contradictions("senseless") == audit.contradictions()
     assert audit.rate("unasked").value == audit.contradictions() / 70
@@ -311,9 +311,9 @@ def test_the_traces_behind_findings_replay(tmp_path: Path) -> None:
     assert replayed.conversations == 20
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     keys = [int(line["key"], 16) for line in lines if line["type"] == "start"]
-    assert keys == [found.key for found in audit.found[:20]]
+    assert keys == [found.key for found in audit.findings[:20]]
     envs = ChatVectorEnv(60, scenario=CUSTOMER_SERVICE, error_rate=0.2, observation="discrete", llm="template")
-    conversations = list(audit.hold(envs, "perturbed", AUDIT_SEED))
+    conversations = list(audit.record(envs, "perturbed", AUDIT_SEED))
     held = {key: conversations[row] for row, key in enumerate(envs.room.keys.tolist())}
     acts = [exchange.act for key in keys for exchange in held[key][1:]]
     assert [line["action"] for line in lines if line["type"] == "turn"] == acts

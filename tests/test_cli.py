@@ -28,8 +28,8 @@ from chatgym.cli.play import find_acts
 from chatgym.engines import Completion
 from chatgym.envs.task import Task
 from chatgym.errors import Unavailable
-from chatgym.evaluation import evaluate, evaluation, references
-from chatgym.evaluation.probes import ending_acts
+from chatgym.evaluation import evaluate, evaluation, references, rollouts
+from chatgym.evaluation.audit_policies import ending_acts
 from chatgym.scenarios.customer_service import SCENARIO
 from chatgym.storage import model_store
 from chatgym.training import Run
@@ -143,7 +143,8 @@ def test_the_version_is_printed(chatgym: Chatgym) -> None:
 
 
 def test_every_command_says_what_it_does(chatgym: Chatgym) -> None:
-    listed = chatgym("--help").out.partition("Commands:")[2].split()
+    lines = chatgym("--help").out.partition("Commands:")[2].splitlines()
+    listed = [line.split()[0] for line in lines if line[2:3].strip()]
     commands = ["train", "evaluate", "play", "replay", "scenarios", "plugins", "pull"]
     assert [word for word in listed if word in commands] == commands
     for command in commands:
@@ -373,7 +374,8 @@ def test_evaluate_can_change_the_error_rate_but_not_the_scenario(chatgym: Chatgy
 def test_a_trace_holds_the_conversations_evaluated_and_replays(
     chatgym: Chatgym, monkeypatch: pytest.MonkeyPatch, agent: str
 ) -> None:
-    monkeypatch.setattr(evaluation, "ROWS", 3)  # several chunks
+    for module in (evaluation, rollouts):  # several chunks
+        monkeypatch.setattr(module, "ROWS", 3)
     said = chatgym("evaluate", agent, "--conversations", 7, "--trace", "t.jsonl", "--json")
     figures = json.loads(said.out)
     lines = [json.loads(line) for line in Path("t.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -438,7 +440,7 @@ def test_what_is_no_trace_is_refused(chatgym: Chatgym, trained: Path) -> None:
 
 
 def test_a_recorder_gives_each_conversation_its_own_acts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "ROWS", 2)
+    monkeypatch.setattr(rollouts, "ROWS", 2)
     import numpy as np
 
     class Counting:

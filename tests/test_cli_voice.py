@@ -1,6 +1,7 @@
 """``chatgym voice`` from its first training to the adapter, with a model so small that it learns nothing."""
 
 import itertools
+import json
 
 import pytest
 from safetensors.torch import load_file
@@ -30,7 +31,7 @@ def test_a_voice_is_made_and_the_command_goes_on_wherever_it_was_interrupted(tmp
 
     whole = made("whole")
     assert whole.exit_code == 0, whole.output
-    assert "Perplexity on lists kept apart" in whole.output
+    assert "Perplexity on held-out lists" in whole.output
     kept = {path.name for path in (tmp_path / "whole").iterdir()}
     assert kept == {"hand", "practice-1.jsonl", "practised-1", "practice-2.jsonl", "practised-2"}
     assert made("whole").exit_code == 2  # there is a run; it is not replaced unasked
@@ -50,8 +51,9 @@ def test_a_voice_is_made_and_the_command_goes_on_wherever_it_was_interrupted(tmp
     cut = made("cut")
     assert (cut.exit_code, "--resume" in cut.output) == (130, True)
     assert not (tmp_path / "cut-adapter").exists()
-    again = made("cut", "--resume")
+    again = made("cut", "--resume", "--json")
     assert again.exit_code == 0, again.output
+    assert json.loads(again.stdout)["adapter"] == str(tmp_path / "cut-adapter")
     assert lists.count("practice-1.jsonl") == lists.count("practice-2.jsonl")  # nothing was said twice
     one, other = (load_file(tmp_path / f"{name}-adapter" / WEIGHTS) for name in ("whole", "cut"))
     assert one.keys() == other.keys()

@@ -38,10 +38,10 @@ def base(tmp_path_factory):
     return folder
 
 
-def chatgym(*arguments):
+def chatgym(*arguments, stdout=subprocess.DEVNULL):
     command = [sys.executable, "-c", "from chatgym.cli import main; main()", *map(str, arguments)]
     return subprocess.Popen(
-        command, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL
+        command, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=stdout, text=True
     )
 
 
@@ -78,7 +78,7 @@ def begun(folder):
 
 def test_rlhf_killed_at_three_moments_ends_as_undisturbed(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    undisturbed = chatgym("rlhf", "--run", whole, *SMALL, *SETTING)
+    undisturbed = chatgym("rlhf", "--run", whole, *SMALL, *SETTING, "--json", stdout=subprocess.PIPE)
     for moment in range(3):
         how = ("--resume",) if moment else (*SMALL, *SETTING)
         process = chatgym("rlhf", "--run", broken, *how)
@@ -89,7 +89,9 @@ def test_rlhf_killed_at_three_moments_ends_as_undisturbed(tmp_path):
         process.wait()
     assert not (broken / "ppo" / "curve.png").exists()
     assert chatgym("rlhf", "--run", broken, "--resume").wait() == 0
-    assert undisturbed.wait() == 0
+    said, _ = undisturbed.communicate()
+    assert undisturbed.returncode == 0
+    assert json.loads(said)["trained"]["mean_return"] == Run.open(whole / "ppo").metrics()[-1]["mean_return"]
     for name in ("sft/model/model.safetensors", "reward/reward.npz", "held-out/reward.npz",
                  "ppo/model/model.safetensors", "ppo/model/training/moments.safetensors"):  # fmt: skip
         assert (broken / name).read_bytes() == (whole / name).read_bytes(), name

@@ -333,7 +333,7 @@ def test_a_folder_without_a_run_or_without_a_model_says_what_to_do(run, tmp_path
         ("qlearning", {"total_steps": 0}, "total_steps is a number from 1 on, not 0"),
         ("qlearning", {"conversations": 0}, "conversations is a number from 1 on, not 0"),
         ("qlearning", {"seed": -1}, "seed is a number from 0 to 999999, not -1"),
-        ("qlearning", {"seed": VALIDATION_SEED}, "those above are to be unseen"),
+        ("qlearning", {"seed": VALIDATION_SEED}, "higher seeds are kept for evaluations"),
         ("qlearning", {"task": Task("customer_servic")}, "Did you mean 'customer_service'"),
         ("qlearning", {"task": Task(arguments={"error_rate": 2})}, "error_rate is a probability"),
     ],
@@ -515,6 +515,32 @@ def test_the_figures_are_those_of_the_conversations(agents):
 def test_a_score_is_the_return_on_the_scale_from_random_to_expert():
     scale = dataclasses.replace(references(Task()), random_return=-1.0, expert_return=0.6)
     assert scale.score(Interval(0.2, -1.0, 0.76)) == Interval(*map(pytest.approx, (75.0, 0.0, 110.0)))
+
+
+@pytest.mark.parametrize(
+    ("random", "expert", "successes"),
+    [(-0.15, -0.02, (0.0, 0.0)), (-1.0, -0.95, (0.01, 0.2)), (-0.2, -0.8, (0.0, 0.2)), (0.1, 0.6, (0.5, 0.5))],
+)
+def test_there_is_no_score_where_the_expert_is_not_clearly_better_than_random(random, expert, successes):
+    scale = dataclasses.replace(
+        references(Task()), random_return=random, expert_return=expert, random_success=successes[0],
+        expert_success=successes[1],
+    )  # fmt: skip
+    assert scale.score(Interval(0.2, -1.0, 0.76)) is None
+    assert f"{random:.3f}" in scale.why_no_score
+    assert "--max-turns" in scale.why_no_score
+
+
+def test_a_training_with_one_turn_a_conversation_has_no_score_but_all_else(tmp_path):
+    task = Task(arguments={"max_turns": 1})
+    small = {**ARGUMENTS, "total_steps": 64 * 8, "evaluate_every": 64 * 4}
+    run = train("qlearning", tmp_path / "run", task=task, **small, log=["csv", "tensorboard"])
+    lines = run.metrics()
+    assert [line["score"] for line in lines] == [None] * len(lines)
+    assert all(line["mean_return"]["low"] <= line["mean_return"]["value"] for line in lines)
+    assert (run.folder / "curve.png").exists()
+    assert "score" not in (run.folder / "metrics.csv").read_text()
+    assert evaluate(run.agent(), task, conversations=20).to_json()["score"] is None
 
 
 def test_without_references_there_is_no_score(agents):

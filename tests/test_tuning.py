@@ -29,10 +29,11 @@ from chatgym import plugins
 from chatgym.agent import Interface, Range, setting
 from chatgym.cli.app import app
 from chatgym.errors import Corrupted, InvalidValue, Unavailable
-from chatgym.training import Run, storage, tuning
+from chatgym.training import Run, study_storage, tuning
 from chatgym.training.search_space import grid, points, search_space
-from chatgym.training.study_plot import heat
-from chatgym.training.tuning import PLACE, Plan, best_settings, finished, tune
+from chatgym.training.study import Plan, best_settings, finished
+from chatgym.training.study_plot import mean_values
+from chatgym.training.tuning import PLACE, tune
 
 __all__ = ["chatgym"]  # a fixture
 
@@ -131,7 +132,7 @@ def test_params_name_settings_values_and_ranges() -> None:
 @pytest.mark.parametrize(
     ("param", "words"),
     [
-        ("z=1", "unknown setting 'z'"), ("free", "no range of its own"), ("x=a", "of type float, not 'a'"),
+        ("z=1", "unknown setting 'z'"), ("free", "free declares no range"), ("x=a", "of type float, not 'a'"),
         ("x=0.5,2", "x is 2.0; allowed is 0.0 to 1.0"), ("y=1.5", "of type int"), ("bold=yes", "true or false"),
         ("style=loud", "one of plain, ornate"), ("x=0.5:0.1", "is no range"), ("free=0:1:log", "is no range"),
         ("x=0:1:2", "is no range"), ("x=0:3", "x is 3.0; allowed"),
@@ -182,7 +183,7 @@ def test_a_grid_tries_each_point_once_and_finds_the_best(tmp_path: Path) -> None
 def test_a_heat_map_shows_each_point_where_it_belongs(tmp_path: Path) -> None:
     lopsided = plan(params=("x=0.1,0.3,0.6", "y=1,2,4"))
     study = tune(lopsided, tmp_path / "study")
-    table = heat(study, lopsided, ["x", "y"])
+    table = mean_values(study, lopsided, ["x", "y"])
     assert table.shape == (3, 3)
     assert np.unravel_index(table.argmax(), table.shape) == (1, 1)
     for trial in study.trials:
@@ -307,9 +308,9 @@ sys.path.insert(0, {tests!r})
 import test_tuning
 from pathlib import Path
 from chatgym import plugins
-from chatgym.training import storage, tuning
+from chatgym.training import study_storage, tuning
 test_tuning.register(plugins.load())
-storage.HEARTBEAT_SECONDS, storage.GRACE_SECONDS = 1, 3
+study_storage.HEARTBEAT_SECONDS, study_storage.GRACE_SECONDS = 1, 3
 test_tuning.Toy.pause = {pause}
 plan = test_tuning.plan({method!r}, ("x=0.1,0.3,0.5,0.7", "y=1:4"))
 study = tuning.tune(plan, Path({folder!r}), trials=12, name="shared", storage={url!r})
@@ -416,12 +417,12 @@ def test_what_a_killed_process_had_begun_is_taken_up_by_the_next(tmp_path: Path)
 
 def test_a_password_is_in_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("psycopg")
-    monkeypatch.setattr(storage, "ATTEMPTS", 1)
+    monkeypatch.setattr(study_storage, "ATTEMPTS", 1)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     url = f"postgresql+psycopg://me:s3cret@127.0.0.1:{port}/x?password=s3cret"
-    with pytest.raises(Unavailable, match="check that it runs") as caught:
+    with pytest.raises(Unavailable, match="check that the server runs") as caught:
         tune(plan(), tmp_path / "study", storage=url)
     assert "s3cret" not in str(caught.value)
     assert "me:***@127.0.0.1" in str(caught.value)

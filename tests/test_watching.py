@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import itertools
@@ -9,6 +10,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +23,12 @@ from chatgym.cli.app import app
 from chatgym.envs.task import Task
 from chatgym.errors import InvalidValue, Unavailable
 from chatgym.evaluation import Comparison, Competitor, compare, evaluate
-from chatgym.evaluation.comparison import Side
-from chatgym.evaluation.comparison_plot import forest
+from chatgym.evaluation.comparison import ComparedAgent
+from chatgym.evaluation.comparison_plot import comparison_figure
 from chatgym.evaluation.evaluation import Evaluation
 from chatgym.evaluation.intervals import RESAMPLES, bootstrap_mean, iqm, percentiles, resampled_means
 from chatgym.evaluation.references import _known, references
-from chatgym.training import Run, resume, train
+from chatgym.training import Run, logs, resume, train
 from chatgym.training.run import find_agent
 
 STEPS = 64 * 100
@@ -114,6 +116,13 @@ def test_a_run_without_logs_has_none_and_one_from_before_there_were_any_goes_on(
     assert resume(run.folder, total_steps=STEPS + EVERY).log == []
 
 
+def fill(folder):
+    """Fill the file system of a folder."""
+    with (folder / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+
+
 KILLED = """
 import json, os, signal, sys
 from chatgym.storage import atomic
@@ -192,13 +201,37 @@ def test_an_unknown_format_and_a_missing_package_are_refused_before_anything_is_
     with pytest.raises(InvalidValue, match=r"unknown log format 'tensorbord'.*Did you mean 'tensorboard'"):
         train("qlearning", tmp_path / "run", **ARGUMENTS, log=["csv", "tensorbord"])
     run = train("qlearning", tmp_path / "there", **ARGUMENTS, log="tensorboard")
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # as if its import failed
+    monkeypatch.setitem(sys.modules, "tensorboard.summary.writer.record_writer", None)  # as if its import failed
     with pytest.raises(Unavailable, match=r"`pip install 'chatgym\[tensorboard\]'`, or log as csv"):
         train("qlearning", tmp_path / "run", **ARGUMENTS, log=BOTH)
     with pytest.raises(Unavailable, match="needs the package"):
         resume(run.folder, total_steps=2 * STEPS)
     assert not (tmp_path / "run").exists()
     assert train("qlearning", tmp_path / "run", **ARGUMENTS, log="csv").log == ["csv"]
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_a_disk_that_fills_up_under_the_event_file_is_one_clear_error_and_the_run_goes_on(disk, at):
+    """The checkpoint is written by then; at the first evaluation nothing but the events is left to write."""
+    run, log = disk / "run", logs.Logs.write
+
+    def full(self, lines):
+        if len(lines) == at:
+            fill(disk)
+        log(self, lines)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logs.Logs, "write", full)
+        with pytest.raises(Unavailable, match=r"no space left on the disk of .*go on with `chatgym train"):
+            train("qlearning", run, **ARGUMENTS, log="tensorboard")
+        assert len(Run.open(run).metrics()) >= at
+        with pytest.raises(Unavailable, match=r"no space left on the disk of .*go on with `chatgym train"):
+            resume(run)
+    (disk / "filler").unlink()
+    resume(run)
+    (run / "metrics.csv").write_text(logs._csv(Run.open(run).metrics()))
+    assert whole(check_logs(run))
+    assert not [thread for thread in threading.enumerate() if "tensorboard" in type(thread).__module__]
 
 
 def test_the_command_logs_as_it_is_told_and_resume_goes_on_with_it(chatgym):
@@ -254,7 +287,7 @@ def held(returns):
 def compared(*sides):
     """A comparison of sides, each float64[R, N], of one task."""
     made = [
-        Side(str(k), ("",) * len(side), {"customer_service": [held(run) for run in side]})
+        ComparedAgent(str(k), ("",) * len(side), {"customer_service": [held(run) for run in side]})
         for k, side in enumerate(sides)
     ]
     return Comparison(made, {"customer_service": Task()}, len(sides[0][0]), 0)
@@ -294,7 +327,7 @@ def test_the_bootstrap_draws_runs_and_conversations():
 
 def test_strata_are_drawn_each_for_itself():
     """Two tasks, in each of which all runs are alike: then no interval is wider than nothing."""
-    sides = [Side("a", ("",) * 6, {"easy": [held([90.0] * 9)] * 3, "hard": [held([10.0] * 9)] * 3})]
+    sides = [ComparedAgent("a", ("",) * 6, {"easy": [held([90.0] * 9)] * 3, "hard": [held([10.0] * 9)] * 3})]
     found = Comparison(sides, {"easy": Task(), "hard": Task("social")}, 9, 0)
     assert dataclasses.astuple(found.mean[0]) == pytest.approx((50.0, 50.0, 50.0))
     assert dataclasses.astuple(found.iqm[0]) == pytest.approx((50.0, 50.0, 50.0))
@@ -338,7 +371,7 @@ def test_a_comparison_holds_the_conversations_of_an_evaluation(runs):
         ],
         conversations=80,
     )
-    for side, agent in zip(found.sides, (run.agent(), expert), strict=True):
+    for side, agent in zip(found.agents, (run.agent(), expert), strict=True):
         result = evaluate(agent, run.task, conversations=80)
         assert np.array_equal(side.runs["customer_service"][0].returns, result.returns)
         assert sum(side.outcomes("customer_service").values()) == pytest.approx(1.0)
@@ -383,7 +416,7 @@ def test_an_agent_of_two_scenarios_is_compared_over_both(chatgym, runs):
 def test_a_copy_of_a_run_is_no_further_seed(runs):
     run = Run.open(runs / "first")
     competitors = [Competitor(name, run.agent(), run.task, run.config) for name in ("original", "copy")]
-    assert [side.label for side in compare(competitors, conversations=20).sides] == ["original", "copy"]
+    assert [side.label for side in compare(competitors, conversations=20).agents] == ["original", "copy"]
 
 
 @pytest.mark.parametrize(
@@ -414,21 +447,21 @@ def test_a_comparison_that_cannot_be_made_is_one_line_that_names_the_remedy(chat
     assert not (runs / "compare.png").exists()
 
 
-def test_a_task_where_random_is_as_good_as_the_expert_has_no_scale(monkeypatch):
+def test_a_task_where_random_is_as_good_as_the_expert_has_no_score(monkeypatch):
     task = Task(arguments={"max_turns": 3})
     flat = dataclasses.replace(references(Task()), random_return=0.5, expert_return=0.5)
     monkeypatch.setitem(_known, task.identity()["sha256"], flat)
     agents = [find_agent(name)(task.find_scenario()) for name in ("random", "expert")]
-    with pytest.raises(InvalidValue, match=r"customer_service has no scale: random gets 0.500 .*--max-turns"):
+    with pytest.raises(InvalidValue, match=r"customer_service has no score: .* mean return 0.500 .*--max-turns"):
         compare([Competitor(str(k), agent, task, {"agent": str(k)}) for k, agent in enumerate(agents)], conversations=5)
 
 
 @pytest.mark.parametrize(("sides", "seeds"), [(1, 2), (2, 1), (6, 4)])
 def test_nothing_in_the_picture_overlaps(sides, seeds):
     found = compared(*np.random.default_rng(0).normal(50, 30, (sides, seeds, 20)))
-    for number, side in enumerate(found.sides):
+    for number, side in enumerate(found.agents):
         object.__setattr__(side, "label", f"an agent with a name that is rather long, number {number} ({seeds} seeds)")
-    figure = forest(found)
+    figure = comparison_figure(found)
     figure.canvas.draw()
     renderer = figure.canvas.get_renderer()
     unseen = [  # ticks beyond the ends of an axis are there and not drawn
@@ -449,6 +482,6 @@ def test_nothing_in_the_picture_overlaps(sides, seeds):
 
 def test_the_bars_are_the_shares_of_outcomes():
     found = compared([[1.0] * 15 + [-1.0] * 5], [[1.0] * 4 + [-1.0] * 16])
-    bars = [patch for patch in forest(found).axes[-1].patches if isinstance(patch, Rectangle)]
+    bars = [patch for patch in comparison_figure(found).axes[-1].patches if isinstance(patch, Rectangle)]
     assert [patch.get_width() for patch in bars] == pytest.approx([75, 20, 25, 80])
     assert [patch.get_x() for patch in bars] == pytest.approx([0, 0, 75, 20])

@@ -1,11 +1,11 @@
-"""The command ``chatgym``: one module per group of commands, each importing what it needs when it runs."""
+"""The command ``chatgym``: one module for each command, which imports what it needs when it runs."""
 
 import os
 
 SPINS = "3000"
-"""How often a thread of torch looks for work before it sleeps. OpenMP's own number keeps a core busy for milliseconds:
-beside one other busy process a model on two threads says a word in the time of thirty. Fewer cost a machine of its own
-more (this: 7 %, none at all: 20 %)."""
+"""GOMP_SPINCOUNT: how often a waiting thread of torch polls for work before it sleeps. OpenMP's default keeps a core
+busy for milliseconds, which makes a model on two threads thirty times slower beside one other busy process. Lower
+values slow a model down that has the machine for itself (this one by 7 %, 0 by 20 %)."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The command itself: its groups, its version, and how an error looks."""
+"""The command ``chatgym``: its subcommands, its version, and the form of errors."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from typer.core import TyperGroup
 
 from chatgym import __version__
 from chatgym.cli import audit, evaluate, inventory, play, replay, reward, rlhf, serve, sft, train, tune, voice
+from chatgym.cli.options import INTERRUPTED
 from chatgym.cli.terminal import print_error
 from chatgym.errors import ChatGymError, InvalidValue
-
-INTERRUPTED = 130
-
 
 ORDER = (
     "train",
@@ -32,17 +30,18 @@ ORDER = (
     "plugins",
     "pull",
 )
+"""Order of the commands in --help."""
 
 
 class Root(TyperGroup):
-    """The group of all commands: turns ChatGym's errors into one line, and warnings too."""
+    """The group of all commands; it prints errors and warnings as one line each."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Return the commands' names in the order of use."""
+        """Return the names of the commands, see `ORDER`."""
         return sorted(super().list_commands(ctx), key=ORDER.index)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the chosen command; exit codes: 2 a value that isn't allowed, 1 another error, 130 Ctrl-C."""
+        """Run a command. Exit codes: 2 for a value that isn't allowed, 1 for another error, 130 for Ctrl-C."""
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             try:
@@ -52,7 +51,7 @@ class Root(TyperGroup):
                 raise typer.Exit(2 if isinstance(error, InvalidValue) else 1) from None
             except OSError as error:
                 if isinstance(error, BrokenPipeError):
-                    raise  # whoever read our output has enough of it: typer ends quietly
+                    raise  # the reader has closed the pipe: typer ends quietly
                 print_error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
                 raise typer.Exit(1) from None
             except KeyboardInterrupt:
@@ -60,10 +59,12 @@ class Root(TyperGroup):
 
 
 def _show_warning(message: Warning | str, *where: Any, **more: Any) -> None:
+    """Print a warning as one line on stderr."""
     typer.secho(f"Warning: {message}", err=True, fg="yellow")
 
 
 def _version(wanted: bool) -> None:
+    """Print the version and exit."""
     if wanted:
         typer.echo(f"chatgym {__version__}")
         raise typer.Exit
@@ -81,13 +82,16 @@ def chatgym(
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Train conversation agents against simulated partners, measure them, and talk to them.
+    """Train conversation agents with simulated partners, evaluate them, and talk to them.
 
     \b
-    Begin with:
-      chatgym train qlearning           train an agent into runs/qlearning
-      chatgym evaluate runs/qlearning   measure it
+    Examples:
+      chatgym train qlearning           train an agent; its run folder is runs/qlearning
+      chatgym evaluate runs/qlearning   measure it on unseen conversations
       chatgym play                      be the agent yourself
+      chatgym scenarios                 list the scenarios
+
+    `chatgym COMMAND --help` explains a command. With --json a command prints its result as one JSON document.
     """
 
 

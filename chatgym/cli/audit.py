@@ -1,4 +1,4 @@
-"""``chatgym audit``: does the simulated partner contradict itself?"""
+"""``chatgym audit``: look for contradictions of a simulated partner."""
 
 from __future__ import annotations
 
@@ -10,15 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from chatgym.cli.spending import (
-    CompletionPrice,
-    MaxCost,
-    MaxRequests,
-    MaxTokens,
-    PromptPrice,
-    open_engine,
-    saying_how_to_go_on,
-)
+from chatgym.cli import budget
+from chatgym.cli.options import AsJson, ErrorRate, PartnerLLM, print_json
 from chatgym.cli.terminal import console, progress_bar, table
 
 if TYPE_CHECKING:
@@ -27,50 +20,45 @@ if TYPE_CHECKING:
 
 SEED = 5_000_000  # chatgym.evaluation.audit.AUDIT_SEED, which isn't imported for --help
 SHOWN = 10
+"""Most frequent findings in the table."""
 
 
 def audit(
-    scenario: Annotated[str, typer.Argument(metavar="SCENARIO", help="Whose partner: `chatgym scenarios` lists them.")],
+    scenario: Annotated[str, typer.Argument(metavar="SCENARIO", help="Scenario; `chatgym scenarios` lists them.")],
     conversations: Annotated[
-        int, typer.Option(min=1, metavar="N", help="How many to hold with each kind of agent.")
+        int, typer.Option(min=1, metavar="N", help="Conversations with each kind of agent, without words.")
     ] = 1000,
-    worded: Annotated[
-        int, typer.Option(min=0, metavar="N", help="How many to hold in words, all agents together.")
-    ] = 300,
-    llm: Annotated[
-        str,
-        typer.Option(
-            metavar="LLM", help="Who words the partner: template, smollm2-135m-partner, hf:ID-or-folder, ..."
-        ),
-    ] = "template",
-    error_rate: Annotated[
-        float, typer.Option(min=0.0, max=1.0, metavar="X", help="How often agents misunderstand.")
-    ] = 0.1,
+    worded: Annotated[int, typer.Option(min=0, metavar="N", help="Conversations in words, over all agents.")] = 300,
+    llm: PartnerLLM = "template",
+    error_rate: ErrorRate = 0.1,
     seed: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Seed of the first conversation; the next ones count on from it.")
+        int, typer.Option(min=0, metavar="N", help="Seed of the first conversation; the i-th has seed N + i.")
     ] = SEED,
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", file_okay=False, help="Where audit.json and the traces go.",
+            metavar="FOLDER", file_okay=False, help="Folder for audit.json and the traces.",
             show_default="audits/SCENARIO",
         ),
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if there are contradictions.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print audit.json.")] = False,
-    max_requests: MaxRequests = None,
-    max_tokens: MaxTokens = None,
-    max_cost: MaxCost = None,
-    prompt_price: PromptPrice = None,
-    completion_price: CompletionPrice = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 1 if there are contradictions; misheard words don't count.")
+    ] = False,
+    as_json: AsJson = False,
+    max_requests: budget.MaxRequests = None,
+    max_tokens: budget.MaxTokens = None,
+    max_cost: budget.MaxCost = None,
+    prompt_price: budget.PromptPrice = None,
+    completion_price: budget.CompletionPrice = None,
 ) -> None:  # fmt: skip
     """Look for contradictions of a simulated partner.
 
-    Random, expert and disturbed agents hold conversations. Counted is where the partner says what its hidden goal
-    denies, answers what wasn't asked, repeats itself, leaves too early or never; and, of the conversations in words,
-    how many utterances NLU takes for another act or value than was meant. Ctrl-C keeps what was found so far.
+    Agents of several kinds (random, expert, disturbed, ...) talk to the partner. The audit counts where the partner
+    contradicts its hidden goal, answers what wasn't asked, repeats itself, leaves too early or never. In the
+    conversations in words it also counts the utterances that NLU reads as another act or value than was meant.
 
-    The conversations behind each kind are written for `chatgym replay`. --strict looks at contradictions, not at words.
+    The folder gets audit.json and, for each kind of contradiction, a trace for `chatgym replay`. Ctrl-C keeps what was
+    found so far.
 
     \b
     Examples:
@@ -81,105 +69,105 @@ def audit(
     """
     from chatgym.evaluation.audit import Audit
 
-    words = open_engine(
+    engine = budget.open_engine(
         llm, max_requests=max_requests, max_tokens=max_tokens, max_cost=max_cost, prompt_price=prompt_price,
         completion_price=completion_price,
     )  # fmt: skip
-    found = Audit(scenario, error_rate=error_rate, llm=words or llm)
+    result = Audit(scenario, error_rate=error_rate, llm=engine or llm)
     interrupted = False
     try:
-        with saying_how_to_go_on(words, "the words made so far are kept"):
-            _run(found, conversations, worded, seed)
+        with budget.explain_interruption(engine, "the utterances generated so far are kept"):
+            _run(result, conversations, worded, seed)
     except KeyboardInterrupt:
         interrupted = True
-    folder = out or Path("audits") / found.scenario.name
-    report = {**found.to_json(), "seed": seed, "interrupted": interrupted}
-    text = json.dumps(report, indent=2, ensure_ascii=False)
-    _write(found, folder, text)
+    folder = out or Path("audits") / result.scenario.name
+    report = {**result.to_json(), "seed": seed, "interrupted": interrupted}
+    _write(result, folder, json.dumps(report, indent=2, ensure_ascii=False))
     if as_json:
-        typer.echo(text)
+        print_json(report)
     else:
-        _print(found, folder, interrupted)
+        _print(result, folder, interrupted)
     if interrupted:
         raise KeyboardInterrupt
-    if strict and found.contradictions():
+    if strict and result.contradictions():
         raise typer.Exit(1)
 
 
-def _run(found: Audit, conversations: int, worded: int, seed: int) -> None:
-    """Hold all conversations: those in words first, where something may be missing that the others don't need."""
-    from chatgym.evaluation.probes import AGENTS
+def _run(result: Audit, conversations: int, worded: int, seed: int) -> None:
+    """Hold all conversations, those in words first: they may lack a model that the others don't need."""
+    from chatgym.evaluation.audit_policies import AGENTS
 
     shares = [worded // len(AGENTS) + (i < worded % len(AGENTS)) for i in range(len(AGENTS))]
-    with progress_bar(
-        f"audit {found.scenario.name}", worded + conversations * len(AGENTS), "conversations"
-    ) as progress:
+    label, total = f"audit {result.scenario.name}", worded + conversations * len(AGENTS)
+    with progress_bar(label, total, "conversations") as progress:
         done = 0
 
         def show(count: int, **metrics: float) -> None:
             if progress is not None:
                 progress(done + count, metrics)
 
-        found.wording_progress = lambda banks: show(0, wordings=banks)
-        for hold, counts in ((found.listen, shares), (found.play, [conversations] * len(AGENTS))):
+        result.wording_progress = lambda banks: show(0, wordings=banks)
+        for hold, counts in ((result.audit_words, shares), (result.audit_acts, [conversations] * len(AGENTS))):
             for agent, count in zip(AGENTS, counts, strict=True):
                 hold(agent, count, seed=seed, progress=show)
                 done += count
 
 
-def _write(found: Audit, folder: Path, text: str) -> None:
-    """Write audit.json and the traces in the place of those of an earlier audit."""
+def _write(result: Audit, folder: Path, text: str) -> None:
+    """Write audit.json and the traces, and delete those of an earlier audit."""
     from chatgym.scenarios.contradictions import KINDS, WORDING
     from chatgym.storage.atomic import write_text
 
     folder.mkdir(parents=True, exist_ok=True)
     for kind in (*KINDS, WORDING):
         (folder / f"{kind}.jsonl").unlink(missing_ok=True)
-    found.write_traces(folder)
+    result.write_traces(folder)
     write_text(folder / "audit.json", text + "\n")
 
 
-def _print(found: Audit, folder: Path, interrupted: bool) -> None:
-    from chatgym.evaluation.probes import AGENTS
+def _print(result: Audit, folder: Path, interrupted: bool) -> None:
+    """Print the rates, the agents and the most frequent findings as tables."""
+    from chatgym.evaluation.audit_policies import AGENTS
 
     out = console()
-    if rates := list(_rates(found)):
+    if rates := list(_rates(result)):
         out.print(table(("the partner", "found in", "share", "95 % interval"), rates, (1, 2, 3)))
     agents = [
-        (name, f"{found.played[name]:,}", f"{found.contradictions(name):,}", AGENTS[name])
-        for name in AGENTS if found.played[name]
+        (name, f"{result.conversations[name]:,}", f"{result.contradictions(name):,}", AGENTS[name])
+        for name in AGENTS if result.conversations[name]
     ]  # fmt: skip
     if agents:
         out.print()
-        out.print(table(("agent", "conversations", "contradictions", "which"), agents, (1, 2)))
-    whats = Counter((one.finding.kind, one.finding.what) for one in found.found).most_common(SHOWN)
-    if whats:
+        out.print(table(("agent", "conversations", "contradictions", "what it does"), agents, (1, 2)))
+    frequent = Counter((one.finding.kind, one.finding.what) for one in result.findings).most_common(SHOWN)
+    if frequent:
         out.print()
-        rows = [(kind, what, f"{times:,}") for (kind, what), times in whats]
+        rows = [(kind, what, f"{times:,}") for (kind, what), times in frequent]
         out.print(table(("kind", "most frequent", "times"), rows, (2,)))
-    if found.scenario.audit is None:
-        out.print(f"\n{found.scenario.name} has no checks of its own (Scenario.audit): only repetitions, and "
-                  "conversations that never end, are found")  # fmt: skip
-    out.print(f"\n{found.turns:,} turns; error rate {found.error_rate}; {folder / 'audit.json'}", end="")
-    out.print(f"; `chatgym replay {folder}/KIND.jsonl` plays what was found" if whats else "")
+    if result.scenario.audit is None:
+        out.print(f"\n{result.scenario.name} has no checks of its own (Scenario.audit): only repetitions and "
+                  "conversations that never end are found")  # fmt: skip
+    out.print(f"\n{result.turns:,} turns; error rate {result.error_rate}; {folder / 'audit.json'}", end="")
+    out.print(f"; `chatgym replay {folder}/KIND.jsonl` replays the findings" if frequent else "")
     if interrupted:
-        out.print("Interrupted: this is what was found until then")
+        out.print("Interrupted: these are the findings so far")
 
 
-def _rates(found: Audit) -> Iterator[tuple[str, str, str, str]]:
+def _rates(result: Audit) -> Iterator[tuple[str, str, str, str]]:
+    """Return the rows of the table of rates: contradictions by kind, then misheard utterances."""
     from chatgym.scenarios.contradictions import KINDS
 
-    held = found.played.total()
-    if held:
+    if held := result.conversations.total():
         for kind, what in KINDS.items():
-            rate = found.rate(kind)
+            rate = result.rate(kind)
             yield what, f"{rate.value * held:,.0f} of {held:,} conversations", *_percent(rate)
-    for what, wording in (("one thing", found.simple), ("several things", found.joined)):
-        if wording.utterances:
-            count = f"{wording.missed.total():,} of {wording.utterances:,} utterances"
-            yield f"is misheard, saying {what}", count, *_percent(wording.rate)
+    for what, counts in (("one thing", result.simple), ("several things", result.joined)):
+        if counts.utterances:
+            misheard = f"{counts.missed.total():,} of {counts.utterances:,} utterances"
+            yield f"is misheard, saying {what}", misheard, *_percent(counts.rate)
 
 
 def _percent(rate: Interval) -> tuple[str, str]:
+    """Write a share and its interval in percent."""
     share = rate.scaled(0.0, 0.01)
     return f"{share.value:.3f} %", f"{share.low:.3f} to {share.high:.3f} %"

@@ -1,8 +1,7 @@
-"""``chatgym evaluate``: many conversations of a trained or scripted agent, counted, and written down if wished."""
+"""``chatgym evaluate``: measure a trained or scripted agent over many conversations."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -11,18 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from chatgym.cli import model
-from chatgym.cli.compare import compare_all, find, speaks
-from chatgym.cli.spending import (
-    CompletionPrice,
-    MaxCost,
-    MaxRequests,
-    MaxTokens,
-    PromptPrice,
-    open_engine,
-    saying_how_to_go_on,
-    usage,
-)
+from chatgym.cli import budget, llm_agent
+from chatgym.cli.compare import compare_all, find_agent_and_task, is_llm_agent
+from chatgym.cli.options import PARTNER, AsJson, print_json
 from chatgym.cli.terminal import console, measures, percent, progress_bar, table
 from chatgym.errors import InvalidValue
 
@@ -42,90 +32,89 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="RUN_OR_AGENT",
-            help="A run folder, or an agent that needs no training (random, expert, llm); several with --compare.",
+            help="Run folder, or an agent that needs no training (random, expert, llm); several with --compare.",
         ),
     ],
     compare: Annotated[
-        bool, typer.Option("--compare", help="Compare several over the same conversations, in a table and a picture.")
+        bool, typer.Option("--compare", help="Compare several in the same conversations, in tables and a picture.")
     ] = False,
-    conversations: Annotated[int, typer.Option(min=1, metavar="N", help="How many to hold.")] = 1000,
+    conversations: Annotated[int, typer.Option(min=1, metavar="N", help="Number of conversations.")] = 1000,
     seed: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Seed of the first one; the next ones count on from it.")
+        int, typer.Option(min=0, metavar="N", help="Seed of the first conversation; the i-th has seed N + i.")
     ] = SEED,
     llm: Annotated[
         str | None,
         typer.Option(
             metavar="LLM",
-            help="Of the agent llm, the model that it is: smollm2-135m, hf:ID-or-folder, openai:URL#MODEL, ...; of any "
-            "other, the same as --partner.",
+            help="Model of the agent llm: smollm2-135m, hf:ID-or-folder, openai:URL#MODEL, ...; for other agents "
+            "the same as --partner.",
         ),
     ] = None,
     partner: Annotated[
         str | None,
-        typer.Option(metavar="LLM", help="Who words the partner: template, smollm2-135m-partner, hf:ID-or-folder, ..."),
+        typer.Option(metavar="LLM", help=f"Model that generates {PARTNER}", show_default="none: acts without words"),
     ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="NAME=VALUE", help="A setting of an agent that needs no training, as tools=true."
+            "--set", metavar="NAME=VALUE", help="Setting of an agent that needs no training, such as tools=true."
         ),
     ] = None,
     scenario: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Its scenario.", show_default="the run's, or customer_service"),
+        typer.Option(metavar="NAME", help="Scenario.", show_default="the run's, or customer_service"),
     ] = None,
     error_rate: Annotated[
         float | None,
         typer.Option(
-            min=0.0, max=1.0, metavar="X", help="How often it misunderstands.", show_default="the run's, or 0.1"
+            min=0.0, max=1.0, metavar="X", help="Probability that the agent misunderstands an act or a value.",
+            show_default="the run's, or 0.1",
         ),
     ] = None,
     max_turns: Annotated[
         int | None,
         typer.Option(
-            min=1,
-            metavar="N",
-            help="Turns until a conversation breaks off.",
-            show_default="the run's, or the scenario's",
+            min=1, metavar="N", help="Most turns of a conversation.", show_default="the run's, or the scenario's"
         ),
     ] = None,
     sampled: Annotated[
-        bool, typer.Option("--sampled", help="Act as in training: an LLM samples its words, others explore.")
+        bool, typer.Option("--sampled", help="Act as in training: a language model samples, other agents explore.")
     ] = False,
     trace: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", dir_okay=False, help="Write the conversations, for `chatgym replay`."),
+        typer.Option(metavar="FILE", dir_okay=False, help="Write the conversations for `chatgym replay`."),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
             file_okay=False,
-            help="Write result.json and transcripts.jsonl there; of the agent llm also its answers, calls.sqlite.",
-            show_default="of the agent llm, evaluations/MODEL-SCENARIO",
+            help="Folder for result.json and transcripts.jsonl; for the agent llm also calls.sqlite, its replies.",
+            show_default="none; for the agent llm evaluations/MODEL-SCENARIO",
         ),
     ] = None,
-    max_requests: MaxRequests = None,
-    max_tokens: MaxTokens = None,
-    max_cost: MaxCost = None,
-    prompt_price: PromptPrice = None,
-    completion_price: CompletionPrice = None,
+    max_requests: budget.MaxRequests = None,
+    max_tokens: budget.MaxTokens = None,
+    max_cost: budget.MaxCost = None,
+    prompt_price: budget.PromptPrice = None,
+    completion_price: budget.CompletionPrice = None,
     picture: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", dir_okay=False, help="The picture of a comparison.", show_default="compare.png"),
+        typer.Option(metavar="FILE", dir_okay=False, help="Picture of a comparison.", show_default="compare.png"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
-) -> None:
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
     """Measure an agent over unseen conversations.
 
-    Prints success rate, mean return and score (random is 0, the expert 100) with 95 % intervals, and how the
-    conversations ended. The words don't change what happens, so there are none unless --llm or --trace asks for them.
+    It prints success rate, mean return and score (random is 0, the expert 100) with 95 % intervals, and the outcomes.
+    The score is n/a where the expert isn't clearly better than random, such as with --max-turns 1. Words don't change
+    what happens, so none are generated without --partner or --trace.
 
-    The agent llm is any language model, prompted with the scenario's instructions. Its answers are kept in the folder
-    as they come, so that the same command goes on after Ctrl-C, a kill, or a limit that was reached, and asks for none
-    of them again. Limits are for its server, else for the partner's. docs/sft.md has an example.
+    The agent llm is any language model, prompted with the scenario's instructions. Its replies are recorded in the
+    folder as they come: after Ctrl-C, a kill or a reached limit the same command continues and asks for none of them
+    again. Limits apply to its server, else to the partner's. See docs/sft.md for an example.
 
-    With --compare, runs that differ in their seed alone are taken together; differences are to the one named first.
+    With --compare, runs that differ only in their seed are taken as one agent; differences are to the first agent.
 
     \b
     Examples:
@@ -149,7 +138,7 @@ def evaluate(
     if compare:
         if sampled or (llm, partner, trace, out, settings) != (None,) * 5 or set(limits.values()) != {None}:
             raise InvalidValue(
-                "a comparison is without words, of what agents know best: leave out --llm, --partner, --set, "
+                "a comparison generates no words and takes each agent's best acts: leave out --llm, --partner, --set, "
                 "--sampled, --trace, --out and the limits, or evaluate one by one"
             )
         compare_all(what, scenario, changes, conversations, seed, picture or Path("compare.png"), as_json)
@@ -158,55 +147,58 @@ def evaluate(
         raise InvalidValue(
             f"only a comparison takes several, and --picture: chatgym evaluate --compare {' '.join(what)}"
         )
-    agent, task = find(what[0], scenario, changes, settings or (), llm)
-    if not speaks(agent):
+    agent, task = find_agent_and_task(what[0], scenario, changes, settings or (), llm)
+    if not is_llm_agent(agent):
         if llm is not None and partner is not None:
-            raise InvalidValue(f"{what[0]} is no model: --llm and --partner both say who words the partner; give one")
+            raise InvalidValue(f"{what[0]} is no language model: --llm and --partner mean the same; leave out one")
         partner = llm if partner is None else partner
-    words = open_engine(partner, **({} if speaks(agent) else limits))
-    if speaks(agent):
-        out = model.keep_answers(agent, task, out, **limits)
+    words = budget.open_engine(partner, **({} if is_llm_agent(agent) else limits))
+    if is_llm_agent(agent):
+        out = llm_agent.keep_answers(agent, task, out, **limits)
     given = "template" if partner == "template" else words
     result, figures = _measure(what[0], agent, task, given, conversations, seed, trace, out, sampled)
     if as_json:
-        typer.echo(json.dumps(figures, indent=2))
+        print_json(figures)
         return
     _print(result, what[0], task)
     if "agent" in figures:
-        model.print_report(figures["agent"])
+        llm_agent.print_report(figures["agent"])
     if out is not None:
         console().print(f"\nFolder: {out} ({', '.join(sorted(path.name for path in out.iterdir()))})")
     if trace is not None:
-        console().print(f"\nTrace: {trace}; `chatgym replay {trace}` plays it again and compares every word")
+        console().print(f"\nTrace: {trace}; `chatgym replay {trace}` replays it and compares every word")
 
 
 def _measure(
     what: str, agent: Any, task: Task, words: Any, conversations: int, seed: int, trace: Path | None,
     out: Path | None, sampled: bool,
 ) -> tuple[Evaluation, dict[str, Any]]:  # fmt: skip
-    """Hold the conversations, and once more for whatever is to be written; returns the figures as JSON, too."""
+    """Hold the conversations, and again for each file to write; return the evaluation and its figures as JSON."""
     recorder: Any = Recorder(agent)
-    engine = agent.engine if speaks(agent) else words if words != "template" else None
-    kept = f"what was answered is kept in {out}" if speaks(agent) else "the words made so far are kept"
-    with saying_how_to_go_on(engine, kept):
-        result = _hold(what, recorder, task, conversations, seed, words, sampled)
+    engine = agent.engine if is_llm_agent(agent) else words if words != "template" else None
+    kept = f"the replies are kept in {out}" if is_llm_agent(agent) else "the utterances generated so far are kept"
+    with budget.explain_interruption(engine, kept):
+        result = _evaluate(what, recorder, task, conversations, seed, words, sampled)
         figures = result.to_json()
-        if speaks(agent):
-            figures |= {"agent": agent.report(), "usage": usage(engine)}
+        if is_llm_agent(agent):
+            figures |= {"agent": agent.report(), "usage": budget.usage(engine)}
         if trace is not None:
             _write_trace(trace, recorder, result, task, words or "template")
         if out is not None:
-            model.write_transcripts(out, recorder, result, task, words or "template", figures)
+            llm_agent.write_transcripts(out, recorder, result, task, words or "template", figures)
     if hasattr(words, "close"):
         words.close()
     return result, figures
 
 
-def _hold(what: str, recorder: Any, task: Task, conversations: int, seed: int, words: Any, sampled: bool) -> Evaluation:
-    """Hold the conversations behind a progress bar."""
+def _evaluate(
+    what: str, recorder: Any, task: Task, conversations: int, seed: int, words: Any, sampled: bool
+) -> Evaluation:  # fmt: skip
+    """Evaluate with a progress bar."""
     if words not in (None, "template") and sys.stderr.isatty():
         typer.echo(
-            "The model makes the partner's words at their first use, which takes minutes; they are kept", err=True
+            "The model generates the partner's utterances at their first use, which takes minutes; they are kept",
+            err=True,
         )
     from chatgym import evaluation
 
@@ -227,9 +219,10 @@ def _hold(what: str, recorder: Any, task: Task, conversations: int, seed: int, w
 
 
 class Recorder:
-    """An agent that keeps what it did, so that the conversations of an evaluation can be held once more."""
+    """An agent that records its actions, so that the conversations of an evaluation can be held again."""
 
     def __init__(self, agent: Agent) -> None:
+        """Wrap an agent; all other attributes are the agent's."""
         self.agent, self.requires = agent, agent.requires
         self.acts: list[Any] = []
 
@@ -237,15 +230,17 @@ class Recorder:
         return getattr(self.agent, name)
 
     def act(self, observations: Any, **how: Any) -> Any:
-        """Act as the agent does, see `chatgym.agent.Agent`."""
+        """Return the agent's actions, see `chatgym.agent.Agent`, and record them."""
         acts = self.agent.act(observations, **how)
         self.acts.append(acts)
         return acts
 
     def conversations(self, turns: npt.NDArray[np.int64]) -> Iterable[int | str]:
-        """Return the actions of one conversation after the other, given how many turns each took, int64[N].
+        """Return the actions of one conversation after the other.
 
-        An evaluation holds the conversations of a chunk side by side and calls the agent until the last has ended.
+        Args:
+            turns: Turns of each conversation, int64[N]. An evaluation holds `ROWS` of them at a time, and calls the
+                agent until the last one has ended.
         """
         from chatgym.evaluation.rollouts import ROWS
 
@@ -260,7 +255,7 @@ class Recorder:
 
 
 def _write_trace(path: Path, recorder: Recorder, result: Evaluation, task: Task, llm: Any) -> None:
-    """Hold the evaluation's conversations again, the same acts in the same conversations, and write them down."""
+    """Hold the conversations of an evaluation again, with the same actions, and write the trace."""
     from chatgym.envs.replay import record
 
     envs = task.make_envs(recorder.requires, len(result.turns))
@@ -285,6 +280,7 @@ def _write_trace(path: Path, recorder: Recorder, result: Evaluation, task: Task,
 
 
 def _print(result: Evaluation, what: str, task: Task) -> None:
+    """Print the measures, the outcomes and the report on wordings as tables."""
     out, count = console(), len(result.returns)
     rows = measures(result.success_rate, result.mean_return, result.score)
     out.print(table(("", what, "95 % interval"), [*rows, ("turns", f"{result.turns.mean():.1f}", "")], (1, 2)))
@@ -298,14 +294,15 @@ def _print(result: Evaluation, what: str, task: Task) -> None:
         out.print()
         out.print(table(("wording", ""), _figures(result.wording), (1,)))
     arguments = "".join(f", {name.replace('_', ' ')} {value}" for name, value in task.arguments.items())
+    why = result.references.why_no_score if result.references else ""
     out.print(
         f"\n{count:,} conversations of {task.scenario}{arguments}; seeds {result.seed} to {result.seed + count - 1}; "
-        f"score: random is 0, the expert 100"
+        f"score: {f'n/a, {why}' if why else 'random is 0, the expert 100'}"
     )
 
 
 def _figures(report: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    """Write a report's counts and shares as rows, one below the other where they are grouped."""
+    """Return a report's counts and shares as rows; groups are indented."""
     for name, value in report.items():
         label = name.replace("_", " ")
         if isinstance(value, Mapping):

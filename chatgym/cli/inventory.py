@@ -1,14 +1,15 @@
-"""What there is: ``chatgym plugins``, ``chatgym scenarios`` and ``chatgym pull``."""
+"""``chatgym plugins``, ``chatgym scenarios`` and ``chatgym pull``: list what is installed, and fetch models."""
 
 from __future__ import annotations
 
 import textwrap
 import warnings
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from chatgym.cli.terminal import console, print_error, table
+from chatgym.cli.options import AsJson, print_json
+from chatgym.cli.terminal import console, print_error, progress_bar, table
 from chatgym.errors import ChatGymError, InvalidValue, unknown
 
 if TYPE_CHECKING:
@@ -16,47 +17,59 @@ if TYPE_CHECKING:
     from chatgym.scenarios import Scenario
 
 
-def plugins() -> None:
-    """List agents, scenarios, engines and reward models.
+def plugins(as_json: AsJson = False) -> None:
+    """List the installed agents, scenarios, engines and reward models, with their plugins.
 
-    Each stands with the plugin that it comes from, and a plugin that couldn't be loaded with the reason.
-    CHATGYM_LOAD_PLUGINS names the plugins to load, separated by commas; empty, it leaves what comes with ChatGym.
+    A plugin that can't be loaded is listed with the reason. The environment variable CHATGYM_LOAD_PLUGINS names the
+    plugins to load, separated by commas; if it is empty, only ChatGym's own are loaded.
     """
     from chatgym import plugins
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # what it warns of stands below
+        warnings.simplefilter("ignore", RuntimeWarning)  # failures are listed below
         registry = plugins.load()
     rows = [
         (kind[:-1].replace("_", " "), name, plugin, registry.plugins[plugin])
         for kind in plugins.KINDS
         for name, plugin in getattr(registry, kind).sources.items()
     ]
+    columns = ("kind", "name", "plugin", "from")
+    if as_json:
+        failures = [{"plugin": plugin, "reason": reason} for plugin, reason in registry.failures]
+        print_json({"entries": [dict(zip(columns, row, strict=True)) for row in rows], "failures": failures})
+        return
     out = console()
-    out.print(table(("kind", "name", "plugin", "from"), rows))
+    out.print(table(columns, rows))
     if registry.failures:
         out.print()
         out.print(table(("plugin with a problem", "reason"), registry.failures))
 
 
 def scenarios(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="One of them, to see it in detail.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Scenario to show in detail.")] = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Measure what random and expert get there, and store it.")
+        bool, typer.Option("--measure", help="Measure the returns of random and expert, and store them.")
     ] = False,
     train_nlu: Annotated[
-        bool, typer.Option("--train-nlu", help="Train what understands its sentences, and store it.")
+        bool, typer.Option("--train-nlu", help="Train the NLU of its sentences, and store it.")
     ] = False,
     train_reward: Annotated[
         bool, typer.Option("--train-reward", help="Train its default reward model, and store it.")
     ] = False,
     fill_banks: Annotated[
-        bool, typer.Option("--fill-banks", help="Have the default model word its partner, and store it.")
+        bool, typer.Option("--fill-banks", help="Make the default model's wordings of its partner, and store them.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """List what there is to talk about.
+    """List the scenarios, or show one in detail.
 
-    With a NAME, show one in detail: acts, outcomes, reward, and what random and expert get there.
+    With a NAME it shows acts, outcomes and reward terms, and the mean returns of random (score 0) and expert (100).
+    The options that train or measure write into the scenario's folder; without a NAME they do so for every scenario.
+
+    \b
+    Examples:
+      chatgym scenarios
+      chatgym scenarios customer_service
     """
     from chatgym import plugins
 
@@ -64,31 +77,41 @@ def scenarios(
     if name is not None and name not in found:
         raise unknown("scenario", name, found)
     if measure or train_nlu or train_reward or fill_banks:
+        made: dict[str, dict[str, Any]] = {}
         for one in found if name is None else (name,):
+            made[one] = {}
             if train_nlu:
-                _train_nlu(found[one])
+                made[one]["nlu"] = _train_nlu(found[one], as_json)
             if train_reward:
-                _train_reward(found[one])
+                made[one]["reward"] = _train_reward(found[one], as_json)
             if fill_banks:
-                _fill_banks(found[one])
+                made[one]["banks"] = _fill_banks(found[one], as_json)
             if measure:
-                _measure(one)
+                made[one]["references"] = _measure(one, as_json)
+        if as_json:
+            print_json(made)
         return
     if name is not None:
-        _print_scenario(name, found[name], found.sources[name])
+        _print_scenario(name, found[name], found.sources[name], as_json)
         return
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for one, source in found.sources.items():
         try:
-            rows.append((one, str(found[one].version), found[one].description, source))
+            rows.append((one, found[one].version, found[one].description, source))
         except ChatGymError as error:
-            rows.append((one, "", str(error), source))
+            rows.append((one, None, str(error), source))
+    if as_json:
+        print_json([dict(zip(("name", "version", "description", "plugin"), row, strict=True)) for row in rows])
+        return
     out = console()
-    out.print(table(("scenario", "version", "what it is about", "plugin"), rows))
+    out.print(
+        table(("scenario", "version", "description", "plugin"), ((str(cell or "") for cell in row) for row in rows))
+    )
     out.print("\n`chatgym scenarios NAME` shows one in detail")
 
 
-def _measure(name: str) -> None:
+def _measure(name: str, as_json: bool) -> dict[str, Any]:
+    """Measure and store the references of a scenario."""
     from chatgym.envs.task import Task
     from chatgym.evaluation import measure
     from chatgym.evaluation.references import store
@@ -96,33 +119,42 @@ def _measure(name: str) -> None:
     task = Task(name)
     found = measure(task)
     path = store(found, task)
-    out = console()
-    out.print(_reference_table(found))
-    out.print(f"\n{found.conversations:,} conversations each; stored in {path}")
+    if not as_json:
+        out = console()
+        out.print(_reference_table(found))
+        out.print(f"\n{found.conversations:,} conversations each; stored in {path}")
+    return {"stored": path, "measured": found}
 
 
-def _train_nlu(scenario: Scenario) -> None:
+def _train_nlu(scenario: Scenario, as_json: bool) -> dict[str, Any]:
+    """Train and store the NLU of a scenario."""
     from chatgym.words import nlu
 
     heads = nlu.train(scenario)
     path = nlu.save(scenario, heads)
-    sizes = ", ".join(f"{name} ({len(head.labels)})" for name, head in heads.items())
-    console().print(f"Trained the heads {sizes}; stored in {path}")
+    labels = {name: len(head.labels) for name, head in heads.items()}
+    if not as_json:
+        sizes = ", ".join(f"{name} ({count})" for name, count in labels.items())
+        console().print(f"Trained the heads {sizes}; stored in {path}")
+    return {"stored": path, "labels": labels}
 
 
-def _train_reward(scenario: Scenario) -> None:
-    from chatgym.cli.reward import print_report, watched
+def _train_reward(scenario: Scenario, as_json: bool) -> dict[str, Any]:
+    """Train and store the default reward model of a scenario."""
+    from chatgym.cli.reward import print_report, progress_callback
     from chatgym.evaluation import default_reward
 
-    with watched("reading", "texts") as progress:
+    with progress_callback("reading", "texts") as progress:
         model, report = default_reward.train(scenario, progress)
     path = default_reward.save(scenario, model)
-    print_report(report)
-    console().print(f"\nStored in {path}")
+    if not as_json:
+        print_report(report)
+        console().print(f"\nStored in {path}")
+    return {"stored": path, "report": report}
 
 
-def _fill_banks(scenario: Scenario) -> None:
-    from chatgym.cli.terminal import progress_bar
+def _fill_banks(scenario: Scenario, as_json: bool) -> dict[str, Any]:
+    """Write the banks of wordings that ship with a scenario, and audit them."""
     from chatgym.engines import DEFAULT_MODEL, make_engine
     from chatgym.evaluation.bank_audit import misheard_wordings
     from chatgym.storage.cache import Cache, default_path
@@ -134,16 +166,28 @@ def _fill_banks(scenario: Scenario) -> None:
         path, found = banks.write(speaker, None if progress is None else lambda there: progress(there, {}))
     wrong = misheard_wordings(scenario, found)
     count = sum(len(bank.accepted) for bank in found.values())
-    out = console()
-    out.print(f"{count:,} wordings in {len(found)} banks, {len(wrong)} of them misheard; stored in {path}")
-    if wrong:
-        out.print(table(("bank", "wording", "misheard"), wrong))
+    if not as_json:
+        out = console()
+        out.print(f"{count:,} wordings in {len(found)} banks, {len(wrong)} of them misheard; stored in {path}")
+        if wrong:
+            out.print(table(("bank", "wording", "misheard"), wrong))
+    return {"stored": path, "wordings": count, "banks": len(found), "misheard": wrong}
 
 
-def _print_scenario(name: str, scenario: Scenario, source: str) -> None:
+def _print_scenario(name: str, scenario: Scenario, source: str, as_json: bool) -> None:
+    """Print one scenario in detail."""
     from chatgym.envs.task import Task
     from chatgym.evaluation.references import references
 
+    if as_json:
+        print_json({
+            "name": name, "version": scenario.version, "plugin": source, "description": scenario.description,
+            "agent_acts": scenario.agent_acts, "partner_acts": scenario.user_acts,
+            "outcomes": [outcome for outcome in scenario.outcomes if outcome], "success": scenario.success,
+            "reward_terms": scenario.reward_terms, "max_turns": scenario.max_turns, "sha256": scenario.digest,
+            "references": references(Task(name)),
+        })  # fmt: skip
+        return
     out = console()
     out.print(f"{name}, version {scenario.version}, from plugin {source}")
     out.print(scenario.description + "\n")
@@ -166,6 +210,7 @@ def _print_scenario(name: str, scenario: Scenario, source: str) -> None:
 
 
 def _reference_table(found: References) -> object:
+    """Return the table of mean returns and success rates of random and expert."""
     rows = [
         ("random", f"{found.random_return:.3f}", f"{100 * found.random_success:.1f} %", "0"),
         ("expert", f"{found.expert_return:.3f}", f"{100 * found.expert_success:.1f} %", "100"),
@@ -175,19 +220,25 @@ def _reference_table(found: References) -> object:
 
 def pull(
     models: Annotated[
-        list[str] | None, typer.Argument(metavar="MODEL", help="Those to fetch; all default models if none.")
+        list[str] | None, typer.Argument(metavar="MODEL", help="Models to fetch.", show_default="all default models")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Fetch it again if it is here.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Fetch models again that are here.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Fetch nothing; read the files and compare SHA-256.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Fetch models ahead of time.
+    """Fetch models before they are needed.
 
-    They are checked and unpacked into the cache folder: CHATGYM_CACHE, else the user's. CHATGYM_OFFLINE=1 forbids the
-    network.
+    The command checks them and unpacks them into the cache folder: CHATGYM_CACHE, else the user's cache.
+    CHATGYM_OFFLINE=1 forbids the network.
+
+    \b
+    Examples:
+      chatgym pull
+      chatgym pull --check all-minilm-l6-v2
     """
     from chatgym.storage import model_store
 
-    names, rows, bad = models or list(model_store.MODELS), [], False
+    names, found, bad = models or list(model_store.MODELS), [], False
     for name in names:
         if name not in model_store.MODELS:
             raise unknown("model", name, model_store.MODELS)
@@ -202,9 +253,12 @@ def pull(
             print_error(str(error))
             bad = True
             continue
-        size = sum(file.stat().st_size for file in folder.iterdir())
-        rows.append((name, f"{size / 1e6:,.0f} MB", str(folder), *(("as unpacked",) if check else ())))
-    if rows:
+        found.append((name, sum(file.stat().st_size for file in folder.iterdir()), folder))
+    checked = ("as unpacked",) if check else ()
+    rows = [(name, f"{size / 1e6:,.0f} MB", str(folder), *checked) for name, size, folder in found]
+    if as_json:
+        print_json([dict(zip(("model", "bytes", "folder"), one, strict=True)) for one in found])
+    elif rows:
         console().print(table(("model", "size", "folder", *(("files",) if check else ())), rows, (1,)))
     if bad:
         raise typer.Exit(1)

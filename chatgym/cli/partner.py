@@ -1,6 +1,7 @@
-"""A person as the partner of a trained agent: words in, understood by NLU, acts and words out.
+"""A person as the partner of a trained agent.
 
-There is no simulator here. A room of one holds the agent's belief, which hears what NLU understood.
+NLU reads the person's words, the agent acts on its belief, and the templates word the act. No simulated partner takes
+part: a room of one row only holds the agent's belief.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chatgym.cli.play import QUIT, print_utterance, read_line
+from chatgym.cli.dialogue import print_utterance, read_line
 from chatgym.dynamics.room import ChatRoom
 from chatgym.envs.interfaces import observe
-from chatgym.evaluation.probes import ending_acts
+from chatgym.evaluation.audit_policies import ending_acts
 from chatgym.scenarios import Scenario
 from chatgym.words.nlg import Speaker
 from chatgym.words.nlu import NLU, UNCLEAR, Understanding, nlu_of
@@ -29,7 +30,7 @@ ASK_AGAIN = "Sorry, I didn't understand that. Could you say it in other words?"
 
 
 def talk_to(run: Run, out: Console) -> None:
-    """Let a person talk to the agent of a run until one of them ends it."""
+    """Let a person talk to the agent of a run until one of them ends the conversation."""
     agent, scenario = run.agent(), run.task.find_scenario()
     out.print(f"{run.config['agent']} after {run.turns:,} turns of training; you are its {scenario.partner_role}.")
     out.print(f"Its task: {scenario.description} Say what you want in your own words; q quits.", style="dim")
@@ -39,7 +40,7 @@ def talk_to(run: Run, out: Console) -> None:
     endings, speaker, turn = ending_acts(scenario), Speaker(scenario), 0
     while turn < room.max_turns:
         line = read_line(out, f"{scenario.partner_role}> ")
-        if line is None or line.lower() in QUIT:
+        if line is None:
             out.print("\nYou left.")
             return
         if not line:
@@ -62,7 +63,7 @@ def talk_to(run: Run, out: Console) -> None:
 
 
 def _silent_opening(scenario: Scenario) -> int:
-    """Return the key of a conversation whose opening tells nothing: so the belief knows nothing of its partner."""
+    """Return the key of a conversation whose opening tells nothing, so that the belief begins empty."""
     room = ChatRoom(scenario, 256, error_rate=0.0)
     room.begin(keys=np.arange(256, dtype=np.uint64))
     meanings = [scenario.partner_meaning(said) for said in room.said]
@@ -70,7 +71,7 @@ def _silent_opening(scenario: Scenario) -> int:
 
 
 def _hear(room: ChatRoom, nlu: NLU, line: str) -> Understanding:
-    """Understand a line and take it into the belief."""
+    """Read a line by NLU and update the belief."""
     scenario = room.scenario
     understood = nlu.understand([line])[0]
     scenario.parse(understood.act, understood.part, understood.slots, room.said[0])
@@ -79,7 +80,7 @@ def _hear(room: ChatRoom, nlu: NLU, line: str) -> Understanding:
 
 
 def _answer(room: ChatRoom, agent: Agent, speaker: Speaker, heard: str, turn: int) -> tuple[int, str]:
-    """Let the agent act on its belief, word the act, and note it in the belief."""
+    """Return the agent's act and its words, and note the act in the belief."""
     observation = observe(room, agent.requires.observation, [heard])
     act = int(agent.act(observation, action_masks=room.action_masks())[0])
     meaning = room.scenario.agent_meaning(act, room.belief[0])
@@ -89,7 +90,7 @@ def _answer(room: ChatRoom, agent: Agent, speaker: Speaker, heard: str, turn: in
 
 
 def _describe(understood: Understanding) -> str:
-    """Write what was understood for people: the part, slots and how sure it is."""
+    """Return what NLU understood as a line of text: part, slots and confidence."""
     slots: Any = (f"{name} {value}" for name, value in understood.slots.items())
     what = ", ".join(itertools.chain([understood.part or understood.act], slots))
     return f"           understood: {what} ({understood.confidence:.0%})"

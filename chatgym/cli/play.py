@@ -1,22 +1,15 @@
-"""``chatgym play``: a person in the conversation, as the agent or, to a trained agent, as its partner."""
+"""``chatgym play``: take part in a conversation, as the agent, or as the partner of a trained agent."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from chatgym.cli.spending import (
-    CompletionPrice,
-    MaxCost,
-    MaxRequests,
-    MaxTokens,
-    PromptPrice,
-    open_engine,
-    saying_how_to_go_on,
-)
+from chatgym.cli import budget
+from chatgym.cli.dialogue import print_utterance, read_line
+from chatgym.cli.options import PartnerLLM
 from chatgym.cli.terminal import console
 from chatgym.errors import InvalidValue, unknown
 
@@ -31,45 +24,41 @@ if TYPE_CHECKING:
     from chatgym.scenarios import Scenario
     from chatgym.training import Run
 
-QUIT = ("q", "quit")
 SAID = ("act", "text")
 
 
 def play(
     run: Annotated[
         Path | None,
-        typer.Argument(metavar="RUN", help="A run: its scenario, and with --as-partner its agent."),
+        typer.Argument(metavar="RUN", help="Run folder, for its scenario and, with --as-partner, its agent."),
     ] = None,
     scenario: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Its scenario.", show_default="the run's, or customer_service"),
+        typer.Option(metavar="NAME", help="Scenario.", show_default="the run's, or customer_service"),
     ] = None,
-    llm: Annotated[
-        str,
-        typer.Option(metavar="LLM", help="Who words the partner: template, smollm2-135m-partner, hf:ID-or-folder, ..."),
-    ] = "template",
+    llm: PartnerLLM = "template",
     seed: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Which conversation.", show_default="another each time")
+        int | None, typer.Option(min=0, metavar="N", help="Seed of the conversation.", show_default="random")
     ] = None,
     action: Annotated[
-        str, typer.Option(metavar="HOW", help="What you answer with: act, or text, in your own words.")
+        str, typer.Option(metavar="HOW", help="How you answer: act (choose an act), or text (your own words).")
     ] = "act",
     as_partner: Annotated[
-        bool, typer.Option("--as-partner", help="Be the partner, in your own words, of the agent trained in RUN.")
+        bool, typer.Option("--as-partner", help="Be the partner of the agent trained in RUN, in your own words.")
     ] = False,
-    max_requests: MaxRequests = None,
-    max_tokens: MaxTokens = None,
-    max_cost: MaxCost = None,
-    prompt_price: PromptPrice = None,
-    completion_price: CompletionPrice = None,
+    max_requests: budget.MaxRequests = None,
+    max_tokens: budget.MaxTokens = None,
+    max_cost: budget.MaxCost = None,
+    prompt_price: budget.PromptPrice = None,
+    completion_price: budget.CompletionPrice = None,
 ) -> None:
     """Take part in a conversation yourself.
 
-    Be the agent and choose its acts, or, with --as-partner, talk to a trained agent in your own words.
+    You are the agent and choose its acts; with --as-partner you talk to a trained agent in your own words.
 
-    As the agent, answer by an act's number, its name or the beginning of it; ? lists the acts, q quits. With
-    --action text say it in your own words: each time you are told which act was understood, and what it said. Once it
-    is over, the outcome, the return and what the partner had in mind are shown.
+    As the agent, answer with an act's number, its name or the beginning of it; ? lists the acts, q quits. With
+    --action text write your own words; below them you see the act that NLU understood. At the end you see the outcome,
+    the return and the partner's hidden goal.
 
     \b
     Examples:
@@ -88,25 +77,27 @@ def play(
     if action not in SAID:
         raise unknown("--action", action, SAID)
     if as_partner:
-        talk_to(_needed(opened, llm), console())
+        talk_to(_check_partner(opened, llm), console())
         return
-    words = open_engine(
+    engine = budget.open_engine(
         llm, max_requests=max_requests, max_tokens=max_tokens, max_cost=max_cost, prompt_price=prompt_price,
         completion_price=completion_price,
     )  # fmt: skip
-    with saying_how_to_go_on(words, "the words made so far are kept"):
-        _be_the_agent(opened.task if opened else Task(scenario or "customer_service"), words or llm, seed, action)
+    with budget.explain_interruption(engine, "the utterances generated so far are kept"):
+        _play_agent(opened.task if opened else Task(scenario or "customer_service"), engine or llm, seed, action)
 
 
-def _needed(run: Run | None, llm: str) -> Run:
+def _check_partner(run: Run | None, llm: str) -> Run:
+    """Return the run that --as-partner needs; --llm isn't allowed with it."""
     if run is None:
         raise InvalidValue("--as-partner needs the run folder of a trained agent: `chatgym play RUN --as-partner`")
     if llm != "template":
-        raise InvalidValue("with --as-partner the partner's words are yours; leave out --llm")
+        raise InvalidValue("with --as-partner you write the partner's words; leave out --llm")
     return run
 
 
-def _be_the_agent(task: Task, llm: str | Engine, seed: int | None, action: str) -> None:
+def _play_agent(task: Task, llm: str | Engine, seed: int | None, action: str) -> None:
+    """Let a person play the agent in one conversation."""
     from chatgym.agent import Interface
 
     env, out = task.make_env(Interface(action), llm=llm), console()
@@ -114,7 +105,7 @@ def _be_the_agent(task: Task, llm: str | Engine, seed: int | None, action: str) 
     out.print(f"{scenario.description} You are the {scenario.agent_role}; at most {env.room.max_turns} turns.")
     out.print(INVITATION[action], style="dim")
     if rate:
-        out.print(f"What is said is noted wrongly at a rate of {rate:g}: confirm what you doubt.", style="dim")
+        out.print(f"You misunderstand the partner at a rate of {rate:g}: confirm what you doubt.", style="dim")
     _, info = env.reset(seed=seed)
     _print_turn(out, env.transcript()[-1], scenario.partner_role)
     total, over = 0.0, False
@@ -136,13 +127,14 @@ def _be_the_agent(task: Task, llm: str | Engine, seed: int | None, action: str) 
 INVITATION = {
     "act": "Answer with an act: its number, its name or the beginning of it; ? lists them and the rules, q quits.",
     "text": (
-        "Answer in your own words; ? lists what can be said and the rules, q quits. Below them stands what was heard: "
-        "one act, with a question or values of the scenario's own if it needs any. That is what counts."
+        "Answer in your own words; ? lists the acts and the rules, q quits. Below your words you see what was heard: "
+        "one act, with a question or values of the scenario if it needs any. Only that act counts."
     ),
 }
 
 
 def _print_end(out: Console, env: ChatEnv, outcome: str, total: float) -> None:
+    """Print outcome, return and the partner's hidden goal."""
     goal = env.transcript()[-1]["text"]
     won = "" if outcome != env.scenario.success else ", which counts as success"
     out.print(f"\nOutcome: {outcome.replace('_', ' ')}{won}")
@@ -151,6 +143,7 @@ def _print_end(out: Console, env: ChatEnv, outcome: str, total: float) -> None:
 
 
 def _print_turn(out: Console, turn: dict[str, Any], partner: str) -> None:
+    """Print a turn of the transcript, with what was heard; `partner` is the partner's role."""
     from chatgym.words.nlu import UNCLEAR
 
     if turn["role"] == "goal":
@@ -158,43 +151,19 @@ def _print_turn(out: Console, turn: dict[str, Any], partner: str) -> None:
     note = f"{turn['act']}, reward {turn['reward']:+.2f}" if "reward" in turn else ""
     print_utterance(out, turn["role"], turn["text"], note, partner=turn["role"] == partner)
     if turn["act"] == UNCLEAR:
-        out.print(f"{'heard':>9}  nothing that was understood: say one thing in other words; ? lists what can be said")
+        out.print(f"{'heard':>9}  nothing that was understood: say one thing in other words; ? lists the acts")
     elif "heard" in turn:
         out.print(f"{'heard':>9}  {turn['act']}: {turn['heard']}", style="dim", soft_wrap=True)
 
 
-def print_utterance(out: Console, role: str, text: str, note: str = "", *, partner: bool) -> None:
-    """Print who says what, in the colour of its side, and a note in a dimmer one."""
-    from rich.text import Text
-
-    line = Text(f"{role:>9}  ", style="bold cyan" if partner else "bold green")
-    line.append(text, style="default")
-    if note:
-        line.append(f"  ({note})", style="dim")
-    out.print(line)
-
-
-def read_line(out: Console, prompt: str) -> str | None:
-    """Read a line from stdin; None at the end of input."""
-    out.print(prompt, end="")
-    out.file.flush()
-    try:
-        line = input()
-    except EOFError:
-        return None
-    if not sys.stdin.isatty():
-        out.print(line)  # as a terminal shows what is typed
-    return line.strip()
-
-
 def _ask_text(out: Console, env: ChatEnv) -> str | None:
-    """Ask until something is said; None when the person leaves."""
+    """Ask for words until there are some; return None when the person leaves."""
     from chatgym.words.charset import MAX_CHARS
 
     room = env.room
     while True:
         line = read_line(out, "you> ")
-        if line is None or line.lower() in QUIT:
+        if line is None:
             return None
         if line == "?":
             for act in room.action_masks()[0].nonzero()[0].tolist():
@@ -208,11 +177,11 @@ def _ask_text(out: Console, env: ChatEnv) -> str | None:
 
 
 def _ask_act(out: Console, scenario: Scenario, mask: npt.NDArray[np.bool_]) -> int | None:
-    """Ask until an act is named; None when the person leaves."""
+    """Ask for an act until one is named; `mask` is the action mask, [acts]. Return None when the person leaves."""
     acts = scenario.agent_acts
     while True:
         line = read_line(out, "act> ")
-        if line is None or line.lower() in QUIT:
+        if line is None:
             return None
         if line == "?":
             for number, (act, sensible) in enumerate(zip(acts, mask.tolist(), strict=True)):
@@ -232,7 +201,7 @@ def _ask_act(out: Console, scenario: Scenario, mask: npt.NDArray[np.bool_]) -> i
 
 
 def find_acts(line: str, acts: tuple[str, ...]) -> list[int]:
-    """Return the acts that a number, a name or the beginning of names stands for."""
+    """Return the indices of the acts that a number, a name or the beginning of names matches."""
     if line.isdecimal():
         return [int(line)] if int(line) < len(acts) else []
     name = line.lower().replace(" ", "_").replace("-", "_")

@@ -1,4 +1,4 @@
-"""``chatgym reward``: preference pairs, and reward models trained on them: the second step of RLHF."""
+"""``chatgym reward``: make preference pairs and train reward models on them, the second step of RLHF."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from chatgym.cli import options
 from chatgym.cli.terminal import Progress, console, percent, progress_bar, table
 from chatgym.errors import InvalidValue, unknown
 
@@ -28,38 +29,40 @@ ENCODER = "encoder"
 
 @app.callback()
 def reward() -> None:
-    """Learn what a good reply is from pairs of a better and a worse one: the second step of RLHF.
+    """Make preference pairs, and train reward models on them: the second step of RLHF.
 
     \b
     Examples:
       chatgym reward pairs --scenario social --out pairs.jsonl   make pairs, or write your own
-      chatgym reward train --pairs pairs.jsonl --out judge       learn from them, a minute on a CPU
-      chatgym evaluate llm --llm MODEL ...                       agents are measured by the task's reward alone
+      chatgym reward train --pairs pairs.jsonl --out judge       train on them, a minute on a CPU
 
-    A trained one is used by its folder: gym.make("ChatEnv-v0", action="text", reward_model="judge").
+    Use a trained model by its folder: gym.make("ChatEnv-v0", action="text", reward_model="judge"). Evaluations don't
+    use it: `chatgym evaluate` measures agents by the task's own reward.
     """
 
 
 @app.command("pairs")
 def pairs(
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the pairs go, as JSON lines.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="File for the pairs, as JSON lines.")],
     source: Annotated[
-        str, typer.Option("--from", metavar="SOURCE", help="scenario, or chitchat: people's ratings of chats.")
+        str, typer.Option("--from", metavar="SOURCE", help="scenario, or chitchat: human ratings of chats.")
     ] = "scenario",
-    scenario: Annotated[str, typer.Option(metavar="NAME", help="What is talked about.")] = "customer_service",
+    scenario: options.ScenarioName = "customer_service",
     conversations: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="How many are held (300), or taken (all of chitchat).")
+        int | None, typer.Option(min=1, metavar="N", help="Conversations.", show_default="300, or all of chitchat")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=999_999, metavar="N", help="Seed of the first.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+    seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Make preference pairs.
+    """Make preference pairs: a better and a worse continuation of the same conversation.
 
-    From a scenario: its expert's replies, and worse ones to the same: off topic, rude, with wrong facts, against the
-    policy, said before, the partner's words, no reply at all; and whole conversations, well and badly held.
-    From chitchat: whole chats of people, whose ratings differ; ratings that nobody touched and ties are left out.
-    A line is {"prompt": [...], "chosen": [...], "rejected": [...], "kind": "rude", "group": "17"}: ChatML messages, of
-    which the agent says the assistant's, and two ways to go on. Pairs of one group are learned from or held out whole.
+    From a scenario: the expert's replies, and worse ones: off topic, rude, with wrong facts, against the policy,
+    repeated, copied from the partner, or empty; also whole conversations, good and bad ones. From chitchat: whole
+    chats between people with different ratings; default ratings and ties are left out.
+
+    A line is {"prompt": [...], "chosen": [...], "rejected": [...], "kind": "rude", "group": "17"}: ChatML messages (the
+    agent is the assistant) and two continuations. All pairs of a group are either trained on or held out.
 
     \b
     Examples:
@@ -81,10 +84,11 @@ def pairs(
     else:
         raise unknown("source", source, SOURCES)
     write_pairs(out, made)
-    _print_pairs(made, out)
+    _print_pairs(made, out, as_json)
 
 
 def _of_scenario(name: str, conversations: int, seed: int) -> list[Pair]:
+    """Make pairs from a scenario's expert, with a progress bar."""
     from chatgym.finetuning.preferences import pairs_of
     from chatgym.scenarios import find_scenario
 
@@ -94,53 +98,52 @@ def _of_scenario(name: str, conversations: int, seed: int) -> list[Pair]:
         return pairs_of(found, conversations, seed=seed, progress=done)
 
 
-def _print_pairs(made: list[Pair], out: Path) -> None:
-    counts = Counter(pair.kind for pair in made)
-    console().print(table(("kind of badness", "pairs"), ((kind, f"{n:,}") for kind, n in sorted(counts.items())), (1,)))
-    groups = len({pair.group for pair in made})
+def _print_pairs(made: list[Pair], out: Path, as_json: bool) -> None:
+    """Print how many pairs of each kind were made."""
+    counts, groups = sorted(Counter(pair.kind for pair in made).items()), len({pair.group for pair in made})
+    if as_json:
+        options.print_json({"file": out, "pairs": len(made), "conversations": groups, "kinds": dict(counts)})
+        return
+    console().print(table(("kind of badness", "pairs"), ((kind, f"{n:,}") for kind, n in counts), (1,)))
     console().print(f"\n{len(made):,} pairs from {groups:,} conversations: {out}")
 
 
 @app.command("train")
 def train(
-    pairs: Annotated[list[Path], typer.Option(metavar="FILE", help="Pairs to learn from; can be given again.")],
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the reward model goes.")],
-    kind: Annotated[str, typer.Option(metavar="KIND", help="encoder, or llm: a language model with a head.")] = ENCODER,
+    pairs: Annotated[list[Path], typer.Option(metavar="FILE", help="Pairs to train on; can be repeated.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the reward model.")],
+    kind: Annotated[str, typer.Option(metavar="KIND", help="encoder or llm.")] = ENCODER,
     ensemble: Annotated[
-        int, typer.Option(min=1, max=64, metavar="K", help="Heads; several show where the pairs don't decide.")
+        int, typer.Option(min=1, max=64, metavar="K", help="Number of heads; several also give an uncertainty.")
     ] = 1,
     model: Annotated[
-        str, typer.Option(metavar="MODEL", help="Of llm: smollm2-135m, a folder with safetensors, or tiny: a new one.")
+        str, typer.Option(metavar="MODEL", help="llm: smollm2-135m, a folder with safetensors, or tiny (a new model).")
     ] = "smollm2-135m",
-    epochs: Annotated[float, typer.Option(min=0.01, metavar="X", help="Of llm: how often a pair is seen.")] = 1.0,
-    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Of llm: pairs of a step.")] = 16,
-    micro_batch: Annotated[int, typer.Option(min=1, metavar="N", help="Of llm: pairs of a forward pass at most.")] = 4,
-    length: Annotated[int, typer.Option(min=16, metavar="N", help="Of llm: tokens read, the last ones.")] = 512,
+    epochs: Annotated[float, typer.Option(min=0.01, metavar="X", help="llm: passes over the pairs.")] = 1.0,
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="llm: pairs in a step.")] = 16,
+    micro_batch: Annotated[int, typer.Option(min=1, metavar="N", help="llm: most pairs in a forward pass.")] = 4,
+    length: Annotated[int, typer.Option(min=16, metavar="N", help="llm: last tokens to read.")] = 512,
     learning_rate: Annotated[
         float | None,
         typer.Option(
-            min=0.0, metavar="X", help="Of llm: at its highest.", show_default="tiny 1e-3, with --lora 3e-4, else 3e-5"
+            min=0.0, metavar="X", help="llm: peak learning rate.", show_default="tiny 1e-3, with --lora 3e-4, else 3e-5"
         ),
     ] = None,
-    lora: Annotated[
-        int, typer.Option(min=0, metavar="RANK", help="Of llm: train the head and LoRA's matrices of that rank only.")
-    ] = 0,
-    zero: Annotated[int, typer.Option(min=0, max=3, metavar="STAGE", help="Of llm: ZeRO stage.")] = 1,
-    bf16: Annotated[bool, typer.Option("--bf16/--fp32", help="Of llm: compute in bfloat16 (pays on GPUs).")] = False,
-    deepspeed: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", exists=True, dir_okay=False, help="Of llm: more, in DeepSpeed's JSON form."),
-    ] = None,
-    processes: Annotated[int, typer.Option(min=1, metavar="N", help="Of llm: processes on this machine.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, max=999_999, metavar="N", help="Of everything random.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the reward model in the folder.")] = False,
+    lora: options.Lora = 0,
+    zero: options.Zero = 1,
+    bf16: options.Bf16 = False,
+    deepspeed: options.DeepSpeed = None,
+    processes: options.Processes = 1,
+    seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
+    as_json: options.AsJson = False,
 ) -> None:  # fmt: skip
-    """Train a reward model on preference pairs, and measure it on those held out.
+    """Train a reward model on preference pairs, and measure it on held-out ones.
 
-    Of the groups one in five is held out. The encoder kind is a Bradley-Terry head over features of a sentence encoder
-    and takes a minute on a CPU; with --ensemble it also tells by how much its heads differ. The llm kind is a whole
-    language model with a head, trained by DeepSpeed; after Ctrl-C or a kill the same command goes on, from what is in
-    OUT.training until it is done.
+    One group of pairs in five is held out. Kind encoder is a Bradley-Terry head on a sentence encoder; it takes a
+    minute on a CPU, and with --ensemble it also reports the disagreement of its heads. Kind llm is a language model
+    with a head, trained by DeepSpeed (options --model to --processes); after Ctrl-C or a kill the same command
+    continues from the folder OUT.training.
 
     \b
     Examples:
@@ -169,7 +172,7 @@ def train(
     optimization = Optimization(
         batch, micro_batch, learning_rate, zero=zero, bf16=bf16, deepspeed=read_deepspeed(deepspeed)
     )
-    deepspeed_config(optimization, processes)  # refuses what doesn't fit before anything is made
+    deepspeed_config(optimization, processes)  # refuses what doesn't fit before anything is written
 
     reports: list[Report] = []
 
@@ -190,19 +193,24 @@ def train(
         atomic.replace_folder(out, fill)
         if kind != ENCODER:
             shutil.rmtree(training)
+    if as_json:
+        options.print_json({"folder": out, "kind": kind, "trained_on": len(learned), "report": reports[0]})
+        return
     print_report(reports[0])
-    console().print(f"\nReward model: {out} (learned from {len(learned):,} pairs), reward_model={str(out)!r}")
+    console().print(f"\nReward model: {out} (trained on {len(learned):,} pairs), reward_model={str(out)!r}")
 
 
 def _fill_encoder(new: Path, learned: list[Pair], about: dict[str, Any], ensemble: int, seed: int) -> None:
+    """Train a reward model of kind encoder and write it into the folder `new`."""
     from chatgym.rewards import folder, training
 
-    with watched("reading", "texts") as progress:
+    with progress_callback("reading", "texts") as progress:
         model = training.train(learned, ensemble=ensemble, seed=seed, progress=progress)
     folder.write_encoder(new, model, {**about, "ensemble": ensemble, "seed": seed})
 
 
 def _fill_llm(new: Path, training: Path, about: dict[str, Any], settings: Settings, optimization: Optimization) -> None:
+    """Move the model trained in `training` into the folder `new`, and describe it there."""
     import dataclasses
 
     from chatgym.rewards import folder
@@ -215,33 +223,30 @@ def _fill_llm(new: Path, training: Path, about: dict[str, Any], settings: Settin
 def _train_llm(
     training: Path, learned: list[Pair], settings: Settings, optimization: Optimization, processes: int
 ) -> None:
-    """Train in a folder, or go on there."""
+    """Train a reward model of kind llm in the folder `training`, or resume there."""
     from chatgym.finetuning import reward_model
 
     reward_model.prepare(training, learned, settings, optimization)
-    try:
+    with options.interruptible(lambda: "go on with the same command"):
         if processes > 1:
             from chatgym.finetuning.launch import launch
 
             launch("reward", training, processes)
         else:
-            watched_training(training)
-    except KeyboardInterrupt:
-        typer.echo("Interrupted; go on with the same command", err=True)
-        raise typer.Exit(130) from None
+            train_llm(training)
 
 
-def watched_training(training: Path) -> None:
-    """Train a reward model of the llm kind with a progress bar."""
+def train_llm(training: Path) -> None:
+    """Train a reward model of kind llm with a progress bar."""
     from chatgym.finetuning import reward_model
 
-    with watched("training", "steps") as progress:
+    with progress_callback("training", "steps") as progress:
         reward_model.train(training, progress)
 
 
 @contextlib.contextmanager
-def watched(what: str, unit: str) -> Iterator[Callable[..., None]]:
-    """Show a bar from the first call of what is yielded on: (done, in all, what to show beside it)."""
+def progress_callback(what: str, unit: str) -> Iterator[Callable[..., None]]:
+    """Yield a function (done, total, metrics) whose first call opens a progress bar."""
     with contextlib.ExitStack() as stack:
         bar: list[Progress | None] = []
 
@@ -255,25 +260,26 @@ def watched(what: str, unit: str) -> Iterator[Callable[..., None]]:
 
 
 def print_report(report: Report) -> None:
-    """Print what a model does on pairs held out."""
+    """Print a reward model's results on held-out pairs."""
     out = console()
-    named = [("all", report.accuracy), *((kind or "of no kind", share) for kind, share in report.by_kind.items())]
+    named = [("all", report.accuracy), *((kind or "without a kind", share) for kind, share in report.by_kind.items())]
     shorter, longer = report.chosen_shorter, report.chosen_longer
     named += [(f"the better one is {how}", share) for how, share in (("shorter", shorter), ("longer", longer)) if share]
-    out.print(table(("pairs held out", "right", "95 % interval", "pairs"), map(_row, named), (1, 2, 3)))
+    out.print(table(("held-out pairs", "accuracy", "95 % interval", "pairs"), map(_row, named), (1, 2, 3)))
     out.print()
     bins = [
         (f"{percent(one.low)} to {percent(one.high)}", percent(one.confidence), percent(one.accuracy), str(one.pairs))
         for one in report.calibration
     ]
-    out.print(table(("how sure", "in the mean", "right", "pairs"), bins, (1, 2, 3)))
+    out.print(table(("probability", "mean", "accuracy", "pairs"), bins, (1, 2, 3)))
     out.print(f"\nCalibration error {report.calibration_error:.3f}, loss {report.loss:.3f}; "
               f"correlation of score and length {report.length_correlation:+.2f}")  # fmt: skip
     if report.disagreement is not None:
         right, wrong = report.disagreement
-        out.print(f"Disagreement of the heads: {right:.3f} where right, {wrong:.3f} where wrong")
+        out.print(f"Disagreement of the heads: {right:.3f} on correct pairs, {wrong:.3f} on wrong ones")
 
 
 def _row(named: tuple[str, Share]) -> tuple[str, str, str, str]:
+    """Return a share as a row of the table."""
     name, share = named
     return name, percent(share.value), f"{percent(share.low)} to {percent(share.high)}", str(share.pairs)

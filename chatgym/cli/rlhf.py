@@ -1,93 +1,99 @@
-"""``chatgym rlhf``: supervised fine-tuning, reward model and PPO, one after the other."""
+"""``chatgym rlhf``: supervised fine-tuning, reward models and PPO, one after the other."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from chatgym.cli import options
 from chatgym.cli.terminal import console, progress_bar
 from chatgym.errors import InvalidValue
 
-RUN = Path("runs/rlhf")
+if TYPE_CHECKING:
+    from chatgym.training import Run
+    from chatgym.training.rlhf import Plan
+
 WITH_RESUME = {"run", "resume", "serve"}
 
 
 def rlhf(
     ctx: typer.Context,
-    run: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of it all.")] = RUN,
+    run: Annotated[Path, typer.Option(metavar="FOLDER", help="Run folder.")] = Path("runs/rlhf"),
     from_scratch: Annotated[
         str, typer.Option(metavar="tiny", help="Train a new model of 1.7 million weights, on a laptop.")
     ] = "",
     model: Annotated[
-        str, typer.Option(metavar="MODEL", help="What to start from: smollm2-135m, or a folder with safetensors.")
+        str, typer.Option(metavar="MODEL", help="Model to start from: smollm2-135m, or a folder with safetensors.")
     ] = "smollm2-135m",
-    scenario: Annotated[str, typer.Option(metavar="NAME", help="What is talked about.")] = "customer_service",
+    scenario: options.ScenarioName = "customer_service",
     conversations: Annotated[
-        int, typer.Option(min=2, metavar="N", help="Conversations of the expert that are learned from first.")
+        int, typer.Option(min=2, metavar="N", help="Conversations of the expert, for the fine-tuning.")
     ] = 1000,
     wander: Annotated[
-        float, typer.Option(min=0.0, max=1.0, metavar="X", help="Share of turns in which that expert acts at random.")
+        float, typer.Option(min=0.0, max=1.0, metavar="X", help="Probability that the expert takes a random act.")
     ] = 0.3,
-    epochs: Annotated[float, typer.Option(min=0.01, metavar="X", help="How often those are seen.")] = 3.0,
+    epochs: Annotated[float, typer.Option(min=0.01, metavar="X", help="Passes over these conversations.")] = 3.0,
     pairs: Annotated[
-        int, typer.Option(min=20, metavar="N", help="Conversations that a reward model's pairs are made of.")
+        int, typer.Option(min=20, metavar="N", help="Conversations to make each reward model's pairs from.")
     ] = 300,
-    turns: Annotated[int, typer.Option(min=1, metavar="N", help="Turns that PPO trains for.")] = 50_000,
-    evaluation: Annotated[int, typer.Option(min=1, metavar="N", help="Conversations of an evaluation.")] = 200,
+    turns: Annotated[int, typer.Option(min=1, metavar="N", help="Turns of the PPO training.")] = 50_000,
+    evaluation: Annotated[int, typer.Option(min=1, metavar="N", help="Conversations in each evaluation.")] = 200,
     setting: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="A setting of `chatgym train ppo`; can be given again."),
+        typer.Option(metavar="NAME=VALUE", help="A setting of `chatgym train ppo`; can be repeated."),
     ] = None,
-    lora: Annotated[int, typer.Option(min=0, metavar="RANK", help="Train LoRA's matrices of that rank only.")] = 0,
-    zero: Annotated[int, typer.Option(min=0, max=3, metavar="STAGE", help="ZeRO stage.")] = 1,
-    bf16: Annotated[bool, typer.Option("--bf16/--fp32", help="Compute in bfloat16 (pays on GPUs).")] = False,
-    seed: Annotated[int, typer.Option(min=0, max=99_999, metavar="N", help="Of everything random.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on after Ctrl-C or a kill.")] = False,
-    serve: Annotated[bool, typer.Option("--serve", help="Serve the policy in the end, as `chatgym serve`.")] = False,
+    lora: options.Lora = 0,
+    zero: options.Zero = 1,
+    bf16: options.Bf16 = False,
+    seed: Annotated[int, typer.Option(min=0, max=99_999, metavar="N", help="Seed of all random numbers.")] = 0,
+    resume: options.Resume = False,
+    serve: Annotated[bool, typer.Option("--serve", help="Serve the model at the end, as `chatgym serve`.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:  # fmt: skip
-    """Make a conversation agent by RLHF: its three steps, one after the other.
+    """Train a conversation agent by RLHF, in three steps.
 
-    The model first learns what the scenario's expert says (`chatgym sft`), then two reward models learn what good
-    replies are (`chatgym reward`), and at last it learns by PPO from conversations that it holds itself (`chatgym train
-    ppo`): from their outcomes and from one of the reward models, while the other one watches.
+    1. The model learns the replies of the scenario's expert (`chatgym sft`). 2. Two reward models learn to tell good
+    replies from bad ones (`chatgym reward`). 3. PPO trains the model in conversations of its own (`chatgym train ppo`)
+    on their outcomes and on the first reward model; the second one is only reported, as a check.
 
     \b
     Examples:
-      chatgym rlhf --from-scratch tiny               from nothing, on a laptop
+      chatgym rlhf --from-scratch tiny               a new model, on a laptop
       chatgym rlhf --from-scratch tiny --serve       and serve it
-      chatgym rlhf --lora 8 --scenario social        SmolLM2 with LoRA, needs pip install 'chatgym[lora]'
-      chatgym rlhf --resume                          after Ctrl-C or a kill; ends in the same model
+      chatgym rlhf --lora 8 --scenario social        SmolLM2 with LoRA; needs pip install 'chatgym[lora]'
+      chatgym rlhf --resume                          after Ctrl-C or a kill; ends with the same model
 
-    The folder holds sft/, reward/, held-out/ and ppo/, whose model/ is what it was all for.
+    The run folder holds sft/, reward/, held-out/ and ppo/; the trained model is ppo/model/.
     """
     from chatgym.training import rlhf as steps
 
-    given = {key for key in ctx.params if str(ctx.get_parameter_source(key)).endswith("COMMANDLINE")}
+    if as_json and serve:
+        raise InvalidValue("--serve prints where it serves and goes on: leave out --json or --serve")
+    given = options.given_options(ctx)
     if resume:
-        if extra := sorted(given - WITH_RESUME):
-            raise InvalidValue(f"--resume goes on with what was begun: leave out --{extra[0].replace('_', '-')}")
+        options.check_resume(given, WITH_RESUME)
         plan = steps.read(run)
     else:
-        plan = steps.begin(run, _plan(dict(ctx.params), given))
-    try:
+        plan = steps.begin(run, _plan(ctx.params, given))
+    with options.interruptible(lambda: f"go on with `chatgym rlhf --run {shlex.quote(str(run))} --resume`"):
         model_folder = steps.sft(run, plan, progress_bar)
         steps.rewards(run, plan, progress_bar)
         finished = steps.ppo(run, plan, model_folder, progress_bar)
-    except KeyboardInterrupt:
-        typer.echo(f"Interrupted; go on with `chatgym rlhf --run {shlex.quote(str(run))} --resume`", err=True)
-        raise typer.Exit(130) from None
-    _print_result(run, finished)
+    _print_result(run, finished, as_json)
     if serve:
         from chatgym.cli.serve import serve as serve_model
 
         serve_model(llm=f"hf:{finished.folder / 'model'}")
 
 
-def _plan(values: dict[str, Any], given: set[str]) -> Any:
-    """Check the options."""
+def _plan(values: Mapping[str, Any], given: set[str]) -> Plan:
+    """Check the options and return the plan."""
     from chatgym.agent import make_config
     from chatgym.cli.sft import check_scratch
     from chatgym.finetuning import models
@@ -104,30 +110,21 @@ def _plan(values: dict[str, Any], given: set[str]) -> Any:
     config = find_agent("ppo").Config
     settings = read_settings(config, values["setting"] or ())
     make_config(config, settings)
-    names = (
-        "scenario",
-        "conversations",
-        "wander",
-        "epochs",
-        "pairs",
-        "turns",
-        "evaluation",
-        "lora",
-        "zero",
-        "bf16",
-        "seed",
-    )
+    names = {field.name for field in dataclasses.fields(Plan)} - {"model", "settings"}
     chosen = {name: values[name] for name in names}
     return Plan(model="" if scratch else values["model"], settings=settings, **chosen)
 
 
-def _print_result(run: Path, finished: Any) -> None:
-    import json
+def _print_result(run: Path, finished: Run, as_json: bool) -> None:
+    """Print the result of PPO, and the accuracy of the reward model on held-out pairs."""
+    from chatgym.cli.train import print_result, result_json
 
-    from chatgym.cli.train import print_result
-
+    report = run / "reward" / "report.json"
+    accuracy = json.loads(report.read_text(encoding="utf-8"))["accuracy"]
+    if as_json:
+        options.print_json({**result_json(finished), "reward_accuracy": accuracy})
+        return
     print_result(finished)
-    accuracy = json.loads((run / "reward" / "report.json").read_text(encoding="utf-8"))["accuracy"]["value"]
     model = shlex.quote(str(finished.folder / "model"))
-    console().print(f"Reward model: {accuracy:.1%} of the pairs held out right ({run / 'reward' / 'report.json'})")
+    console().print(f"Reward model: ranks {accuracy['value']:.1%} of held-out pairs correctly ({report})")
     console().print(f"      `chatgym serve --llm hf:{model}` serves it")

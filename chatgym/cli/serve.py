@@ -1,4 +1,4 @@
-"""``chatgym serve``: one model for many processes, behind OpenAI's API."""
+"""``chatgym serve``: serve a model to many processes by OpenAI's API."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ def serve(
         str,
         typer.Option(
             metavar="LLM",
-            help="The model: smollm2-135m-partner, smollm2-135m, hf:ID-or-folder, deepspeed:ID-or-folder.",
+            help="Model: smollm2-135m-partner, smollm2-135m, hf:ID-or-folder, deepspeed:ID-or-folder.",
         ),
     ] = "smollm2-135m-partner",
-    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0 is everywhere.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="0 takes any that is free.")] = 8000,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen on; 0.0.0.0 is all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="Port; 0 takes a free one.")] = 8000,
     name: Annotated[
-        str, typer.Option(metavar="NAME", help="What clients call the model.", show_default="its own")
+        str, typer.Option(metavar="NAME", help="The model's name for clients.", show_default="its own")
     ] = "",
     token_file: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE", exists=True, dir_okay=False,
-            help="Bearer tokens that clients need, one a line; else those in CHATGYM_SERVE_TOKENS.",
+            help="File of bearer tokens that clients need, one on each line.", show_default="$CHATGYM_SERVE_TOKENS",
         ),
     ] = None,
-    rows: Annotated[int, typer.Option(min=1, metavar="N", help="Most continuations computed together.")] = 64,
+    rows: Annotated[int, typer.Option(min=1, metavar="N", help="Most continuations in a batch.")] = 64,
     queue: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Most requests that wait; the next one is told to come back.")
+        int, typer.Option(min=1, metavar="N", help="Most waiting requests; further ones get 503 and come back later.")
     ] = 256,
-    max_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Most new tokens of a continuation.")] = 1024,
+    max_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Most new tokens in a continuation.")] = 1024,
     max_prompt: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Most tokens of a prompt.", show_default="the model's context"),
+        typer.Option(min=1, metavar="N", help="Most tokens in a prompt.", show_default="the model's context"),
     ] = None,
     max_rows: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Most continuations of one request, prompts times n.")
+        int, typer.Option(min=1, metavar="N", help="Most continuations of a request: prompts times n.")
     ] = 64,
-    max_body: Annotated[int, typer.Option(min=1000, metavar="BYTES", help="Largest request.")] = 1_000_000,
+    max_body: Annotated[int, typer.Option(min=1000, metavar="BYTES", help="Largest body of a request.")] = 1_000_000,
     patience: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="How long a client may take to send a request.")
+        float, typer.Option(min=0.1, metavar="SECONDS", help="Time in which a client must send its request.")
     ] = 30.0,
     adapters: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER", file_okay=False, show_default="none",
-            help="Where LoRA adapters lie that clients may have the model take (POST /v1/load_lora_adapter).",
+            help="Folder of LoRA adapters that clients may load (POST /v1/load_lora_adapter).",
         ),
     ] = None,
     cors_origin: Annotated[
@@ -65,7 +65,7 @@ def serve(
         ),
     ] = None,
 ) -> None:  # fmt: skip
-    """Serve a model to many processes, as OpenAI's API does.
+    """Serve a model to many processes by OpenAI's API.
 
     Endpoints: /v1/chat/completions, /v1/completions, /v1/models, /health and /metrics (Prometheus). Penalties,
     logit_bias, JSON schemas (response_format) and function calls (tools) work as OpenAI documents them; a field that
@@ -118,7 +118,7 @@ def serve(
 
 
 def _opened(llm: str) -> TransformersEngine:
-    """Load the model that `llm` names."""
+    """Load a model into this process."""
     from chatgym.engines import LazyEngine, make_engine
     from chatgym.engines.transformers import TransformersEngine
 
@@ -126,7 +126,7 @@ def _opened(llm: str) -> TransformersEngine:
     opened = engine.opened() if isinstance(engine, LazyEngine) else engine
     if not isinstance(opened, TransformersEngine):
         raise InvalidValue(
-            f"llm {llm!r} is no model in this process, which is what can be served: smollm2-135m-partner, "
+            f"llm {llm!r} is no model in this process, so it can't be served; name one: smollm2-135m-partner, "
             "smollm2-135m, hf:ID-or-folder, deepspeed:ID-or-folder"
         )
     return opened

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from chatgym.evaluation.intervals import Interval
 
 PIPED_WIDTH = 200
-"""Columns where there is no terminal: a table in a file isn't cut to the width of one."""
+"""Columns of output that goes to a file or pipe, where a table needn't fit a terminal."""
 
 REFRESH_SECONDS = 0.1
 NOTED = 4
-"""Most metrics that are no reason for a table below the progress bar."""
+"""Most metrics without a table below the progress bar."""
 GRID = 3
-"""Metrics side by side in it."""
+"""Metrics in a row of that table."""
 
 Progress = Callable[[int, Mapping[str, float]], None]
 
@@ -51,7 +51,7 @@ def print_error(message: str) -> None:
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[str]], numbers: Iterable[int] = ()) -> Table:
-    """Make a table of plain strings; the columns whose indices are in `numbers` stand to the right."""
+    """Return a table of plain strings; the columns with indices in `numbers` are aligned to the right."""
     from rich import box
     from rich.table import Table
 
@@ -64,23 +64,23 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[str]], numbers: Iterab
     return made
 
 
-def measures(success_rate: Interval, mean_return: Interval, score: Interval) -> list[tuple[str, str, str]]:
-    """Write the three measures of an agent as rows: name, value, 95 % interval."""
+def measures(success_rate: Interval, mean_return: Interval, score: Interval | None) -> list[tuple[str, str, str]]:
+    """Return the three measures of an agent as rows: name, value, 95 % interval."""
     share = success_rate.scaled(0.0, 0.01)
     return [
         ("success rate", f"{share.value:.1f} %", f"{share.low:.1f} to {share.high:.1f} %"),
         ("mean return", f"{mean_return.value:.3f}", f"{mean_return.low:.3f} to {mean_return.high:.3f}"),
-        ("score", f"{score.value:.1f}", f"{score.low:.1f} to {score.high:.1f}"),
+        ("score", f"{score.value:.1f}", f"{score.low:.1f} to {score.high:.1f}") if score else ("score", "n/a", ""),
     ]
 
 
 def percent(share: float) -> str:
-    """Write a share."""
+    """Write a share, 0 to 1, in percent."""
     return f"{100 * share:.1f} %"
 
 
 def _grid(metrics: Mapping[str, float]) -> Table:
-    """Lay names and numbers out in columns."""
+    """Return a table of metrics, `GRID` in a row."""
     from rich.table import Table
 
     made = Table.grid(padding=(0, 2))
@@ -95,13 +95,13 @@ def progress_bar(what: str, total: int, unit: str, done: int = 0) -> Iterator[Pr
     """Show a bar on a terminal while the block runs; without a terminal, yield None and show nothing.
 
     Args:
-        what: Stands before the bar.
-        total: Where it ends.
+        what: Label before the bar.
+        total: Count at which the bar is full.
         unit: What is counted, in the plural.
-        done: Where it begins.
+        done: Count at which the bar begins.
 
     Yields:
-        A function of how many are done and of metrics; ``success_rate``, ``wordings`` and ``answers`` are shown.
+        A function (count, metrics) that moves the bar and shows ``success_rate``, ``wordings`` or ``answers``.
     """
     if not sys.stderr.isatty():
         yield None
@@ -122,15 +122,15 @@ def progress_bar(what: str, total: int, unit: str, done: int = 0) -> Iterator[Pr
     )  # fmt: skip
     latest: tuple[int, Mapping[str, float]] = (done, {})
 
-    class Watched(Bar):
-        """A bar, and below it what an agent has to say of itself, where that is more than a word."""
+    class BarWithMetrics(Bar):
+        """A bar, and below it the table of metrics, if there are more than `NOTED`."""
 
         def get_renderables(self) -> Iterable[Any]:
             yield from super().get_renderables()
             if len(latest[1]) > NOTED:
                 yield _grid(latest[1])
 
-    with Watched(*columns, console=Console(stderr=True), expand=True) as bar:
+    with BarWithMetrics(*columns, console=Console(stderr=True), expand=True) as bar:
         task = bar.add_task(what, total=total, completed=done, note="")
         shown = 0.0
 
@@ -140,7 +140,7 @@ def progress_bar(what: str, total: int, unit: str, done: int = 0) -> Iterator[Pr
             if "success_rate" in metrics:
                 more["note"] = f"success {metrics['success_rate']:.1%}"
             elif "wordings" in metrics:
-                more["note"] = f"found words for {metrics['wordings']} kinds of utterance"
+                more["note"] = f"generated {metrics['wordings']} banks of wordings"
             elif "answers" in metrics:
                 more["note"] = f"{metrics['answers']:,} answers"
             bar.update(task, completed=min(turns, total), **more)

@@ -1,4 +1,4 @@
-"""``chatgym tune AGENT``: which settings an agent learns best with."""
+"""``chatgym tune AGENT``: search the settings with which an agent learns best."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from chatgym.cli.options import AsJson, ErrorRate, ScenarioName, Seed, interruptible, print_json
 from chatgym.cli.terminal import console, progress_bar, table
 from chatgym.errors import InvalidValue
 
 if TYPE_CHECKING:
     import optuna
 
-    from chatgym.training.tuning import Plan
+    from chatgym.training.study import Plan
 
 SHOWN = 10
+"""Best trials in the table."""
 
 
 class Method(str, Enum):
-    """How settings are chosen."""
+    """How to choose the settings of a trial."""
 
     grid = "grid"
     random = "random"
@@ -29,33 +31,30 @@ class Method(str, Enum):
 
 
 def tune(
-    agent: Annotated[str, typer.Argument(metavar="AGENT", help="See `chatgym plugins`.")],
+    agent: Annotated[str, typer.Argument(metavar="AGENT", help="Agent; `chatgym plugins` lists them.")],
     method: Annotated[
-        Method, typer.Option(help="All combinations, at random, or by what was good so far.")
+        Method, typer.Option(help="All combinations, random ones, or TPE: near the best so far.")
     ] = Method.tpe,
     param: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME[=...]",
-            help="A setting to tune: NAME, NAME=0.1,0.3,0.5 (values), NAME=0.1:0.5 or NAME=1e-4:1e-2:log (a range).",
-            show_default="all that have a range of their own",
+            help="Setting to tune: NAME, NAME=0.1,0.3,0.5 (values), NAME=0.1:0.5 or NAME=1e-4:1e-2:log (a range); can "
+            "be repeated.",
+            show_default="all with a range of their own",
         ),
     ] = None,
     trials: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Trials in all, those done before too; a grid has its points.")
+        int, typer.Option(min=1, metavar="N", help="Trials of the study, with finished ones; a grid has its points.")
     ] = 50,
     steps: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Turns of each training.", show_default="the agent's")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, max=100, metavar="N", help="Trainings in a trial, averaged.")] = 1,
-    scenario: Annotated[str, typer.Option(metavar="NAME", help="See `chatgym scenarios`.")] = "customer_service",
-    error_rate: Annotated[
-        float, typer.Option(min=0.0, max=1.0, metavar="X", help="How often the agent misunderstands an act or a value.")
-    ] = 0.1,
+    seeds: Annotated[int, typer.Option(min=1, max=100, metavar="N", help="Trainings in a trial.")] = 1,
+    scenario: ScenarioName = "customer_service",
+    error_rate: ErrorRate = 0.1,
     conversations: Annotated[int, typer.Option(min=1, metavar="N", help="Conversations in each evaluation.")] = 500,
-    seed: Annotated[
-        int, typer.Option(min=0, max=999_999, metavar="N", help="First seed, and that of the choices.")
-    ] = 0,
+    seed: Seed = 0,
     study: Annotated[
         str | None, typer.Option(metavar="NAME", help="Name of the study.", show_default="the agent's")
     ] = None,
@@ -72,8 +71,13 @@ def tune(
             show_default="SQLite in the folder",
         ),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Find the settings that an agent learns best with.
+    """Find the settings with which an agent learns best.
+
+    A trial trains the agent with settings of its own; its value is the mean return over unseen conversations. With
+    random and tpe a trial ends early if its evaluations are below the median of the others (pruning). Several
+    processes that name the same study share its trials. After Ctrl-C or a kill the same command continues.
 
     \b
     Examples:
@@ -82,48 +86,53 @@ def tune(
       chatgym tune dqn --trials 100 --steps 300000 --seeds 3
       chatgym train qlearning --from-study studies/qlearning
 
-    A trial trains with settings of its own; its value is the mean return over unseen conversations. Random and tpe
-    stop a trial early whose evaluations are below the median of the others (pruning). Several processes that name the
-    same study share its trials. It can be interrupted; the same command goes on. The folder holds best.json, trials.csv
-    and study.png: a heat map for a grid over two settings.
+    The study folder holds best.json, trials.csv and study.png: a heat map for a grid over two settings, else the
+    history and the importance of each setting.
     """
     from chatgym.envs.task import Task
     from chatgym.training import tuning
     from chatgym.training.run import find_agent
     from chatgym.training.search_space import grid, search_space
+    from chatgym.training.study import Plan
     from chatgym.training.trainer import DEFAULT_STEPS
 
     made_by = find_agent(agent)
     default = getattr(made_by, "default_steps", DEFAULT_STEPS)
     if default == 0:
         raise InvalidValue(f"the agent {agent!r} learns nothing, so there is nothing to tune")
-    plan = tuning.Plan(
+    plan = Plan(
         agent, search_space(made_by.Config, param or ()), Task(scenario, {"error_rate": error_rate}), method.value,
         steps or default, tuple(range(seed, seed + seeds)), conversations, seed=seed,
     )  # fmt: skip
     name = study or agent
     where = folder or Path("studies") / name
     count = len(grid(plan.space)) if plan.method == "grid" else trials
-    try:
-        with progress_bar(f"tune {agent}", count * plan.steps * seeds, "turns") as progress:
-            done = tuning.tune(plan, where, trials=count, name=name, storage=storage, progress=progress)
-    except KeyboardInterrupt:
-        typer.echo(f"Interrupted; the study in {where} is kept, the same command goes on", err=True)
-        raise typer.Exit(130) from None
-    _print(done, plan, where)
+    with (
+        interruptible(lambda: f"the study in {where} is kept, the same command goes on"),
+        progress_bar(f"tune {agent}", count * plan.steps * seeds, "turns") as progress,
+    ):
+        done = tuning.tune(plan, where, trials=count, name=name, storage=storage, progress=progress)
+    _print(done, plan, where, as_json)
 
 
-def _print(study: optuna.Study, plan: Plan, folder: Path) -> None:
-    from chatgym.training.tuning import finished
+def _print(study: optuna.Study, plan: Plan, folder: Path, as_json: bool) -> None:
+    """Print the best trials, or with --json all."""
+    from chatgym.training.study import finished
 
-    ranked, out = finished(study), console()
-    rows = []
+    ranked, out, rows = finished(study), console(), []
+    pruned = sum(trial.state.name == "PRUNED" for trial in study.get_trials(deepcopy=False))
+    if as_json:
+        trials = [
+            {"trial": one.number, "mean_return": one.value, "success_rate": one.user_attrs["success_rate"],
+             "settings": {name: one.params[name] for name in plan.space}} for one in ranked
+        ]  # fmt: skip
+        print_json({"study": folder, "plan": plan.to_json(), "pruned": pruned, "trials": trials})
+        return
     for trial in ranked[:SHOWN]:
         success = f"{100 * trial.user_attrs['success_rate']:.1f} %"
         rows.append((f"{trial.value:.3f}", success, *(_write(trial.params[name]) for name in plan.space)))
     numbers = range(2 + len(plan.space))
     out.print(table(("mean return", "success rate", *plan.space), rows, numbers))
-    pruned = sum(trial.state.name == "PRUNED" for trial in study.get_trials(deepcopy=False))
     ended = f", {pruned} ended early" if pruned else ""
     out.print(
         f"\n{plan.agent} in {plan.task.scenario}: {len(ranked)} trials of {plan.steps:,} turns{ended}; "
@@ -134,4 +143,5 @@ def _print(study: optuna.Study, plan: Plan, folder: Path) -> None:
 
 
 def _write(value: Any) -> str:
+    """Write the value of a setting."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""``chatgym voice``: teach a model to word the partners of scenarios."""
+"""``chatgym voice``: train the adapter with which SmolLM2 generates the partner's utterances."""
 
 from __future__ import annotations
 
@@ -9,48 +9,50 @@ from typing import Annotated
 
 import typer
 
+from chatgym.cli.options import AsJson, Overwrite, Seed, print_json
 from chatgym.cli.terminal import console, progress_bar
 from chatgym.scenarios import Scenario
 
 
 def voice(
-    run: Annotated[Path, typer.Option(metavar="FOLDER", help="Run folder of the training.")] = Path("runs/voice"),
+    run: Annotated[Path, typer.Option(metavar="FOLDER", help="Run folder.")] = Path("runs/voice"),
     out: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where the adapter goes.", show_default="the one in use")
+        Path | None, typer.Option(metavar="FOLDER", help="Folder for the adapter.", show_default="the default voice's")
     ] = None,
     scenario: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Whose partners; can be given again.", show_default="all with wordings"),
+        typer.Option(metavar="NAME", help="Scenario; can be repeated.", show_default="all with wordings"),
     ] = None,
     rounds: Annotated[
         int,
         typer.Option(
             min=1,
             metavar="N",
-            help="How often it sees each wording at first; twice that after a practice, less after each further one.",
+            help="Passes over the wordings in the first training; twice as many after the first practice, then fewer.",
         ),
     ] = 2,
-    practices: Annotated[int, typer.Option(min=0, metavar="N", help="How often it practises and is trained anew.")] = 2,
-    lists: Annotated[int, typer.Option(min=1, metavar="N", help="Lists that it says of each thing in a practice.")] = 6,
-    seed: Annotated[int, typer.Option(min=0, max=999_999, metavar="N", help="Of everything random.")] = 0,
+    practices: Annotated[int, typer.Option(min=0, metavar="N", help="Rounds of practice and further training.")] = 2,
+    lists: Annotated[int, typer.Option(min=1, metavar="N", help="Lists that it generates of each thing to say.")] = 6,
+    seed: Seed = 0,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on after Ctrl-C or a kill, with the same options.")
+        bool, typer.Option("--resume", help="Continue after Ctrl-C or a kill; needs the same options.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in the folder.")] = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Make the voice of the partners: a LoRA adapter to SmolLM2.
+    """Train the partner's voice: a LoRA adapter for SmolLM2.
 
-    A scenario's voice.json holds wordings by hand, for each thing that its partner says, in each tone, and those that
-    answer an act of the agent's. The model learns to list them. Then it says lists itself, and is trained anew by the
-    wordings by hand and those of its own that the wording guard lets pass beyond doubt; then once more. Takes about
-    three hours on two cores, and needs pip install 'chatgym[lora]'. docs/voice.md says more.
+    A scenario's voice.json holds hand-written wordings for each thing that the partner says, by tone, and answers to
+    acts of the agent. The model learns to list them. Then it practises: it generates lists, and is trained again on
+    the hand-written wordings and on those of its own that the wording guard accepts beyond doubt. This takes about
+    three hours on two cores and needs pip install 'chatgym[lora]'; see docs/voice.md.
 
     \b
     Examples:
-      chatgym voice                          makes smollm2-135m-partner, the default partner, anew
+      chatgym voice                          trains smollm2-135m-partner, the default voice, again
       chatgym voice --scenario restaurant --out restaurant-voice
     """
-    from chatgym.cli.sft import watched
+    from chatgym.cli.sft import train_run
     from chatgym.engines.adapter import pack
     from chatgym.engines.choose import ADAPTER
     from chatgym.finetuning.sft import SFT
@@ -69,7 +71,7 @@ def voice(
                 shutil.rmtree(old)
         else:
             training = SFT.open(hand)
-        watched(training)
+        train_run(training)
         for i, path in enumerate(said, 1):
             practised = run / f"practised-{i}"
             if not practised.is_dir():
@@ -78,18 +80,22 @@ def voice(
                 more = max(2 * rounds + 1 - i, 1)  # each practice adds wordings
                 prepare(practised, scenarios, rounds=more, practised=own, seed=seed)
             training = SFT.open(practised)
-            watched(training)
+            train_run(training)
     except KeyboardInterrupt:
         typer.echo("Interrupted; go on with the same command and --resume", err=True)
         raise typer.Exit(130) from None
     target = out or ADAPTER
     pack(training.model / "adapter", target)
     found = [line["perplexity"] for line in training.metrics() if "perplexity" in line]
-    console().print(f"Perplexity on lists kept apart: {found[0]:.2f} before, {found[-1]:.2f} after\nAdapter: {target}")
+    before, after = found[0], found[-1]
+    if as_json:
+        print_json({"run": run, "adapter": target, "perplexity": {"before": before, "after": after}})
+        return
+    console().print(f"Perplexity on held-out lists: {before:.2f} before, {after:.2f} after\nAdapter: {target}")
 
 
 def _practise(path: Path, model: Path, scenarios: Sequence[Scenario], lists: int, seed: int) -> None:
-    """Have a voice say its lists, with a progress bar."""
+    """Let the model generate its lists, with a progress bar."""
     from chatgym.engines import make_engine
     from chatgym.words.voice.practice import practise
     from chatgym.words.voice.wordings import banks_of

@@ -1,4 +1,4 @@
-"""``python -m chatgym.cli.worker KIND FOLDER``: one of several processes that train together, started by a launcher."""
+"""``python -m chatgym.cli.worker KIND FOLDER``: one of several training processes, started by DeepSpeed's launcher."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from chatgym.finetuning.sft import SFT
 from chatgym.training.run import Run
 
 KINDS: Mapping[str, Callable[[Path], object]] = {
-    "sft": lambda folder: sft.watched(SFT.open(folder)),
-    "reward": reward.watched_training,
-    "train": lambda folder: train.watched(Run.open(folder)),
+    "sft": lambda folder: sft.train_run(SFT.open(folder)),
+    "reward": reward.train_llm,
+    "train": lambda folder: train.train_run(Run.open(folder)),
 }
-"""What a folder holds -> what trains it."""
+"""Kind of run in a folder to the function that trains it."""
 
 
 def main(kind: str, folder: str) -> int:
-    """Train as one of the processes, and return the exit code; the first process prints what went wrong."""
+    """Train as one of the processes and return the exit code; only the first process prints an error."""
     try:
         KINDS[kind](Path(folder))
     except ChatGymError as error:

@@ -1,8 +1,8 @@
-"""The audit of a simulated partner: agents of many kinds play, and its contradictions are found and counted.
+"""Audit a simulated partner: let agents of many kinds talk to it, and count its contradictions.
 
-Conversations are played side by side, recorded turn by turn, and judged in plain Python
-(`chatgym.scenarios.contradictions`). The words of some of them are understood by the scenario's NLU: wording that
-misses its act.
+Conversations are held many at a time, recorded turn by turn, and checked one by one by the rules of
+`chatgym.scenarios.contradictions`. In a part of them the partner's utterances are also generated as text and read by
+the scenario's NLU; an utterance that NLU reads as another act or value counts as misheard.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from chatgym.engines import Engine
 from chatgym.envs import replay
 from chatgym.envs.vector_env import ChatVectorEnv
 from chatgym.errors import InvalidValue
+from chatgym.evaluation.audit_policies import policies
 from chatgym.evaluation.intervals import Interval, wilson
-from chatgym.evaluation.probes import policies
 from chatgym.scenarios import NO_ACT, Meaning, Scenario, find_scenario
 from chatgym.scenarios.contradictions import KINDS, WORDING, Exchange, Finding, never_ends, repeats
 from chatgym.words.nlu import UNCLEAR, Understanding, nlu_of
@@ -32,18 +32,18 @@ from chatgym.words.nlu import UNCLEAR, Understanding, nlu_of
 Progress = Callable[[int], None]
 
 AUDIT_SEED = 5_000_000
-"""First seed of an audit, apart from those of training and of evaluation."""
+"""Seed of the first conversation; training and evaluations have lower ones."""
 ROWS = 500
-"""Conversations side by side: their whole record is in memory until it is judged."""
+"""Conversations at a time; their whole records are in memory."""
 TRACES = 20
-"""Conversations written down per kind of contradiction."""
+"""Most conversations in the trace of a kind of contradiction."""
 LISTED = 200
-"""Contradictions of a kind that are listed one by one; all are counted."""
+"""Most contradictions of a kind that `Audit.to_json` lists; all are counted."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """A contradiction, and where: the agent's name and the conversation's key."""
+class AuditFinding:
+    """A contradiction, the name of the agent that met it, and the key of the conversation."""
 
     agent: str
     key: int
@@ -51,12 +51,12 @@ class Found:
 
 
 @dataclass
-class Wording:
-    """How utterances were understood.
+class RecognitionCounts:
+    """How often NLU recognises the partner's utterances.
 
     Attributes:
-        utterances: How many.
-        missed: (bank, text, what was heard) of those that were misheard, to how often.
+        utterances: Number of utterances.
+        missed: (bank, text, what was heard) of misheard utterances to their number.
     """
 
     utterances: int = 0
@@ -64,11 +64,11 @@ class Wording:
 
     @property
     def rate(self) -> Interval:
-        """Share that misses its act or a value, with Wilson's interval; that of 0 in 1 before there is any."""
+        """Share of misheard utterances, with Wilson's interval; before there are any, that of 0 in 1."""
         return wilson(self.missed.total(), max(self.utterances, 1))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the figures and what was misheard, JSON-able."""
+        """Return the figures and the misheard utterances as JSON values."""
         missed = [
             {"banks": banks, "text": text, "heard": heard, "times": times}
             for (banks, text, heard), times in self.missed.most_common()
@@ -77,14 +77,14 @@ class Wording:
 
 
 class Audit:
-    """Plays and judges the conversations of one scenario; what was found so far is here at any moment.
+    """The audit of one scenario's partner, and its findings so far.
 
     Attributes:
-        scenario: Whose partner is audited.
-        played: Agent's name to the number of conversations judged.
-        turns: Agent turns judged.
-        found: The contradictions.
-        simple, joined: How the partner's utterances in words were understood: those that say one thing, and several.
+        scenario: The scenario.
+        conversations: Agent's name to the number of conversations checked.
+        turns: Agent turns checked.
+        findings: The contradictions.
+        simple, joined: Recognition of utterances that say one thing, and of those that say several.
         wording_progress: Called with the number of banks of wordings that the model has filled (`Speaker.progress`).
     """
 
@@ -94,40 +94,42 @@ class Audit:
         """Prepare an audit.
 
         Args:
-            scenario: Its name, or itself.
-            error_rate: How often agents misunderstand the partner, see `chatgym.envs.chat_env.ChatEnv`.
-            llm: Who words the partner.
+            scenario: A scenario or its name.
+            error_rate: Probability that an agent misunderstands the partner, see `chatgym.envs.chat_env.ChatEnv`.
+            llm: The model that generates the partner's utterances, or ``"template"``.
         """
         self.scenario, self.error_rate, self.llm = find_scenario(scenario), error_rate, llm
-        self.played: Counter[str] = Counter()
+        self.conversations: Counter[str] = Counter()
         self.turns = 0
-        self.found: list[Found] = []
-        self.simple, self.joined = Wording(), Wording()
+        self.findings: list[AuditFinding] = []
+        self.simple, self.joined = RecognitionCounts(), RecognitionCounts()
         self.wording_progress: Progress | None = None
         self._policies = policies(self.scenario)
         self._traced: dict[str, dict[tuple[str, int], list[int]]] = {}  # kind to the acts of some conversations
 
-    def play(self, agent: str, conversations: int, *, seed: int = AUDIT_SEED, progress: Progress | None = None) -> None:
-        """Let an agent hold conversations, without words, and judge them.
+    def audit_acts(
+        self, agent: str, conversations: int, *, seed: int = AUDIT_SEED, progress: Progress | None = None
+    ) -> None:
+        """Let an agent hold conversations without words, and check them for contradictions.
 
         Args:
-            agent: One of `chatgym.evaluation.probes.AGENTS`.
-            conversations: How many; the i-th has seed ``seed + i``.
-            seed: See `AUDIT_SEED`.
-            progress: Called with the number of conversations judged in this call.
+            agent: One of `chatgym.evaluation.audit_policies.AGENTS`.
+            conversations: Number of conversations; the i-th has seed ``seed + i``.
+            seed: Seed of the first conversation.
+            progress: Called with the number of conversations checked in this call.
         """
         for first in range(0, conversations, ROWS):
             size = min(ROWS, conversations - first)
             envs = self._envs(size, llm="template")
-            for row, conversation in enumerate(self.hold(envs, agent, seed + first)):
+            for row, conversation in enumerate(self.record(envs, agent, seed + first)):
                 self._judge(agent, int(envs.room.keys[row]), conversation)
             if progress is not None:
                 progress(first + size)
 
-    def listen(
+    def audit_words(
         self, agent: str, conversations: int, *, seed: int = AUDIT_SEED, progress: Progress | None = None
     ) -> None:
-        """Let an agent hold conversations in words, and understand those of the partner; arguments as for `play`."""
+        """Let an agent hold conversations in words, and read the partner's by NLU; arguments as of `audit_acts`."""
         nlu = nlu_of(self.scenario)
         for first in range(0, conversations, ROWS):
             size = min(ROWS, conversations - first)
@@ -135,7 +137,7 @@ class Audit:
             assert envs.speaker is not None
             envs.speaker.progress = self.wording_progress
             texts: list[list[str]] = []
-            for row, conversation in enumerate(self.hold(envs, agent, seed + first, texts)):
+            for row, conversation in enumerate(self.record(envs, agent, seed + first, texts)):
                 said = [exchange.meaning for exchange in conversation]
                 heard = nlu.understand(words := [texts[exchange.turn][row] for exchange in conversation])
                 for exchange, meaning, text, understood in zip(conversation, said, words, heard, strict=True):
@@ -145,29 +147,29 @@ class Audit:
                         wording.missed[" + ".join(meaning.banks), text, wrong] += 1
                         finding = Finding(exchange.turn, WORDING, f"{text!r}: {wrong}")
                         self._keep(agent, int(envs.room.keys[row]), conversation, finding)
-            if not hasattr(self.llm, "generate"):  # an engine of the caller's own stays open
+            if not hasattr(self.llm, "generate"):  # an `Engine` belongs to the caller and stays open
                 envs.close()
             if progress is not None:
                 progress(first + size)
 
-    def of_kind(self, kind: str) -> list[Found]:
-        """Return what was found of one of `KINDS`, or of `WORDING`."""
-        return [found for found in self.found if found.finding.kind == kind]
+    def of_kind(self, kind: str) -> list[AuditFinding]:
+        """Return the findings of one of `KINDS`, or of `WORDING`."""
+        return [one for one in self.findings if one.finding.kind == kind]
 
     def rate(self, kind: str) -> Interval:
-        """Return the share of conversations with a contradiction of one of `KINDS`, with Wilson's interval."""
-        where = {(found.agent, found.key) for found in self.of_kind(kind)}
-        return wilson(len(where), max(self.played.total(), 1))
+        """Return the share of conversations with a contradiction of a kind, with Wilson's interval."""
+        where = {(one.agent, one.key) for one in self.of_kind(kind)}
+        return wilson(len(where), max(self.conversations.total(), 1))
 
     def contradictions(self, agent: str | None = None) -> int:
-        """Count the contradictions, wording apart; those that one agent met, if named."""
-        return sum(found.finding.kind != WORDING and agent in (None, found.agent) for found in self.found)
+        """Count the contradictions, misheard wordings excluded; only those that `agent` met, if given."""
+        return sum(one.finding.kind != WORDING and agent in (None, one.agent) for one in self.findings)
 
     def write_traces(self, folder: Path) -> dict[str, Path]:
-        """Write the conversations behind the findings for `chatgym replay`, at most `TRACES` of each kind.
+        """Write the conversations with findings as traces for `chatgym replay`, at most `TRACES` of each kind.
 
         Returns:
-            Kind to the file that was written; none of a kind that wasn't found.
+            Kind of finding to the file.
         """
         paths = {kind: folder / f"{kind}.jsonl" for kind in self._traced}
         for kind, path in paths.items():
@@ -175,33 +177,33 @@ class Audit:
         return paths
 
     def to_json(self) -> dict[str, Any]:
-        """Return the figures and findings, JSON-able."""
+        """Return the figures and findings as JSON values."""
         kinds = {
             kind: {"what": what, **dataclasses.asdict(self.rate(kind)),
                    "found": len(self.of_kind(kind))}
             for kind, what in KINDS.items()
         }  # fmt: skip
         findings = [
-            {"kind": found.finding.kind, "agent": found.agent, "key": f"{found.key:016x}",
-             "turn": found.finding.turn, "what": found.finding.what}
-            for kind in (*KINDS, WORDING) for found in self.of_kind(kind)[:LISTED]
+            {"kind": one.finding.kind, "agent": one.agent, "key": f"{one.key:016x}",
+             "turn": one.finding.turn, "what": one.finding.what}
+            for kind in (*KINDS, WORDING) for one in self.of_kind(kind)[:LISTED]
         ]  # fmt: skip
         llm = self.llm if isinstance(self.llm, str) else self.llm.identity
         return {
             "scenario": {"name": self.scenario.name, "version": self.scenario.version, "sha256": self.scenario.digest},
             "own_checks": self.scenario.audit is not None,
             "error_rate": self.error_rate,
-            "conversations": dict(self.played),
+            "conversations": dict(self.conversations),
             "turns": self.turns,
             "kinds": kinds,
             "wording": {"llm": llm, "simple": self.simple.to_json(), "joined": self.joined.to_json()},
             "findings": findings,
         }  # fmt: skip
 
-    def hold(
+    def record(
         self, envs: ChatVectorEnv, agent: str, seed: int, texts: list[list[str]] | None = None
     ) -> Iterator[list[Exchange]]:
-        """Hold one conversation in each row and return their records; `texts` takes in the words of each turn."""
+        """Hold a conversation in each row and return the records; append the partner's texts of a turn to `texts`."""
         room, policy = envs.room, self._policies[agent]
         envs.reset(seed=seed)
         words = [] if texts is None else texts
@@ -228,28 +230,28 @@ class Audit:
             ]  # fmt: skip
 
     def _envs(self, size: int, **words: Any) -> ChatVectorEnv:
+        """Make `size` environments."""
         return ChatVectorEnv(
-            size,
-            scenario=self.scenario,
-            observation="discrete",
-            error_rate=self.error_rate,
-            autoreset_mode="Disabled",
-            **words,
-        )
+            size, scenario=self.scenario, observation="discrete", error_rate=self.error_rate,
+            autoreset_mode="Disabled", **words,
+        )  # fmt: skip
 
     def _judge(self, agent: str, key: int, conversation: list[Exchange]) -> None:
-        self.played[agent] += 1
+        """Count a conversation and keep its contradictions."""
+        self.conversations[agent] += 1
         self.turns += len(conversation) - 1
         for finding in judge(conversation):
             self._keep(agent, key, conversation, finding)
 
     def _keep(self, agent: str, key: int, conversation: list[Exchange], finding: Finding) -> None:
-        self.found.append(Found(agent, key, finding))
+        """Keep a finding, and the conversation's acts for the trace of its kind."""
+        self.findings.append(AuditFinding(agent, key, finding))
         traced = self._traced.setdefault(finding.kind, {})
         if len(traced) < TRACES:
             traced[agent, key] = [exchange.act for exchange in conversation[1:]]
 
     def _write_trace(self, path: Path, conversations: Mapping[tuple[str, int], list[int]]) -> None:
+        """Hold conversations again, given by (agent, key) and acts, and write the trace."""
         env: Any = gym.make(
             "ChatEnv-v0", scenario=self.scenario, observation="discrete", llm=self.llm, error_rate=self.error_rate,
             disable_env_checker=True,
@@ -264,16 +266,16 @@ class Audit:
 
 
 def judge(conversation: list[Exchange], max_turns: int | None = None) -> Iterator[Finding]:
-    """Find the partner's contradictions in the record of a conversation; `max_turns` is the scenario's when None."""
+    """Return the partner's contradictions in a conversation of at most `max_turns` (None: the scenario's)."""
     scenario = conversation[0].scenario
     yield from never_ends(conversation, max_turns or scenario.max_turns)
     yield from repeats(conversation) if scenario.audit is None else scenario.audit(conversation)
 
 
 def misheard(scenario: Scenario, meaning: Meaning, understood: Understanding) -> str:
-    """Say how what was understood of an utterance isn't what was meant; empty if it is.
+    """Return how NLU misread an utterance; empty if it read it correctly.
 
-    Of an utterance that says several things it is enough that one of them is heard, but all values must be.
+    Of an utterance with several parts NLU must recognise one act, but every value.
     """
     if understood.act == UNCLEAR:
         return f"not understood ({understood.confidence:.2f})"
@@ -287,10 +289,11 @@ def misheard(scenario: Scenario, meaning: Meaning, understood: Understanding) ->
 
 @functools.lru_cache(maxsize=4096)
 def _value(scenario: Scenario, surface: str, slot: str) -> Any:
+    """Return the value of a slot that a piece of text names."""
     return scenario.find_slots(surface)[0].get(slot)
 
 
 def _rows(records: npt.NDArray[Any]) -> list[Mapping[str, Any]]:
-    """Return records as plain values, field to value."""
+    """Return a structured array, shape [B], as B mappings of field to value."""
     names = records.dtype.names or ()
     return [dict(zip(names, values, strict=True)) for values in records.tolist()]

@@ -1,4 +1,4 @@
-"""A comparison as a picture: scores and differences as a forest plot, and how conversations ended as bars."""
+"""Draw a comparison: scores and differences as a forest plot, outcomes as stacked bars."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SUCCESS = "#0072b2"
 FAILURES = ("#e69f00", "#d55e00", "#cc79a7", "#56b4e9", "#f0e442", "#009e73")
-"""Okabe & Ito's colours (2008), which are told apart by the colour-blind, too."""
+"""Okabe & Ito's palette (2008), which is safe for colour-blind readers."""
 TRUNCATED = "#bdbdbd"
 DARK = {SUCCESS, "#d55e00", "#009e73"}
 LABEL = 28
@@ -24,16 +24,16 @@ LINE = 0.17  # inches
 
 
 def draw_comparison(found: Comparison, path: Path) -> None:
-    """Draw a comparison, of any number of sides and tasks, into a PNG file."""
-    forest(found).savefig(path, format="png")
+    """Draw a comparison of any number of agents and tasks into a PNG file."""
+    comparison_figure(found).savefig(path, format="png")
 
 
-def forest(found: Comparison) -> Figure:
-    """Return the picture as matplotlib's figure."""
+def comparison_figure(found: Comparison) -> Figure:
+    """Return the picture as a matplotlib figure."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    labels = [textwrap.fill(side.label.replace(" seeds)", "\u00a0seeds)"), LABEL) for side in found.sides]
+    labels = [textwrap.fill(agent.label.replace(" seeds)", "\u00a0seeds)"), LABEL) for agent in found.agents]
     rows = sum(max(label.count("\n") + 2, 2) * LINE for label in labels)
     heights = [rows + 0.3, *[max(rows, 0.9)] * len(found.tasks)]
     figure = Figure(figsize=(9, sum(heights) + 0.9 + 0.7 * len(heights)), dpi=120, layout="constrained")
@@ -41,7 +41,7 @@ def forest(found: Comparison) -> Figure:
     title = f"{found.conversations:,} conversations of {' and '.join(found.tasks)}, the same for all; 95 % intervals"
     figure.suptitle(title)
     grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
-    if len(found.sides) > 1:
+    if len(found.agents) > 1:
         _scores(figure.add_subplot(grid[0, 0]), found, labels)
         _differences(figure.add_subplot(grid[0, 1]), found)
     else:
@@ -52,20 +52,22 @@ def forest(found: Comparison) -> Figure:
 
 
 def _rows(axes: Any, labels: list[str]) -> None:
+    """Label one row for each agent, the first on top."""
     axes.set_yticks(range(len(labels)), labels)
-    axes.set_ylim(len(labels) - 0.5, -0.5)  # the first on top
+    axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.tick_params("y", length=0)
 
 
 def _points(axes: Any, intervals: list[Interval], offset: float, **how: Any) -> None:
-    """Draw intervals, one below the other."""
+    """Draw an interval in each row, `offset` rows below its middle."""
     for row, interval in enumerate(intervals):
         axes.plot([interval.low, interval.high], [row + offset] * 2, color=how["color"], linewidth=2, alpha=0.6)
     axes.plot([one.value for one in intervals], [row + offset for row in range(len(intervals))], linestyle="", **how)
 
 
 def _scores(axes: Any, found: Comparison, labels: list[str]) -> None:
-    several = any(len(side.names) > 3 for side in found.sides)  # else the IQM is the mean
+    """Draw mean scores, and interquartile means where they differ from them."""
+    several = any(len(agent.names) > 3 for agent in found.agents)  # else the IQM is the mean
     _points(axes, found.mean, -0.15 if several else 0.0, color=BLUE, marker="o", label="mean")
     if several:
         _points(axes, found.iqm, 0.15, color="#d55e00", marker="D", markersize=5, label="IQM")
@@ -78,15 +80,17 @@ def _scores(axes: Any, found: Comparison, labels: list[str]) -> None:
 
 
 def _differences(axes: Any, found: Comparison) -> None:
+    """Draw the differences to the first agent's score."""
     _points(axes, found.difference, 0.0, color=BLUE, marker="o")
     axes.axvline(0, color=GREY, linewidth=1)
     axes.set_xlabel("difference of score to the first")
     axes.grid(axis="x", alpha=0.2)
-    _rows(axes, [""] * len(found.sides))
+    _rows(axes, [""] * len(found.agents))
 
 
 def _outcomes(axes: Any, found: Comparison, task: str, labels: list[str]) -> None:
-    shares = [side.outcomes(task) for side in found.sides]
+    """Draw the share of each outcome in a task as a stacked bar for each agent."""
+    shares = [agent.outcomes(task) for agent in found.agents]
     scenario = found.tasks[task].find_scenario()
     failures = [name for name in scenario.outcomes if name not in ("", scenario.success, "truncated")]
     colors = {

@@ -1,4 +1,4 @@
-"""Who takes part in a comparison: which runs belong together, their label, and whether they can be compared."""
+"""The competitors of a comparison: group runs of the same agent, label them, check that they are comparable."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from chatgym.errors import InvalidValue
 
 @dataclass(frozen=True)
 class Competitor:
-    """What takes part: one run, or an agent that needs no training.
+    """A run, or an agent that needs no training, in one task.
 
     Attributes:
-        name: As the user calls it: its folder, or the agent's name.
+        name: The run's folder, or the agent's name.
         agent: The agent.
-        task: What it is measured on.
-        config: The run's configuration; of another agent ``{"agent": name}``.
+        task: The task that it is evaluated in.
+        config: The run's configuration; ``{"agent": name}`` for an agent without a run.
     """
 
     name: str
@@ -31,18 +31,18 @@ class Competitor:
 
     @property
     def training(self) -> dict[str, Any]:
-        """What runs that differ in seed or scenario alone have in common."""
+        """The configuration without seed and scenario: equal for all runs of one agent."""
         kept = {key: self.config.get(key) for key in ("agent", "settings", "total_steps", "arguments")}
         versions = self.config.get("versions", {})
         return {**kept, "versions": [versions.get(name) for name in ("chatgym", "plugin")]}
 
 
 Group = list[tuple[Competitor, str]]
-"""Entrants of one side, each with the label of its task."""
+"""The competitors that are runs of one agent, each with the label of its task."""
 
 
 def grouped(competitors: Group) -> list[Group]:
-    """Put runs that differ in their seed alone together; a seed that is there already begins another group."""
+    """Group runs that differ only in seed or scenario; a seed that occurs twice begins another group."""
     groups: dict[tuple[str, int], Group] = {}
     seen: Counter[tuple[str, str, Any]] = Counter()
     for competitor, task in competitors:
@@ -54,10 +54,10 @@ def grouped(competitors: Group) -> list[Group]:
 
 
 def check_tasks(groups: Sequence[Group]) -> None:
-    """Check that every group has as many runs in each task, and the same tasks as the others.
+    """Check that all groups have the same tasks, and each group the same number of runs in every task.
 
     Raises:
-        InvalidValue: When it isn't so.
+        InvalidValue: They haven't.
     """
     counts = [Counter(task for _, task in group) for group in groups]
     for group, count in zip(groups, counts, strict=True):
@@ -75,7 +75,7 @@ def check_tasks(groups: Sequence[Group]) -> None:
 
 
 def labels(groups: Sequence[Group]) -> list[str]:
-    """Name a single run by its folder, several by their agent and whatever tells it from the same agent's others."""
+    """Return a label for each group: a single run's name, else the agent and its distinguishing settings."""
     labels: list[str] = []
     for group in groups:
         first = group[0][0]
@@ -87,27 +87,25 @@ def labels(groups: Sequence[Group]) -> list[str]:
                 if len(other) > 1 and other[0][0].config["agent"] == first.config["agent"]
             ]
             seeds = len(group) // len({task for _, task in group})
-            label = ", ".join([first.config["agent"], *_telling(first.training, others)])
+            label = ", ".join([first.config["agent"], *_distinguishing(first.training, others)])
             label += f" ({seeds} seeds)" if seeds > 1 else ""
         labels.append(f"{label} [{first.name}]" if label in labels else label)
     return labels
 
 
-def _telling(training: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Write the settings and the length of a training that aren't the same in all others."""
+def _distinguishing(training: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the settings, and the steps, of a training that differ from any of the others'."""
 
     def flat(one: Mapping[str, Any]) -> dict[str, Any]:
         return {**(one["settings"] or {}), "total_steps": one["total_steps"]}
 
-    telling = [
-        name for name, value in flat(training).items() if any(flat(other).get(name) != value for other in others)
-    ]
-    return [f"{name.replace('_', ' ')} {flat(training)[name]}" for name in telling]
+    names = [name for name, value in flat(training).items() if any(flat(other).get(name) != value for other in others)]
+    return [f"{name.replace('_', ' ')} {flat(training)[name]}" for name in names]
 
 
 def task_label(task: Task, taken: Mapping[str, Task]) -> str:
-    """Name a task by its scenario, and its arguments where another has the same scenario."""
+    """Return a task's scenario, with its arguments if `taken` has a task of the same scenario."""
     if task.scenario not in taken:
         return task.scenario
     arguments = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in task.arguments.items())
-    return f"{task.scenario}, {arguments or 'as it is'}"
+    return f"{task.scenario}, {arguments or 'default arguments'}"

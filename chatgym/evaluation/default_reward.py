@@ -1,4 +1,4 @@
-"""Make the default reward model of a scenario, and measure it."""
+"""Train, measure and store the default reward model of a scenario."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ CONVERSATIONS = 300
 def train(
     scenario: Scenario, progress: Callable[[int, int], None] | None = None, conversations: int = CONVERSATIONS
 ) -> tuple[EncoderRewardModel, Report]:
-    """Train it on pairs made from the scenario, those of seed 0, and measure it on those held out."""
+    """Train on pairs made from the scenario with seed 0; return the model and its report on held-out pairs."""
     learned, tested = split(pairs_of(scenario, conversations))
     model = training.train(learned, progress=progress)
     return model, measure(model, tested)
 
 
 def save(scenario: Scenario, model: EncoderRewardModel) -> Path:
-    """Write it beside the scenario's sentences.
+    """Write the model into the scenario's folder and return the path.
 
     Raises:
-        Unavailable: When that folder can't be written to.
+        Unavailable: That folder can't be written to.
     """
     path = scenario.folder / FILE
     try:

@@ -1,4 +1,4 @@
-"""Evaluation: many conversations, each with its own seed, counted and put on the scale of random and expert."""
+"""Evaluate an agent: hold many conversations, each with its own seed, and return returns, outcomes and score."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from chatgym.errors import InvalidValue
 from chatgym.evaluation.intervals import Interval, bootstrap_mean, wilson
 from chatgym.evaluation.references import References
 from chatgym.evaluation.references import references as look_up
-from chatgym.evaluation.rollouts import ROWS, hold
+from chatgym.evaluation.rollouts import ROWS, run_conversations
 
 EVALUATION_SEED = 2_000_000
-"""First seed of an evaluation; training sees those from the agent's seed on (one for each of its environments)."""
+"""Default seed of an evaluation's first conversation; training uses seeds below 1,000,000."""
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """N conversations of one agent.
+    """The result of an evaluation over N conversations.
 
     Attributes:
-        returns: float64[N], the sums of rewards.
-        outcomes: object[N], names of outcomes.
+        returns: float64[N], the sum of rewards of each conversation.
+        outcomes: object[N], the name of each conversation's outcome.
         turns: int64[N], agent turns.
         seed: Seed of the first conversation; the i-th has ``seed + i``.
         success: The outcome that counts as success.
-        identity: What decided the conversations' course, see `chatgym.envs.conversations.Conversations.identity`.
-        references: Random's and the expert's returns there, or None.
-        wording: How the partner's words came about, when there were words.
+        identity: Scenario, versions and error model, see `chatgym.envs.conversations.Conversations.identity`.
+        references: Mean returns of random and expert in the same task, or None.
+        wording: Counts of accepted and rejected wordings of the partner; None without words.
     """
 
     returns: npt.NDArray[np.float64]
@@ -50,33 +50,35 @@ class Evaluation:
 
     @functools.cached_property
     def mean_return(self) -> Interval:
-        """Mean return, with a bootstrap interval."""
+        """Mean return with its 95 % bootstrap interval."""
         return bootstrap_mean(self.returns)
 
     @property
     def success_rate(self) -> Interval:
-        """Share of successes, with Wilson's interval."""
+        """Share of successful conversations, 0 to 1, with Wilson's 95 % interval."""
         return wilson(int((self.outcomes == self.success).sum()), len(self.outcomes))
 
     @property
-    def score(self) -> Interval:
+    def score(self) -> Interval | None:
         """Mean return on the scale where random is 0 and the expert 100 (both taken as exact).
 
+        None where the expert isn't clearly better than random; `References.why_no_score` is the reason.
+
         Raises:
-            InvalidValue: When it was evaluated without references.
+            InvalidValue: It was evaluated without references.
         """
         if self.references is None:
             raise InvalidValue("there is no score without references; evaluate with references=True")
         return self.references.score(self.mean_return)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the figures, JSON-able."""
+        """Return the figures as JSON values."""
         figures: dict[str, Any] = {
             "conversations": len(self.returns),
             "seed": self.seed,
             "mean_return": dataclasses.asdict(self.mean_return),
             "success_rate": dataclasses.asdict(self.success_rate),
-            "score": dataclasses.asdict(self.score) if self.references else None,
+            "score": dataclasses.asdict(score) if self.references and (score := self.score) else None,
             "mean_turns": float(self.turns.mean()),
             "outcomes": dict(Counter(self.outcomes.tolist()).most_common()),
             "identity": dict(self.identity),
@@ -96,22 +98,24 @@ def evaluate(
     progress: Callable[[int], None] | None = None,
     wording_progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Let an agent hold conversations, and count: by the task's own reward, whatever reward model it was trained with.
+    """Let an agent hold N conversations and return what it got, by the task's own reward.
+
+    A reward model that the agent was trained with isn't used.
 
     Args:
         agent: Any agent.
-        task: Scenario and arguments.
-        conversations: N, how many; the i-th has seed ``seed + i``.
-        seed: See `EVALUATION_SEED`.
-        llm: Who words the partner, as in `chatgym.envs.chat_env.ChatEnv`; None for acts without words. The words don't
-            change what an agent with a belief observation does.
-        deterministic: Whether the agent takes the best known act; else it acts as in training.
-        references: Whether to look up (or measure) what random and expert get, for the score.
+        task: Scenario and arguments of the environment.
+        conversations: N; the i-th conversation has seed ``seed + i``.
+        seed: Seed of the first conversation.
+        llm: The model that generates the partner's utterances, as in `chatgym.envs.chat_env.ChatEnv`. None: acts
+            without words, which is faster and gives the same result for an agent that observes beliefs.
+        deterministic: Whether the agent takes its best act; else it samples or explores as in training.
+        references: Whether to look up (or measure) the returns of random and expert, for the score.
         progress: Called with the number of conversations that have ended.
         wording_progress: Called with the number of banks of wordings that `llm` has filled (`Speaker.progress`).
 
     Raises:
-        InvalidValue: When `conversations` is below 1.
+        InvalidValue: `conversations` is below 1.
     """
     if conversations < 1:
         raise InvalidValue(f"an evaluation needs at least one conversation, not {conversations}")
@@ -124,10 +128,10 @@ def evaluate(
         if envs.speaker:
             envs.speaker.progress = wording_progress
         done = None if progress is None else (lambda n, first=first: progress(first + n))
-        parts.append(hold(agent, envs, seed + first, deterministic=deterministic, progress=done))
+        parts.append(run_conversations(agent, envs, seed + first, deterministic=deterministic, progress=done))
         identity = envs.identity()
         wording = dataclasses.asdict(envs.speaker.report()) if envs.speaker else None
-        if not hasattr(llm, "generate"):  # an engine of the caller's own stays open
+        if not hasattr(llm, "generate"):  # an `Engine` belongs to the caller and stays open
             envs.close()
     returns, outcomes, turns = (
         np.concatenate([getattr(part, name) for part in parts]) for name in ("returns", "outcomes", "turns")

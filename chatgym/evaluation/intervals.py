@@ -1,4 +1,4 @@
-"""95 % intervals."""
+"""95 % intervals: Wilson's for shares, the bootstrap for means and other statistics."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Interval:
     high: float
 
     def scaled(self, zero: float, unit: float) -> Interval:
-        """Return the interval on the scale where `zero` is 0 and `zero` + `unit` is 1; `unit` is positive."""
+        """Return the interval on the scale where `zero` is 0 and ``zero + unit`` is 1; `unit` is positive."""
         return Interval((self.value - zero) / unit, (self.low - zero) / unit, (self.high - zero) / unit)
 
 
 def wilson(successes: int, n: int) -> Interval:
-    """Return the share of successes with Wilson's score interval (Wilson 1927), which keeps within 0 and 1."""
+    """Return the share of successes among `n` with Wilson's score interval (Wilson 1927), within 0 and 1."""
     share, zz = successes / n, Z * Z / n
     middle = (share + zz / 2) / (1 + zz)
     half = Z * math.sqrt(share * (1 - share) / n + zz / (4 * n)) / (1 + zz)
@@ -34,7 +34,7 @@ def wilson(successes: int, n: int) -> Interval:
 
 
 def bootstrap_mean(values: npt.NDArray[np.float64], seed: int = 0) -> Interval:
-    """Return the mean of float64[N] with its percentile bootstrap interval (Efron 1979), drawn from `seed`."""
+    """Return the mean of `values`, float64[N], with its percentile bootstrap interval (Efron 1979)."""
     generator, n = np.random.default_rng(seed), len(values)
     rows = max(min(1_000_000 // n, RESAMPLES), 1)  # resamples at once: bounds the memory
     parts = [min(rows, RESAMPLES - first) for first in range(0, RESAMPLES, rows)]
@@ -44,9 +44,9 @@ def bootstrap_mean(values: npt.NDArray[np.float64], seed: int = 0) -> Interval:
 
 
 def iqm(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the mean of the middle half of each row of float64[..., N], float64[...] (Agarwal et al. 2021).
+    """Return the interquartile mean over the last axis, float64[..., N] to float64[...] (Agarwal et al. 2021).
 
-    A quarter of the values, rounded down, is left out at each end, so that of fewer than four it is the mean.
+    A quarter of the values, rounded down, is left out at each end; so it is the mean of fewer than four values.
     """
     cut = values.shape[-1] // 4
     middle: npt.NDArray[np.float64] = np.sort(values, -1)[..., cut : values.shape[-1] - cut].mean(-1)
@@ -54,9 +54,9 @@ def iqm(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def resampled_means(columns: npt.NDArray[np.float64], seed: int = 0) -> npt.NDArray[np.float64]:
-    """Return the means of float64[N, C] over its rows, and over rows drawn with replacement, float64[1 + RESAMPLES, C].
+    """Return the column means of float64[N, C] and of its resamples, float64[1 + RESAMPLES, C].
 
-    The first row is of the sample itself. A draw is the same for all columns: they stay paired.
+    Row 0 has the means of `columns` itself. A resample draws the same rows for all columns, so they stay paired.
     """
     generator, n = np.random.default_rng(seed), len(columns)
     rows = max(min(4_000_000 // n, RESAMPLES), 1)  # draws at once: bounds the memory
@@ -66,6 +66,6 @@ def resampled_means(columns: npt.NDArray[np.float64], seed: int = 0) -> npt.NDAr
 
 
 def percentiles(values: npt.NDArray[np.float64]) -> Interval:
-    """Return the interval of a statistic, float64[1 + RESAMPLES]: of the sample itself, then of its resamples."""
+    """Return the interval of a statistic, float64[1 + RESAMPLES]: value 0 is of the sample, the rest of resamples."""
     low, high = np.quantile(values[1:], [0.025, 0.975])
     return Interval(float(values[0]), float(low), float(high))

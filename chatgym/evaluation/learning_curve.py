@@ -1,4 +1,4 @@
-"""The learning curve as a picture."""
+"""Draw the learning curve of a run."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ WATCHED = {
     "entropy": "entropy [nats a token]",
     "clip_fraction": "clipped [share]", "explained_variance": "explained variance", "tokens_per_second": "tokens/s",
 }  # fmt: skip
-"""What an agent may say of its training that gets a panel of its own, if it says at least two of these."""
+"""Training metrics that get a panel each, with its title, if an agent reports at least two of them."""
 
 
 def draw(metrics: Sequence[Mapping[str, Any]], references: References, title: str, path: Path) -> None:
-    """Draw success rate and normalised score over turns, with random and expert as lines; below, what is `WATCHED`.
+    """Draw success rate and score over turns, with random and expert as lines; below, the panels of `WATCHED`.
 
     Args:
         metrics: Lines of ``metrics.jsonl``.
-        references: Random's and the expert's.
-        title: Stands above.
+        references: Mean returns and success rates of random and expert.
+        title: Title of the picture.
         path: PNG file to write.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -39,10 +39,12 @@ def draw(metrics: Sequence[Mapping[str, Any]], references: References, title: st
     figure = whole if parts is None else parts[0]
     whole.suptitle(title)
     turns = [line["turns"] for line in metrics]
-    panels = (
+    panels = [
         ("success_rate", "success rate [%]", 100.0, references.random_success * 100, references.expert_success * 100),
         ("score", "normalised score", 1.0, 0.0, 100.0),
-    )
+    ]
+    if references.why_no_score:
+        panels[1] = ("mean_return", "mean return", 1.0, references.random_return, references.expert_return)
     for axes, (name, label, unit, random, expert) in zip(figure.subplots(1, 2), panels, strict=True):
         middle, low, high = ([unit * line[name][k] for line in metrics] for k in ("value", "low", "high"))
         axes.fill_between(turns, low, high, color=BLUE, alpha=0.2, linewidth=0)
@@ -60,6 +62,7 @@ def draw(metrics: Sequence[Mapping[str, Any]], references: References, title: st
 
 
 def _draw_watched(panels: Any, names: Sequence[str], metrics: Sequence[Mapping[str, Any]]) -> None:
+    """Draw each of the training metrics `names` over turns into a panel, and hide the other panels."""
     for axes in panels:
         axes.set_visible(False)
     for axes, name in zip(panels, names, strict=False):

@@ -1,4 +1,4 @@
-"""How good a reward model is on pairs that it didn't learn from."""
+"""Measure a reward model on held-out preference pairs: accuracy, calibration, length bias."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ BINS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 
 
 class Judge(Protocol):
-    """A reward model whose scores are log-odds before they are bounded."""
+    """A reward model that returns scores as log-odds."""
 
     def margins(self, conversations: Sequence[Conversation]) -> npt.NDArray[np.float64]:
-        """Return float64[B], whose differences are log-odds of a preference."""
+        """Return float64[B]; the difference of two is the log-odds that the first is preferred."""
         ...
 
 
@@ -40,13 +40,13 @@ class Share:
 
 @dataclass(frozen=True)
 class Bin:
-    """Pairs of which the model is about equally sure.
+    """The pairs whose predicted probability lies in one range.
 
     Attributes:
-        low, high: How sure, from and to.
-        pairs: How many.
-        confidence: How sure in the mean.
-        accuracy: Share of them in which the model is right.
+        low, high: Ends of the range, 0.5 to 1.
+        pairs: Number of pairs.
+        confidence: Mean predicted probability.
+        accuracy: Share of pairs that the model ranks correctly.
     """
 
     low: float
@@ -58,17 +58,18 @@ class Bin:
 
 @dataclass(frozen=True)
 class Report:
-    """What a reward model does on pairs.
+    """A reward model's results on pairs.
 
     Attributes:
-        accuracy: Share of pairs whose better conversation scores higher (a tie is half a success).
+        accuracy: Share of pairs whose better conversation scores higher; a tie counts half.
         by_kind: Kind of badness to that share.
         loss: Mean of -log P(the better one is preferred).
-        calibration: By how sure the model is; `calibration_error` is the mean distance from how often it is right,
-            weighted by pairs (ECE, Naeini et al. 2015).
-        length_correlation: Of a conversation's margin with the characters of what is judged in it, Pearson's.
-        chosen_shorter, chosen_longer: Accuracy where the better one is the shorter, the longer one.
-        disagreement: Mean disagreement of an ensemble where it is right, and where it is wrong; None without one.
+        calibration: Accuracy by predicted probability.
+        calibration_error: Mean distance of accuracy from predicted probability, weighted by pairs (ECE, Naeini et al.
+            2015).
+        length_correlation: Pearson correlation of a conversation's margin with the mean characters of its replies.
+        chosen_shorter, chosen_longer: Accuracy where the better conversation is the shorter, or the longer one.
+        disagreement: Mean disagreement of an ensemble on correctly and on wrongly ranked pairs; None without one.
     """
 
     accuracy: Share
@@ -82,14 +83,14 @@ class Report:
     disagreement: tuple[float, float] | None = None
 
     def save(self, path: Path) -> None:
-        """Write it as JSON."""
+        """Write the report as a JSON file."""
         from chatgym.storage import atomic
 
         atomic.write_text(path, json.dumps(asdict(self), indent=2) + "\n")
 
 
 def measure(model: Judge, pairs: Sequence[Pair]) -> Report:
-    """Measure a model on pairs, at least one, that it didn't learn from."""
+    """Return the report of a model on at least one held-out pair."""
     better = model.margins([pair.better for pair in pairs])
     worse = model.margins([pair.worse for pair in pairs])
     odds = better - worse
@@ -117,6 +118,7 @@ def measure(model: Judge, pairs: Sequence[Pair]) -> Report:
 
 
 def _bins(sure: npt.NDArray[np.float64], right: npt.NDArray[np.float64]) -> list[Bin]:
+    """Group pairs by predicted probability `sure`, float64[N]; `right`, float64[N], is 1, 0.5 or 0."""
     bins = []
     for low, high in itertools.pairwise(BINS):
         here = (sure >= low) & ((sure < high) | (high == 1.0))
@@ -126,15 +128,17 @@ def _bins(sure: npt.NDArray[np.float64], right: npt.NDArray[np.float64]) -> list
 
 
 def _lengths(conversations: Sequence[Conversation]) -> npt.NDArray[np.float64]:
-    """Return the mean characters of what the agent says, float64[N]."""
+    """Return the mean characters of the agent's replies in each conversation, float64[N]."""
     said = [[len(one["content"]) for one in messages if one["role"] == "assistant"] for messages in conversations]
     return np.array([np.mean(lengths) for lengths in said])
 
 
 def _share(right: npt.NDArray[np.float64]) -> Share:
+    """Return the mean of `right`, float64[N] of 0, 0.5 and 1, with its interval."""
     found: Interval = wilson(right.sum(), len(right))
     return Share(float(found.value), float(found.low), float(found.high), len(right))
 
 
 def _share_if(right: npt.NDArray[np.float64]) -> Share | None:
+    """Return `_share`, or None if there are no pairs, float64[0]."""
     return _share(right) if len(right) else None

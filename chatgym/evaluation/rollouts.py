@@ -1,4 +1,4 @@
-"""Let an agent hold conversations: many side by side, or one to read."""
+"""Let an agent hold conversations: many at a time, or one with its transcript."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from chatgym.envs.chat_env import ChatEnv
 from chatgym.envs.vector_env import ChatVectorEnv
 
 ROWS = 4096
-"""Conversations side by side at most: a constant, so that an agent that acts at random acts the same again."""
+"""Most conversations at a time; a constant, so that an agent that samples draws the same acts every time."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rollouts:
-    """N conversations that have ended.
+    """N finished conversations.
 
     Attributes:
-        returns: float64[N], sums of rewards.
-        outcomes: object[N], names of outcomes.
+        returns: float64[N], the sum of rewards of each.
+        outcomes: object[N], the name of the outcome of each.
         turns: int64[N], agent turns.
     """
 
@@ -32,7 +32,7 @@ class Rollouts:
     turns: npt.NDArray[np.int64]
 
 
-def hold(
+def run_conversations(
     agent: Agent,
     envs: ChatVectorEnv,
     seed: int,
@@ -40,13 +40,13 @@ def hold(
     deterministic: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> Rollouts:
-    """Hold one conversation in each row; a row whose conversation has ended takes no further act.
+    """Hold one conversation in each of N rows; finished rows stand still until the last has finished.
 
     Args:
         agent: Any agent.
-        envs: N conversations with the interface that the agent requires, autoreset disabled.
+        envs: N conversations with the interface that the agent requires, made with autoreset disabled.
         seed: Row i has seed ``seed + i``.
-        deterministic: Whether the agent takes its best known action; else it acts as in training.
+        deterministic: Whether the agent takes its best action; else it samples or explores as in training.
         progress: Called with the number of conversations that have ended.
     """
     size, room = envs.num_envs, envs.room
@@ -54,7 +54,7 @@ def hold(
     observations, infos = envs.reset(seed=seed)
     _begin(agent, room.keys)
     while going.any():
-        if isinstance(observations, tuple):  # so that a language model isn't asked for what nobody hears
+        if isinstance(observations, tuple):  # spares a language model the finished rows
             observations = tuple(text if on else "" for text, on in zip(observations, going, strict=True))
         actions = agent.act(observations, deterministic=deterministic, action_masks=infos.get("action_mask"))
         observations, rewards, terminations, truncations, infos = envs.step(actions, active=going)
@@ -68,23 +68,23 @@ def hold(
 
 
 def _begin(agent: Agent, keys: npt.NDArray[np.uint64]) -> None:
-    """Tell an agent that remembers that conversations begin."""
+    """Call `begin` of an agent with memory; `keys` are those of the conversations, uint64[N]."""
     begin = getattr(agent, "begin", None)
     if begin is not None:
         begin(keys.copy())
 
 
 def converse(agent: Agent, env: ChatEnv, seed: int, *, deterministic: bool = True) -> dict[str, Any]:
-    """Hold one conversation to read.
+    """Hold one conversation and return its transcript.
 
     Args:
         agent: Any agent.
-        env: Made with the interface that the agent requires (`Task.make_env`).
-        seed: Which conversation: the one of that seed in an evaluation.
+        env: An environment with the interface that the agent requires (`Task.make_env`).
+        seed: Seed of the conversation; an evaluation holds the same one for it.
         deterministic: See `evaluate`.
 
     Returns:
-        ``seed``, ``outcome``, ``return`` and ``turns``, a list as `ChatEnv.transcript` gives it.
+        ``seed``, ``outcome``, ``return`` and ``turns``, the list of `ChatEnv.transcript`.
     """
     observation, info = env.reset(seed=seed)
     _begin(agent, env.room.keys)

@@ -52,8 +52,12 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def append_text(path: Path, text: str) -> None:
+    """Append text to a file as UTF-8, see `append_bytes`."""
+    append_bytes(path, text.encode())
+
+
+def append_bytes(path: Path, data: bytes) -> None:
     """Append to a file; if it can't be done wholly, nothing is appended."""
-    data = text.encode()
     with path.open("ab", buffering=0) as file:  # a buffer would write its rest when the file is closed
         before = file.tell()
         try:

@@ -1,12 +1,13 @@
-"""RLHF from nothing: supervised fine-tuning, reward models, PPO, in one folder (Ouyang et al. 2022, figure 2).
+"""RLHF: supervised fine-tuning, reward models and PPO, in one folder (Ouyang et al. 2022, figure 2).
 
-``rlhf.json`` says what was asked for. ``sft/`` is a run of `chatgym sft`, ``reward/`` and ``held-out/`` are reward
-models of `chatgym reward train` (the second one, made of other conversations, isn't trained on but watched), and
-``ppo/`` is a run of `chatgym train ppo`. Each step goes on where it was, so all of it can be killed at any moment.
+``rlhf.json`` holds the plan. ``sft/`` is a run of `chatgym sft`; ``reward/`` and ``held-out/`` are reward models as of
+`chatgym reward train`; ``ppo/`` is a run of `chatgym train ppo`. PPO trains on the first reward model and only reports
+the second, which was trained on other conversations. Each step resumes where it was killed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
@@ -23,28 +24,29 @@ from chatgym.training.trainer import prepare, resume
 FORMAT, VERSION = "chatgym-rlhf", 1
 PLAN = "rlhf.json"
 REWARDS = {"reward": 0, "held-out": 500_000}
-"""The reward models, and the seed of the first conversation that each learns from."""
+"""Folder of a reward model to the seed of the first conversation in its training data."""
 
-Watch = Callable[[str, int, str], Any]
-"""(what, how many, of what) to a context manager of what is called with the number done and metrics, or of None."""
+Watch = Callable[..., Any]
+"""(label, total, unit, done = 0) to a context manager of a function (count, metrics), or of None."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be made.
+    """What to train, and for how long.
 
     Attributes:
-        scenario: What is talked about.
-        model: What to start from; empty: a new model of 1.7 million weights.
-        conversations: How many the teacher holds.
-        wander: Share of turns in which the teacher acts at random.
-        epochs: How often they are learned from.
-        pairs: Conversations that each reward model's pairs are made of.
-        turns: Turns that PPO trains for.
-        evaluation: Conversations in each of its evaluations.
-        lora: Rank of LoRA in both trainings; 0: all weights.
-        zero, bf16: As DeepSpeed knows them.
-        seed: Of everything random.
+        scenario: Name of the scenario.
+        model: The model to start from; empty: a new one of 1.7 million weights.
+        conversations: Conversations that the expert holds for the fine-tuning.
+        wander: Probability that the expert takes a random act in a turn.
+        epochs: Passes over these conversations.
+        pairs: Conversations from which each reward model's pairs are made.
+        turns: Turns of the PPO training.
+        evaluation: Conversations in each evaluation of PPO.
+        lora: Rank of LoRA in fine-tuning and PPO; 0: train all weights.
+        zero: DeepSpeed's ZeRO stage.
+        bf16: Whether to compute in bfloat16.
+        seed: Seed of all random numbers.
         settings: Further settings of the agent ppo.
     """
 
@@ -67,7 +69,7 @@ def begin(folder: Path, plan: Plan) -> Plan:
     """Write the plan into a new folder.
 
     Raises:
-        InvalidValue: Something is in the folder already.
+        InvalidValue: The folder isn't empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InvalidValue(f"{folder} isn't empty; go on with it (--resume), or name another folder (--run)")
@@ -79,7 +81,7 @@ def begin(folder: Path, plan: Plan) -> Plan:
 
 
 def read(folder: Path) -> Plan:
-    """Read the plan of a folder.
+    """Read the plan in a folder.
 
     Raises:
         InvalidValue: There is none.
@@ -87,7 +89,7 @@ def read(folder: Path) -> Plan:
     """
     path = folder / PLAN
     if not path.is_file():
-        raise InvalidValue(f"{folder} holds nothing to go on with: there is no {path}; leave out --resume")
+        raise InvalidValue(f"{folder} holds no plan to resume: there is no {path}; leave out --resume")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if (found.pop("format"), found.pop("version")) != (FORMAT, VERSION):
@@ -100,14 +102,14 @@ def read(folder: Path) -> Plan:
 
 
 def sft(folder: Path, plan: Plan, watch: Watch) -> Path:
-    """Make ``sft/``, or go on with it; returns the folder of its model."""
+    """Run or resume the fine-tuning in ``sft/``, and return the folder of its model."""
     from chatgym.finetuning.dialogues import held_by
     from chatgym.finetuning.loop import Optimization
     from chatgym.finetuning.sft import SFT, Settings, default_rate
 
     run = folder / "sft"
     if not (run / "config.json").is_file():
-        task = Task(plan.scenario, {"error_rate": 0.0})  # who reads words doesn't mishear acts
+        task = Task(plan.scenario, {"error_rate": 0.0})  # a model that reads the words mishears no acts
         with watch("expert talks", plan.conversations, "conversations") as progress:
             said = held_by(
                 find_agent("expert")(task.find_scenario()), task, plan.conversations, seed=plan.seed,
@@ -120,13 +122,13 @@ def sft(folder: Path, plan: Plan, watch: Watch) -> Path:
         about = {"teacher": "expert", "wander": plan.wander, "scenario": plan.scenario}
         SFT.prepare(run, settings, optimization, said=said, about=about)
     training = SFT.open(run)
-    with _Stage(watch, "sft", "steps") as stage:
-        training.train(stage)
+    with contextlib.ExitStack() as stack:
+        training.train(lambda done, total: stack.enter_context(watch("sft", total, "steps", done)))
     return training.model
 
 
 def rewards(folder: Path, plan: Plan, watch: Watch) -> None:
-    """Make the reward models that aren't there yet."""
+    """Train the reward models that don't exist yet."""
     from chatgym.evaluation.reward_report import measure
     from chatgym.finetuning.preferences import pairs_of
     from chatgym.rewards import folder as storage
@@ -154,7 +156,7 @@ def rewards(folder: Path, plan: Plan, watch: Watch) -> None:
 
 
 def begin_ppo(folder: Path, plan: Plan, model: Path) -> Run:
-    """Make the run ``ppo/``, or open it."""
+    """Create or open the run ``ppo/``."""
     run = folder / "ppo"
     if (run / "config.json").is_file():
         return Run.open(run)
@@ -167,26 +169,7 @@ def begin_ppo(folder: Path, plan: Plan, model: Path) -> Run:
 
 
 def ppo(folder: Path, plan: Plan, model: Path, watch: Watch) -> Run:
-    """Train by PPO, or go on with it."""
+    """Run or resume PPO in ``ppo/``."""
     run = begin_ppo(folder, plan, model)
     with watch("ppo", plan.turns, "turns") as progress:
         return resume(run.folder, progress=progress)
-
-
-class _Stage:
-    """A training's progress, whose length is known only once it has begun."""
-
-    def __init__(self, watch: Watch, what: str, unit: str) -> None:
-        self._watch, self._what, self._unit = watch, what, unit
-        self._shown: Any = None
-
-    def __enter__(self) -> _Stage:
-        return self
-
-    def __call__(self, done: int, total: int) -> Any:
-        self._shown = self._watch(self._what, total, self._unit)
-        return self._shown.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        if self._shown is not None:
-            self._shown.__exit__(*error)

@@ -1,8 +1,8 @@
-"""A run folder: all that a training leaves, and all that it needs to go on.
+"""The run folder: what a training writes, and what it resumes from.
 
-``config.json`` (everything to repeat it), ``metrics.jsonl`` (a line per evaluation), ``model/`` (the agent as of
-the last checkpoint), ``curve.png``, ``transcripts.jsonl``, and the logs that were asked for. A checkpoint first appends
-its metrics, then puts the new model in place; lines later than the model are cut off when the run is resumed.
+It holds ``config.json`` (everything to repeat the training), ``metrics.jsonl`` (one line for each evaluation),
+``model/`` (the agent at the last checkpoint), ``curve.png``, ``transcripts.jsonl`` and the logs of `FORMATS`. A
+checkpoint first appends its metrics, then replaces the model; a resumed run drops lines later than its model.
 """
 
 from __future__ import annotations
@@ -37,29 +37,29 @@ CONTENT = ("metrics.jsonl", *FORMATS.values(), "curve.png", "transcripts.jsonl",
 
 
 class Run:
-    """A run folder and its configuration, see the module.
+    """A run folder and its configuration; make one by `create` or `open`.
 
     Attributes:
-        folder: Where it is.
+        folder: The folder.
         config: Content of ``config.json``.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
-        """Use `create` or `open`."""
+        """Refer to a run; reads and writes nothing."""
         self.folder, self.config = folder, config
 
     @classmethod
     def create(cls, folder: str | Path, config: Mapping[str, Any], *, overwrite: bool = False) -> Run:
-        """Begin a run in a new folder.
+        """Create a run folder.
 
         Args:
-            folder: Must not hold a run yet, or, with `overwrite`, nothing but one.
-            config: Agent, task, seed and so on, as `chatgym.training.train` writes them.
-            overwrite: Whether to delete the run that is there. Files that no run writes are left alone.
+            folder: A new or empty folder; with `overwrite` also one that holds a run.
+            config: Agent, task, seed and so on, see `chatgym.training.prepare`.
+            overwrite: Whether to delete the run that is there; files that no run writes are kept.
 
         Raises:
-            InvalidValue: When something else is in the way.
-            Unavailable: When the disk is full.
+            InvalidValue: The folder holds something else.
+            Unavailable: The disk is full.
         """
         folder = Path(folder)
         check_free(folder, overwrite=overwrite)
@@ -74,22 +74,16 @@ class Run:
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
-        """Open a run that is there.
+        """Open the run in a folder.
 
         Raises:
-            InvalidValue: When the folder holds no run, or one of another version.
-            Corrupted: When its configuration can't be read.
+            InvalidValue: The folder holds no run, or one of another format version.
+            Corrupted: Its configuration can't be read.
         """
         folder = Path(folder)
         path = folder / "config.json"
-        if not path.exists():
-            raise InvalidValue(f"{folder} holds no run: there is no {path}; `chatgym train` makes one")
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-            form = config.get("format")
-        except (ValueError, AttributeError) as error:
-            raise Corrupted(f"{path} can't be read ({error}); train again, into another folder") from error
-        if form != FORMAT:
+        config = read_object(path, "run", "`chatgym train` makes one", "train again, into another folder")
+        if config.get("format") != FORMAT:
             raise InvalidValue(f"{folder} holds no run: {path} is something else's")
         if config.get("version") != VERSION:
             raise InvalidValue(f"{folder} is a run of version {config.get('version')}; this ChatGym reads {VERSION}")
@@ -99,16 +93,16 @@ class Run:
 
     @property
     def task(self) -> Task:
-        """What the run trains on."""
+        """Scenario and arguments of the environment."""
         return Task(self.config["scenario"], self.config["arguments"])
 
     @property
     def log(self) -> list[str]:
-        """The formats that it logs as; a run from before there were any has none."""
+        """The formats of its logs; none in a run from before logs existed."""
         return list(self.config.get("log", ()))
 
     def new_agent(self) -> Agent:
-        """Return the agent as it was before the training."""
+        """Return the untrained agent."""
         made_by = find_agent(self.config["agent"])
         agent: Agent = made_by(
             self.task.find_scenario(), make_config(made_by.Config, self.config["settings"]), seed=self.config["seed"]
@@ -116,11 +110,11 @@ class Run:
         return agent
 
     def agent(self) -> Agent:
-        """Return the agent as of the last checkpoint.
+        """Return the agent at the last checkpoint.
 
         Raises:
-            InvalidValue: When there is no checkpoint yet.
-            Corrupted: When a file of it isn't what it was.
+            InvalidValue: There is no checkpoint yet.
+            Corrupted: A file of the checkpoint has changed.
         """
         if not self.model.is_dir():
             raise InvalidValue(f"{self.folder} has no model yet; go on with the training: `{self.resume_command()}`")
@@ -134,34 +128,35 @@ class Run:
 
     @property
     def model(self) -> Path:
-        """The folder of the last checkpoint, also if a kill came while the next one was put in its place."""
+        """The folder of the last checkpoint, also after a kill while a new one was replacing it."""
         new, old = self.folder / "model", self.folder / ".old-model"
         return old if old.is_dir() and not new.is_dir() else new
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the lines of ``metrics.jsonl``; one that was cut off at the very end is left out.
+        """Return the lines of ``metrics.jsonl``, without an incomplete last one.
 
         Raises:
-            Corrupted: When a line before that isn't JSON.
+            Corrupted: A line isn't JSON.
         """
         return self._read_lines("metrics.jsonl", "turns")
 
     def keep_metrics(self, turns: int) -> None:
-        """Cut off the lines that are later than `turns`."""
+        """Drop the metrics later than `turns`."""
         kept = [line for line in self.metrics() if line["turns"] <= turns]
         with self.writing():
             atomic.write_text(self.folder / "metrics.jsonl", _json_lines(kept))
 
     @property
     def turns(self) -> int:
-        """Turns trained for as of the last checkpoint; 0 before the first.
+        """Turns of training at the last checkpoint; 0 before the first.
 
         Raises:
-            Corrupted: When the checkpoint doesn't say.
+            Corrupted: The checkpoint can't be read.
         """
         return int(self._checkpoint()["turns"]) if self.model.is_dir() else 0
 
     def _checkpoint(self) -> dict[str, Any]:
+        """Return ``turns`` of the checkpoint and ``files``, name to SHA-256."""
         path = self.model / CHECKPOINT
         try:
             found = json.loads(path.read_bytes())
@@ -170,10 +165,10 @@ class Run:
             raise Corrupted(f"{path} can't be read ({error}); restore it or train again (--overwrite)") from error
 
     def checkpoint(self, agent: Agent, turns: int, line: Mapping[str, Any] | None = None) -> None:
-        """Save the agent as of `turns`, and the line of metrics that belongs to it.
+        """Save the agent after `turns` of training, with its line of metrics.
 
         Raises:
-            Unavailable: When the disk is full; the checkpoint before is still there.
+            Unavailable: The disk is full; the checkpoint before is kept.
         """
         with self.writing():
             if line is not None:
@@ -181,26 +176,27 @@ class Run:
             atomic.replace_folder(self.folder / "model", lambda model: _save(agent, turns, model))
 
     def with_total_steps(self, total_steps: int) -> Run:
-        """Change how long the run trains for."""
+        """Change the run's total turns and return the changed run."""
         run = Run(self.folder, {**self.config, "total_steps": total_steps})
         with self.writing():
             atomic.write_text(self.folder / "config.json", json.dumps(run.config, indent=2) + "\n")
         return run
 
     def write_transcripts(self, transcripts: Sequence[Mapping[str, Any]]) -> None:
-        """Write ``transcripts.jsonl``, a conversation per line."""
+        """Write ``transcripts.jsonl``, one conversation on each line."""
         with self.writing():
             atomic.write_text(self.folder / "transcripts.jsonl", _json_lines(transcripts))
 
     def transcripts(self) -> list[dict[str, Any]]:
-        """Return what `write_transcripts` wrote; nothing before the training ended.
+        """Return the conversations of ``transcripts.jsonl``; none if there is no such file yet.
 
         Raises:
-            Corrupted: When a line isn't what it was.
+            Corrupted: A line can't be read.
         """
         return self._read_lines("transcripts.jsonl", "turns")
 
     def _read_lines(self, name: str, key: str) -> list[dict[str, Any]]:
+        """Read a file of JSON lines, each an object that has `key`."""
         path = self.folder / name
         try:
             lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
@@ -223,19 +219,19 @@ class Run:
         return path
 
     def writing(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which a full disk is an error that says how to go on."""
+        """Return a context that turns a full disk into an error with the command that resumes the run."""
         return atomic.disk_space(self.folder, f"free some, then go on with `{self.resume_command()}`")
 
     def resume_command(self) -> str:
-        """Return the command line that goes on with the run."""
+        """Return the command that resumes the run."""
         return f"chatgym train {self.config['agent']} --run {shlex.quote(str(self.folder))} --resume"
 
 
 def check_free(folder: Path, *, overwrite: bool = False) -> None:
-    """Check that a run may begin in a folder: it is new or empty, or, with `overwrite`, holds a run.
+    """Check that a folder is new or empty, or, with `overwrite`, holds a run.
 
     Raises:
-        InvalidValue: When it may not.
+        InvalidValue: It isn't.
     """
     if folder.exists() and not folder.is_dir():
         raise InvalidValue(f"{folder} is a file; name a folder for the run")
@@ -252,10 +248,10 @@ def check_free(folder: Path, *, overwrite: bool = False) -> None:
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Keep other processes from training in a folder (made if need be) at the same time.
+    """Lock a run folder, made if needed, against other processes for the block.
 
     Raises:
-        Unavailable: When another process does, or the disk is full.
+        Unavailable: Another process holds the lock, or the disk is full.
     """
     file_lock = FileLock(folder / ".lock", timeout=0)
     try:
@@ -271,11 +267,11 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 def find_agent(name: str) -> Any:
-    """Return the agent class that is registered under a name.
+    """Return the agent class registered under a name.
 
     Raises:
-        InvalidValue: When there is none.
-        Unavailable: When its plugin can't be imported.
+        InvalidValue: There is none.
+        Unavailable: Its plugin can't be imported.
     """
     agents = plugins.load().agents
     if name not in agents:
@@ -284,14 +280,30 @@ def find_agent(name: str) -> Any:
 
 
 def versions(agent: str) -> dict[str, str]:
-    """Return the versions that a run depends on: Python, ChatGym, the numerics and the agent's own plugin."""
+    """Return the versions of what an agent's training depends on: Python, libraries, and the agent's plugin."""
     registry = plugins.load()
     plugin = registry.plugins[registry.agents.sources[agent]]
     found = {name: version(name) for name in ("chatgym", "gymnasium", "numba", "numpy")}
     return {"python": platform.python_version(), **found, "plugin": plugin}
 
 
+def read_object(path: Path, what: str, remedy: str, mend: str) -> dict[str, Any]:
+    """Read a JSON object, by which a folder is recognised as a run or a study (`what`).
+
+    Raises:
+        InvalidValue: There is no such file; the error gives the `remedy`.
+        Corrupted: It can't be read; the error says how to `mend` it.
+    """
+    if not path.exists():
+        raise InvalidValue(f"{path.parent} holds no {what}: there is no {path}; {remedy}")
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")).items())
+    except (ValueError, AttributeError) as error:
+        raise Corrupted(f"{path} can't be read ({error}); {mend}") from error
+
+
 def _save(agent: Agent, turns: int, folder: Path) -> None:
+    """Save an agent's files, and their digests in ``checkpoint.json``."""
     agent.save(folder)
     files = {path.relative_to(folder).as_posix(): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
     text = json.dumps({"turns": turns, "files": files}, indent=2)
@@ -299,4 +311,5 @@ def _save(agent: Agent, turns: int, folder: Path) -> None:
 
 
 def _json_lines(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return records as JSON, one on each line."""
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)

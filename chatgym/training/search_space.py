@@ -1,4 +1,4 @@
-"""What a tuning chooses from: ranges of an agent's `Config`, or what the user says instead."""
+"""The search space of a tuning: ranges from an agent's `Config`, or ranges and values from the command line."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from chatgym.agent import Range, make_config
 from chatgym.errors import InvalidValue, unknown
 
 Space = Mapping[str, "Range | tuple[Any, ...]"]
-"""Names of settings, and what each is chosen from: a range, or values."""
+"""Name of a setting to its range or its values."""
 
 GRID_LIMIT = 1000
 
 
 def search_space(config: type, params: Iterable[str] = ()) -> dict[str, Range | tuple[Any, ...]]:
-    """Return the space of an agent's `Config`.
+    """Return the search space of an agent.
 
     Args:
         config: The agent's `Config`.
-        params: ``"name"`` (its own range), ``"name=0.1,0.3"`` (these values), ``"name=0.1:0.5"`` (this range) or
-            ``"name=1e-4:1e-2:log"`` (its orders of magnitude). None at all: every setting that has a range of its own.
+        params: ``"name"`` (the range that `Config` declares), ``"name=0.1,0.3"`` (values), ``"name=0.1:0.5"`` (a
+            range) or ``"name=1e-4:1e-2:log"`` (a logarithmic range). Empty: all settings with a declared range.
 
     Raises:
-        InvalidValue: When a name, a value or a range isn't one of the agent's.
+        InvalidValue: A name is unknown, or a value isn't allowed.
     """
     fields = {field.name: field for field in dataclasses.fields(config)}
     own = {name: field.metadata["tune"] for name, field in fields.items() if field.metadata.get("tune") is not None}
@@ -40,11 +40,11 @@ def search_space(config: type, params: Iterable[str] = ()) -> dict[str, Range | 
         if name not in fields:
             raise unknown("setting", name, fields)
         if not equals and name not in own:
-            raise InvalidValue(f"{name} has no range of its own; say what to try, such as --param {name}=1,2,3")
+            raise InvalidValue(f"{name} declares no range; give values to try, such as --param {name}=1,2,3")
         space[name] = _parse(name, text, types_of[name]) if equals else own[name]
     space = space or own
     if not space:
-        raise InvalidValue("the agent declares nothing to tune; name settings and what to try: --param name=1,2,3")
+        raise InvalidValue("the agent declares no ranges to tune; name settings and values: --param name=1,2,3")
     for name, choices in space.items():
         for value in (choices.low, choices.high) if isinstance(choices, Range) else choices:
             make_config(config, {name: _cast(value, types_of[name])})  # refuses what is out of range
@@ -52,10 +52,10 @@ def search_space(config: type, params: Iterable[str] = ()) -> dict[str, Range | 
 
 
 def grid(space: Space) -> list[dict[str, Any]]:
-    """Return every combination of the values, those of a range being its `Range.points`.
+    """Return all combinations of values; a range contributes its `Range.points`.
 
     Raises:
-        InvalidValue: When there are too many.
+        InvalidValue: There are more than `GRID_LIMIT`.
     """
     axes = {name: points(choices) for name, choices in space.items()}
     if (size := math.prod(map(len, axes.values()))) > GRID_LIMIT:
@@ -66,7 +66,7 @@ def grid(space: Space) -> list[dict[str, Any]]:
 
 
 def points(choices: Range | tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return the values of a grid along one setting."""
+    """Return the values of one setting in a grid."""
     if not isinstance(choices, Range):
         return choices
     low, high = (math.log(end) if choices.log else end for end in (choices.low, choices.high))
@@ -78,10 +78,10 @@ def points(choices: Range | tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def read_settings(config: type, pairs: Iterable[str]) -> dict[str, Any]:
-    """Read settings of an agent's `Config` that are given as ``"name=value"``.
+    """Read settings of an agent's `Config`, each given as ``"name=value"``.
 
     Raises:
-        InvalidValue: When a name or a value isn't one of the agent's.
+        InvalidValue: A name is unknown, or a value isn't allowed.
     """
     types_of = typing.get_type_hints(config)
     names = [field.name for field in dataclasses.fields(config)]
@@ -92,13 +92,13 @@ def read_settings(config: type, pairs: Iterable[str]) -> dict[str, Any]:
         if name not in names:
             raise unknown("setting", name, names)
         if not equals:
-            raise InvalidValue(f"say which value {name} has: {name}=VALUE")
+            raise InvalidValue(f"{name} needs a value: {name}=VALUE")
         found[name] = _read(name, text, types_of[name])
     return found
 
 
 def _parse(name: str, text: str, hint: Any) -> Range | tuple[Any, ...]:
-    """Read what stands after ``name=``."""
+    """Parse the text after ``name=``: a range, or values."""
     if ":" in text and _kind(hint) in (int, float):
         low, high, *more = text.split(":")
         if more not in ([], ["log"]):
@@ -111,6 +111,7 @@ def _parse(name: str, text: str, hint: Any) -> Range | tuple[Any, ...]:
 
 
 def _read(name: str, text: str, hint: Any) -> Any:
+    """Parse one value of the type `hint`."""
     text, kind = text.strip(), _kind(hint)
     if kind is bool:
         if text.lower() not in ("true", "false"):
@@ -129,7 +130,7 @@ def _read(name: str, text: str, hint: Any) -> Any:
 
 
 def _kind(hint: Any) -> Any:
-    """Return the type without ``| None``."""
+    """Return a type hint without ``| None``."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         inner = [argument for argument in typing.get_args(hint) if argument is not type(None)]
         return inner[0] if len(inner) == 1 else None
@@ -137,11 +138,12 @@ def _kind(hint: Any) -> Any:
 
 
 def _cast(value: Any, hint: Any) -> Any:
+    """Convert a number to the type of its setting."""
     return int(value) if _kind(hint) is int else float(value) if _kind(hint) is float else value
 
 
 def _typed(choices: Range | tuple[Any, ...], hint: Any) -> Range | tuple[Any, ...]:
-    """Give numbers the setting's type, so that an integer's range is one of integers."""
+    """Convert the numbers of a range, or values, to the type of their setting."""
     if isinstance(choices, Range):
         return dataclasses.replace(choices, low=_cast(choices.low, hint), high=_cast(choices.high, hint))
     return tuple(_cast(value, hint) for value in choices)

@@ -1,4 +1,4 @@
-"""A study as a picture: a heat map of a grid over two settings, else how it went and which settings mattered."""
+"""Draw a study: a heat map of a grid over two settings, else the history of trials and the settings' importances."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from chatgym.training.search_space import points
 if TYPE_CHECKING:
     import optuna
 
-    from chatgym.training.tuning import Plan
+    from chatgym.training.study import Plan
 
 
 def draw_study(study: optuna.Study, plan: Plan, path: Path) -> None:
     """Draw a study into a PNG file.
 
     Args:
-        study: Has at least one finished trial.
-        plan: What it does.
-        path: PNG file to write.
+        study: A study with at least one finished trial.
+        plan: Its plan.
+        path: The PNG file to write.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -43,8 +43,8 @@ def draw_study(study: optuna.Study, plan: Plan, path: Path) -> None:
     figure.savefig(path, format="png")
 
 
-def heat(study: optuna.Study, plan: Plan, names: list[str]) -> Any:
-    """Return the mean value of the finished trials over two settings, float64[len of 2nd, len of 1st]; NaN: none."""
+def mean_values(study: optuna.Study, plan: Plan, names: list[str]) -> Any:
+    """Return the mean value of finished trials by two settings, float64[len(2nd), len(1st)]; NaN without trials."""
     across, up = (points(plan.space[name]) for name in names)
     values: dict[tuple[int, int], list[float]] = defaultdict(list)
     for trial in study.get_trials(deepcopy=False):
@@ -58,7 +58,8 @@ def heat(study: optuna.Study, plan: Plan, names: list[str]) -> Any:
 
 
 def _heat_map(figure: Any, study: optuna.Study, plan: Plan, names: list[str]) -> None:
-    table, axes = heat(study, plan, names), figure.subplots()
+    """Draw the mean values of a grid over two settings."""
+    table, axes = mean_values(study, plan, names), figure.subplots()
     image = axes.imshow(table, origin="lower", cmap="viridis", aspect="auto")
     figure.colorbar(image, ax=axes, label="mean return")
     low, high = np.nanmin(table), np.nanmax(table)
@@ -73,6 +74,7 @@ def _heat_map(figure: Any, study: optuna.Study, plan: Plan, names: list[str]) ->
 
 
 def _history(axes: Any, study: optuna.Study) -> None:
+    """Draw the value of each trial, and the best so far."""
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name in ("COMPLETE", "PRUNED")]
     complete = [(trial.number, trial.value) for trial in trials if trial.state.name == "COMPLETE"]
     numbers, values = zip(*complete, strict=True)
@@ -92,10 +94,10 @@ def _history(axes: Any, study: optuna.Study) -> None:
 
 
 def _importances(axes: Any, study: optuna.Study) -> None:
-    """Draw how much of the value each setting explains (PED-ANOVA, Watanabe, Bansal & Hutter 2023)."""
+    """Draw the share of the value's variance that each setting explains (PED-ANOVA, Watanabe et al. 2023)."""
     import optuna
 
-    axes.set_title("which settings mattered", fontsize=10)
+    axes.set_title("importance of settings", fontsize=10)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

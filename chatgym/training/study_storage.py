@@ -1,4 +1,4 @@
-"""Where a study is kept: a database by its SQLAlchemy URL, whose password is shown to nobody."""
+"""Open the database of a study by its SQLAlchemy URL, and keep its password out of every message."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import optuna
 from chatgym.errors import InvalidValue, Unavailable
 
 HEARTBEAT_SECONDS, GRACE_SECONDS = 5, 30
-"""How often a process shows that it works on a trial, and after how long without that the trial counts as given up."""
+"""Seconds between the heartbeats of a running trial, and without one after which the trial counts as failed."""
 
 ATTEMPTS, PAUSE_SECONDS = 4, 0.5
 
 
 def hide_password(url: str) -> str:
-    """Return a storage's URL without what may not be shown."""
+    """Return a storage's URL without its password and query."""
     from sqlalchemy.engine import make_url
 
     return make_url(url).set(query={}).render_as_string(hide_password=True)
@@ -27,7 +27,7 @@ def hide_password(url: str) -> str:
 
 @contextlib.contextmanager
 def open_storage(url: str) -> Iterator[optuna.storages.RDBStorage]:
-    """Open a storage; what goes wrong there is an error without a password in it."""
+    """Open a storage for the block; its errors become `Unavailable`, without the password."""
     from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
     try:
@@ -40,7 +40,8 @@ def open_storage(url: str) -> Iterator[optuna.storages.RDBStorage]:
         yield storage
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         what = type(error.__cause__ or error).__name__
-        raise Unavailable(f"the storage {shown} can't be used ({what}); check that it runs and lets you in") from None
+        remedy = "check that the server runs and that you have access"
+        raise Unavailable(f"the storage {shown} can't be used ({what}); {remedy}") from None
     finally:
         if storage is not None:
             storage.remove_session()
@@ -48,7 +49,7 @@ def open_storage(url: str) -> Iterator[optuna.storages.RDBStorage]:
 
 
 def _open(url: str) -> optuna.storages.RDBStorage:
-    """Open a storage, again if another process makes its tables at the same time."""
+    """Open a storage; try again if another process creates its tables at the same time."""
     from sqlalchemy.exc import SQLAlchemyError
 
     waits: dict[str, Any] = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
@@ -69,7 +70,7 @@ def _open(url: str) -> optuna.storages.RDBStorage:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep Optuna from writing on the terminal: it would log each trial, and warn of what it calls experimental."""
+    """Silence Optuna for the block: its log of each trial, and warnings of experimental features."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     try:

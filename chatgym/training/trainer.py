@@ -1,4 +1,4 @@
-"""Training an agent in a run folder, so that it can be killed at any moment and goes on where it was."""
+"""Train an agent in a run folder, with evaluations and checkpoints; a killed training resumes exactly."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from chatgym.training import logs
 from chatgym.training.run import Run, check_free, find_agent, lock, versions
 
 VALIDATION_SEED = 1_000_000
-"""First seed of the evaluations while training; the final ones have others."""
+"""Seed of the first conversation of the evaluations during training; `evaluate` has later ones."""
 
 DEFAULT_STEPS = 1_000_000
 CONVERSATIONS = 1000
 EVALUATIONS = 20
 TRANSCRIPTS = 5
 SAMPLES = 2
-"""Conversations written down at each evaluation of an agent that has words of its own."""
+"""Conversations written to ``transcripts.jsonl`` at each evaluation of an agent that generates text."""
 
 Progress = Callable[[int, Mapping[str, float]], None]
 
@@ -46,24 +46,23 @@ def prepare(
     log: str | Sequence[str] = (),
     overwrite: bool = False,
 ) -> Run:
-    """Make the run folder of a training that is still to begin.
+    """Create the run folder of a training, without training yet.
 
     Args:
-        agent: Name of an agent (``chatgym plugins`` lists them).
+        agent: Name of an agent; ``chatgym plugins`` lists them.
         folder: The run folder, see `chatgym.training.run`.
         task: Scenario and arguments of the environment.
-        total_steps: Turns to train for, over all conversations; the agent's own default when None.
-        seed: Of everything random.
-        settings: Fields of the agent's `Config` by name.
-        evaluate_every: Turns between evaluations (each with a checkpoint); when None, a twentieth, or the agent's.
-        conversations: Conversations in an evaluation; the agent's own default, or 1,000, when None.
-        log: What to log as beside ``metrics.jsonl``: ``"csv"``, ``"tensorboard"`` or both, see
-            `chatgym.training.logs`.
-        overwrite: Whether to replace a run that is in the folder.
+        total_steps: Turns to train for, over all conversations. None: the agent's default.
+        seed: Seed of all random numbers.
+        settings: Values for fields of the agent's `Config`, by name.
+        evaluate_every: Turns between evaluations, each followed by a checkpoint. None: the agent's default, else 1/20.
+        conversations: Conversations in each evaluation. None: the agent's default, else 1,000.
+        log: Formats to log in besides ``metrics.jsonl``: ``"csv"``, ``"tensorboard"`` or both.
+        overwrite: Whether to replace a run that the folder holds.
 
     Raises:
-        InvalidValue: When a name or value is not allowed, or the folder is taken.
-        Unavailable: When a log's package isn't installed, or the disk is full.
+        InvalidValue: A name or value isn't allowed, or the folder holds something.
+        Unavailable: The package of a log format isn't installed, or the disk is full.
     """
     task, folder, made_by = task or Task(), Path(folder), find_agent(agent)
     default = getattr(made_by, "default_steps", DEFAULT_STEPS)
@@ -78,7 +77,7 @@ def prepare(
             raise InvalidValue(f"{name} is a number from 1 on, not {value}")
     if not 0 <= seed < VALIDATION_SEED:
         raise InvalidValue(
-            f"seed is a number from 0 to {VALIDATION_SEED - 1}, not {seed}: those above are to be unseen"
+            f"seed is a number from 0 to {VALIDATION_SEED - 1}, not {seed}: higher seeds are kept for evaluations"
         )
     config = {
         "agent": agent, "settings": dataclasses.asdict(make_config(made_by.Config, settings)),
@@ -95,30 +94,30 @@ def prepare(
 def train(agent: str, folder: str | Path, *, progress: Progress | None = None, **options: Any) -> Run:
     """Train an agent from the beginning, in a new run folder.
 
-    The same arguments give the same model, byte for byte. Ctrl-C saves a checkpoint and raises KeyboardInterrupt;
-    `resume` then ends in the very model that an undisturbed training ends in, and so it does after a kill.
+    The same arguments give the same model, byte for byte. Ctrl-C saves a checkpoint and raises KeyboardInterrupt.
+    After that, or after a kill, `resume` ends with the same model as an uninterrupted training.
 
     Args:
-        agent, folder, options: As `prepare` takes them.
+        agent, folder, options: See `prepare`.
         progress: Called after each iteration with the turns done and the agent's metrics.
 
     Raises:
-        InvalidValue: When a name or value is not allowed, or the folder is taken.
-        Unavailable: When a log's package isn't installed; when the disk is full, and then the run can be resumed.
+        InvalidValue: A name or value isn't allowed, or the folder holds something.
+        Unavailable: The package of a log format isn't installed, or the disk is full; then the run can be resumed.
     """
     run = prepare(agent, folder, **options)
     with lock(run.folder):
-        _go(run, progress)
+        _train(run, progress)
     return run
 
 
 def resume(folder: str | Path, *, total_steps: int | None = None, progress: Progress | None = None) -> Run:
-    """Go on with a run that was interrupted, or, with more `total_steps`, one that was finished.
+    """Continue an interrupted run, or, with more `total_steps`, a finished one.
 
     Raises:
-        InvalidValue: When the folder holds no run, or was made with another simulator than is here.
-        Corrupted: When a file of the run isn't what it was.
-        Unavailable: When the disk is full, a log's package isn't installed, or another process trains in the folder.
+        InvalidValue: The folder holds no run, or one trained with another version of the simulator.
+        Corrupted: A file of the run has changed.
+        Unavailable: The disk is full, a log's package isn't installed, or another process trains in the folder.
     """
     if total_steps is not None and total_steps < 1:
         raise InvalidValue(f"total_steps is a number from 1 on, not {total_steps}")
@@ -127,58 +126,58 @@ def resume(folder: str | Path, *, total_steps: int | None = None, progress: Prog
     before, here = run.config["identity"]["sha256"], run.task.identity()["sha256"]
     if before != here:
         raise InvalidValue(
-            f"{folder} was trained with another simulator ({before[:12]}, here {here[:12]}); its scores wouldn't go "
-            "together: train again (--overwrite), or install the versions in its config.json"
+            f"{folder} was trained with another simulator ({before[:12]}, here {here[:12]}), so its scores couldn't be "
+            "compared: train again (--overwrite), or install the versions in its config.json"
         )
     with lock(run.folder) if distributed.first() else contextlib.nullcontext():
         if total_steps is not None and total_steps != run.config["total_steps"]:
             run = run.with_total_steps(total_steps)
-        _go(run, progress)
+        _train(run, progress)
     return run
 
 
-def _go(run: Run, progress: Progress | None) -> None:
+def _train(run: Run, progress: Progress | None) -> None:
     """Train from the last checkpoint, or from the beginning, to the end."""
-    resumed = run.model.is_dir()
-    agent = run.agent() if resumed else run.new_agent()
+    agent = run.agent() if run.model.is_dir() else run.new_agent()
     distributed.join()
-    if not distributed.first():
-        _learn(run, agent, Follower(agent, run.config["evaluate_every"], run.turns))
-        return
-    with logs.logging(run.folder, run.log) as log:
-        loop = _Loop(run, agent, log, progress)
-        _learn(run, agent, loop, loop.begin_again if resumed else loop.begin)
-
-
-def _learn(run: Run, agent: Agent, loop: Any, begin: Callable[[], None] | None = None) -> None:
+    callback: Any = (
+        _Callback(run, agent, progress) if distributed.first()
+        else _FollowerCallback(agent, run.config["evaluate_every"], run.turns)
+    )  # fmt: skip
     with interrupts.deferred() as interrupted:
-        loop.interrupted = interrupted
-        if begin is not None:
-            begin()
+        callback.interrupted = interrupted
+        callback.begin()
         envs = run.task.make_envs
         agent.learn(
-            lambda num_envs, **overrides: envs(agent.requires, num_envs, **overrides), run.config["total_steps"], loop
-        )
-        loop.finish()
+            lambda num_envs, **overrides: envs(agent.requires, num_envs, **overrides),
+            run.config["total_steps"], callback,
+        )  # fmt: skip
+        callback.finish()
     if interrupted():  # too late to stop before the end
         raise KeyboardInterrupt
 
 
-class _Loop:
-    """The callback of a training: evaluates and saves when it is time, and stops at Ctrl-C."""
+class _Callback:
+    """The callback of `Agent.learn`: evaluates, saves checkpoints and logs when due, and stops after Ctrl-C.
 
-    def __init__(self, run: Run, agent: Agent, log: logs.Logs, progress: Progress | None) -> None:
-        self.run, self.agent, self.log, self.progress = run, agent, log, progress
+    Attributes:
+        interrupted: Returns whether the user pressed Ctrl-C.
+    """
+
+    def __init__(self, run: Run, agent: Agent, progress: Progress | None) -> None:
+        self.run, self.agent, self.progress = run, agent, progress
+        self.log = logs.Logs(run.folder, run.log)
         self.interrupted: Callable[[], bool] = bool
         self.every: int = run.config["evaluate_every"]
         self.turns = 0
-        self.began, self.seconds = time.perf_counter(), 0.0  # seconds: of sessions before
+        self.began, self.seconds = time.perf_counter(), 0.0  # seconds: of earlier processes
 
     def begin(self) -> None:
-        self.run.keep_metrics(-1)
-        self._evaluate({})
-
-    def begin_again(self) -> None:
+        """Evaluate the untrained agent, or, in a resumed run, drop what is later than its checkpoint."""
+        if not self.run.model.is_dir():
+            self.run.keep_metrics(-1)
+            self._evaluate({})
+            return
         self.turns = self.run.turns
         self.run.keep_metrics(self.turns)
         lines = self.run.metrics()
@@ -187,6 +186,7 @@ class _Loop:
         self.seconds = lines[-1]["seconds"] if lines else 0.0
 
     def __call__(self, turns: int, metrics: Mapping[str, float]) -> None:
+        """Handle an iteration after which the agent has trained for `turns`."""
         due = turns // self.every > self.turns // self.every
         self.turns = turns
         if self.progress is not None:
@@ -200,28 +200,29 @@ class _Loop:
             raise KeyboardInterrupt
 
     def finish(self) -> None:
-        """Write what belongs to the end: last evaluation, curve, and conversations before and after."""
+        """Write the last evaluation, checkpoint and curve, and conversations before and after training."""
         lines = self.run.metrics()
         if not lines or lines[-1]["turns"] < self.turns:
             self._evaluate({})
         self.run.checkpoint(self.agent, self.turns)  # as `learn` left it
         self.run.draw_curve()
-        before = self.run.transcripts() if self._speaks else self._transcripts(self.run.new_agent(), 0, TRANSCRIPTS)
+        before = self.run.transcripts() if self._has_text else self._transcripts(self.run.new_agent(), 0, TRANSCRIPTS)
         self.run.write_transcripts([*before, *self._transcripts(self.agent, self.turns, TRANSCRIPTS)])
 
     @property
-    def _speaks(self) -> bool:
-        """Whether the agent has words of its own, so that they are to be read while it learns."""
+    def _has_text(self) -> bool:
+        """Whether the agent generates text; then conversations are kept at each evaluation."""
         return self.agent.requires.observation == "text"
 
     def _transcripts(self, agent: Agent, trained_for: int, count: int) -> list[dict[str, Any]]:
-        """Let an agent hold some conversations to read; one that isn't trained yet acts as its training began."""
+        """Hold `count` conversations and return their transcripts; the untrained agent samples its acts."""
         env = self.run.task.make_env(agent.requires)
         seeds = range(VALIDATION_SEED, VALIDATION_SEED + count)
         held = [converse(agent, env, seed, deterministic=trained_for > 0) for seed in seeds]
         return [{"trained_for": trained_for, **one} for one in held]
 
     def _evaluate(self, metrics: Mapping[str, float]) -> None:
+        """Evaluate the agent and save a checkpoint with the line of metrics; `metrics` are the training's own."""
         config = self.run.config
         result = evaluate(
             self.agent, self.run.task, conversations=config["conversations"], seed=config["validation_seed"]
@@ -230,10 +231,10 @@ class _Loop:
         line = {
             "turns": self.turns, "seconds": round(seconds, 3),
             "success_rate": dataclasses.asdict(result.success_rate),
-            "mean_return": dataclasses.asdict(result.mean_return), "score": dataclasses.asdict(result.score),
-            "training": dict(metrics),
+            "mean_return": dataclasses.asdict(result.mean_return),
+            "score": result.score and dataclasses.asdict(result.score), "training": dict(metrics),
         }  # fmt: skip
-        if self._speaks:
+        if self._has_text:
             kept = [one for one in self.run.transcripts() if one["trained_for"] < self.turns]
             self.run.write_transcripts([*kept, *self._transcripts(self.agent, self.turns, SAMPLES)])
         self.run.checkpoint(self.agent, self.turns, line)
@@ -241,12 +242,8 @@ class _Loop:
             self.log.write(self.run.metrics())
 
 
-class Follower:
-    """The callback of the processes that don't keep the run: takes part in each checkpoint, and stops with the others.
-
-    Attributes:
-        interrupted: Tells whether this process got Ctrl-C.
-    """
+class _FollowerCallback:
+    """The callback of all processes but the first: takes part in checkpoints, and stops when any process stops."""
 
     def __init__(self, agent: Agent, every: int, turns: int) -> None:
         self.agent = agent
@@ -254,8 +251,11 @@ class Follower:
         self._every = every
         self._turns = self._saved = turns
 
+    def begin(self) -> None:
+        """Do nothing: the first process evaluates."""
+
     def __call__(self, turns: int, metrics: Mapping[str, float]) -> None:
-        """Take note of an iteration."""
+        """Handle an iteration as `_Callback` does."""
         due = turns // self._every > self._turns // self._every
         self._turns = turns
         if due:
@@ -266,11 +266,11 @@ class Follower:
             raise KeyboardInterrupt
 
     def finish(self) -> None:
-        """Take part in what belongs to the end."""
+        """Take part in the last checkpoints."""
         if self._saved < self._turns:
             self._save()
         self._save()
 
     def _save(self) -> None:
         self._saved = self._turns
-        self.agent.save(Path(os.devnull))  # nothing is written but by the first process
+        self.agent.save(Path(os.devnull))  # a collective: only the first process writes

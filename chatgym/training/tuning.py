@@ -1,22 +1,20 @@
-"""Tuning: trainings with different settings, in an Optuna study that several processes may work on.
+"""Tune the settings of an agent: train with different ones, in an Optuna study that several processes may share.
 
-All trials of a study are queued when it begins, each with a place: a grid's with their values, the others empty, to be
-filled when a process takes one up. So however many processes share it, each point is tried once. A process that works
-shows it by a heartbeat; what a killed one had begun is queued again by the next that looks.
+All trials are queued when the study begins, each with a place: trials of a grid with their values, others empty; the
+process that takes one up lets the sampler fill it. So each point is tried once, however many processes share the study.
+A working process sends a heartbeat; the trial of a killed one is queued again by the next process that looks.
 
-The study's folder holds ``study.json`` (what is tuned), ``study.db`` (unless another storage is named), ``best.json``
-(the best settings so far, for ``chatgym train --from-study``), ``trials.csv`` and ``study.png``.
+The study's folder holds ``study.json`` (the plan), ``study.db`` (unless another storage is given), ``best.json`` (the
+best settings so far, for ``chatgym train --from-study``), ``trials.csv`` and ``study.png``.
 """
 
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,71 +23,23 @@ from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 
 from chatgym.agent import Range, make_config
-from chatgym.envs.task import Task
-from chatgym.errors import Corrupted, InvalidValue
+from chatgym.errors import InvalidValue
 from chatgym.evaluation.evaluation import evaluate
 from chatgym.storage import atomic
 from chatgym.training.run import find_agent
-from chatgym.training.search_space import Space, grid, points
+from chatgym.training.search_space import grid, points
+from chatgym.training.study import FORMAT, Plan, finished, read_study
 from chatgym.training.study_storage import open_storage, quiet
-from chatgym.training.trainer import DEFAULT_STEPS, VALIDATION_SEED
+from chatgym.training.trainer import VALIDATION_SEED
 
-METHODS = ("grid", "random", "tpe")
 EVALUATIONS = 5
-"""Evaluations in a training, of which all but the last may end it."""
+"""Evaluations in a training; after each but the last the trial may be pruned."""
 
 POLL_SECONDS = 0.5
 PLACE = "place"
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
-FORMAT = "chatgym-study"
 
 Progress = Callable[[int, Mapping[str, float]], None]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a study does; two processes that share one have the same.
-
-    Attributes:
-        agent: Name of an agent.
-        task: What it is trained on.
-        space: What each trial's settings are chosen from.
-        method: ``"grid"``, ``"random"`` or ``"tpe"``.
-        steps: Turns of each training.
-        seeds: Seeds of a trial's trainings; its value is the mean over them.
-        conversations: Conversations in an evaluation.
-        settings: Fields of the agent's `Config` that are the same in all.
-        seed: Of the choices.
-    """
-
-    agent: str
-    space: Space
-    task: Task = dataclasses.field(default_factory=Task)
-    method: str = "tpe"
-    steps: int = DEFAULT_STEPS
-    seeds: tuple[int, ...] = (0,)
-    conversations: int = 500
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise InvalidValue(f"the method is one of {', '.join(METHODS)}, not {self.method!r}")
-        if self.steps < 1 or self.conversations < 1 or not self.seeds:
-            raise InvalidValue("a tuning needs steps, conversations and seeds, each at least one")
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what two processes must agree on, JSON-able."""
-        space = {
-            name: dataclasses.asdict(choices) if isinstance(choices, Range) else list(choices)
-            for name, choices in self.space.items()
-        }
-        return {
-            "agent": self.agent, "scenario": self.task.scenario, "arguments": dict(self.task.arguments),
-            "identity": self.task.identity()["sha256"], "method": self.method, "space": space, "steps": self.steps,
-            "seeds": list(self.seeds), "conversations": self.conversations, "settings": dict(self.settings),
-            "seed": self.seed,
-        }  # fmt: skip
 
 
 def tune(
@@ -101,22 +51,22 @@ def tune(
     storage: str | None = None,
     progress: Progress | None = None,
 ) -> optuna.Study:
-    """Work on a study until it has no trial left, or begin it; other processes may do so at the same time.
+    """Begin or join a study, and work on it until no trial is left; other processes may do so at the same time.
 
     Args:
-        plan: What to do.
+        plan: What to tune, and how.
         folder: The study's folder.
-        trials: How many it has in all; a grid has its points.
-        name: The study's name in its storage; that of the folder when None.
-        storage: A SQLAlchemy URL; a SQLite file in the folder when None.
-        progress: Called with the turns done by this process, and metrics.
+        trials: Number of trials in all; a grid has its points.
+        name: The study's name in its storage. None: the folder's name.
+        storage: A SQLAlchemy URL. None: a SQLite file in the folder.
+        progress: Called with the turns done by this process, and the agent's metrics.
 
     Returns:
-        The study. Its values are mean returns.
+        The study. A trial's value is the mean return.
 
     Raises:
-        InvalidValue: When there is a study of that name with another plan.
-        Unavailable: When the storage can't be reached.
+        InvalidValue: There is a study of that name with another plan.
+        Unavailable: The storage can't be reached.
     """
     folder = Path(folder)
     name = name or folder.name
@@ -131,62 +81,15 @@ def tune(
         try:
             _work(study, plan, trials, folder, progress)
         except KeyboardInterrupt:
-            _fill(study, plan, trials)  # what was interrupted
+            _fill(study, plan, trials)  # queues the interrupted trial again
             report(study, plan, folder)
             raise
         report(study, plan, folder)
     return study
 
 
-def best_settings(folder: str | Path, agent: str) -> dict[str, Any]:
-    """Return the best settings of a study.
-
-    Raises:
-        InvalidValue: When the folder holds no study, another agent's, or one without a finished trial.
-        Corrupted: When its files can't be read.
-    """
-    folder = Path(folder)
-    found = read_study(folder)
-    if found["agent"] != agent:
-        raise InvalidValue(f"{folder} tuned {found['agent']}, not {agent}; `chatgym train {found['agent']}` can use it")
-    path = folder / "best.json"
-    if not path.exists():
-        raise InvalidValue(f"no trial of {folder} has finished yet; go on with `chatgym tune {agent}`")
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))["settings"]
-        return dict(settings)
-    except (ValueError, KeyError, TypeError) as error:
-        raise Corrupted(f"{path} can't be read ({error}); the same `chatgym tune` writes it again") from error
-
-
-def read_study(folder: Path) -> dict[str, Any]:
-    """Return the content of ``study.json``.
-
-    Raises:
-        InvalidValue: When there is none, or it is something else's.
-        Corrupted: When it can't be read.
-    """
-    path = folder / "study.json"
-    if not path.exists():
-        raise InvalidValue(f"{folder} holds no study: there is no {path}; `chatgym tune` makes one")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        form = found.get("format")
-    except (ValueError, AttributeError) as error:
-        raise Corrupted(f"{path} can't be read ({error}); the same `chatgym tune` writes it again") from error
-    if form != FORMAT:
-        raise InvalidValue(f"{folder} holds no study: {path} is something else's")
-    return dict(found)
-
-
-def finished(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the trials that were trained to their end, the best first."""
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return sorted(complete, key=lambda trial: -(trial.value if trial.value is not None else 0.0))
-
-
 def report(study: optuna.Study, plan: Plan, folder: Path) -> None:
-    """Write ``best.json``, ``trials.csv`` and ``study.png``, as far as there is something to write."""
+    """Write ``best.json``, ``trials.csv`` and ``study.png``, if a trial is finished."""
     from chatgym.training.study_plot import draw_study
 
     if not (ranked := finished(study)):
@@ -205,12 +108,12 @@ def report(study: optuna.Study, plan: Plan, folder: Path) -> None:
 
 
 def _alone(folder: Path) -> FileLock:
-    """Return a lock to write under: processes that share a study may share its folder."""
+    """Return a lock for writing: processes that share a study may share its folder."""
     return FileLock(folder / ".lock")
 
 
 def _join(plan: Plan, name: str, storage: optuna.storages.RDBStorage) -> optuna.Study:
-    """Return the study of that name, a new one if there is none."""
+    """Return the study of that name; create it if there is none."""
     pruner = optuna.pruners.NopPruner() if plan.method == "grid" else optuna.pruners.MedianPruner(4, 0)
     study = optuna.create_study(
         storage=storage, study_name=name, direction="maximize", pruner=pruner, load_if_exists=True
@@ -226,9 +129,9 @@ def _join(plan: Plan, name: str, storage: optuna.storages.RDBStorage) -> optuna.
 
 
 def _fill(study: optuna.Study, plan: Plan, trials: int) -> None:
-    """Queue the places that no trial has, or only a failed one.
+    """Queue a trial for each place that has none, or only failed ones.
 
-    Where two processes queue a place at once, the first trial of it counts.
+    If two processes queue the same place at once, its first trial counts.
     """
     fixed = grid(plan.space) if plan.method == "grid" else [{}] * trials
     taken = {
@@ -240,11 +143,11 @@ def _fill(study: optuna.Study, plan: Plan, trials: int) -> None:
 
 
 class _Surplus(Exception):
-    """This trial isn't one of the plan's: another process took the last one, or has done this one before."""
+    """A trial that isn't needed: another trial has its place, or all places are taken."""
 
 
 def _work(study: optuna.Study, plan: Plan, trials: int, folder: Path, progress: Progress | None) -> None:
-    """Take up one trial after the other, until all are done, those of other processes too."""
+    """Run one trial after the other until all are finished, also those of other processes."""
     worker = _Worker(study, plan, progress)
     while True:
         optuna.storages.fail_stale_trials(study)
@@ -253,7 +156,7 @@ def _work(study: optuna.Study, plan: Plan, trials: int, folder: Path, progress: 
         if TrialState.WAITING in states:
             try:
                 study.optimize(worker, n_trials=1, catch=(_Surplus,))
-            # It stood still for so long that another process took it for dead, and queued its place again.
+            # This process stood still for so long that another took it for dead and queued its trial again.
             except optuna.exceptions.UpdateFinishedTrialError:
                 continue
             except ValueError as error:
@@ -269,6 +172,7 @@ def _work(study: optuna.Study, plan: Plan, trials: int, folder: Path, progress: 
 
 
 def _write_best(trial: FrozenTrial, plan: Plan, folder: Path) -> None:
+    """Write ``best.json``."""
     best = {
         "agent": plan.agent, "settings": {**plan.settings, **trial.params}, "mean_return": trial.value,
         "success_rate": trial.user_attrs.get("success_rate"), "trial": trial.number,
@@ -278,13 +182,14 @@ def _write_best(trial: FrozenTrial, plan: Plan, folder: Path) -> None:
 
 
 class _Worker:
-    """Does a trial: trains with each seed, and returns the mean of the mean returns."""
+    """The objective of the study: trains with each seed and returns the mean of the mean returns."""
 
     def __init__(self, study: optuna.Study, plan: Plan, progress: Progress | None) -> None:
         self.study, self.plan, self.progress = study, plan, progress
         self.done = len(study.get_trials(deepcopy=False, states=DONE)) * plan.steps * len(plan.seeds)
 
     def __call__(self, trial: optuna.Trial) -> float:
+        """Run a trial."""
         place = trial.user_attrs.get(PLACE)
         if place is None or self._done_before(trial.number, place):
             raise _Surplus
@@ -305,7 +210,7 @@ class _Worker:
         return float(sum(returns) / len(returns))
 
     def _done_before(self, number: int, place: int) -> bool:
-        """Whether another trial has this place: a finished one, or an earlier one that is being done."""
+        """Return whether another trial has this place: a finished one, or an earlier one that is running."""
         return any(
             other.user_attrs.get(PLACE) == place
             and (other.state in DONE or (other.state is TrialState.RUNNING and other.number < number))
@@ -314,7 +219,7 @@ class _Worker:
         )
 
     def _train(self, trial: optuna.Trial, params: Mapping[str, Any], seed: int, number: int) -> tuple[float, float]:
-        """Train once, with evaluations on the way by which the trial may be pruned.
+        """Train once, with evaluations after which the trial may be pruned.
 
         Returns:
             Mean return and success rate.
@@ -352,7 +257,7 @@ class _Worker:
 
 
 def _sampler(plan: Plan, place: int) -> optuna.samplers.BaseSampler:
-    """Return the sampler of a place: seeded by it, so that no two processes draw the same."""
+    """Return the sampler of a place, seeded by it, so that no two processes draw the same settings."""
     seed = (plan.seed * 1_000_003 + place) % 2**32
     if plan.method == "tpe":
         return optuna.samplers.TPESampler(seed=seed, n_startup_trials=8, constant_liar=True)
@@ -360,7 +265,7 @@ def _sampler(plan: Plan, place: int) -> optuna.samplers.BaseSampler:
 
 
 def _suggest(trial: optuna.Trial, name: str, choices: Range | Sequence[Any]) -> Any:
-    """Let the sampler choose; a grid's values are queued with the trial."""
+    """Let the sampler choose a setting; a grid's values are queued with the trial."""
     if not isinstance(choices, Range):
         return trial.suggest_categorical(name, list(choices))
     if isinstance(choices.low, int) and isinstance(choices.high, int):

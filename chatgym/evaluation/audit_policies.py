@@ -1,4 +1,4 @@
-"""Agents that try a simulated partner: sensible ones, and ones that no sensible agent would be like."""
+"""The agents of an audit: sensible policies, and policies that no sensible agent would follow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Acts = npt.NDArray[np.int64]
 Policy = Callable[[ChatRoom], Acts]
 
 DISTURBED = 0.3
-"""Share of random acts among the expert's."""
+"""Probability that the perturbed expert takes a random act."""
 EARLY_TURNS = 3
 D_ACT, D_DISTURB, D_FIXED = (rng.WORDING + 300 + i for i in range(3))  # purposes that no conversation uses
 
@@ -30,11 +30,11 @@ AGENTS = {
     "hasty": f"ends the conversation within {EARLY_TURNS} turns",
     "clinging": "is *perturbed*, but never ends the conversation",
 }
-"""Name of an agent to what it does."""
+"""Name of a policy to what it does."""
 
 
 def ending_acts(scenario: Scenario) -> npt.NDArray[np.bool_]:
-    """Tell for each agent act whether it ends a conversation that has just begun: then it ends any."""
+    """Return which agent acts end a conversation, bool[acts]: those that end one that has just begun."""
     count = len(scenario.agent_acts)
     room = ChatRoom(scenario, count)
     room.begin(keys=np.zeros(count, np.uint64))
@@ -44,12 +44,12 @@ def ending_acts(scenario: Scenario) -> npt.NDArray[np.bool_]:
 
 
 def _draw(room: ChatRoom, purpose: int, allowed: npt.NDArray[np.bool_]) -> Acts:
-    """Draw one of the acts that are allowed in each row, bool[B, acts]."""
+    """Draw an act in each row among those `allowed`, bool[B, acts]; returns int64[B]."""
     return draw_allowed(allowed, rng.uniform(room.keys, room.turns, purpose))
 
 
 def policies(scenario: Scenario) -> dict[str, Policy]:
-    """Return the agents that play, by name; each draws by the conversations' keys, so that they can be played again."""
+    """Return the policies of `AGENTS`, room to int64[B]; their draws follow from the conversations' keys."""
     ends = ending_acts(scenario)
     close = int(np.flatnonzero(ends)[-1]) if ends.any() else None
 

@@ -1,4 +1,4 @@
-"""What a command may spend on servers: its limits as options, and what was spent, said at the end."""
+"""The budget of a command on model servers: options for its limits, and a report of its usage."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ MaxRequests = Annotated[
 ]
 MaxTokens = Annotated[
     int | None,
-    typer.Option(min=0, metavar="N", help="Most tokens of prompts and answers together.", show_default="none"),
+    typer.Option(min=0, metavar="N", help="Most tokens of prompts and replies together.", show_default="none"),
 ]
 MaxCost = Annotated[
-    float | None, typer.Option(min=0.0, metavar="X", help="Most cost; needs a price.", show_default="none")
+    float | None, typer.Option(min=0.0, metavar="X", help="Highest cost; needs a price.", show_default="none")
 ]
 PromptPrice = Annotated[
-    float | None, typer.Option(min=0.0, metavar="X", help="Price of a million tokens of prompts.", show_default="0")
+    float | None, typer.Option(min=0.0, metavar="X", help="Price of a million prompt tokens.", show_default="0")
 ]
 CompletionPrice = Annotated[
-    float | None, typer.Option(min=0.0, metavar="X", help="Price of a million tokens of answers.", show_default="0")
+    float | None, typer.Option(min=0.0, metavar="X", help="Price of a million reply tokens.", show_default="0")
 ]
 
 
 def open_engine(llm: str | None, **limits: float | None) -> Engine | None:
-    """Make the engine that `llm` names, and set limits (`chatgym.engines.budget.Limits`) to what it may use up.
+    """Open the engine that `llm` names, with `limits` of `chatgym.engines.budget.Limits`.
 
-    Limits that aren't given stay those of the environment, ``CHATGYM_OPENAI_<NAME>``.
+    Limits that are None keep the value of the environment variable ``CHATGYM_OPENAI_<NAME>``.
 
     Raises:
-        InvalidValue: Limits are given, and the engine asks no server.
+        InvalidValue: Limits are given, but the engine uses no server.
     """
     from chatgym.engines import make_engine
 
@@ -48,40 +48,40 @@ def open_engine(llm: str | None, **limits: float | None) -> Engine | None:
 
 
 def limit(engine: Any, **limits: float | None) -> None:
-    """Set limits to what an engine may use up, see `open_engine`."""
+    """Set the limits of an engine, see `open_engine`."""
     given = {name: value for name, value in limits.items() if value is not None}
     if not given:
         return
     server = _server(engine)
     if server is None:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise InvalidValue(f"{options}: only a server is paid by requests and tokens; name one, openai:URL#MODEL")
+        raise InvalidValue(f"{options}: only a server has limits; name one, openai:URL#MODEL")
     server.settings = dataclasses.replace(server.settings, **given)
 
 
-def say_usage(engine: Any) -> None:
-    """Write to stderr what was asked of a server, if it was one."""
+def print_usage(engine: Any) -> None:
+    """Print the usage of the engine's server, if it has one, on stderr."""
     found = usage(engine)
     if found is not None:
         cost = f", cost {found['cost']:.4g}" if found["cost"] else ""
         retries = f" ({found['retries']:,} repeated)" if found["retries"] else ""
-        tokens = f"{found['prompt_tokens']:,} tokens of prompts and {found['completion_tokens']:,} of answers"
-        typer.echo(f"Asked of the server: {found['requests']:,} requests{retries}, {tokens}{cost}", err=True)
+        tokens = f"{found['prompt_tokens']:,} tokens of prompts and {found['completion_tokens']:,} of replies"
+        typer.echo(f"Usage of the server: {found['requests']:,} requests{retries}, {tokens}{cost}", err=True)
 
 
 def usage(engine: Any) -> dict[str, Any] | None:
-    """Return what this process asked of the server behind an engine; None when there is none."""
+    """Return this process's usage of the engine's server; None if it has none."""
     server = _server(engine)
     return None if server is None else dataclasses.asdict(server.usage)
 
 
 @contextlib.contextmanager
-def saying_how_to_go_on(engine: Any, kept: str) -> Iterator[None]:
-    """Say in the end what an engine's server was asked; and where the block breaks off, how to go on.
+def explain_interruption(engine: Any, kept: str) -> Iterator[None]:
+    """Print the usage of an engine after the block and close it; if the block is interrupted, say how to continue.
 
     Args:
-        engine: What is asked in the block, or None.
-        kept: What remains, and where, such as ``"all is kept in FOLDER"``.
+        engine: The engine that the block uses, or None.
+        kept: What is kept, and where, such as ``"the replies are kept in FOLDER"``.
     """
     try:
         yield
@@ -90,17 +90,17 @@ def saying_how_to_go_on(engine: Any, kept: str) -> Iterator[None]:
             typer.echo(f"Interrupted; {kept}: the same command goes on", err=True)
         raise
     except BudgetSpent as error:
-        raise _unspent(error, kept) from None
+        raise _name_option(error, kept) from None
     except Unfinished as error:
         raise Unfinished(f"{error}; {kept}: the same command goes on") from None
     finally:
-        say_usage(engine)
+        print_usage(engine)
         if engine is not None:
             engine.close()
 
 
-def _unspent(error: BudgetSpent, kept: str) -> BudgetSpent:
-    """Return a spent budget's error with the option that raises it."""
+def _name_option(error: BudgetSpent, kept: str) -> BudgetSpent:
+    """Return the error of a spent budget with the option that raises the limit."""
     reason = str(error).partition(";")[0]
     for name in ("max_requests", "max_tokens", "max_cost"):
         if f"{name}=" in reason:
@@ -109,6 +109,6 @@ def _unspent(error: BudgetSpent, kept: str) -> BudgetSpent:
 
 
 def _server(engine: Any) -> Any:
-    """Return the engine that asks a server, itself or the one that is recorded; None when there is none."""
+    """Return the engine that uses a server: this one, or the one it records; None if there is none."""
     inner = getattr(engine, "engine", None)
     return engine if hasattr(engine, "settings") and hasattr(engine, "usage") else inner and _server(inner)

@@ -1,4 +1,4 @@
-"""A language model as the agent of an evaluation: its answers are kept, so that the same command goes on."""
+"""The agent llm in `chatgym evaluate`: record its replies, so that the same command continues after an interruption."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chatgym.cli.spending import limit
+from chatgym.cli.budget import limit
 from chatgym.cli.terminal import console, progress_bar, table
 
 if TYPE_CHECKING:
@@ -16,16 +16,17 @@ if TYPE_CHECKING:
     from chatgym.evaluation import Evaluation
 
 CALLS = "calls.sqlite"
+"""File of the recorded replies."""
 
 
 def keep_answers(agent: Any, task: Task, out: Path | None, **limits: float | None) -> Path:
-    """Have a model's answers written down, each as soon as it comes, and not asked for where they stand already.
+    """Record a model's replies as they come, and take those that are recorded already.
 
     Args:
-        agent: Of `chatgym_agents.llm`.
-        task: What it is measured on.
-        out: The folder, made if need be; None for one named after model and scenario.
-        limits: See `chatgym.cli.spending.limit`.
+        agent: An agent of `chatgym_agents.llm`.
+        task: The task of the evaluation.
+        out: The folder, made if needed. None: one named after model and scenario.
+        limits: See `chatgym.cli.budget.limit`.
 
     Returns:
         The folder.
@@ -47,10 +48,10 @@ def keep_answers(agent: Any, task: Task, out: Path | None, **limits: float | Non
 def write_transcripts(
     folder: Path, recorder: Any, result: Evaluation, task: Task, words: Any, figures: Mapping[str, Any]
 ) -> None:
-    """Hold the evaluation's conversations again, the same actions in the same conversations, and write what was said.
+    """Hold the conversations of an evaluation again, with the same actions, and write what was said.
 
-    ``transcripts.jsonl`` has a conversation a line, as `chatgym.evaluation.evaluation.converse` gives it;
-    ``result.json`` the figures.
+    ``transcripts.jsonl`` has one conversation on each line, see `chatgym.evaluation.converse`; ``result.json`` has the
+    figures.
     """
     from chatgym.evaluation.rollouts import converse
     from chatgym.storage import atomic
@@ -58,7 +59,7 @@ def write_transcripts(
     actions = iter(recorder.conversations(result.turns))
 
     class Again:
-        """The agent that does what was done."""
+        """An agent that repeats the recorded actions."""
 
         requires = recorder.requires
 
@@ -68,8 +69,8 @@ def write_transcripts(
     env, lines = task.make_env(recorder.requires, llm=words), []
     with progress_bar("transcripts", len(result.turns), "conversations") as progress:
         for number in range(len(result.turns)):
-            held = converse(Again(), env, result.seed + number)  # type: ignore[arg-type]
-            lines.append(json.dumps(held, ensure_ascii=False) + "\n")
+            conversation = converse(Again(), env, result.seed + number)  # type: ignore[arg-type]
+            lines.append(json.dumps(conversation, ensure_ascii=False) + "\n")
             if progress is not None:
                 progress(number + 1, {})
     with atomic.disk_space(folder, "free some, or name another folder (--out)"):
@@ -79,7 +80,7 @@ def write_transcripts(
 
 
 def print_report(report: Mapping[str, Any]) -> None:
-    """Print what became of a model's replies."""
+    """Print the counts of a model's replies by how they were handled."""
     out = console()
     rows = [(name.replace("_", " "), f"{count:,}") for name, count in report["counts"].items()]
     out.print()
