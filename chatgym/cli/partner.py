@@ -12,7 +12,7 @@ import numpy as np
 
 from chatgym.cli.play import QUIT, print_utterance, read_line
 from chatgym.dynamics.room import ChatRoom
-from chatgym.envs.interfaces import observe
+from chatgym.envs.codecs import observe
 from chatgym.evaluation.probes import ending_acts
 from chatgym.scenarios import Scenario
 from chatgym.words.nlg import Speaker

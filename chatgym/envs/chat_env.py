@@ -11,8 +11,9 @@ import numpy as np
 
 from chatgym.dynamics.room import Snapshot
 from chatgym.engines import Engine
-from chatgym.envs.conversations import DEFAULT_LLM, Conversations, HoldsConversations, check_key, check_options, root_of
-from chatgym.envs.interfaces import row_of
+from chatgym.envs.codecs import row_of
+from chatgym.envs.conversation_env import ConversationEnv, check_key, check_options, root_of
+from chatgym.envs.conversations import DEFAULT_LLM, Conversations
 from chatgym.envs.rendering import print_turns, to_ansi
 from chatgym.envs.state import check_snapshot, decode_rows, encode_rows
 from chatgym.errors import ChatGymError, InvalidValue
@@ -22,7 +23,7 @@ from chatgym.scenarios import ABOUT, NO_ACT, Scenario
 Turn = dict[str, Any]
 
 
-class ChatEnv(HoldsConversations, gym.Env[Any, Any]):
+class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
     """A conversation with a partner who wants something, and doesn't say all of it at once.
 
     ## Description
@@ -150,6 +151,7 @@ class ChatEnv(HoldsConversations, gym.Env[Any, Any]):
         self._turns: list[Turn] = []
         self._belief = self.room.belief.view(np.uint8)
         self._user_act_code = self.room.said["act"]
+        self._user_acts = (*self.scenario.user_acts, "unclear")
         self._unworded: list[tuple[Turn, int, bytes, int]] = []  # turns of the agent, worded when they are looked at
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -173,10 +175,12 @@ class ChatEnv(HoldsConversations, gym.Env[Any, Any]):
             self._seeded_by = self.np_random
         self._conversations.begin(keys=keys)
         self._going, self._last_act, self._turns, self._unworded = True, NO_ACT, [], []
-        self._note(self.scenario.partner_role, self._user_act(), self._conversations.texts[0])
-        self._show()
         terms = dict.fromkeys(self._conversations.reward_weights, 0.0)
-        return self._observation(), self._info(terms, "")
+        info = self._info(terms, "")
+        self._turns.append({"role": self.scenario.partner_role, "act": info["user_act"], "text": info["text"]})
+        if self.render_mode == "human":
+            self._show()
+        return row_of(self._conversations.observe(), 0), info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Say something to the partner, and hear its answer.
@@ -193,25 +197,27 @@ class ChatEnv(HoldsConversations, gym.Env[Any, Any]):
         """
         if not self._going:
             raise ChatGymError("the conversation has ended or never began; call reset() before step()")
-        room, talk = self.room, self._conversations
+        talk = self._conversations
+        room, scenario = talk.room, talk.scenario
         turn, belief = room.turns.item() + 1, self._belief.tobytes()
         act = self._last_act = talk.step(self._batch(action)).item()
         reward, terminated, truncated = talk.rewards.item(), room.terminations.item(), room.truncations.item()
         name = talk.act_name(act)
+        info = self._info(dict(zip(talk.reward_weights, talk.terms.tolist()[0], strict=True)), name)
         if act != NO_ACT:
-            said = {"role": self.scenario.agent_role, "act": name, "text": talk.own_words.get(0, ""), "reward": reward}
+            said = {"role": scenario.agent_role, "act": name, "text": talk.own_words.get(0, ""), "reward": reward}
             if act >= ABOUT:
                 said["heard"] = f"about {self._about(act)}"
             elif 0 not in talk.own_words or act >= 0:
                 self._unworded.append((said, act, belief, turn))
-            self._turns.append(said)
-            self._note(self.scenario.partner_role, self._user_act(), talk.texts[0])
-            self._show()
-        info = self._info(dict(zip(talk.reward_weights, talk.terms.tolist()[0], strict=True)), name)
+            answer = {"role": scenario.partner_role, "act": info["user_act"], "text": info["text"]}
+            self._turns += said, answer
+            if self.render_mode == "human":
+                self._show()
         if terminated or truncated:
             self._going = False
-            info["outcome"] = self.scenario.outcomes[room.outcomes[0]]
-        return self._observation(), reward, terminated, truncated, info
+            info["outcome"] = scenario.outcomes[room.outcomes[0]]
+        return row_of(talk.observe(), 0), reward, terminated, truncated, info
 
     def render(self) -> str | None:
         """Return the conversation so far as coloured text (``"ansi"``), or None: ``"human"`` prints as it goes."""
@@ -298,17 +304,11 @@ class ChatEnv(HoldsConversations, gym.Env[Any, Any]):
         """Return what an act that names a slot is about: its part says so, ``"confirm/date"``."""
         return next(part.partition("/")[2] for part, code in self.scenario.agent_codes.items() if code == act)
 
-    def _user_act(self) -> str:
-        return (*self.scenario.user_acts, "unclear")[int(self._user_act_code[0])]
-
-    def _observation(self) -> Any:
-        return row_of(self._conversations.observe(), 0)
-
     def _info(self, terms: dict[str, float], agent_act: str) -> dict[str, Any]:
         info = {
             "reward_terms": terms,
             "agent_act": agent_act,
-            "user_act": self._user_act(),
+            "user_act": self._user_acts[self._user_act_code[0]],
             "text": self._conversations.texts[0],
         }
         masks = self._conversations.action_masks()
@@ -318,9 +318,6 @@ class ChatEnv(HoldsConversations, gym.Env[Any, Any]):
             info["candidates"] = self._conversations.candidates(0)
         return info
 
-    def _note(self, role: str, act: str, text: str, **more: float) -> None:
-        self._turns.append({"role": role, "act": act, "text": text, **more})
-
     def _show(self) -> None:
-        if self.render_mode == "human":
-            print_turns(self._worded_turns()[-2:], self.scenario)
+        """Print the last turns."""
+        print_turns(self._worded_turns()[-2:], self.scenario)

@@ -16,8 +16,8 @@ from gymnasium import spaces
 from chatgym.dynamics import rng
 from chatgym.dynamics.room import ChatRoom, Snapshot
 from chatgym.engines.tokenizer import ChatTokenizer
-from chatgym.envs.interfaces import check_acts, check_integers
 from chatgym.envs.state import decode_rows, encode_rows
+from chatgym.envs.tokens import TokenHistory
 from chatgym.errors import InvalidValue
 from chatgym.scenarios import NO_ACT, UNCLEAR_ACT, Scenario
 from chatgym.words.charset import CHARSET, MAX_CHARS, clean
@@ -84,12 +84,13 @@ class ActCodec(Codec):
 
     def __init__(self, room: ChatRoom) -> None:
         """Read acts for a room."""
-        self.room = room
-        self.space = spaces.Discrete(len(room.scenario.agent_acts))
+        self.room, self._names = room, room.scenario.agent_acts
+        self._count = len(self._names)
+        self.space = spaces.Discrete(self._count)
 
     def step(self, actions: Any, rows: Rows | None) -> Decoded:
         """Check the acts and take them as they are."""
-        return Decoded(check_acts(actions, self.room.size, self.room.scenario.agent_acts), rows)
+        return Decoded(check_integers(actions, self.room.size, self._count, "agent act", self._names), rows)
 
     def masks(self) -> Rows:
         """Return the acts that make sense."""
@@ -246,3 +247,57 @@ def _check_texts(actions: Any, size: int) -> Sequence[str]:
             f'action="text" takes {size} strings, one for each conversation, not {type(actions).__name__}'
         )
     return [clean(text)[:MAX_CHARS] for text in actions]
+
+
+def check_integers(
+    actions: npt.ArrayLike, size: int, count: int, what: str, names: Sequence[str] = ()
+) -> npt.NDArray[np.int64]:
+    """Return a batch of actions, int[B], as int64[B].
+
+    Args:
+        actions: int[B], each 0 … `count` - 1.
+        size: B.
+        count: Number of actions.
+        what: The word for an action in messages.
+        names: The actions' names, which a message lists.
+
+    Raises:
+        InvalidValue: The shape or dtype is another, or a number is out of range.
+    """
+    array = np.asarray(actions)
+    listing = f": {', '.join(names)}" if names else ""
+    if array.shape != (size,) or array.dtype.kind not in "iu":
+        raise InvalidValue(
+            f"expected {size} {what}s as an integer array of shape ({size},), got {array.dtype} {array.shape}{listing}"
+        )
+    array = array.astype(np.int64, copy=False)
+    unsigned = array.view(np.uint64)  # negative numbers become large ones: one comparison instead of two
+    if (unsigned[0] if size == 1 else unsigned.max()) >= count:
+        bad = array[(array < 0) | (array >= count)][0]
+        raise InvalidValue(f"there is no {what} {bad}; they are 0 to {count - 1}{listing}")
+    return array
+
+
+def observe(room: ChatRoom, observation: str, texts: Sequence[str] = (), history: TokenHistory | None = None) -> Any:
+    """Return the batch's observations.
+
+    Returns:
+        float32[B, N] for ``"embedding"``, int64[B] for ``"discrete"``, uint8[B, itemsize] for
+        ``"belief"``, a tuple of B strings for ``"text"``, a dict of ``ids`` and ``mask`` for ``"token"``.
+    """
+    if observation == "discrete":
+        return room.discrete()
+    if observation == "embedding":
+        return room.embedding()
+    if observation == "belief":
+        return room.belief.view(np.uint8).reshape(room.size, -1).copy()
+    if history is not None:
+        return history.observe()
+    return tuple(texts)
+
+
+def row_of(observations: Any, i: int) -> Any:
+    """Return one conversation's observation from a batch of them."""
+    return (
+        {name: array[i] for name, array in observations.items()} if isinstance(observations, dict) else observations[i]
+    )

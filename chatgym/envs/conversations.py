@@ -5,29 +5,27 @@ Data takes one path: actions -> codec -> room -> NLG -> observation.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gymnasium.envs.registration import EnvSpec
 
-from chatgym.dynamics.room import ChatRoom, Snapshot, is_integer, loops_digest
+from chatgym.dynamics.room import ChatRoom, Snapshot, loops_digest
 from chatgym.engines import DEFAULT_MODEL, PLAIN_MODEL, Engine, make_engine
-from chatgym.engines.tokenizer import ChatTokenizer, tokenizer_of
+from chatgym.engines.tokenizer import tokenizer_of
 from chatgym.envs import interfaces
-from chatgym.envs.codecs import ActCodec, CandidateCodec, Codec, TextCodec, TokenCodec
+from chatgym.envs.codecs import ActCodec, CandidateCodec, Codec, TextCodec, TokenCodec, observe
 from chatgym.envs.llm_simulator import LLMSimulator, check_interface
-from chatgym.envs.state import CopiedByState, Stateful, check_snapshot, decode_rows, dump_parts, encode_rows, load_parts
+from chatgym.envs.state import Stateful, check_snapshot, decode_rows, dump_parts, encode_rows, load_parts
 from chatgym.envs.tokens import TokenHistory
-from chatgym.errors import InvalidValue, unknown
+from chatgym.errors import unknown
 from chatgym.rewards import RewardModel
 from chatgym.rewards.term import NAME, make_term
-from chatgym.scenarios import ABOUT, NO_ACT, UNCLEAR_ACT, Meaning, Scenario, ScenarioName, find_scenario
+from chatgym.scenarios import ABOUT, NO_ACT, UNCLEAR_ACT, Meaning, Scenario, find_scenario
 from chatgym.storage.model_store import MODELS
 from chatgym.words.nlg import Speaker
 
@@ -88,6 +86,9 @@ class Conversations:
         self._opened = isinstance(llm, str)
         self.llm_simulator = LLMSimulator(self.scenario, self.engine, size) if simulator == "llm" else None
         self.speaker = Speaker(self.scenario, None if self.llm_simulator else self.engine) if self.worded else None
+        own_weights = self.room.reward_weights
+        self.reward_weights = own_weights if self.judged is None else {**own_weights, NAME: self.judged.weight}
+        self.rewards, self.terms = np.zeros(size), np.zeros((size, len(self.reward_weights)))
         self.texts = [""] * size if self.worded else []
         self.own_words: dict[int, str] = {}
         self._listeners = tuple(one for one in (self.history, self.judged) if one is not None)
@@ -141,27 +142,14 @@ class Conversations:
                 listener.begin(i, self.texts[i])
         if fresh is not None:
             self.codec.begin(fresh)
+        self.rewards, self.terms = room.rewards, room.terms
+        if self.judged is not None:
+            self.rewards, self.terms = self.judged.rewards(room.rewards), self.judged.terms(room.terms)
         return decoded.acts
-
-    @property
-    def rewards(self) -> npt.NDArray[np.float64]:
-        """Rewards of the last step, float64[B]: the task's, and the reward model's share."""
-        return self.room.rewards if self.judged is None else self.judged.rewards(self.room.rewards)
-
-    @property
-    def terms(self) -> npt.NDArray[np.float64]:
-        """Unweighted terms of them, float64[B, T], in the order of `reward_weights`."""
-        return self.room.terms if self.judged is None else self.judged.terms(self.room.terms)
-
-    @property
-    def reward_weights(self) -> Mapping[str, float]:
-        """Reward term to weight."""
-        weights = self.room.reward_weights
-        return weights if self.judged is None else {**weights, NAME: self.judged.weight}
 
     def observe(self) -> Any:
         """Return the observations, see `chatgym.envs.interfaces.observe`."""
-        return interfaces.observe(self.room, self.observation, self.texts, self.history)
+        return observe(self.room, self.observation, self.texts, self.history)
 
     def action_masks(self) -> npt.NDArray[np.int8] | None:
         """Tell which actions make sense, int8[B, n], as `gymnasium.spaces.Discrete.sample` takes them; else None."""
@@ -298,122 +286,6 @@ class Conversations:
             self.texts[i] = text
 
 
-class HoldsConversations(CopiedByState):
-    """Mixin of both environments: what they show of the conversations that they hold."""
-
-    _conversations: Conversations
-    _spec: EnvSpec | None = None
-
-    @property
-    def room(self) -> ChatRoom:
-        """The dynamics of the conversations."""
-        return self._conversations.room
-
-    @property
-    def scenario(self) -> Scenario:
-        """What the conversations are about."""
-        return self._conversations.scenario
-
-    @property
-    def speaker(self) -> Speaker | None:
-        """NLG of the partner's and the agent's words; None without words."""
-        return self._conversations.speaker
-
-    @property
-    def tokenizer(self) -> ChatTokenizer | None:
-        """The tokenizer of the token interfaces; None without tokens."""
-        return self._conversations.tokenizer
-
-    @property
-    def history(self) -> TokenHistory | None:
-        """What was said as token ids; None unless ``observation="token"``."""
-        return self._conversations.history
-
-    @property
-    def llm_simulator(self) -> LLMSimulator | None:
-        """The language model that plays the partner; None unless ``simulator="llm"``."""
-        return self._conversations.llm_simulator
-
-    @property
-    def reward_model(self) -> RewardModel | None:
-        """The reward model that judges the conversations, or None."""
-        judged = self._conversations.judged
-        return None if judged is None else judged.model
-
-    @property
-    def texts(self) -> list[str]:
-        """What each partner said last, B strings; empty without words."""
-        return self._conversations.texts
-
-    def agent_words(self, row: int, act: int) -> str:
-        """Return the words of an act if the agent of a row took it now; empty without words."""
-        room = self.room
-        return self._conversations.word_agent(act, room.belief[row], room.keys[row], int(room.turns[row]) + 1)
-
-    def identity(self) -> dict[str, Any]:
-        """Name all that decides the conversations' course, see `Conversations.identity`."""
-        return self._conversations.identity()
-
-    @property
-    def spec(self) -> EnvSpec | None:
-        """The specification that `gymnasium.make` made this from; a `Scenario` object stands there by its name."""
-        return self._spec
-
-    @spec.setter
-    def spec(self, spec: EnvSpec | None) -> None:
-        if spec is not None and isinstance(spec.kwargs.get("scenario"), Scenario):
-            spec = dataclasses.replace(spec, kwargs={**spec.kwargs, "scenario": ScenarioName(spec.kwargs["scenario"])})
-        self._spec = spec
-
-    def _hold(self, arguments: dict[str, Any], conversations: Conversations) -> None:
-        """Remember the arguments of the constructor, and hold conversations made with them."""
-        if isinstance(arguments["scenario"], Scenario) and "@" not in (name := ScenarioName(arguments["scenario"])):
-            arguments["scenario"] = str(name)  # what is registered under its name is found there by each process
-        self._arguments, self._conversations = arguments, conversations
-
-    def _take_words(self, other: HoldsConversations) -> None:
-        """Use the wordings that another environment used, such as those of a trace."""
-        if self.speaker is not None and other.speaker is not None:
-            self.speaker.preload(other.speaker.used)
-
-    def _carried(self) -> dict[str, Any]:
-        kept = {name: self.__dict__[name] for name in _CARRIED if name in self.__dict__}
-        return {**kept, "used": {} if self.speaker is None else self.speaker.used}
-
-    def _take(self, carried: dict[str, Any]) -> None:
-        used = carried.pop("used")
-        if self.speaker is not None:
-            self.speaker.preload(used)
-        self.__dict__.update(carried)
-
-
-_CARRIED = ("_np_random", "_np_random_seed", "action_space", "observation_space", "single_action_space",
-            "single_observation_space", "_spec")  # fmt: skip
-
-
-def check_options(options: Mapping[str, Any] | None, allowed: Sequence[str]) -> Mapping[str, Any]:
-    """Return the options of a reset, an empty dict for None.
-
-    Raises:
-        InvalidValue: One isn't allowed.
-    """
-    for name in options or {}:
-        if name not in allowed:
-            raise unknown("reset option", name, allowed)
-    return options or {}
-
-
-def check_key(key: Any) -> int:
-    """Return a conversation's key.
-
-    Raises:
-        InvalidValue: It is no integer from 0 to 2**64 - 1.
-    """
-    if not is_integer(key) or not 0 <= key < 2**64:
-        raise InvalidValue(f"the key of a conversation is an integer from 0 to 2**64 - 1, not {key!r}")
-    return int(key)
-
-
 @functools.cache
 def _meanings_of(scenario: Scenario) -> Callable[[bytes], Meaning]:
     """Return a function from the bytes of a ``said`` record to its meaning that remembers the last ones."""
@@ -432,8 +304,3 @@ def _tokenizer_for(llm: str | Engine) -> str:
     """Return the tokenizer of the model that words the partner, where it has one, else the default model's."""
     name = llm.replace("deepspeed:", "hf:", 1) if isinstance(llm, str) else ""
     return name if name in MODELS or name.startswith("hf:") else PLAIN_MODEL
-
-
-def root_of(generator: np.random.Generator) -> np.uint64:
-    """Draw the root of a row's conversation keys, the one draw that is made from ``np_random``."""
-    return generator.integers(2**64, dtype=np.uint64)

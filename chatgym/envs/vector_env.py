@@ -13,8 +13,9 @@ from gymnasium.vector.utils import batch_space
 
 from chatgym.dynamics.room import Snapshot, is_integer
 from chatgym.engines import Engine
-from chatgym.envs.conversations import DEFAULT_LLM, Conversations, HoldsConversations, check_key, check_options, root_of
-from chatgym.envs.interfaces import row_of
+from chatgym.envs.codecs import row_of
+from chatgym.envs.conversation_env import ConversationEnv, check_key, check_options, root_of
+from chatgym.envs.conversations import DEFAULT_LLM, Conversations
 from chatgym.envs.state import check_snapshot
 from chatgym.errors import ChatGymError, InvalidValue
 from chatgym.rewards import RewardModel
@@ -23,7 +24,7 @@ from chatgym.scenarios import ABOUT, NO_ACT, Scenario
 BoolArray = npt.NDArray[np.bool_]
 
 
-class ChatVectorEnv(HoldsConversations, VectorEnv[Any, Any, Any]):
+class ChatVectorEnv(ConversationEnv, VectorEnv[Any, Any, Any]):
     """The vector form of `chatgym.envs.chat_env.ChatEnv`: same arguments, same conversations, B at a time.
 
     Row i of an environment that was reset with seed s is, bit for bit, the single environment with seed s + i
