@@ -1,4 +1,4 @@
-"""What a customer may not do: read from the goal, the policy and how customers behave, not from their code."""
+"""Find contradictions of a simulated customer by rules of their own, independent of the customer's code."""
 
 from __future__ import annotations
 
@@ -38,18 +38,19 @@ def audit(conversation: Conversation) -> Iterator[Finding]:
 
 
 def _named(exchange: Exchange) -> dict[int, int]:
-    """Return the slots that the customer named, and their values."""
+    """Return the slots that the customer named, with their values."""
     said = exchange.said
     return {slot: int(said[name]) for slot, name in enumerate(SLOTS) if said["slots"] & (1 << slot)}
 
 
 def _takes_for_true(exchange: Exchange, slot: int) -> int:
+    """Return the value that the customer believes a slot to have."""
     goal, name = exchange.after, SLOTS[slot]
     return int(goal[f"wrong_{name}"] if goal["misremembers"] & (1 << slot) else goal[name])
 
 
 def _confirmed(exchange: Exchange) -> int:
-    """Return the slot that the agent repeated, or -1."""
+    """Return the slot that the agent confirmed, or -1."""
     if exchange.act % ABOUT != CONFIRM or exchange.act < 0:
         return -1
     if exchange.act >= ABOUT:  # its own words name it
@@ -60,6 +61,7 @@ def _confirmed(exchange: Exchange) -> int:
 
 
 def _denied(exchange: Exchange, opening: Exchange, stands_by: dict[int, int]) -> Iterator[str]:
+    """Yield what the customer said against its goal, its mood or its earlier words."""
     said, before, after = exchange.said, exchange.before, exchange.after
     act, about = said["act"], said["about"]
     if any(after[name] != opening.after[name] for name in GOAL):
@@ -90,7 +92,7 @@ def _denied(exchange: Exchange, opening: Exchange, stands_by: dict[int, int]) ->
 
 
 def _answers(exchange: Exchange, stands_by: dict[int, int]) -> bool:
-    """Tell whether the customer's act is an answer to the agent's."""
+    """Tell whether the customer's act answers the agent's."""
     act, reply, about, before = exchange.act, exchange.said["act"], exchange.said["about"], exchange.before
     act = act % ABOUT if act >= 0 else act
     if exchange.turn == 0:
@@ -121,7 +123,7 @@ def _answers(exchange: Exchange, stands_by: dict[int, int]) -> bool:
 
 
 def _interrupts(exchange: Exchange, stands_by: dict[int, int]) -> bool:
-    """Tell whether the customer says something that it has a reason to say whatever the agent did."""
+    """Tell whether the customer may say this unasked: it corrects itself, or complains."""
     before, reply, about = exchange.before, exchange.said["act"], exchange.said["about"]
     if before["accepted"] >= 0:
         return False
@@ -131,7 +133,7 @@ def _interrupts(exchange: Exchange, stands_by: dict[int, int]) -> bool:
 
 
 def _stay(exchange: Exchange) -> Iterator[Finding]:
-    """Find that it leaves or stays against its mood and its patience."""
+    """Yield that the customer left or stayed against its mood and its patience."""
     before, mood, ended = exchange.before["mood"], exchange.after["mood"], exchange.act in (CLOSE, ESCALATE)
     turn, outcome = exchange.turn, exchange.outcome
     if ended or turn == 0:
@@ -149,6 +151,7 @@ def _stay(exchange: Exchange) -> Iterator[Finding]:
 
 
 def _note(exchange: Exchange, stands_by: dict[int, int]) -> None:
+    """Update `stands_by` with the values that the customer named or affirmed."""
     stands_by.update(_named(exchange))
     slot = _confirmed(exchange)
     if exchange.said["act"] == AFFIRM and slot >= 0:

@@ -1,4 +1,4 @@
-"""What a person may not do: read from what weighs on it and what helps whom, not from the code of its answers."""
+"""Find contradictions of a simulated person by rules of their own, independent of the person's code."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def audit(conversation: Conversation) -> Iterator[Finding]:
 
 
 def _named(exchange: Exchange) -> dict[int, int]:
-    """Return the facts that the person named, and their values."""
+    """Return the facts that the person named, with their values."""
     said = exchange.said
     return {fact: int(said[name]) for fact, name in enumerate(FACTS) if said["slots"] & (1 << fact)}
 
 
 def _said_back(exchange: Exchange) -> int:
-    """Return the fact that the supporter said back, or -1."""
+    """Return the fact that the supporter restated or reflected, or -1."""
     if exchange.act < 0 or exchange.act % ABOUT not in (RESTATE, REFLECT):
         return -1
     if exchange.act >= ABOUT:  # its own words name it
@@ -56,6 +56,7 @@ def _said_back(exchange: Exchange) -> int:
 
 
 def _denied_facts(exchange: Exchange, opening: Exchange) -> Iterator[str]:
+    """Yield what the person said against its problem, feeling or cause."""
     goal, said = exchange.after, exchange.said
     if any(goal[name] != opening.after[name] for name in GOAL):
         yield "what weighs on it changes"
@@ -72,6 +73,7 @@ def _denied_facts(exchange: Exchange, opening: Exchange) -> Iterator[str]:
 
 
 def _denied_needs(exchange: Exchange) -> Iterator[str]:
+    """Yield what the person said against its wishes, its relief or the outcome."""
     before, after, act = exchange.before, exchange.after, exchange.said["act"]
     if act in (WANT_ADVICE, WANT_LISTENING) and before["wants_advice"] != (act == WANT_ADVICE):
         yield f"{USER_ACTS[act]}, and wants the other"
@@ -93,7 +95,7 @@ def _denied_needs(exchange: Exchange) -> Iterator[str]:
 
 
 def _answers(exchange: Exchange, told: set[int]) -> bool:
-    """Tell whether the person's act is an answer to the supporter's."""
+    """Tell whether the person's act answers the supporter's."""
     act, reply = exchange.act, exchange.said["act"]
     act = act % ABOUT if act >= 0 else act
     if exchange.turn == 0:
@@ -113,7 +115,7 @@ def _answers(exchange: Exchange, told: set[int]) -> bool:
 
 
 def _stay(exchange: Exchange) -> Iterator[Finding]:
-    """Find that it leaves or stays against its rapport and its patience."""
+    """Yield that the person left or stayed against its rapport and its patience."""
     before, rapport = exchange.before["rapport"], exchange.after["rapport"]
     turn, goes_on = exchange.turn, exchange.outcome in ("", "truncated")
     if turn == 0:
