@@ -1,8 +1,7 @@
-"""What a scenario is: acts, state, five compiled functions and sentences.
+"""The `Scenario` type: acts, state, compiled functions and sentences of one kind of conversation.
 
-A scenario is content. It says what one conversation does, as plain scalar functions that numba compiles;
-`chatgym.dynamics.room` runs them over a batch, and everything else (observations, words, replay) is made from what
-is declared here.
+A scenario is content: scalar functions that numba compiles and data. `chatgym.dynamics.room` runs the functions over a
+batch; observations, words and replay are made from what the scenario declares.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ ABOUT = 256
 
 @dataclass(frozen=True)
 class Meaning:
-    """What an utterance means, before it has words.
+    """What an utterance means, before it is put into words.
 
     Attributes:
         act: The dialogue act.
-        parts: Keys into the scenario's sentences, one sentence each, said in this order. The first is the
+        parts: Keys into the scenario's sentences, one sentence each, in the order of speaking. The first is the
             act's own (``"state_problem/refund"``), further ones are volunteered (``"inform/reference"``).
-        slots: Placeholder name to the surface form of its value (``{"reference": "482913"}``).
-        tone: One of `TONES`; how it is said.
+        slots: Placeholder name to the words for its value (``{"reference": "482913"}``).
+        tone: One of `TONES`: how the utterance sounds.
     """
 
     act: str
@@ -48,24 +47,23 @@ class Meaning:
 
     @functools.cached_property
     def banks(self) -> tuple[str, ...]:
-        """Names of the banks of wordings that its parts are drawn from (`chatgym.words.nlg`)."""
+        """Names of the banks of wordings for its parts (`chatgym.words.nlg`)."""
         return tuple(f"{part}|{self.tone}" for part in self.parts)
 
 
 @dataclass(frozen=True)
 class LLMPartner:
-    """What a scenario tells a language model that plays its partner (`chatgym.envs.llm_simulator`), and takes from its
-    words.
+    """Prompts and effects of a language model that plays a scenario's partner (`chatgym.envs.llm_simulator`).
 
-    The dynamics go on behind its words, as always: the agent's acts decide how the partner fares. Words change two
-    things only: true facts that they name count as told, and the partner may leave. `hidden` and `belief` are records.
+    The dynamics stay in charge: the agent's acts decide the partner's state. The model's words have two effects only:
+    true facts in them count as told, and the partner may leave. `hidden`, `belief` and `said` are records.
 
     Attributes:
-        brief: ``brief(hidden) -> str``: who it is, what it wants and knows; "You ...".
-        now: ``now(hidden, belief) -> str``: how it feels by now, and what it makes of what the agent did.
-        take: ``take(hidden, belief, said) -> bool``: take in the facts of ``said`` that are so; whether all are.
-        leave: ``leave(hidden, belief, terms) -> int``: end the conversation because the partner goes, as the case then
-            stands: the outcome, never that the agent succeeded without having done so. ``terms`` is float64[T].
+        brief: ``brief(hidden) -> str``: who the partner is, what it wants and knows; "You ...".
+        now: ``now(hidden, belief) -> str``: the partner's feelings and its view of the agent's acts by now.
+        take: ``take(hidden, belief, said) -> bool``: mark the true facts of ``said`` as told; whether all are true.
+        leave: ``leave(hidden, belief, terms) -> int``: end the conversation because the partner leaves; return the
+            outcome, which is success only if the agent reached it. ``terms`` is float64[T].
     """
 
     brief: Callable[[Any], str]
@@ -153,32 +151,32 @@ class Scenario:
     agent_role: str = "agent"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Scenario:
-        """Return itself: a scenario never changes."""
+        """Return the scenario itself: it is immutable."""
         return self
 
     def agent_code(self, part: str) -> int:
-        """Return the act of a part of the agent's sentences, as `respond` takes it."""
+        """Return the act of a part of the agent's sentences, in the form that `respond` takes."""
         return self.agent_codes.get(part, self.agent_acts.index(part.partition("/")[0]))
 
     @functools.cached_property
     def sentences(self) -> dict[str, Any]:
-        """What is said and how, read from ``sentences.json``: see there for its form."""
+        """Sentences, situations and NLU data, read from ``sentences.json``."""
         data: dict[str, Any] = json.loads((self.folder / "sentences.json").read_text(encoding="utf-8"))
         return data
 
     @functools.cached_property
     def sentences_digest(self) -> str:
-        """SHA-256 of the sentences, whatever the file's layout."""
+        """SHA-256 of the sentences, independent of the file's layout."""
         return hashlib.sha256(json.dumps(self.sentences, sort_keys=True).encode()).hexdigest()
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 of the scenario's `code` (comments and layout left out): another digest, another simulator."""
+        """SHA-256 of the files in `code`, without comments and layout; another digest means another simulator."""
         return code_digest(*(path.read_text(encoding="utf-8") for path in self.code))
 
 
 def fill(template: str, slots: Mapping[str, str]) -> str:
-    """Put surface forms in the place of ``{name}``; a sentence that begins with one begins with a capital."""
+    """Replace ``{name}`` in a template by the words for its value, and capitalise the first letter."""
     for name, surface in slots.items():
         template = template.replace("{" + name + "}", surface)
     return template[:1].upper() + template[1:]

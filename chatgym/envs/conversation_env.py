@@ -1,4 +1,4 @@
-"""What `ChatEnv` and `ChatVectorEnv` share: public properties, copying, and the checks of reset's options."""
+"""The public properties, copying and checks that `ChatEnv` and `ChatVectorEnv` share."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from chatgym.words.nlg import Speaker
 
 
 class ConversationEnv(CopiedByState):
-    """Mixin of both environments: what they show of the conversations that they hold."""
+    """Base of `ChatEnv` and `ChatVectorEnv`: access to the conversations, copying, and the specification."""
 
     _conversations: Conversations
     _spec: EnvSpec | None = None
 
     @property
     def room(self) -> ChatRoom:
-        """The dynamics of the conversations."""
+        """Dynamics of the conversations: their state as arrays."""
         return self._conversations.room
 
     @property
     def scenario(self) -> Scenario:
-        """What the conversations are about."""
+        """Scenario of the conversations."""
         return self._conversations.scenario
 
     @property
@@ -49,7 +49,7 @@ class ConversationEnv(CopiedByState):
 
     @property
     def history(self) -> TokenHistory | None:
-        """What was said as token ids; None unless ``observation="token"``."""
+        """Token ids of the conversations so far; None unless ``observation="token"``."""
         return self._conversations.history
 
     @property
@@ -59,27 +59,27 @@ class ConversationEnv(CopiedByState):
 
     @property
     def reward_model(self) -> RewardModel | None:
-        """The reward model that judges the conversations, or None."""
+        """Reward model that scores the agent's words; None without one."""
         judged = self._conversations.judged
         return None if judged is None else judged.model
 
     @property
     def texts(self) -> list[str]:
-        """What each partner said last, B strings; empty without words."""
+        """The partners' last utterances, str[B]; empty without words."""
         return self._conversations.texts
 
     def agent_words(self, row: int, act: int) -> str:
-        """Return the words of an act if the agent of a row took it now; empty without words."""
+        """Return the words that an act would have if the agent of a row took it now; empty without words."""
         room = self.room
         return self._conversations.word_agent(act, room.belief[row], room.keys[row], int(room.turns[row]) + 1)
 
     def identity(self) -> dict[str, Any]:
-        """Name all that decides the conversations' course, see `Conversations.identity`."""
+        """Return versions and hashes of all that determines a conversation, see `Conversations.identity`."""
         return self._conversations.identity()
 
     @property
     def spec(self) -> EnvSpec | None:
-        """The specification that `gymnasium.make` made this from; a `Scenario` object stands there by its name."""
+        """Specification that `gymnasium.make` used; a `Scenario` object stands in it by name, for JSON."""
         return self._spec
 
     @spec.setter
@@ -89,13 +89,13 @@ class ConversationEnv(CopiedByState):
         self._spec = spec
 
     def _hold(self, arguments: dict[str, Any], conversations: Conversations) -> None:
-        """Remember the arguments of the constructor, and hold conversations made with them."""
+        """Keep the conversations, and the constructor's arguments for copies."""
         if isinstance(arguments["scenario"], Scenario) and "@" not in (name := ScenarioName(arguments["scenario"])):
             arguments["scenario"] = str(name)  # what is registered under its name is found there by each process
         self._arguments, self._conversations = arguments, conversations
 
     def _take_words(self, other: ConversationEnv) -> None:
-        """Use the wordings that another environment used, such as those of a trace."""
+        """Use the wordings that another environment used, such as a trace's."""
         if self.speaker is not None and other.speaker is not None:
             self.speaker.preload(other.speaker.used)
 
@@ -115,10 +115,10 @@ _CARRIED = ("_np_random", "_np_random_seed", "action_space", "observation_space"
 
 
 def check_options(options: Mapping[str, Any] | None, allowed: Sequence[str]) -> Mapping[str, Any]:
-    """Return the options of a reset, an empty dict for None.
+    """Return the options of a reset; None gives an empty dict.
 
     Raises:
-        InvalidValue: One isn't allowed.
+        InvalidValue: An option is unknown.
     """
     for name in options or {}:
         if name not in allowed:
@@ -127,10 +127,10 @@ def check_options(options: Mapping[str, Any] | None, allowed: Sequence[str]) -> 
 
 
 def check_key(key: Any) -> int:
-    """Return a conversation's key.
+    """Return a conversation's key as an int.
 
     Raises:
-        InvalidValue: It is no integer from 0 to 2**64 - 1.
+        InvalidValue: It is not an integer from 0 to 2**64 - 1.
     """
     if not is_integer(key) or not 0 <= key < 2**64:
         raise InvalidValue(f"the key of a conversation is an integer from 0 to 2**64 - 1, not {key!r}")
@@ -138,5 +138,5 @@ def check_key(key: Any) -> int:
 
 
 def root_of(generator: np.random.Generator) -> np.uint64:
-    """Draw the root of a row's conversation keys, the one draw that is made from ``np_random``."""
+    """Draw the root of a row's conversation keys, uint64: the only draw from ``np_random``."""
     return generator.integers(2**64, dtype=np.uint64)

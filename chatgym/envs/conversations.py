@@ -1,4 +1,4 @@
-"""Talk: a room with its interfaces and its words. What `ChatEnv` and `ChatVectorEnv` share.
+"""Conversations: a room with its interfaces and words, which `ChatEnv` and `ChatVectorEnv` show to the agent.
 
 Data takes one path: actions -> codec -> room -> NLG -> observation.
 """
@@ -34,17 +34,20 @@ SIMULATORS = ("agenda", "llm")
 
 
 class Conversations:
-    """B conversations as an environment sees them: interfaces on one side, words on the other.
+    """B conversations with their action and observation interfaces and their words.
 
     Attributes:
         room: The dynamics.
         codec: Reads actions.
-        speaker: NLG, or None without words.
-        llm_simulator: The model that plays the partner, or None where the agenda does.
-        judged: The reward model's term of the reward, or None.
-        history: What was said as token ids, or None unless the observation is that.
-        texts: What the partner said last, B strings; empty without words.
-        own_words: Row to what the agent said last, where it chose its words itself.
+        speaker: NLG; None without words.
+        llm_simulator: The language model that plays the partner; None where the agenda does.
+        judged: The reward model's term of the reward; None without one.
+        history: Token ids of the conversations; None unless ``observation="token"``.
+        texts: The partners' last utterances, str[B]; empty without words.
+        own_words: Row to the agent's last utterance, where the agent chose its words.
+        reward_weights: Reward term to weight, the reward model's included.
+        rewards: float64[B] of the last step, the reward model's share included.
+        terms: float64[B, T] of the last step, unweighted, in the order of `reward_weights`.
     """
 
     def __init__(
@@ -63,7 +66,7 @@ class Conversations:
         tokenizer: str | None = None,
         texts: bool = False,
     ) -> None:
-        """See `chatgym.envs.chat_env.ChatEnv` for the arguments; `texts` asks for words whatever the interface is."""
+        """Make B conversations; `ChatEnv` explains the arguments. `texts` asks for words in every interface."""
         if simulator not in SIMULATORS:
             raise unknown("simulator", simulator, SIMULATORS)
         if simulator == "llm":
@@ -102,7 +105,7 @@ class Conversations:
         }  # fmt: skip
 
     def begin(self, rows: npt.NDArray[np.bool_] | None = None, keys: npt.NDArray[np.uint64] | None = None) -> None:
-        """Begin the next conversation in some rows (all, if None), or those of given keys, uint64[B]."""
+        """Begin the next conversation in `rows`, bool[B] (None: all), or the ones with the given keys, uint64[B]."""
         self.room.begin(rows, keys)
         if self.worded:
             self._word_partner(rows)
@@ -114,10 +117,15 @@ class Conversations:
     def step(
         self, actions: Any, rows: npt.NDArray[np.bool_] | None = None, fresh: npt.NDArray[np.bool_] | None = None
     ) -> npt.NDArray[np.int64]:
-        """Take one action in some rows (all, if None), and begin the next conversation in those of `fresh`.
+        """Take one action in each of `rows`, and begin the next conversation in each of `fresh`.
+
+        Args:
+            actions: B actions of the interface, see `Codec.step`.
+            rows: bool[B]; None: all.
+            fresh: bool[B], rows that begin a conversation instead; None: no row.
 
         Returns:
-            int64[B], the act that each agent took; `chatgym.scenarios.NO_ACT` where it took none (yet).
+            int64[B], the acts that the agents took; `chatgym.scenarios.NO_ACT` where a turn isn't complete.
         """
         if fresh is not None:
             rows = ~fresh if rows is None else rows & ~fresh
@@ -148,27 +156,27 @@ class Conversations:
         return decoded.acts
 
     def observe(self) -> Any:
-        """Return the observations, see `chatgym.envs.interfaces.observe`."""
+        """Return the observations, see `chatgym.envs.codecs.observe`."""
         return observe(self.room, self.observation, self.texts, self.history)
 
     def action_masks(self) -> npt.NDArray[np.int8] | None:
-        """Tell which actions make sense, int8[B, n], as `gymnasium.spaces.Discrete.sample` takes them; else None."""
+        """Return the actions that make sense, int8[B, n], as `Discrete.sample` takes them; None for text."""
         masks = self.codec.masks()
         return None if masks is None else masks.view(np.int8)
 
     def act_name(self, act: int) -> str:
-        """Return the name of an act that `step` returned; empty for none."""
+        """Return the name of an act that `step` returned; empty for `NO_ACT`."""
         return "unclear" if act == UNCLEAR_ACT else "" if act < 0 else self.scenario.agent_acts[act % ABOUT]
 
     def word_agent(self, act: int, belief: Any, key: np.uint64, turn: int) -> str:
-        """Return the canonical words of an act that the agent took at a turn, having had `belief`."""
+        """Return the scenario's words for an agent act at a turn, given `belief`, a record, before it."""
         if self.speaker is None or act < 0:
             return ""
         meaning = self.scenario.agent_meaning(act % ABOUT, belief)
         return self.speaker.say([meaning], np.array([key]), np.array([turn]), "agent")[0]
 
     def agent_texts(self, acts: npt.NDArray[np.int64], rows: npt.NDArray[np.bool_] | None) -> list[str]:
-        """Return what the agents of some rows (all, if None) say by their acts, int64[B], before the room goes on."""
+        """Return what the agents in `rows`, bool[B] (None: all), say by their acts, int64[B], before `room.step`."""
         room = self.room
         return [
             self.own_words[i] if i in self.own_words
@@ -177,7 +185,7 @@ class Conversations:
         ]  # fmt: skip
 
     def candidates(self, row: int) -> tuple[str, ...]:
-        """Return the replies that an agent with ``action="candidate"`` chooses from, empty ones for padding."""
+        """Return the replies to choose from in a row with ``action="candidate"``; padding is empty."""
         assert isinstance(self.codec, CandidateCodec)
         room = self.room
         belief, key, turn = room.belief[row], room.keys[row], int(room.turns[row]) + 1
@@ -189,7 +197,7 @@ class Conversations:
         return {**self.room.dump(), **texts, **dump_parts(self._parts)}
 
     def load(self, snapshot: Snapshot) -> None:
-        """Go back to what `dump` returned.
+        """Restore a state that `dump` returned: arrays with a leading axis B.
 
         Raises:
             InvalidValue: It comes from conversations with other arguments.
@@ -202,10 +210,10 @@ class Conversations:
         self.own_words = {}
 
     def identity(self) -> dict[str, Any]:
-        """Name all that decides the course of a conversation, each with a version and a content hash.
+        """Return versions and content hashes of all that determines a conversation.
 
-        ``sha256`` covers what decides outcomes and rewards, not the words or the observation: two scores may be
-        compared when it is the same.
+        ``sha256`` covers what determines outcomes and rewards, not words or observations: two scores are comparable if
+        it is equal.
         """
         scenario, room = self.scenario, self.room
         deciding: dict[str, Any] = {
@@ -233,11 +241,12 @@ class Conversations:
                 "observation": self.observation, "words": words, "tokenizer": tokenizer}  # fmt: skip
 
     def close(self) -> None:
-        """Free the model, if one was opened here; an engine that was handed over stays its owner's to close."""
+        """Close the model that was opened here; an `Engine` object stays open."""
         if self.engine is not None and self._opened:
             self.engine.close()
 
     def _make_codec(self, action: str) -> Codec:
+        """Return the codec of an action interface."""
         if action == "act":
             return ActCodec(self.room)
         if action == "candidate":
@@ -250,7 +259,7 @@ class Conversations:
         return TokenCodec(self.room, self.tokenizer, on_token)
 
     def _nlu_identity(self) -> dict[str, Any] | None:
-        """Name the NLU where it decides what happens: where the agent's acts are understood from its words."""
+        """Return the identity of the NLU where it understands the agent's words; None for other interfaces."""
         if self.action not in ("text", "token"):
             return None
         from chatgym.words.nlu import nlu_of
@@ -258,16 +267,18 @@ class Conversations:
         return nlu_of(self.scenario).identity()
 
     def _simulator_identity(self) -> dict[str, Any]:
+        """Return the identity of the language model that plays the partner; empty without one."""
         return {} if self.llm_simulator is None else {"player": self.llm_simulator.identity()}
 
     def _indices(self, rows: npt.NDArray[np.bool_] | None) -> list[int]:
+        """Return the row numbers of `rows`, bool[B] (None: all)."""
         if rows is None:
             return self._everyone
         indices: list[int] = np.flatnonzero(rows).tolist()
         return indices
 
     def _word_partner(self, rows: npt.NDArray[np.bool_] | None, acts: npt.NDArray[np.int64] | None = None) -> None:
-        """Give the partners of some rows their words, which may answer the acts of their agents, int64[B]."""
+        """Word the partners' utterances in `rows`, bool[B] (None: all); `acts`, int64[B], are the acts they answer."""
         assert self.speaker is not None
         if self.llm_simulator is not None:
             indices = self._indices(rows)
@@ -288,7 +299,7 @@ class Conversations:
 
 @functools.cache
 def _meanings_of(scenario: Scenario) -> Callable[[bytes], Meaning]:
-    """Return a function from the bytes of a ``said`` record to its meaning that remembers the last ones."""
+    """Return a function from the bytes of a ``said`` record to its meaning, with a cache."""
     names = scenario.said.names or ()
 
     @functools.lru_cache(maxsize=65_536)
@@ -301,6 +312,6 @@ def _meanings_of(scenario: Scenario) -> Callable[[bytes], Meaning]:
 
 
 def _tokenizer_for(llm: str | Engine) -> str:
-    """Return the tokenizer of the model that words the partner, where it has one, else the default model's."""
+    """Return the tokenizer of the partner's model if it has one, else the default model's."""
     name = llm.replace("deepspeed:", "hf:", 1) if isinstance(llm, str) else ""
     return name if name in MODELS or name.startswith("hf:") else PLAIN_MODEL

@@ -1,4 +1,4 @@
-"""Action and observation interfaces: which spaces there are, and what they hold for a scenario."""
+"""Action and observation interfaces: their names and spaces."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def observation_space(scenario: Scenario, observation: str, tokenizer: ChatToken
     """Return the observation space of one conversation.
 
     ``"embedding"`` is float32[`Scenario.embedding_size`] in [-1, 1], ``"discrete"`` the number of the belief state,
-    ``"text"`` the partner's last words, ``"token"`` all words as ids and mask of `tokenizer`. ``"belief"`` is the
-    belief record itself as bytes, uint8[itemsize], for scripted experts: ``array.view(scenario.belief)``.
+    ``"text"`` the partner's last utterance, ``"token"`` ids and mask of all words so far. ``"belief"`` is the belief
+    record as bytes, uint8[itemsize], for scripted experts: ``array.view(scenario.belief)``.
 
     Raises:
-        InvalidValue: When there is no such observation interface.
+        InvalidValue: There is no such observation interface.
     """
     if observation == "embedding":
         return spaces.Box(-1.0, 1.0, (scenario.embedding_size,), np.float32)
@@ -42,7 +42,15 @@ def observation_space(scenario: Scenario, observation: str, tokenizer: ChatToken
 
 
 def draw_allowed(masks: npt.NDArray[np.bool_], draws: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Turn draws, float64[B] in [0, 1), into actions that masks, bool[B, n], allow, int64[B]; each equally likely."""
+    """Choose actions at random among the allowed ones, each equally likely.
+
+    Args:
+        masks: bool[B, n], the allowed actions.
+        draws: float64[B] in [0, 1).
+
+    Returns:
+        int64[B].
+    """
     chosen = (draws * masks.sum(1)).astype(np.int64)
     actions: npt.NDArray[np.int64] = (masks.cumsum(1) > chosen[:, None]).argmax(1)  # the chosen-th that is True
     return actions

@@ -1,4 +1,4 @@
-"""The agent's belief: what it understands through the error channel, what it sees of that, and the expert."""
+"""The agent's belief: the error channel, the observations, and the scripted expert."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The customer: an agenda-based user simulator (see the package), from its goal to each of its answers."""
+"""The customer, an agenda-based user simulator (see the package): its goal, mood, agenda and answers."""
 
 from __future__ import annotations
 
