@@ -1,7 +1,7 @@
 """DQN: Q-learning whose table is a neural network over the embedding observation (Mnih et al. 2015).
 
-The algorithm is Stable-Baselines3's, see `chatgym_agents.masked_dqn`; here are its settings, and saving without pickle.
-Neither torch nor SB3 is imported before an agent is made.
+The algorithm is Stable-Baselines3's, see `chatgym_agents.masked_dqn`. This file has its settings, and saves it without
+pickle. Torch and SB3 are imported when an agent is made.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from chatgym.agent import Callback, Interface, MakeEnvs, Range, make_config, set
 from chatgym.errors import Corrupted, InvalidValue
 from chatgym.scenarios import Scenario
 
-from .qlearning import Recent
+from .qlearning import Recent, prefixed, without_prefix
 
 if TYPE_CHECKING:
     import torch
@@ -33,9 +33,9 @@ COUNTERS = ("turns", "calls", "updates", "position", "full")
 
 
 class DQN:
-    """DQN of Stable-Baselines3 over a batch of conversations: it sees the embedding, where the table is blind.
+    """DQN of Stable-Baselines3 over a batch of conversations, on the embedding observation.
 
-    Acts that make no sense are left out in exploring, in acting and in the Bellman target.
+    Masked acts are left out in exploring, in acting and in the Bellman target.
     """
 
     requires: ClassVar[Interface] = Interface(action="act", observation="embedding")
@@ -43,38 +43,36 @@ class DQN:
 
     @dataclass(frozen=True)
     class Config:
-        """How it learns."""
+        """Hyperparameters."""
 
         learning_rate: float = setting(
-            5e-4, "step size of Adam at first", low=0.0, high=1.0, tune=Range(1e-4, 2e-3, log=True)
+            5e-4, "step size of Adam in the beginning", low=0.0, high=1.0, tune=Range(1e-4, 2e-3, log=True)
         )
-        learning_rate_end: float = setting(5e-4, "the step size goes linearly to this one", low=0.0, high=1.0)
-        discount_factor: float = setting(
-            0.98, "γ: the worth of a reward one turn later", low=0.0, high=1.0, tune=Range(0.94, 1.0)
-        )
-        double: bool = setting(True, "the network chooses the next act, the target network values it")
+        learning_rate_end: float = setting(5e-4, "step size of Adam in the end, reached linearly", low=0.0, high=1.0)
+        discount_factor: float = setting(0.98, "γ, from one turn to the next", low=0.0, high=1.0, tune=Range(0.94, 1.0))
+        double: bool = setting(True, "double DQN: the network chooses the next act, the target network gives its value")
         n_steps: int = setting(
-            1, "turns whose rewards are in a target, as long as no exploring act comes between", low=1, tune=(1, 3, 5)
+            1, "turns in an n-step return, fewer where an exploring act comes between", low=1, tune=(1, 3, 5)
         )
-        buffer_size: int = setting(200_000, "turns that are remembered", low=1)
-        learning_starts: int = setting(5_000, "random turns before it learns", low=0)
-        batch_size: int = setting(256, "remembered turns in a gradient step", low=1)
+        buffer_size: int = setting(200_000, "turns in the replay buffer", low=1)
+        learning_starts: int = setting(5_000, "random turns before learning starts", low=0)
+        batch_size: int = setting(256, "turns in a gradient step", low=1)
         train_freq: int = setting(1, "steps of all conversations between trainings", low=1)
         gradient_steps: int = setting(4, "gradient steps in a training", low=1, tune=(1, 2, 4, 8))
         target_update_interval: int = setting(
             4_000, "turns between copies to the target network", low=1, tune=Range(1000, 16_000, log=True)
         )
-        max_grad_norm: float = setting(10.0, "gradients are cut to this norm", low=0.0)
-        epsilon_start: float = setting(1.0, "share of random acts at first", low=0.0, high=1.0)
-        epsilon_end: float = setting(0.05, "share of random acts in the end", low=0.0, high=1.0)
+        max_grad_norm: float = setting(10.0, "limit of the gradient's norm", low=0.0)
+        epsilon_start: float = setting(1.0, "ε in the beginning: share of random acts", low=0.0, high=1.0)
+        epsilon_end: float = setting(0.05, "ε in the end", low=0.0, high=1.0)
         epsilon_fraction: float = setting(
             0.4, "share of the training in which ε falls from start to end, linearly", low=0.001, high=1.0,
             tune=Range(0.1, 0.6),
         )  # fmt: skip
         hidden_size: int = setting(256, "width of the network", low=1, tune=(64, 128, 256))
         hidden_layers: int = setting(2, "depth of the network", low=0)
-        num_envs: int = setting(64, "conversations at once", low=1, high=1_000_000)
-        device: str = setting("cpu", "where the network is: cpu, cuda; only on cpu the same seed gives the same bytes")
+        num_envs: int = setting(64, "conversations in parallel", low=1, high=1_000_000)
+        device: str = setting("cpu", "device of the network: cpu, cuda; the same seed gives the same bytes only on cpu")
 
     def __init__(self, scenario: Scenario, config: Any = None, *, seed: int = 0) -> None:
         """Begin with a network of random weights, see `chatgym.agent.Agent`."""
@@ -114,7 +112,7 @@ class DQN:
         return self.counters["turns"]
 
     def learn(self, make_envs: MakeEnvs, total_steps: int, callback: Callback) -> None:
-        """Train, see `chatgym.agent.Agent`; metrics: mean return and success rate of late, and ε."""
+        """Train, see `chatgym.agent.Agent`; the metrics are those of `Recent` and ε."""
         if self.turns >= total_steps:
             return
         from chatgym.integrations.sb3 import ChatVecEnv
@@ -137,7 +135,7 @@ class DQN:
     def act(
         self, observations: Any, *, deterministic: bool = True, action_masks: npt.NDArray[np.bool_] | None = None
     ) -> npt.NDArray[np.int64]:
-        """Return acts int64[B] for embeddings float32[B, N]; not `deterministic`: with the training's last ε.
+        """Return acts int64[B] for embeddings float32[B, N], with masks bool[B, A]; unless `deterministic`, ε-greedily.
 
         Raises:
             InvalidValue: When the embeddings have another size: it was trained in another scenario.
@@ -161,7 +159,7 @@ class DQN:
         return choose_acts(values, masks, epsilon, self.seed + 1, self._acted)[0]
 
     def save(self, folder: Path) -> None:
-        """Write ``agent.json``, ``policy.safetensors`` (the network), ``training.*`` (all that goes on training).
+        """Write ``agent.json``, ``policy.safetensors`` (the network) and ``training.*``, from which training resumes.
 
         ``training.safetensors`` has the target network and Adam's moments, ``training.npz`` the replay buffer and the
         state of the conversations.
@@ -201,7 +199,7 @@ class DQN:
         return (self.turns if self._model is None else self._model.num_timesteps) > 0
 
     def _make_model(self, env: Any, total_steps: int) -> MaskedDQN:
-        """Make SB3's algorithm around our network, with the counters and the memory that were saved."""
+        """Make SB3's algorithm around our network, with the saved counters and replay buffer."""
         import torch
         from stable_baselines3.common.logger import Logger
 
@@ -224,16 +222,15 @@ class DQN:
         model.num_timesteps, model._n_calls, model._n_updates = (counters[name] for name in COUNTERS[:3])
         model.exploration_rate = model.exploration_schedule(1.0 - float(self.turns) / float(total_steps))
         if state:
-            env.restore({name[4:]: array for name, array in state.items() if name.startswith("env.")})
-            replay = {name[7:]: array for name, array in state.items() if name.startswith("replay.")}
-            model.replay_buffer.fill(replay, counters["position"], bool(counters["full"]))
+            env.restore(without_prefix("env", state))
+            model.replay_buffer.fill(without_prefix("replay", state), counters["position"], bool(counters["full"]))
             model._last_obs = state["observations"]
         else:
             env.seed(self.seed)
         return model
 
     def _gather(self) -> tuple[Arrays, dict[str, int]]:
-        """Return what is needed to go on, but for the networks: arrays and counters."""
+        """Return what training resumes from, except the networks: arrays and counters by name."""
         model, recent = self._model, self._recent
         assert model is not None
         assert recent is not None
@@ -241,24 +238,23 @@ class DQN:
             return self._state, self.counters
         buffer = model.replay_buffer
         arrays: Arrays = {"observations": np.asarray(model._last_obs), "recent": recent.totals}
-        arrays.update({f"env.{name}": array for name, array in model.env.snapshot().items()})
-        arrays.update({f"replay.{name}": array for name, array in buffer.filled().items()})
+        arrays.update(prefixed("env", model.env.snapshot()), **prefixed("replay", buffer.filled()))
         counts = (model.num_timesteps, model._n_calls, model._n_updates, buffer.pos, int(buffer.full))
         return arrays, dict(zip(COUNTERS, counts, strict=True))
 
     def _training_tensors(self) -> dict[str, torch.Tensor]:
-        tensors = {f"target.{name}": tensor for name, tensor in self.policy.q_net_target.state_dict().items()}
+        """Return the target network and Adam's moments by name."""
+        tensors = prefixed("target", self.policy.q_net_target.state_dict())
         for number, moments in self.policy.optimizer.state_dict()["state"].items():
-            tensors.update({f"adam.{number}.{name}": tensor for name, tensor in moments.items()})
+            tensors.update(prefixed(f"adam.{number}", moments))
         return tensors
 
     def _restore_training(self, tensors: dict[str, torch.Tensor]) -> None:
-        target = {name[7:]: tensor for name, tensor in tensors.items() if name.startswith("target.")}
-        self.policy.q_net_target.load_state_dict(target)
+        """Set what `_training_tensors` returned."""
+        self.policy.q_net_target.load_state_dict(without_prefix("target", tensors))
         moments: dict[int, dict[str, torch.Tensor]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith("adam."):
-                _, number, moment = name.split(".")
-                moments.setdefault(int(number), {})[moment] = tensor
+        for name, tensor in without_prefix("adam", tensors).items():
+            number, moment = name.split(".")
+            moments.setdefault(int(number), {})[moment] = tensor
         groups = self.policy.optimizer.state_dict()["param_groups"]
         self.policy.optimizer.load_state_dict({"state": moments, "param_groups": groups})

@@ -1,4 +1,4 @@
-"""Any language model as the agent: told what an agent has to know, it speaks for itself, or calls acts as tools."""
+"""Any language model as the agent: prompted with the scenario's instructions, it writes replies or calls tools."""
 
 from __future__ import annotations
 
@@ -7,25 +7,24 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from chatgym.agent import Interface, make_config, setting
+from chatgym.agent import Interface, setting
 from chatgym.dynamics import rng
 from chatgym.engines import Engine, make_engine
 from chatgym.engines.chat import Message, Reply, chat
 from chatgym.envs.codecs import Spoken
-from chatgym.errors import Corrupted, InvalidValue
+from chatgym.errors import InvalidValue
 from chatgym.scenarios import UNCLEAR_ACT, Scenario, fill
 from chatgym.words.charset import MAX_CHARS, clean
 
 from .scripted import Scripted
 
 NOTHING = "..."
-"""Stands in the history for a turn without words: some servers refuse an empty message."""
+"""Replaces an empty message in the history, because some servers refuse empty messages."""
 
 _THOUGHT = re.compile(r"^.*</think>", re.S)
 
@@ -33,13 +32,13 @@ _THOUGHT = re.compile(r"^.*</think>", re.S)
 class LLM(Scripted):
     """A language model, prompted with the scenario's instructions; it learns nothing.
 
-    It sees what the partner says, and what it says is understood by NLU. With `tools` it calls an act instead, each
-    being a tool. What can't be used (no words, a tool that isn't there) is a turn in which nobody understood it.
+    It reads the partner's words, and NLU understands its own. With the setting `tools` each act is a tool that it calls
+    instead. A reply that can't be used (no words, an unknown tool) is an act that the partner does not understand.
 
     Attributes:
         engine: The model, opened when it is first asked.
-        counts: What became of its replies: ``replies``, and of them ``empty``, ``cut`` (as long as they may be),
-            ``tool_calls``, ``unknown_tools``.
+        counts: Counts of replies by how they were handled: ``replies`` is all of them, ``empty`` had no words, ``cut``
+            reached `max_new_tokens`, ``tool_calls`` called an act, ``unknown_tools`` called something else.
         progress: Called with the number of replies so far.
     """
 
@@ -47,19 +46,22 @@ class LLM(Scripted):
 
     @dataclass(frozen=True)
     class Config:
-        """Which model, and how it is asked."""
+        """The model and its sampling."""
 
         llm: str = setting("smollm2-135m", "the model: smollm2-135m, hf:ID-or-folder, openai:URL#MODEL, ...")
-        tools: bool = setting(False, "each act is a tool that it calls, in place of words that have to be understood")
-        briefing: bool = setting(True, "it is told what an agent has to know; not one that learned it (`chatgym sft`)")
-        temperature: float = setting(0.0, "of its words; 0 takes the likeliest", low=0.0, high=2.0)
-        top_p: float = setting(1.0, "sample among the likeliest that have this share together", low=0.001, high=1.0)
-        max_new_tokens: int = setting(64, "most tokens of a turn; more for a model that thinks first", low=1)
+        tools: bool = setting(False, "offer each act as a tool, instead of understanding the model's words")
+        briefing: bool = setting(
+            True, "prompt it with the scenario's instructions; off for a model fine-tuned without (`chatgym sft`)"
+        )
+        temperature: float = setting(0.0, "sampling temperature; 0 takes the most likely tokens", low=0.0, high=2.0)
+        top_p: float = setting(
+            1.0, "sample among the most likely tokens that have this probability together", low=0.001, high=1.0
+        )
+        max_new_tokens: int = setting(64, "most tokens in a turn; more for a model that thinks first", low=1)
 
     def __init__(self, scenario: Scenario, config: Any = None, *, seed: int = 0) -> None:
-        """See `chatgym.agent.Agent`; the model isn't opened before it is asked."""
+        """See `chatgym.agent.Agent`; the model is opened when it is first asked."""
         super().__init__(scenario, config, seed=seed)
-        self.config: LLM.Config = config or self.Config()
         self.counts: Counter[str] = Counter()
         self.progress: Callable[[int], None] | None = None
         self._engine: Engine | None = None
@@ -89,7 +91,7 @@ class LLM(Scripted):
         self._engine = engine
 
     def begin(self, keys: npt.NDArray[np.uint64]) -> None:
-        """Begin B conversations of these keys, uint64[B]: what the model says in one follows from its key."""
+        """Begin B conversations with these keys, uint64[B], which decide the samples that are drawn."""
         with np.errstate(over="ignore"):
             self._roots = keys + np.uint64(self.seed)
         self._chats = [[*self._told] for _ in keys]
@@ -98,15 +100,15 @@ class LLM(Scripted):
     def act(
         self, observations: Any, *, deterministic: bool = True, action_masks: npt.NDArray[np.bool_] | None = None
     ) -> Any:
-        """Answer in B conversations.
+        """Reply in B conversations.
 
         Args:
-            observations: B texts, the partner's last words; ``""`` where nothing is to be answered.
-            deterministic: Makes no difference: a temperature above 0 is sampled by seeds.
+            observations: B texts, the partner's last words; ``""`` where a conversation is over.
+            deterministic: Ignored: the setting `temperature` decides, and samples are drawn by seeds.
             action_masks: None.
 
         Returns:
-            B texts, `Spoken` ones where a tool was called or nothing said.
+            B texts; a `Spoken`, which names its act, where a tool was called or nothing was said.
         """
         heard = list(observations)
         if len(heard) != len(self._chats):
@@ -134,32 +136,17 @@ class LLM(Scripted):
         return said
 
     def report(self) -> dict[str, Any]:
-        """Say which model it was, and what became of its replies, JSON-able."""
+        """Return the model's identity, the settings and `counts`, JSON-able."""
         return {"model": self.engine.identity, **asdict(self.config), "counts": dict(sorted(self.counts.items()))}
 
-    def save(self, folder: Path) -> None:
-        """Write scenario, seed and configuration as JSON."""
-        about = {"scenario": self.scenario.name, "seed": self.seed, "config": asdict(self.config)}
-        (folder / "agent.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, folder: Path) -> LLM:
-        """Read back what `save` wrote."""
-        agent: LLM = super().load(folder)
-        try:
-            config = json.loads((folder / "agent.json").read_text(encoding="utf-8"))["config"]
-            return cls(agent.scenario, make_config(cls.Config, config), seed=agent.seed)
-        except (KeyError, TypeError, AttributeError, InvalidValue) as error:
-            raise Corrupted(f"{folder / 'agent.json'} can't be read ({error}); save the agent again") from error
-
     def _heard(self, row: int, text: str) -> Message:
-        """Return the message in which the partner speaks: what a tool gave, where one was called."""
+        """Return the partner's message: the result of the tool call, where one was made."""
         if self._called[row]:
             return {"role": "tool", "tool_call_id": self._called[row], "content": text}
         return {"role": "user", "content": text}
 
     def _take(self, reply: Reply, call: str) -> tuple[str, dict[str, Any]]:
-        """Return what a reply says, and the message that stands for it in the history."""
+        """Return the action of a reply, and its message for the history; update `counts`."""
         text = clean(_THOUGHT.sub("", reply.text))[:MAX_CHARS]
         self.counts.update(["replies", *(["cut"] if reply.finish_reason == "length" else [])])
         if not (self._tools and reply.calls):
@@ -180,7 +167,7 @@ class LLM(Scripted):
 
 
 def briefing(scenario: Scenario, *, tools: bool = False) -> str:
-    """Return the system prompt: who the agent is, what it has to know, and what it can do."""
+    """Return the system prompt: the agent's role, the scenario's instructions, and the acts."""
     partner = scenario.partner_role
     lines = [
         f"You are the {scenario.agent_role} in a chat with a {partner}. {scenario.description}",
@@ -199,7 +186,7 @@ def briefing(scenario: Scenario, *, tools: bool = False) -> str:
 
 
 def tools_of(scenario: Scenario) -> list[dict[str, Any]]:
-    """Return the agent's acts as tools of OpenAI's API; ``say`` are the words for it, if the model wants to choose."""
+    """Return the agent's acts as tools of OpenAI's API; their optional argument ``say`` is the wording."""
     say = {"type": "string", "description": f"What you say to the {scenario.partner_role}, in your own words."}
     return [
         {
@@ -215,7 +202,7 @@ def tools_of(scenario: Scenario) -> list[dict[str, Any]]:
 
 
 def _examples(scenario: Scenario) -> dict[str, str]:
-    """Return each act with a sentence that does it."""
+    """Return an example sentence for each act."""
     slots = {**scenario.examples, **{name: choices[0] for name, choices in scenario.choices.items()}}
     parts: dict[str, Sequence[str]] = scenario.sentences["agent"]
     found: dict[str, str] = {}
@@ -225,7 +212,7 @@ def _examples(scenario: Scenario) -> dict[str, str]:
 
 
 def _words(arguments: str) -> str | None:
-    """Return the words in a tool call's arguments, empty if there are none; None where they aren't what was asked."""
+    """Return the argument ``say`` of a tool call, empty if it is absent; None if the arguments can't be read."""
     try:
         read = json.loads(arguments or "{}")
     except ValueError:

@@ -1,8 +1,8 @@
-"""Stable-Baselines3's DQN, taught that not every act makes sense everywhere.
+"""Stable-Baselines3's DQN with action masks.
 
-Masks apply wherever an act is chosen: exploring, acting greedily, and in the maximum over the next acts of the Bellman
-target. Further differences: each conversation flips its own ε-coin (SB3 flips one for the whole batch), the target may
-be double Q-learning's, and every draw is a function of seed and position, so nothing touches global random state.
+Masks apply wherever an act is chosen: in exploring, in acting greedily, and in the maximum over the next acts of the
+Bellman target. Further differences: each conversation draws its own ε (SB3 draws one for the whole batch), the target
+may be that of double Q-learning, and every draw is a function of seed and position, independent of global random state.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ def bellman_targets(
 ) -> torch.Tensor:  # fmt: skip
     """Return r + γ Q'(s', argmax over allowed a of Q(s', a)); the second term not after a terminated conversation.
 
-    With ``choosing_values`` the target network's own this is DQN (Mnih et al. 2015), with the online network's it
+    If ``choosing_values`` are the target network's this is DQN (Mnih et al. 2015), if they are the online network's it
     is double DQN (van Hasselt, Guez & Silver 2016, equation 4).
 
     Args:
-        rewards: float[N], r.
-        terminated: bool[N]; a truncated conversation isn't.
-        target_values: float[N, A], what the target network says of the next state.
-        choosing_values: float[N, A], what chooses among the next acts.
-        next_masks: bool[N, A], the acts that make sense there; where terminated, it doesn't matter.
-        discounts: float[N], γ, or its power where r is a sum over several turns.
+        rewards: float32[N], r.
+        terminated: bool[N]; a truncated conversation isn't terminated.
+        target_values: float32[N, A], the target network's values of the next state.
+        choosing_values: float32[N, A], the values by which the next act is chosen.
+        next_masks: bool[N, A], the acts that are allowed there; ignored where terminated.
+        discounts: float32[N], γ, or its power where r is a sum over several turns.
 
     Returns:
-        float[N].
+        float32[N].
     """
     best = choosing_values.masked_fill(~next_masks, -torch.inf).argmax(1, keepdim=True)
     following = target_values.gather(1, best).squeeze(1)
@@ -59,10 +59,11 @@ def choose_acts(
         values: float32[B, A].
         masks: bool[B, A].
         epsilon: Probability of a random allowed act.
-        seed, time: Root and position of the draws.
+        seed: Root of the draws.
+        time: Position of the draws, another one at each call.
 
     Returns:
-        The acts int64[B], and bool[B], whether nothing better is known.
+        The acts int64[B], and bool[B], whether no allowed act has a higher value.
     """
     size = len(values)
     acts, greedy = np.empty(size, np.int64), np.empty(size, bool)
@@ -71,11 +72,11 @@ def choose_acts(
 
 
 class MaskedReplayBuffer(ReplayBuffer):
-    """SB3's replay buffer with masks, and with returns over several turns.
+    """SB3's replay buffer with masks, and with n-step returns.
 
     Attributes:
-        next_masks: bool[N, B, A], the acts that make sense next; the rows ``[:pos]`` are filled, or all if ``full``.
-        greedy: bool[N, B], whether nothing better than the act was known when it was done.
+        next_masks: bool[N, B, A], the acts allowed next; the rows ``[:pos]`` are filled, or all if ``full``.
+        greedy: bool[N, B], whether no allowed act had a higher value when the act was taken.
     """
 
     ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts", "next_masks", "greedy")
@@ -88,15 +89,15 @@ class MaskedReplayBuffer(ReplayBuffer):
     def draw(
         self, size: int, generator: np.random.Generator, n_steps: int = 1, discount: float = 1.0
     ) -> tuple[torch.Tensor, ...]:
-        """Draw places of the past, each equally likely, and what followed there over up to n turns.
+        """Draw stored turns, each equally likely, with their returns over up to n turns.
 
-        It is fewer where the conversation ended, where an exploring act follows (the value of what was done instead
-        of the best would be a wrong one, Watkins 1989) and at the newest turn.
+        A return covers fewer turns where the conversation ended, where an exploring act follows (its value would not be
+        the best act's, Watkins 1989) and at the newest turn.
 
         Returns:
-            Observations float32[N, ...], actions int64[N], discounted sums of rewards float32[N], the discounts of what
-            comes after float32[N], the observations then, whether it was terminated bool[N], and the masks then
-            bool[N, A].
+            Observations float32[N, E], actions int64[N], discounted sums of rewards float32[N], the discounts of what
+            follows float32[N], the observations then float32[N, E], whether the conversation terminated bool[N], and
+            the masks then bool[N, A].
         """
         filled = self.buffer_size if self.full else self.pos
         newest = (self.pos - 1) % self.buffer_size
@@ -117,12 +118,12 @@ class MaskedReplayBuffer(ReplayBuffer):
         return tuple(torch.as_tensor(array, device=self.device) for array in arrays)
 
     def filled(self) -> dict[str, npt.NDArray[Any]]:
-        """Return what has been stored, by name: [rows, B, ...]."""
+        """Return the stored arrays by name, [rows, B, ...] each."""
         rows = self.buffer_size if self.full else self.pos
         return {name: getattr(self, name)[:rows] for name in self.ARRAYS}
 
     def fill(self, arrays: dict[str, npt.NDArray[Any]], pos: int, full: bool) -> None:
-        """Put back what `filled` returned."""
+        """Set what `filled` returned."""
         for name in self.ARRAYS:
             getattr(self, name)[: len(arrays[name])] = arrays[name]
         self.pos, self.full = pos, full
@@ -135,12 +136,12 @@ class MaskedDQN(DQN):
     env: Any
 
     def __init__(self, env: VecEnv, *, draws: int, double: bool, n_steps: int, **arguments: Any) -> None:
-        """Make it.
+        """Make the algorithm.
 
         Args:
             env: Has `action_masks`, and ``terminal_action_mask`` in the infos of ended conversations.
-            draws: Seed of all that it draws.
-            double: Whether the online network chooses the act that the target network values.
+            draws: Seed of all draws.
+            double: Whether the online network chooses the act whose value the target network gives.
             n_steps: Turns whose rewards are in a target.
             arguments: Those of `stable_baselines3.DQN`.
         """
@@ -149,6 +150,7 @@ class MaskedDQN(DQN):
         self.n_steps = n_steps  # SB3's own would need a buffer that knows no masks
 
     def _sample_action(self, learning_starts: int, action_noise: Any = None, n_envs: int = 1) -> tuple[Any, Any]:
+        """Choose acts int64[B], ε-greedily; returned twice, since SB3 asks for the action and its scaled form."""
         assert isinstance(self._last_obs, np.ndarray)
         with torch.no_grad():
             values = self.q_net(torch.as_tensor(self._last_obs, device=self.device)).cpu().numpy()
@@ -160,6 +162,7 @@ class MaskedDQN(DQN):
     def _store_transition(
         self, replay_buffer: Any, buffer_action: Any, new_obs: Any, reward: Any, dones: Any, infos: list[dict[str, Any]]
     ) -> None:
+        """Store a step: acts int64[B], observations float32[B, E], rewards float32[B], dones bool[B]."""
         next_obs, next_masks = new_obs.copy(), self.env.action_masks().copy()
         for row in np.flatnonzero(dones):
             next_obs[row] = infos[row]["terminal_observation"]
@@ -192,7 +195,7 @@ class MaskedDQN(DQN):
 
 
 class Iterations(BaseCallback):
-    """Calls a ChatGym callback after each iteration: turns taken, learnt from, nothing half done."""
+    """Calls a ChatGym callback between iterations, when the turns taken have been learned from."""
 
     def __init__(self, recent: Recent, success: str, callback: Callback) -> None:
         super().__init__()

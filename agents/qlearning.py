@@ -1,13 +1,13 @@
 """Q-learning: the textbook class for a plain loop, and the trainer over thousands of conversations.
 
-Watkins (1989), "Learning from delayed rewards". The trainer applies a batch row after row, so it does what the
-plain loop would do with the same transitions in that order, also where two rows share a (state, action).
+Watkins (1989), "Learning from delayed rewards". The trainer applies a batch row after row, so it computes what the
+plain loop would compute from the same transitions in that order, also where two rows share a (state, action).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -61,20 +61,20 @@ class QLearningAgent:
         return int(self.q_table[state].argmax())
 
     def learn(self, state: int, action: int, reward: float, next_state: int) -> None:
-        """Move the value of (state, action) towards what one step showed."""
+        """Move the value of (state, action) towards the target of one step."""
         target = reward + self.discount_factor * self.q_table[next_state].max()
         self.q_table[state, action] += self.learning_rate * (target - self.q_table[state, action])
 
 
 @nb.njit(cache=True)
 def worth(tables: Floats, state: int, action: int) -> float:
-    """Return the sum over `tables`, float64[T, S, A] with T 1 or 2, of what they say of an action."""
+    """Return the value of an action, summed over `tables`, float64[T, S, A] with T 1 or 2."""
     return tables[0, state, action] + (tables[1, state, action] if tables.shape[0] == 2 else 0.0)
 
 
 @nb.njit(cache=True)
 def best_action(tables: Floats, state: int, mask: Bools) -> int:
-    """Return the allowed action that is worth most; the lowest of several."""
+    """Return the best action in `tables`, float64[T, S, A], that `mask`, bool[A], allows; the lowest of several."""
     best, highest = -1, -np.inf
     for action in range(tables.shape[2]):
         if mask[action]:
@@ -98,7 +98,7 @@ def choose(
         seed: Root of the draws.
         time: Position of the draws, another one at each call.
         actions: int64[B], filled with the choices.
-        greedy: bool[B], filled with whether nothing better than the choice is known.
+        greedy: bool[B], filled with whether no allowed action has a higher value than the choice.
     """
     for i in range(states.shape[0]):
         best = best_action(tables, states[i], masks[i])
@@ -130,17 +130,22 @@ def learn_batch(
     Args:
         tables: float64[T, S, A], changed. T is 1 or 2.
         visits: int64[S, A], changed: how often each was taken.
-        states, actions, rewards, next_states: [B], the steps.
+        states: int64[B].
+        actions: int64[B].
+        rewards: float64[B].
+        next_states: int64[B].
         next_masks: bool[B, A], the actions allowed in the next states.
-        terminated: bool[B], where nothing comes after. A truncated conversation has a next state with a value.
-        ended: bool[B], where the conversation is over in either way.
-        fresh: bool[B], where a conversation only began: there is nothing to learn.
-        greedy: bool[B], where nothing better than the action was known.
+        terminated: bool[B], where the next state has no value; a truncated conversation's has one.
+        ended: bool[B], where the conversation terminated or was truncated.
+        fresh: bool[B], where the step only began a conversation: it is skipped.
+        greedy: bool[B], see `choose`.
         trace: int64[B, L, 2], changed. L is 1 when λ = 0.
         traced: int64[B], changed: length of each trace.
-        rates: float64[N], the learning rate by number of visits; the last for all beyond.
-        discount, decay: γ and λ.
-        seed, time: As for `choose`.
+        rates: float64[N], the learning rate by number of visits; the last one also for more than N.
+        discount: γ.
+        decay: λ.
+        seed: Root of the draws.
+        time: Position of the draws, another one at each call.
     """
     double = tables.shape[0] == 2
     for i in range(states.shape[0]):
@@ -170,39 +175,33 @@ def learn_batch(
 
 
 class QLearning:
-    """Q-learning over a batch of conversations: ε-greedy among the acts that make sense, one table for all."""
+    """Q-learning over a batch of conversations: ε-greedy among the acts that the masks allow, one table for all."""
 
     requires: ClassVar[Interface] = Interface(action="act", observation="discrete")
     default_steps: ClassVar[int] = 20_000_000
 
     @dataclass(frozen=True)
     class Config:
-        """How it learns."""
+        """Hyperparameters."""
 
-        learning_rate: float = setting(
-            0.5, "how far the first visit moves a value", low=0.0, high=1.0, tune=Range(0.1, 1.0)
-        )
+        learning_rate: float = setting(0.5, "learning rate of the first visit", low=0.0, high=1.0, tune=Range(0.1, 1.0))
         learning_rate_power: float = setting(
             0.7, "ω: the n-th visit's rate is the first one's times n^-ω (Even-Dar & Mansour 2003); 0: constant",
             low=0.0, high=1.0, tune=Range(0.4, 1.0),
         )  # fmt: skip
-        learning_rate_end: float = setting(0.001, "the rate falls no lower", low=0.0, high=1.0)
-        discount_factor: float = setting(
-            1.0, "γ: the worth of a reward one turn later", low=0.0, high=1.0, tune=Range(0.91, 1.0)
-        )
-        epsilon_start: float = setting(1.0, "share of random acts at first", low=0.0, high=1.0)
-        epsilon_end: float = setting(0.05, "share of random acts in the end", low=0.0, high=1.0)
+        learning_rate_end: float = setting(0.001, "lowest learning rate", low=0.0, high=1.0)
+        discount_factor: float = setting(1.0, "γ, from one turn to the next", low=0.0, high=1.0, tune=Range(0.91, 1.0))
+        epsilon_start: float = setting(1.0, "ε in the beginning: share of random acts", low=0.0, high=1.0)
+        epsilon_end: float = setting(0.05, "ε in the end", low=0.0, high=1.0)
         epsilon_fraction: float = setting(
             0.5, "share of the training in which ε falls from start to end, linearly", low=0.0, high=1.0,
             tune=Range(0.2, 0.8),
         )  # fmt: skip
-        double: bool = setting(
-            False, "two tables, each valuing the other's choices (van Hasselt 2010)", tune=(False, True)
-        )
+        double: bool = setting(False, "double Q-learning with two tables (van Hasselt 2010)", tune=(False, True))
         trace_decay: float = setting(
             0.0, "λ of Watkins's Q(λ); 0: one-step Q-learning", low=0.0, high=1.0, tune=Range(0.0, 0.9)
         )
-        num_envs: int = setting(1024, "conversations at once", low=1, high=1_000_000)
+        num_envs: int = setting(1024, "conversations in parallel", low=1, high=1_000_000)
 
     def __init__(self, scenario: Scenario, config: Any = None, *, seed: int = 0) -> None:
         """Begin with tables of zeros, see `chatgym.agent.Agent`."""
@@ -221,8 +220,7 @@ class QLearning:
     @property
     def q_table(self) -> Floats:
         """The values of acts, float64[S, A]: the mean over the tables."""
-        mean: Floats = self.tables.mean(0)
-        return mean
+        return self.tables.mean(0)
 
     def epsilon(self, total_steps: int) -> float:
         """Return the share of random acts at this point of a training of `total_steps`."""
@@ -231,7 +229,7 @@ class QLearning:
         return config.epsilon_start + done * (config.epsilon_end - config.epsilon_start)
 
     def learn(self, make_envs: MakeEnvs, total_steps: int, callback: Callback) -> None:
-        """Train, see `chatgym.agent.Agent`; metrics: mean return and success rate of late, and ε."""
+        """Train, see `chatgym.agent.Agent`; the metrics are those of `Recent` and ε."""
         config, size = self.config, self.config.num_envs
         envs: Any = make_envs(size, autoreset_mode=AutoresetMode.NEXT_STEP)
         self._prepare(envs)
@@ -256,14 +254,14 @@ class QLearning:
                 recent.add(rewards, infos["outcome"][ended] if ended.any() else (), self.success)
                 callback(self.turns, recent.metrics(epsilon))
         finally:
-            self._state.update(_prefixed(envs.snapshot()))
+            self._state.update(prefixed("env", envs.snapshot()))
             self._envs = None
             envs.close()
 
     def act(
         self, observations: Any, *, deterministic: bool = True, action_masks: Bools | None = None
     ) -> npt.NDArray[np.int64]:
-        """Return acts int64[B] for states int[B]; not `deterministic`: with the training's last ε.
+        """Return acts int64[B] for states int64[B], with masks bool[B, A]; unless `deterministic`, ε-greedily.
 
         Raises:
             InvalidValue: When a state isn't in the table: it was trained in another scenario.
@@ -282,15 +280,15 @@ class QLearning:
         return actions
 
     def save(self, folder: Path) -> None:
-        """Write ``agent.json``, ``tables.npz`` and ``training.npz`` (all that goes on with the training)."""
+        """Write ``agent.json``, ``tables.npz`` and ``training.npz``, from which training resumes."""
         about = {
             "agent": "qlearning", "version": 1, "success": self.success, "seed": self.seed, "turns": self.turns,
             "iteration": self.iteration, "config": asdict(self.config),
         }  # fmt: skip
         (folder / "agent.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         np.savez(folder / "tables.npz", tables=self.tables, visits=self.visits)
-        state = self._state if self._envs is None else {**self._state, **_prefixed(self._envs.snapshot())}
-        np.savez(folder / "training.npz", **state)  # type: ignore[arg-type]
+        state = self._state if self._envs is None else {**self._state, **prefixed("env", self._envs.snapshot())}
+        np.savez(folder / "training.npz", **state)
 
     @classmethod
     def load(cls, folder: Path) -> QLearning:
@@ -313,10 +311,10 @@ class QLearning:
         return agent
 
     def _prepare(self, envs: Any) -> None:
-        """Begin the conversations, or go on with those that were saved."""
+        """Begin conversations, or resume the saved ones."""
         config, state = self.config, self._state
         if state:
-            envs.restore({name[4:]: array for name, array in state.items() if name.startswith("env.")})
+            envs.restore(without_prefix("env", state))
         else:
             states, infos = envs.reset(seed=self.seed)
             depth = 1  # of a trace: as far as its eligibility is over 1 %
@@ -328,10 +326,10 @@ class QLearning:
         self._envs = envs
 
     def _rates(self) -> Floats:
+        """Return the learning rate of the n-th visit, float64[1,000,000]."""
         config = self.config
         visits = np.arange(1, 1_000_001)
-        rates: Floats = np.maximum(config.learning_rate * visits**-config.learning_rate_power, config.learning_rate_end)
-        return rates
+        return np.maximum(config.learning_rate * visits**-config.learning_rate_power, config.learning_rate_end)
 
 
 class Recent:
@@ -342,11 +340,11 @@ class Recent:
     """
 
     def __init__(self, totals: Floats) -> None:
-        """Go on with what was counted before."""
+        """Continue from earlier totals, float64[3]."""
         self.totals = totals
 
     def add(self, rewards: Floats, outcomes: Sequence[str] | npt.NDArray[np.object_], success: str) -> None:
-        """Take in the rewards of a step of B conversations, and the outcomes of those that ended with it."""
+        """Add the rewards of a step, float64[B], and the outcomes of the conversations that ended with it."""
         self.totals[2] += rewards.sum()
         if len(outcomes):
             self.totals[:2] += len(outcomes), sum(outcome == success for outcome in outcomes)
@@ -354,11 +352,17 @@ class Recent:
             self.totals /= 2
 
     def metrics(self, epsilon: float) -> dict[str, float]:
-        """Return the metrics by name."""
+        """Return the metrics by name, ε among them."""
         conversations, successes, rewards = self.totals.tolist()
         count = max(conversations, 1.0)
         return {"mean_return": rewards / count, "success_rate": successes / count, "epsilon": epsilon}
 
 
-def _prefixed(snapshot: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-    return {f"env.{name}": array for name, array in snapshot.items()}
+def prefixed(prefix: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arrays under names that begin with a prefix and a dot."""
+    return {f"{prefix}.{name}": array for name, array in arrays.items()}
+
+
+def without_prefix(prefix: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those arrays that `prefixed` named with this prefix, by their own names."""
+    return {name[len(prefix) + 1 :]: array for name, array in arrays.items() if name.startswith(f"{prefix}.")}

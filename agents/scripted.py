@@ -1,29 +1,29 @@
-"""Agents that learn nothing: the two ends of the scale on which scores are measured."""
+"""Agents that learn nothing: `Random` and `Expert`, the two ends of the scale of scores."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from chatgym.agent import Callback, Interface, MakeEnvs
+from chatgym.agent import Callback, Interface, MakeEnvs, make_config
 from chatgym.dynamics import rng
 from chatgym.dynamics.room import kernels
 from chatgym.envs.interfaces import draw_allowed
 from chatgym.errors import Corrupted
-from chatgym.scenarios import Scenario
+from chatgym.scenarios import Scenario, find_scenario
 
 
 class Scripted:
-    """An agent that is the same before and after training; a subclass says how it acts."""
+    """An agent that training does not change; a subclass defines how it acts."""
 
     @dataclass(frozen=True)
     class Config:
-        """Nothing to set."""
+        """No settings."""
 
     requires: ClassVar[Interface]
     default_steps: ClassVar[int] = 0
@@ -31,30 +31,30 @@ class Scripted:
     def __init__(self, scenario: Scenario, config: Any = None, *, seed: int = 0) -> None:
         """See `chatgym.agent.Agent`."""
         self.scenario, self.seed = scenario, seed
+        self.config: Any = config or self.Config()
 
     def learn(self, make_envs: MakeEnvs, total_steps: int, callback: Callback) -> None:
         """Do nothing: there is nothing to learn."""
 
     def save(self, folder: Path) -> None:
-        """Write scenario and seed as JSON."""
-        text = json.dumps({"scenario": self.scenario.name, "seed": self.seed})
-        (folder / "agent.json").write_text(text + "\n", encoding="utf-8")
+        """Write the scenario's name, the seed and the settings as JSON."""
+        about = {"scenario": self.scenario.name, "seed": self.seed, "config": asdict(self.config)}
+        (folder / "agent.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> Any:
         """Read back what `save` wrote."""
-        from chatgym.scenarios import find_scenario
-
         try:
             saved = json.loads((folder / "agent.json").read_text(encoding="utf-8"))
             scenario, seed = str(saved["scenario"]), int(saved["seed"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            config = make_config(cls.Config, saved.get("config"))  # agents without settings did not save any before
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise Corrupted(f"{folder / 'agent.json'} can't be read ({error}); save the agent again") from error
-        return cls(find_scenario(scenario), seed=seed)
+        return cls(find_scenario(scenario), config, seed=seed)
 
 
 class Random(Scripted):
-    """Takes any act that makes sense, all with the same probability."""
+    """Takes one of the acts that the action mask allows, all with the same probability."""
 
     requires = Interface(action="act", observation="discrete")
 
@@ -66,7 +66,7 @@ class Random(Scripted):
     def act(
         self, observations: Any, *, deterministic: bool = True, action_masks: npt.NDArray[np.bool_] | None = None
     ) -> npt.NDArray[np.int64]:
-        """Draw an act for each of B conversations: row i's at the t-th call is a function of (seed, i, t)."""
+        """Draw acts int64[B] allowed by masks bool[B, A]; row i's at the t-th call is a function of (seed, i, t)."""
         if action_masks is None:
             action_masks = np.ones((len(observations), len(self.scenario.agent_acts)), bool)
         keys = (np.uint64(self.seed) << np.uint64(32)) + np.arange(len(observations), dtype=np.uint64)
@@ -75,14 +75,14 @@ class Random(Scripted):
 
 
 class Expert(Scripted):
-    """Plays the scenario's script, which reads the whole belief state."""
+    """Follows the scenario's scripted policy, a function of the belief state."""
 
     requires = Interface(action="act", observation="belief")
 
     def act(
         self, observations: Any, *, deterministic: bool = True, action_masks: npt.NDArray[np.bool_] | None = None
     ) -> npt.NDArray[np.int64]:
-        """Return the script's acts for belief states uint8[B, itemsize]."""
+        """Return the script's acts int64[B] for belief states uint8[B, itemsize]."""
         beliefs = np.ascontiguousarray(observations).view(self.scenario.belief)[:, 0]
         acts = np.empty(len(beliefs), np.int64)
         kernels(self.scenario).expert(beliefs, acts)

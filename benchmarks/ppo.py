@@ -52,7 +52,7 @@ class Partner:
 
     def __init__(self, opening: list[str], answer: str, turns: int) -> None:
         self.num_envs, self._opening, self._answer, self._last = len(opening), opening, answer, turns
-        self.room = self.talk = self
+        self.room = self
         self.scenario = Outcomes()
 
     def reset(self, options: dict[str, Any]) -> None:
@@ -60,11 +60,12 @@ class Partner:
         self.texts, self.outcomes = [*self._opening], np.zeros(self.num_envs, np.int64)
         self.truncations = np.zeros(self.num_envs, bool)
 
-    def step(self, texts: list[str], going: np.ndarray) -> None:
+    def step(self, texts: list[str], *, active: np.ndarray) -> tuple[Any, ...]:
         self.turns += 1
         self.rewards = np.array([reward(text) for text in texts])
         self.texts = [self._answer] * self.num_envs
         self.terminations = self.turns >= self._last
+        return self.texts, self.rewards, self.terminations, self.truncations, {}
 
 
 class Outcomes:
@@ -87,19 +88,18 @@ def ours(turns: int, rows: int, group: int, **settings: Any) -> Callable[[], tup
 
     chosen = {"batch": rows, "group": group, "epochs": 1, "minibatches": 1, "micro_batch": rows, "zero": 0,
               "max_new_tokens": SAID, "max_length": 1024, "target_kl": 0.0, **settings}  # fmt: skip
-    learner = Training(PPO(find_scenario("customer_service"), make_config(PPO.Config, chosen)), None).learner
-    tokenizer = learner.tokenizer
+    learner = Training(find_scenario("customer_service"), make_config(PPO.Config, chosen), 0).learner
+    tokenizer = learner.systems.tokenizer
     heads = len(tokenizer.encode("<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n"))
     opening = [text for text in prompts(tokenizer, rows // group, READ - heads) for _ in range(group)]
     envs = Partner(opening, prompts(tokenizer, 1, HEARD - heads)[0], turns)
-    policy, end = learner.policy, torch.tensor([tokenizer.end])
+    policy, end = learner.systems.policy, torch.tensor([tokenizer.end])
     logits = policy.logits  # no turn ends before it is as long as it may be
     policy.logits = lambda hidden: logits(hidden).index_fill(1, end, -1e9)
 
     def step() -> tuple[int, dict[str, float]]:
-        conversations = learner.hold(envs)
         seconds = learner.phases.seconds
-        learner.learn(conversations)
+        conversations, _ = learner.iterate(envs)
         return sum(len(one.places) for one in conversations), dict(seconds)
 
     return step

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.rule import Rule
 
 from chatgym import plugins
-from chatgym.cli.terminal import console, progress_bar, table
+from chatgym.cli.terminal import console, progress_bar, replace_what_cannot_be_shown, table
 from chatgym.envs.rendering import print_turns
 from chatgym.envs.task import Task
 from chatgym.evaluation import Evaluation, converse, evaluate
@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--worded", type=int, default=100, help="of them, to hold with a language model's words")
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="run folder, replaced if it is there")
     options = parser.parse_args()
+    replace_what_cannot_be_shown()
     out, task = console(), Task()
 
     out.print(Rule("1. Models"))

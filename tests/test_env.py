@@ -145,7 +145,7 @@ def test_the_ansi_rendering_shows_both_sides_with_acts_and_rewards():
         ({"llm": "gpt-9"}, "gpt-9"),
         ({"simulator": "mine"}, "unknown simulator 'mine'"),
         ({"reward_model": "best"}, "unknown reward model 'best'"),
-        ({"render_mode": "rgb_array"}, "unknown render_mode"),
+        ({"render_mode": "video"}, "unknown render_mode 'video'; known: None, 'ansi', 'human', 'rgb_array'"),
     ],
 )
 def test_unknown_names_are_refused_with_those_that_are_known(arguments, words):

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from PIL import Image
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -53,3 +55,12 @@ def test_a_scenario_needs_only_its_own_files(tmp_path):
     said = "A table for 5 people please\nOn Sunday\nAt 18:00\nbye\n"
     talk = chatgym("play", "run", "--as-partner", input=said).stdout
     assert "understood: inform" in talk
+
+
+def test_a_picture_shows_a_whole_conversation_in_two_pixels_a_unit(tmp_path):
+    command = [sys.executable, str(EXAMPLES / "picture.py"), str(tmp_path / "one.png"), "--llm", "template"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    with Image.open(tmp_path / "one.png") as image:
+        assert image.width == 1600
+        assert image.height > 1600

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from chatgym_agents.llm import LLM, briefing, tools_of
+from chatgym_agents.scripted import Expert
 from openai_server import LocalServer
 from tiny import save_tiny_model, tiny_engine
 from typer.testing import CliRunner
@@ -164,6 +165,12 @@ def test_it_is_saved_and_loaded(tmp_path):
     (tmp_path / "agent.json").write_text('{"scenario": "customer_service", "seed": 0, "config": {"tools": 3}}')
     with pytest.raises(Corrupted):
         LLM.load(tmp_path)
+
+
+def test_a_scripted_agent_saved_before_it_had_settings_is_loaded(tmp_path):
+    (tmp_path / "agent.json").write_text('{"scenario": "social", "seed": 5}')
+    agent = Expert.load(tmp_path)
+    assert (agent.scenario.name, agent.seed, agent.config) == ("social", 5, Expert.Config())
 
 
 def command(server, out, *more):

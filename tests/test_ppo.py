@@ -7,13 +7,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from chatgym_agents.ppo import PPO, packing
-from chatgym_agents.ppo.acting import coefficients_of, sampling_of
-from chatgym_agents.ppo.learner import Learner, LogprobsDiffer
-from chatgym_agents.ppo.packing import pack
-from chatgym_agents.ppo.policy import Policy
-from chatgym_agents.ppo.rollout import Phases, hold
-from chatgym_agents.ppo.states import features
+from chatgym_agents.ppo import PPO
+from chatgym_agents.ppo.equations import log_probabilities
+from chatgym_agents.ppo.iteration import Learner, LogprobsDiffer, Phases
+from chatgym_agents.ppo.policy import Policy, pack
+from chatgym_agents.ppo.rollout import features, hold
 from chatgym_agents.ppo.training import Training
 from chatgym_agents.ppo.turns import OwnTurns
 
@@ -28,7 +26,6 @@ from chatgym.finetuning import models, tiny
 from chatgym.words.charset import clean
 
 TASK = Task("customer_service", {"error_rate": 0.0, "max_turns": 4})
-CPU = torch.device("cpu")
 SMALL = {
     "batch": 8, "minibatches": 2, "micro_batch": 2, "max_new_tokens": 12, "max_length": 400, "learning_rate": 1e-3,
     "critic": "shared", "value_warmup": 0, "clip_value": 0.2,
@@ -67,7 +64,7 @@ def agent_of(base, seed=0, **settings):
 
 
 def policy_of(base, config):
-    return Policy(models.load(base), sampling_of(config), coefficients_of(config), separate_critic=False).eval()
+    return Policy(models.load(base), config).eval()
 
 
 def envs_of(size, **overrides):
@@ -79,14 +76,31 @@ def held(base, size=6, config=None, max_length=400):
     policy = policy_of(base, config)
     with torch.no_grad():
         policy.value_head.weight.normal_(generator=torch.Generator().manual_seed(0))
-    turns = OwnTurns(policy, ChatTokenizer(str(base)), size, policy.sampling, config.max_new_tokens, CPU)
+    turns = OwnTurns(policy, ChatTokenizer(str(base)), size)
     keys = rng.bits(5, 0, 0) + np.arange(size, dtype=np.uint64)
     conversations = hold(turns, envs_of(size), keys, [0] * size, max_length=max_length, phases=Phases())
     return policy, conversations
 
 
 def learner_of(base, **settings):
-    return Training(agent_of(base, **settings), None).learner
+    return training_of(agent_of(base, **settings)).learner
+
+
+def training_of(agent):
+    return Training(agent.scenario, agent.config, agent.seed)
+
+
+def scored(learner, envs):
+    """Conversations as an iteration collects and scores them."""
+    conversations = learner.collect(envs)
+    learner.score(conversations)
+    return conversations
+
+
+def weighed(learner, envs):
+    conversations = scored(learner, envs)
+    learner.weigh(conversations)
+    return conversations
 
 
 def train(agent, turns, task=TASK):
@@ -121,7 +135,7 @@ def test_cached_turns_have_the_logprobs_of_the_whole_conversation_read_anew(base
     for one in conversations:
         logits = plain_logits(policy, one.ids)[one.places - 1]
         supports = None if one.supports is None else torch.from_numpy(one.supports)
-        everything = policy.sampling.log_probabilities(logits, supports)
+        everything = log_probabilities(logits, policy.settings.temperature, supports)
         logprobs = everything.gather(1, torch.from_numpy(one.tokens)[:, None])[:, 0].numpy()
         assert np.abs(logprobs - one.logprobs).max() < 1e-4
     assert len({len(one.ids) for one in conversations}) > 1
@@ -162,7 +176,7 @@ def test_conversations_of_the_same_key_part_by_their_salt_alone(base):
     policy = policy_of(base, config)
 
     def said(salt):
-        turns = OwnTurns(policy, ChatTokenizer(str(base)), 2, policy.sampling, 12, CPU)
+        turns = OwnTurns(policy, ChatTokenizer(str(base)), 2)
         return [one.ids for one in hold(turns, envs_of(2), keys, salt, max_length=400, phases=Phases())]
 
     same, other = said([0, 0]), said([0, 1])
@@ -210,13 +224,6 @@ def test_stepping_token_by_token_gives_the_same_ids_rewards_and_advantages(base)
 # -- The loss --------------------------------------------------------------------------------------------------------
 
 
-def with_numbers(learner, conversations):
-    """Give conversations a reference and advantages, as an iteration does."""
-    learner._score(conversations)
-    learner.weigh(conversations)
-    return conversations
-
-
 def slow_loss(policy, conversations, config):
     """The loss written from the equations: one token at a time, each from the whole text before it."""
     total = 0.0
@@ -239,9 +246,8 @@ def slow_loss(policy, conversations, config):
 
 def test_loss_and_gradient_are_those_of_the_equations(base):
     learner = learner_of(base, entropy_coefficient=0.01, zero=0, batch=6, minibatches=1)
-    policy, config = learner.policy, learner.config
-    conversations = learner.hold(envs_of(6))
-    learner.weigh(conversations)
+    policy, config = learner.systems.policy, learner.config
+    conversations = weighed(learner, envs_of(6))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():  # so that ratios aren't 1 and some are clipped
         for parameter in policy.parameters():
@@ -261,7 +267,7 @@ def test_the_kl_penalty_is_against_the_model_that_it_began_as(base):
     agent = agent_of(base)
     train(agent, 100)
     learner = agent._training.learner
-    conversations = learner.hold(envs_of(8))
+    conversations = scored(learner, envs_of(8))
     start = policy_of(base, learner.config)
     for one in conversations:
         logprobs = plain_logits(start, one.ids)[one.places - 1].log_softmax(-1)
@@ -274,8 +280,8 @@ def test_loras_reference_is_the_model_without_its_adapters(base):
     learner = learner_of(base, lora=4, learning_rate=1e-2)
     envs = envs_of(8)
     for _ in range(2):
-        learner.learn(learner.hold(envs))
-    conversations = learner.hold(envs)
+        learner.iterate(envs)
+    conversations = scored(learner, envs)
     start = policy_of(base, learner.config)
     for one in conversations[:3]:
         logprobs = plain_logits(start, one.ids)[one.places - 1].log_softmax(-1)
@@ -292,7 +298,7 @@ def test_the_first_minibatchs_ratio_is_1(base, how):
 
 def test_a_policy_that_is_not_the_one_that_sampled_is_an_error(base):
     learner = learner_of(base)
-    conversations = learner.hold(envs_of(8))
+    conversations = weighed(learner, envs_of(8))
     for one in conversations:
         one.logprobs = one.logprobs + 0.1
     with pytest.raises(LogprobsDiffer):
@@ -301,14 +307,15 @@ def test_a_policy_that_is_not_the_one_that_sampled_is_an_error(base):
 
 def test_a_separate_critic_sees_what_a_shared_one_would(base):
     learner = learner_of(base, critic="separate")
+    policy = learner.systems.policy
     with torch.no_grad():
-        learner.policy.value_head.weight.fill_(0.1)
-    conversations = learner.hold(envs_of(8))
+        policy.value_head.weight.fill_(0.1)
+    conversations = scored(learner, envs_of(8))
     broken = [one for one in conversations if one.broken]
     assert broken
     for one in conversations:
         with torch.no_grad():
-            values = learner.policy.values(learner.policy.critic(torch.tensor([one.ids])).last_hidden_state[0]).numpy()
+            values = policy.values(policy.critic(torch.tensor([one.ids])).last_hidden_state[0]).numpy()
         assert np.allclose(values[one.places - 1], one.values, atol=1e-4)
         assert one.bootstrap == pytest.approx(values[-1] if one.broken else 0.0, abs=1e-4)
 
@@ -317,8 +324,7 @@ def test_values_of_the_state_are_those_of_ridge_regression_in_which_old_iteratio
     learner = learner_of(base, critic="state", kl_coefficient=0.0, whiten=False, turn_lambda=0.8)
     envs, seen = envs_of(8), []
     for _ in range(3):
-        conversations = learner.hold(envs)
-        learner.learn(conversations)
+        conversations, _ = learner.iterate(envs)
         states = np.concatenate([one.states[:-1] for one in conversations]).astype(np.float64)
         seen.append((states, np.concatenate([one.returns[[0, *(one.ends[:-1] + 1)]] for one in conversations])))
     rows = [np.column_stack([states, np.ones(len(states))]) for states, _ in seen]
@@ -327,7 +333,7 @@ def test_values_of_the_state_are_those_of_ridge_regression_in_which_old_iteratio
     gram = sum(fade * x.T @ x for fade, x in zip(fades, rows, strict=True)) + cost
     moments = sum(fade * x.T @ y for fade, x, (_, y) in zip(fades, rows, seen, strict=True))
     weights = np.linalg.solve(gram, moments)
-    conversations = learner.hold(envs)
+    conversations = scored(learner, envs)
     assert any(one.broken for one in conversations)
     for one in conversations:
         *values, last = np.column_stack([one.states, np.ones(len(one.states))]) @ weights
@@ -365,21 +371,20 @@ def test_while_values_warm_up_the_policy_stays_as_it_is(base):
     for critic in ("state", "shared", "separate"):
         learner = learner_of(base, critic=critic, value_warmup=2, zero=0)
         envs = envs_of(8)
-        before = {name: weight.clone() for name, weight in learner.policy.model.state_dict().items()}
+        before = {name: weight.clone() for name, weight in learner.systems.policy.model.state_dict().items()}
         for _ in range(2):
-            learner.learn(learner.hold(envs))
-            after = learner.policy.model.state_dict()
+            learner.iterate(envs)
+            after = learner.systems.policy.model.state_dict()
             assert all(torch.equal(before[name], after[name]) for name in before), critic
-        values = [one.values for one in learner.hold(envs)]
+        values = [one.values for one in scored(learner, envs)]
         assert max(np.abs(one).max() for one in values) > 0
-        learner.learn(learner.hold(envs))
-        assert any(not torch.equal(before[n], w) for n, w in learner.policy.model.state_dict().items()), critic
+        learner.iterate(envs)
+        assert any(not torch.equal(before[n], w) for n, w in learner.systems.policy.model.state_dict().items()), critic
 
 
 def test_rewards_are_clipped_and_the_advantages_of_an_iteration_are_whitened(base):
     learner = learner_of(base, clip_reward=0.01, kl_coefficient=0.0)
-    conversations = learner.hold(envs_of(8))
-    learner.weigh(conversations)
+    conversations = weighed(learner, envs_of(8))
     assert (
         max(np.abs(one.token_rewards).max() for one in conversations)
         <= 0.01
@@ -392,7 +397,7 @@ def test_rewards_are_clipped_and_the_advantages_of_an_iteration_are_whitened(bas
 
 def test_groups_begin_alike_and_share_an_advantage_by_conversation(base):
     learner = learner_of(base, advantage="rloo", group=4, whiten=False)
-    conversations = learner.hold(envs_of(8))
+    conversations = scored(learner, envs_of(8))
     keys = [one.key for one in conversations]
     assert len(set(keys[:4])) == len(set(keys[4:])) == 1
     assert keys[0] != keys[4]
@@ -404,26 +409,26 @@ def test_groups_begin_alike_and_share_an_advantage_by_conversation(base):
 
 def test_a_shared_beginning_changes_neither_loss_nor_reference(base):
     learner = learner_of(base, advantage="grpo", group=8, batch=8, minibatches=1, zero=0)
-    conversations = learner.hold(envs_of(8))
-    learner.weigh(conversations)
+    conversations = weighed(learner, envs_of(8))
     head = conversations[0].ids[: conversations[0].places[0]]
     for one in conversations:  # its first turn alone, so that the beginning is much of it
         count = int(one.ends[0]) + 1
         one.ids, one.ends = one.ids[: one.places[count - 1] + 1], one.ends[:1]
-        for name in ("places", "logprobs", "values", "advantages", "returns"):
+        for name in ("places", "tokens", "logprobs", "values", "advantages", "returns"):
             setattr(one, name, getattr(one, name)[:count])
-    shared, plain = pack(conversations), packing._plain(conversations)
+    ids, places = [one.ids for one in conversations], [one.places for one in conversations]
+    shared, plain = pack(ids, places), pack(ids, places, share=False)
     assert len(shared.ids) == 1
     assert len(plain.ids) == 8
     assert shared.ids[0, : len(head)].tolist() == head
-    policy = learner.policy
+    policy = learner.systems.policy
     tokens = torch.cat([torch.from_numpy(one.tokens) for one in conversations])
-    for trunk in (None, learner.reference._copy.model):
+    for trunk in (None, learner.systems.reference._copy.model):
         with torch.no_grad():
             assert torch.allclose(policy.hidden(shared, trunk), policy.hidden(plain, trunk), atol=1e-4)
             last = [policy.states(p)[p.last[0], p.last[1]] for p in (shared, plain)]
             assert torch.allclose(*last, atol=1e-4)
-    found = [learner.reference.logprobs(packed, tokens, None) for packed in (shared, plain)]
+    found = [learner.systems.reference.logprobs(packed, tokens, None) for packed in (shared, plain)]
     assert torch.allclose(*found, atol=1e-4)
 
 
@@ -453,7 +458,7 @@ class Bandit:
 
     def __init__(self, size, good):
         self.num_envs, self._good = size, good
-        self.room = self.talk = self
+        self.room = self
         self.scenario = Outcomes()
         self.texts = ["Well?"] * size
         self.truncations = np.zeros(size, bool)
@@ -461,9 +466,10 @@ class Bandit:
     def reset(self, options):
         self.keys, self.turns = options["keys"], np.zeros(self.num_envs, np.int64)
 
-    def step(self, texts, going):
+    def step(self, texts, *, active):
         self.rewards = np.array([float(text in self._good) for text in texts])
         self.terminations, self.outcomes = np.ones(self.num_envs, bool), np.ones(self.num_envs, np.int64)
+        return self.texts, self.rewards, self.terminations, self.truncations, {}
 
     def close(self):
         pass
@@ -484,16 +490,16 @@ def test_a_bandit_comes_to_its_known_optimum(base, advantage):
         advantage=advantage, group=2, target_kl=0.0,
     )  # fmt: skip
     envs = Bandit(64, good)
-    conversations = learner.hold(envs)
+    conversations = scored(learner, envs)
     ids = conversations[0].ids[: conversations[0].places[0]]
     right = torch.tensor([text in good for text in texts])
 
     def chance():
-        return float(plain_logits(learner.policy, ids)[-1].softmax(0)[right].sum())
+        return float(plain_logits(learner.systems.policy, ids)[-1].softmax(0)[right].sum())
 
     before = chance()
     for _ in range(80):
-        learner.learn(learner.hold(envs))
+        learner.iterate(envs)
     optimum = before * math.exp(1 / beta) / (before * math.exp(1 / beta) + 1 - before)
     assert optimum - before > 0.2
     assert chance() == pytest.approx(optimum, abs=0.07)
@@ -561,8 +567,8 @@ def test_settings_that_do_not_go_together_are_told(base):
 
 def test_the_alarm_keeps_and_brings_back_the_best_weights(base):
     agent = agent_of(base, stop_on_alarm=True)
-    training = agent._training = Training(agent, None)
-    best = training.learner.loop.weights()
+    training = agent._training = training_of(agent)
+    best = training.learner.systems.loop.weights()
     scores = iter([1.0] + [0.0] * 1000)
 
     class Measure:
@@ -571,21 +577,21 @@ def test_the_alarm_keeps_and_brings_back_the_best_weights(base):
 
     training._held_out = Measure()
     rewards = iter(np.arange(100.0))
-    hold_ = training.learner.hold
+    collect = training.learner.collect
 
     def better(envs):
-        conversations = hold_(envs)
+        conversations = collect(envs)
         bonus = next(rewards)
         for one in conversations:
             one.rewards = one.rewards + bonus
         return conversations
 
-    training.learner.hold = better
+    training.learner.collect = better
     with pytest.warns(UserWarning, match="held-out"):
         lines = train(agent, 10_000)
     assert lines[-1]["alarm"] == 1
     assert len(lines) < 20
-    after = training.learner.loop.weights()
+    after = training.learner.systems.loop.weights()
     kept = training._best
     assert all(torch.equal(after[name], kept[name]) for name in after)
     assert any(not torch.equal(after[name], best[name]) for name in after)

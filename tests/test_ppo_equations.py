@@ -5,10 +5,20 @@ import math
 import numpy as np
 import pytest
 import torch
-from chatgym_agents.ppo.advantages import decays, gae, group_advantages, kl_estimates, token_rewards, whiten
-from chatgym_agents.ppo.alarm import Alarm
-from chatgym_agents.ppo.losses import entropies, policy_loss, value_loss
-from chatgym_agents.ppo.sampling import Sampling
+from chatgym_agents.ppo.equations import (
+    decays,
+    entropies,
+    gae,
+    group_advantages,
+    kl_estimates,
+    log_probabilities,
+    policy_loss,
+    token_rewards,
+    value_loss,
+    whiten,
+)
+from chatgym_agents.ppo.training import Alarm
+from chatgym_agents.ppo.turns import Sampling
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -130,8 +140,8 @@ def test_lambda_changes_at_the_end_of_a_turn_alone(lengths, within, between, dat
 
 
 def test_entropy_leaves_out_what_could_not_be_sampled():
-    log_probabilities = torch.tensor([[0.5, 0.25, 0.25, 0.0], [1.0, 0.0, 0.0, 0.0]]).log()
-    assert entropies(log_probabilities).tolist() == pytest.approx([1.5 * math.log(2), 0.0])
+    log_probs = torch.tensor([[0.5, 0.25, 0.25, 0.0], [1.0, 0.0, 0.0, 0.0]]).log()
+    assert entropies(log_probs).tolist() == pytest.approx([1.5 * math.log(2), 0.0])
 
 
 HOWS = [Sampling(), Sampling(0.7), Sampling(1.0, 0.8), Sampling(1.3, 0.9, 20), Sampling(1.0, 1.0, 5)]
@@ -144,7 +154,7 @@ def test_what_is_learned_from_is_the_distribution_that_was_sampled_from(how):
     many = logits.expand(20_000, -1)
     tokens, logprobs, supports = how.draw(many, np.arange(20_000, dtype=np.uint64), 3)
     given = None if supports is None else torch.from_numpy(supports)
-    everything = how.log_probabilities(many, given)
+    everything = log_probabilities(many, how.temperature, given)
     learned = everything.gather(1, torch.from_numpy(tokens)[:, None])[:, 0].numpy()
     assert np.allclose(learned, logprobs, atol=1e-5)
     shares = np.bincount(tokens, minlength=50) / len(tokens)

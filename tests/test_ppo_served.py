@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from chatgym_agents.ppo import rollout
-from chatgym_agents.ppo.learner import LogprobsDiffer
-from chatgym_agents.ppo.rollout import Phases, hold
-from chatgym_agents.ppo.served import Rollouts, ServedTurns
+from chatgym_agents.ppo.iteration import LogprobsDiffer, Phases
+from chatgym_agents.ppo.rollout import hold
+from chatgym_agents.ppo.systems import Server
+from chatgym_agents.ppo.turns import ServedTurns
 from test_ppo import agent_of, base, config_of, envs_of, held, train  # noqa: F401 (base is a fixture)
 from test_serving import WAIT, Served, until
 
@@ -114,7 +115,7 @@ def test_a_policy_learns_from_what_a_server_said(base, server, tmp_path):  # noq
     assert all(0 < line["served_gap"] < 1e-3 for line in lines)
     assert all(line["logprob_gap"] < 1e-3 for line in lines)
     assert all(line["tokens_per_second_publishing"] > 0 for line in lines)
-    agent._training.learner._turns(1)
+    agent._training.learner.systems.publish()
     (adapter,) = (tmp_path / "r").iterdir()  # those before were put away
     merged = opened(base, adapter=adapter).generate(["Hello"], max_new_tokens=8, seeds=[1])
     asked = OpenAIEngine(f"{server.root}/v1", "policy", settings=QUICK).generate(["Hello"], max_new_tokens=8, seeds=[1])
@@ -124,7 +125,7 @@ def test_a_policy_learns_from_what_a_server_said(base, server, tmp_path):  # noq
 def test_it_is_noticed_when_the_server_has_another_model(base, server, tmp_path, monkeypatch):  # noqa: F811
     settings = {"critic": "state", "lora": 2, "rollout_llm": spec(server), "rollout_folder": str(tmp_path)}
     other = adapter_of(base, tmp_path / "other", 3)
-    monkeypatch.setattr(Rollouts, "publish", lambda self, model: self.engine.take_adapter(other))
+    monkeypatch.setattr(Server, "publish", lambda self, model: self.engine.take_adapter(other))
     with pytest.raises(LogprobsDiffer, match="samples from another model"):
         train(agent_of(base, **settings), 10)
 

@@ -1,118 +1,92 @@
-"""Conversations held to learn from: whole turns of all of them at once, every sampled token kept with what it takes."""
+"""Collect conversations: whole turns of all of them at once, each sampled token kept with what learning needs.
+
+This is the only file of the agent that touches the environment.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from chatgym.dynamics import rng
-from chatgym.words.charset import MAX_CHARS, clean
+from chatgym.dynamics.room import ChatRoom
+from chatgym.envs.vector_env import ChatVectorEnv
 
-from .sampling import Supports
-from .states import features
-from .turns import Turn, Turns
+from .turns import Supports, Turn, Turns, speech_seeds
 
-SPEECH = rng.PURPOSES - 4
-"""Purpose of the draw that seeds an agent's turn."""
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+CLASSES = 16
+"""Small whole numbers up to this become one-hot features."""
 
 
 @dataclass(eq=False)
 class Conversation:
-    """A conversation from the agent's side; N is the number of tokens that it sampled, K that of its turns.
+    """A conversation from the agent's side: K turns, in which it sampled N tokens.
 
     Attributes:
-        key: Which conversation.
-        ids: All of it, as ChatML.
-        messages: All of it, as text.
-        places: int64[N], where the tokens stand in `ids`.
-        logprobs, values: float32[N], see `Turn`.
-        supports: uint8[N, V / 8] or None.
-        ends: int64[K], the last token of each turn, counted among the N.
-        states: float32[K + 1, F], what `states.features` knows before each turn and after the last; or nothing.
-        rewards: float64[K], of the environment, a reward model's term included.
+        key: Key of the conversation, uint64.
+        ids: All token ids, as ChatML.
+        messages: The same as text.
+        places: int64[N], indices of the sampled tokens in `ids`.
+        tokens: int64[N], the sampled tokens.
+        logprobs: float32[N], see `Turn`.
+        values: float32[N], see `Turn`.
+        supports: uint8[N, ceil(V / 8)], see `Supports`, or None where all tokens could be sampled.
+        ends: int64[K], index of each turn's last token among the N.
+        states: float32[K + 1, F], `features` before each turn and after the last; float32[0] if they weren't asked for.
+        rewards: float64[K], of the environment, including the reward model's term.
         task_return: Sum of the task's own rewards.
-        bootstrap: Value of the state after the last turn; 0 where the conversation ended.
-        broken: Whether it was broken off instead, by the environment or for its length.
-        outcome: Its name; empty where it was broken off for being longer than the model may read.
+        bootstrap: Value of the state after the last turn; 0 where the conversation terminated.
+        broken: Whether it was broken off, by the environment or at the length limit.
+        outcome: Name of the outcome; empty where it was broken off at the length limit.
         reference: float32[N], log-probabilities under the frozen reference.
-        kl, token_rewards, advantages, returns: float64[N], filled in before learning.
+        kl: float64[N], see `equations.kl_estimates`.
+        token_rewards: float64[N], see `equations.token_rewards`.
+        advantages: float64[N].
+        returns: float64[N], targets of the value function.
     """
 
     key: int
     ids: list[int]
     messages: list[dict[str, str]]
     places: npt.NDArray[np.int64]
-    logprobs: npt.NDArray[np.float32]
-    values: npt.NDArray[np.float32]
+    tokens: npt.NDArray[np.int64]
+    logprobs: Floats
+    values: Floats
     supports: Supports | None
     ends: npt.NDArray[np.int64]
-    states: npt.NDArray[np.float32]
-    rewards: npt.NDArray[np.float64]
+    states: Floats
+    rewards: Doubles
     task_return: float
     bootstrap: float
     broken: bool
     outcome: str
-    reference: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
-    kl: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    token_rewards: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    advantages: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    returns: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-
-    @property
-    def tokens(self) -> npt.NDArray[np.int64]:
-        """The tokens that the agent sampled, int64[N]."""
-        return np.array(self.ids, np.int64)[self.places]
-
-
-class Phases:
-    """Seconds by phase."""
-
-    def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
-
-    @contextlib.contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Count the time of the block."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] += time.perf_counter() - began  # type: ignore[assignment]
-
-
-def speech_seeds(keys: npt.NDArray[np.uint64], turns: npt.NDArray[np.int64], salt: Sequence[int]) -> Any:
-    """Return the seeds of turns, uint64[B].
-
-    Args:
-        keys: uint64[B], of the conversations.
-        turns: int64[B], how many turns were taken.
-        salt: B numbers that tell conversations of the same key apart.
-    """
-    found = zip(keys.tolist(), turns.tolist(), salt, strict=True)
-    return np.array([rng.bits(rng.bits(key, turn, SPEECH), other, SPEECH) for key, turn, other in found], np.uint64)
+    reference: Floats = field(default_factory=lambda: np.zeros(0, np.float32))
+    kl: Doubles = field(default_factory=lambda: np.zeros(0))
+    token_rewards: Doubles = field(default_factory=lambda: np.zeros(0))
+    advantages: Doubles = field(default_factory=lambda: np.zeros(0))
+    returns: Doubles = field(default_factory=lambda: np.zeros(0))
 
 
 def hold(
-    turns: Turns, envs: Any, keys: npt.NDArray[np.uint64], salt: Sequence[int], *, max_length: int,
-    phases: Phases, states: bool = False,
+    turns: Turns, envs: ChatVectorEnv, keys: npt.NDArray[np.uint64], salt: Sequence[int], *, max_length: int,
+    phases: Callable[[str], AbstractContextManager[None]], states: bool = False,
 ) -> list[Conversation]:  # fmt: skip
     """Hold one conversation in each row of the environment, to its end.
 
     Args:
-        turns: Of B conversations in which nothing was said.
-        envs: A `ChatVectorEnv` of B rows, ``action="text"``, ``observation="text"``.
+        turns: B empty conversations.
+        envs: B rows, ``action="text"``, ``observation="text"``.
         keys: uint64[B], which conversations.
-        salt: See `speech_seeds`.
-        max_length: Tokens of a conversation at which it is broken off.
-        phases: Where time is counted.
-        states: Whether to keep what a value function of the simulator's state knows.
+        salt: B numbers that tell conversations with the same key apart.
+        max_length: Tokens at which a conversation is broken off.
+        phases: ``with phases(name)`` counts the time of a phase.
+        states: Whether to keep `features`.
 
     Returns:
         B conversations.
@@ -126,8 +100,8 @@ def hold(
     rewards: list[list[float]] = [[] for _ in range(size)]
     messages = [[{"role": "user", "content": text}] for text in envs.texts]
     returns, bootstraps, cut = np.zeros(size), np.zeros(size), np.zeros(size, bool)
-    for row in range(size):
-        turns.hear(row, envs.texts[row])
+    for row, text in enumerate(envs.texts):
+        turns.hear(row, text)
     going, texts = np.ones(size, bool), [""] * size
     while going.any():
         rows = np.flatnonzero(going).tolist()
@@ -135,7 +109,7 @@ def hold(
             said = turns.speak(rows, speech_seeds(room.keys[rows], room.turns[rows], [salt[row] for row in rows]))
         for row, turn in zip(rows, said, strict=True):
             taken[row].append(turn)
-            texts[row] = clean(turns.text(turn))[:MAX_CHARS]
+            texts[row] = turns.text(turn)
         with phases("environment"):
             _, earned, *_ = envs.step(texts, active=going)
             if states:
@@ -170,6 +144,7 @@ def _conversation(
     key: int, turns: Turns, row: int, taken: Sequence[Turn], rewards: list[float], messages: list[dict[str, str]],
     **end: Any,
 ) -> Conversation:  # fmt: skip
+    """Return a row's conversation, whose K turns were taken; `end` holds the attributes that are known already."""
     ids = turns.history.ids[row]
     if len(ids) < taken[-1].start + len(taken[-1].tokens):  # nobody spoke after it, so its end isn't there yet
         ids.append(turns.tokenizer.end)
@@ -177,9 +152,29 @@ def _conversation(
     return Conversation(
         key, ids, messages,
         places=np.concatenate([turn.start + np.arange(len(turn.tokens)) for turn in taken]),
+        tokens=np.array([token for turn in taken for token in turn.tokens], np.int64),
         logprobs=np.array([p for turn in taken for p in turn.logprobs], np.float32),
         values=np.array([v for turn in taken for v in turn.values], np.float32),
         supports=np.array(supports) if supports else None,
         ends=np.cumsum([len(turn.tokens) for turn in taken]) - 1,
         rewards=np.array(rewards), **end,
     )  # fmt: skip
+
+
+def features(room: ChatRoom) -> Floats:
+    """Return the simulator's state as `equations.StateValues` takes it, float32[B, F], including what is hidden.
+
+    It holds the belief state as in the embedding observation, the share of turns taken, and each number of the hidden
+    and of the belief record: a small one as one of `CLASSES`, any other by its logarithm.
+    """
+    columns: list[Floats] = [room.embedding(), (room.turns / room.max_turns).astype(np.float32)[:, None]]
+    for record in (room.hidden, room.belief):
+        for name in record.dtype.names or ():
+            field = record[name].reshape(room.size, -1)
+            if field.dtype.itemsize == 1:
+                kinds = np.clip(field.astype(np.int64) + 1, 0, CLASSES - 1)
+                columns.append((kinds[:, :, None] == np.arange(CLASSES)).reshape(room.size, -1).astype(np.float32))
+            else:
+                numbers = field.astype(np.float64)
+                columns.append((np.sign(numbers) * np.log1p(np.abs(numbers)) / 10).astype(np.float32))
+    return np.concatenate(columns, 1)

@@ -14,5 +14,7 @@ def main() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read once, when torch loads OpenMP
 
     from chatgym.cli.app import app
+    from chatgym.cli.terminal import replace_what_cannot_be_shown
 
+    replace_what_cannot_be_shown()
     app()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from typing import Annotated, Any
 
@@ -106,7 +105,3 @@ app.command("serve")(serve.serve)
 app.command("scenarios")(inventory.scenarios)
 app.command("plugins")(inventory.plugins)
 app.command("pull")(inventory.pull)
-
-if sys.platform == "win32":  # a terminal's code page may have neither the euro nor the dashes of conversations
-    for stream in (sys.stdout, sys.stderr):
-        getattr(stream, "reconfigure", lambda **_: None)(errors="replace")

@@ -1,4 +1,4 @@
-"""How results look: tables on stdout, errors and progress on stderr, nothing read as markup."""
+"""Print tables on stdout, errors and progress on stderr; text is never read as markup."""
 
 from __future__ import annotations
 
@@ -26,6 +26,15 @@ GRID = 3
 """Metrics side by side in it."""
 
 Progress = Callable[[int, Mapping[str, float]], None]
+
+
+def replace_what_cannot_be_shown() -> None:
+    """Let the standard streams replace what their encoding can't show or decode, where they would raise an error.
+
+    A terminal's code page may have neither the euro nor the dashes of conversations.
+    """
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        getattr(stream, "reconfigure", lambda **_: None)(errors="replace")
 
 
 def console() -> Console:

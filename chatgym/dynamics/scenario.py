@@ -108,7 +108,8 @@ class Scenario:
     ``audit(conversation)`` finds the partner's contradictions, see `chatgym.scenarios.contradictions`; None: only those
     that any partner can have are looked for. ``llm_partner`` lets a language model be the partner
     (``simulator="llm"``);
-    None: it can't.
+    None: it can't. ``picture(caption)`` returns the PNG of what words share as ``[picture: CAPTION]``, or None if there
+    is no such picture; renderings show it.
     """
 
     name: str
@@ -147,6 +148,7 @@ class Scenario:
     agent_codes: Mapping[str, int] = field(default_factory=dict)
     audit: Callable[[Sequence[Any]], Iterable[Any]] | None = None
     llm_partner: LLMPartner | None = None
+    picture: Callable[[str], bytes | None] | None = None
     partner_role: str = "customer"
     agent_role: str = "agent"
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import numpy.typing as npt
 
 from chatgym.dynamics.room import Snapshot
 from chatgym.engines import Engine
@@ -104,7 +105,8 @@ class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
     * ``max_turns``: turns until truncation.
     * ``error_rate``: the semantic error rate, 0 to 1.
     * ``tokenizer``: for tokens: the name of a stored model, or the folder of one; the partner's model's when None.
-    * ``render_mode``: None, ``"ansi"``, ``"human"``.
+    * ``render_mode``: None; ``"ansi"``: `render` returns coloured text; ``"human"``: each step prints its turns;
+      ``"rgb_array"``: `render` returns a picture of the conversation with its rewards, uint8[600, 800, 3].
 
     ``reset(options={"key": k})`` begins one very conversation, as a trace names it.
 
@@ -116,7 +118,7 @@ class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
     * v0: Initial version.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi", "human"], "render_fps": 4}  # noqa: RUF012
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "human", "rgb_array"], "render_fps": 1}  # noqa: RUF012
 
     def __init__(
         self,
@@ -136,7 +138,7 @@ class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
         """See the class."""
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         if render_mode not in (None, *self.metadata["render_modes"]):
-            raise InvalidValue(f"unknown render_mode {render_mode!r}; known: None, 'ansi', 'human'")
+            raise InvalidValue(f"unknown render_mode {render_mode!r}; known: None, 'ansi', 'human', 'rgb_array'")
         self._hold(arguments, Conversations(
             1, scenario=scenario, action=action, observation=observation, llm=llm, simulator=simulator,
             reward_model=reward_model, reward_weights=reward_weights, max_turns=max_turns, error_rate=error_rate,
@@ -177,9 +179,7 @@ class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
         self._going, self._last_act, self._turns, self._unworded = True, NO_ACT, [], []
         terms = dict.fromkeys(self._conversations.reward_weights, 0.0)
         info = self._info(terms, "")
-        self._turns.append({"role": self.scenario.partner_role, "act": info["user_act"], "text": info["text"]})
-        if self.render_mode == "human":
-            self._show()
+        self._hear(info)
         return row_of(self._conversations.observe(), 0), info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
@@ -210,20 +210,43 @@ class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
                 said["heard"] = f"about {self._about(act)}"
             elif 0 not in talk.own_words or act >= 0:
                 self._unworded.append((said, act, belief, turn))
-            answer = {"role": scenario.partner_role, "act": info["user_act"], "text": info["text"]}
-            self._turns += said, answer
-            if self.render_mode == "human":
-                self._show()
+            self._turns.append(said)
+            self._hear(info)
         if terminated or truncated:
             self._going = False
             info["outcome"] = scenario.outcomes[room.outcomes[0]]
         return row_of(talk.observe(), 0), reward, terminated, truncated, info
 
-    def render(self) -> str | None:
-        """Return the conversation so far as coloured text (``"ansi"``), or None: ``"human"`` prints as it goes."""
+    def render(self) -> str | npt.NDArray[np.uint8] | None:
+        """Show the conversation so far.
+
+        Returns:
+            ``"ansi"``: coloured text. ``"rgb_array"``: a picture, uint8[600, 800, 3]. ``"human"``: None, for each step
+            prints its turns.
+        """
         if self.render_mode is None:
-            gym.logger.warn("render() needs a render_mode: gym.make('ChatEnv-v0', render_mode='ansi')")
-        return to_ansi(self._worded_turns(), self.scenario) if self.render_mode == "ansi" else None
+            gym.logger.warn("render() needs a render_mode: gym.make('ChatEnv-v0', render_mode='rgb_array')")
+        if self.render_mode == "ansi":
+            return to_ansi(self._worded_turns(), self.scenario)
+        if self.render_mode == "rgb_array":
+            from chatgym.envs.picture import draw
+
+            return draw(self.transcript(), self.scenario, self.room.max_turns)
+        return None
+
+    def action_masks(self) -> npt.NDArray[np.int8]:
+        """Return the actions that make sense now, as ``info["action_mask"]``; sb3-contrib's MaskablePPO calls it.
+
+        Raises:
+            ChatGymError: With ``action="text"``, which has no mask.
+        """
+        masks = self._conversations.action_masks()
+        if masks is None:
+            raise ChatGymError(
+                f"action={self._conversations.action!r} has no action mask; 'act', 'candidate' and 'token' have"
+            )
+        row: npt.NDArray[np.int8] = masks[0]
+        return row
 
     def transcript(self) -> list[Turn]:
         """Return the conversation for people: ``role``, ``act``, ``text`` and, of the agent's turns, ``reward``.
@@ -318,6 +341,11 @@ class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
             info["candidates"] = self._conversations.candidates(0)
         return info
 
-    def _show(self) -> None:
-        """Print the last turns."""
-        print_turns(self._worded_turns()[-2:], self.scenario)
+    def _hear(self, info: dict[str, Any]) -> None:
+        """Append the partner's turn to the transcript; with ``render_mode="human"``, print the last two turns."""
+        turn: Turn = {"role": self.scenario.partner_role, "act": info["user_act"], "text": info["text"]}
+        if self.render_mode == "rgb_array":  # the tone colours the bubble
+            turn["tone"] = self.scenario.partner_meaning(self.room.said[0]).tone
+        self._turns.append(turn)
+        if self.render_mode == "human":
+            print_turns(self._worded_turns()[-2:], self.scenario)

@@ -1,19 +1,41 @@
-"""How a conversation looks in a terminal: a colour for each role, the act and the reward beside the words."""
+"""Render conversations as coloured text."""
 
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from chatgym.scenarios import Scenario
 
 
+class Replacing:
+    """A text stream that writes ``?`` for characters that its encoding can't show, where the stream itself would raise.
+
+    All else is the stream's own. The stream isn't changed: it may be the user's ``sys.stdout``.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        """Write to a stream."""
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write a text; returns its number of characters."""
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        self._stream.write(text.encode(encoding, "replace").decode(encoding))
+        return len(text)
+
+
 def print_turns(turns: Sequence[dict[str, Any]], scenario: Scenario) -> None:
-    """Print turns (see `ChatEnv.transcript`) to the terminal."""
+    """Print turns (see `ChatEnv.transcript`) to stdout."""
     from rich.console import Console
 
-    _write(Console(highlight=False), turns, scenario)
+    stdout: Any = sys.stdout and Replacing(sys.stdout)  # there is none in a program without a console
+    _write(Console(file=stdout, highlight=False), turns, scenario)
 
 
 def to_ansi(turns: Sequence[dict[str, Any]], scenario: Scenario) -> str:
@@ -26,6 +48,7 @@ def to_ansi(turns: Sequence[dict[str, Any]], scenario: Scenario) -> str:
 
 
 def _write(console: Any, turns: Sequence[dict[str, Any]], scenario: Scenario) -> None:
+    """Write a line for each turn: its role in a colour, its words, and a note."""
     from rich.text import Text
 
     colours = {scenario.partner_role: "bold cyan", scenario.agent_role: "bold green"}
@@ -37,7 +60,7 @@ def _write(console: Any, turns: Sequence[dict[str, Any]], scenario: Scenario) ->
 
 
 def note(turn: dict[str, Any]) -> str:
-    """Return what stands beside a turn's words: its act, its reward, and what was heard in words of the agent's own."""
+    """Return a turn's act, its reward if it has one, and how the agent's own words were understood."""
     reward = f", reward {turn['reward']:+.2f}" if "reward" in turn else ""
     heard = f', heard as "{turn["heard"]}"' if turn.get("heard") not in (None, turn["text"]) else ""
     return f"{turn['act']}{reward}{heard}"

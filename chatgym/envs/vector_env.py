@@ -57,7 +57,11 @@ class ChatVectorEnv(ConversationEnv, VectorEnv[Any, Any, Any]):
         """See the class, and `chatgym.envs.chat_env.ChatEnv` for the arguments that both have."""
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         if render_mode is not None:
-            raise InvalidValue("the vector environment doesn't render; use gym.make for a conversation to look at")
+            raise InvalidValue(
+                f"the vector environment doesn't render, leave out render_mode={render_mode!r}; one conversation is "
+                f"gym.make('ChatEnv-v0', render_mode='rgb_array'), many are gym.make_vec('ChatEnv-v0', num_envs=4, "
+                "vectorization_mode='sync', render_mode='rgb_array')"
+            )
         super().__init__()
         self._hold(arguments, Conversations(
             num_envs, scenario=scenario, action=action, observation=observation, llm=llm, simulator=simulator,

@@ -28,6 +28,7 @@ from chatgym.scenarios.social.belief import (
 )
 from chatgym.scenarios.social.llm_partner import LLM_PARTNER
 from chatgym.scenarios.social.person import respond, start
+from chatgym.scenarios.social.pictures import png
 from chatgym.scenarios.social.policy import *
 from chatgym.scenarios.social.words import (
     AGENT_CODES,
@@ -79,6 +80,7 @@ SCENARIO = Scenario(
     agent_codes=AGENT_CODES,
     audit=audit,
     llm_partner=LLM_PARTNER,
+    picture=png,
     folder=FOLDER,
     code=tuple(FOLDER / name for name in ("policy.py", "belief.py", "person.py")),
     partner_role="person",

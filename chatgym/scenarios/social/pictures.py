@@ -5,6 +5,7 @@ Each has a caption, which stands in the transcript, and a mood. ``draw("boat", "
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,16 @@ class Picture:
     paint: Callable[[Any], None]
 
 
+def png(caption: str) -> bytes | None:
+    """Return the picture with a caption as PNG, 640 x 480; None if there is none."""
+    for name, picture in PICTURES.items():
+        if picture.caption == caption:
+            file = io.BytesIO()
+            _save(name, file)
+            return file.getvalue()
+    return None
+
+
 def draw(name: str, path: Path | str) -> Path:
     """Render a picture as a PNG file of 640 x 480 pixels, the same at every call, and return its path.
 
@@ -35,6 +46,11 @@ def draw(name: str, path: Path | str) -> Path:
     """
     if name not in PICTURES:
         raise unknown("picture", name, PICTURES)
+    _save(name, path)
+    return Path(path)
+
+
+def _save(name: str, file: Path | str | io.BytesIO) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -45,8 +61,7 @@ def draw(name: str, path: Path | str) -> Path:
     axes.set_ylim(0, HEIGHT)
     axes.set_axis_off()
     PICTURES[name].paint(axes)
-    figure.savefig(path, format="png", metadata={"Software": "ChatGym", "Title": PICTURES[name].caption})
-    return Path(path)
+    figure.savefig(file, format="png", metadata={"Software": "ChatGym", "Title": PICTURES[name].caption})
 
 
 def picture_for(feeling: str, number: int) -> str:
