@@ -238,7 +238,7 @@ class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
         return None
 
     def action_masks(self) -> npt.NDArray[np.int8]:
-        """Return the actions that make sense now, as ``info["action_mask"]``; sb3-contrib's MaskablePPO calls it.
+        """Return ``info["action_mask"]``, int8[n], as it is now; sb3-contrib's MaskablePPO calls this.
 
         Raises:
             ChatGymError: With ``action="text"``, which has no mask.
