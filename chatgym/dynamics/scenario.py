@@ -6,12 +6,14 @@ batch; observations, words and replay are made from what the scenario declares.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -151,6 +153,20 @@ class Scenario:
     picture: Callable[[str], bytes | None] | None = None
     partner_role: str = "customer"
     agent_role: str = "agent"
+
+    @classmethod
+    def of_modules(cls, *modules: ModuleType, **fields: Any) -> Scenario:
+        """Make a scenario from its package's modules.
+
+        Args:
+            modules: Where to find the fields that aren't given: `start` as the function ``start``, `agent_acts` as the
+                constant ``AGENT_ACTS``. The first module that has one counts.
+            fields: The other fields.
+        """
+        for name in {each.name for each in dataclasses.fields(cls)} - fields.keys():
+            found = [vars(module).get(name, vars(module).get(name.upper())) for module in modules]
+            fields |= {name: value for value in found[::-1] if value is not None}
+        return cls(**fields)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Scenario:
         """Return the scenario itself: it is immutable."""

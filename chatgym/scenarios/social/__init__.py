@@ -15,74 +15,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from chatgym.dynamics.scenario import Scenario
-from chatgym.scenarios.social.audit import audit
-from chatgym.scenarios.social.belief import (
-    EMBEDDING_SIZE,
-    N_BELIEFS,
-    embed,
-    expert,
-    hear,
-    index,
-    mask,
-    note_own_act,
-)
-from chatgym.scenarios.social.llm_partner import LLM_PARTNER
-from chatgym.scenarios.social.person import respond, start
-from chatgym.scenarios.social.pictures import png
-from chatgym.scenarios.social.policy import *
-from chatgym.scenarios.social.words import (
-    AGENT_CODES,
-    CHOICES,
-    EXAMPLES,
-    agent_meaning,
-    describe_belief,
-    describe_goal,
-    find_slots,
-    instructions,
-    parse,
-    partner_meaning,
-)
+from chatgym.scenarios.social import audit, belief, llm_partner, person, pictures, policy, words
 
 FOLDER = Path(__file__).parent
 
-SCENARIO = Scenario(
+SCENARIO = Scenario.of_modules(
+    policy, belief, person, words, audit, llm_partner,
     name="social",
     version=1,
     description="Find out what weighs on a person, show that it was understood, and give what it needs.",
-    agent_acts=AGENT_ACTS,
-    user_acts=USER_ACTS,
-    outcomes=OUTCOMES,
     success="comforted",
-    reward_terms=REWARD_TERMS,
     max_turns=20,
-    hidden=HIDDEN,
-    belief=BELIEF,
-    said=SAID,
-    n_beliefs=N_BELIEFS,
-    embedding_size=EMBEDDING_SIZE,
-    start=start,
-    respond=respond,
-    index=index,
-    embed=embed,
-    mask=mask,
-    expert=expert,
-    note=note_own_act,
-    hear=hear,
-    partner_meaning=partner_meaning,
-    agent_meaning=agent_meaning,
-    describe_belief=describe_belief,
-    describe_goal=describe_goal,
-    instructions=instructions,
-    parse=parse,
-    find_slots=find_slots,
-    examples=EXAMPLES,
-    choices=CHOICES,
-    agent_codes=AGENT_CODES,
-    audit=audit,
-    llm_partner=LLM_PARTNER,
-    picture=png,
+    note=belief.note_own_act,
+    picture=pictures.png,
     folder=FOLDER,
     code=tuple(FOLDER / name for name in ("policy.py", "belief.py", "person.py")),
     partner_role="person",
     agent_role="supporter",
-)
+)  # fmt: skip
