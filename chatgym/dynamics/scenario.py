@@ -163,9 +163,11 @@ class Scenario:
                 constant ``AGENT_ACTS``. The first module that has one counts.
             fields: The other fields.
         """
-        for name in {each.name for each in dataclasses.fields(cls)} - fields.keys():
-            found = [vars(module).get(name, vars(module).get(name.upper())) for module in modules]
-            fields |= {name: value for value in found[::-1] if value is not None}
+        for each in dataclasses.fields(cls):
+            names = (each.name, each.name.upper())
+            found = [vars(module)[name] for module in modules for name in names if name in vars(module)]
+            if found:
+                fields.setdefault(each.name, found[0])
         return cls(**fields)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Scenario:

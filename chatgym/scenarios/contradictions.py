@@ -59,6 +59,11 @@ class Exchange:
             return Meaning({NO_ACT: "", UNCLEAR_ACT: "unclear"}[self.act], ())
         return self.scenario.agent_meaning(self.act % ABOUT, self.belief)
 
+    def named(self, names: Sequence[str]) -> dict[int, int]:
+        """Return the slots in the partner's answer, as indices into `names`, with their values."""
+        said = self.said
+        return {slot: int(said[name]) for slot, name in enumerate(names) if said["slots"] & (1 << slot)}
+
     @functools.cached_property
     def meaning(self) -> Meaning:
         """Meaning of the partner's answer."""
@@ -75,6 +80,12 @@ class Finding:
 
 
 Conversation = Sequence[Exchange]
+
+
+def unasked(exchange: Exchange) -> Finding:
+    """Return the finding that the partner's answer doesn't fit the agent's act."""
+    act = exchange.scenario.agent_acts[exchange.act % ABOUT] if exchange.act >= 0 else exchange.asked.act or "nothing"
+    return Finding(exchange.turn, "unasked", f"{'+'.join(exchange.meaning.parts)} after {act}")
 
 
 def asked_again(exchange: Exchange, before: Exchange) -> bool:

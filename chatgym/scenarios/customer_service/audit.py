@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from chatgym.dynamics.scenario import ABOUT, UNCLEAR_ACT
-from chatgym.scenarios.contradictions import Conversation, Exchange, Finding, out_of_tone, repeats
+from chatgym.scenarios.contradictions import Conversation, Exchange, Finding, out_of_tone, repeats, unasked
 from chatgym.scenarios.customer_service.policy import *
 
 GOAL = (*SLOTS, "wrong_date", "wrong_amount")
@@ -19,7 +19,7 @@ PLEASES = {APOLOGISE: 3, EXPLAIN: 1, CHECK: 1, OFFER_REFUND: 1, OFFER_FIX: 1, OF
 def audit(conversation: Conversation) -> Iterator[Finding]:
     """Find a customer's contradictions in a conversation."""
     stands_by: dict[int, int] = {}  # slot to the value that the customer said or affirmed last
-    unasked: set[int] = set()
+    unfit: set[int] = set()
     explained = False  # what it asked further
     for exchange in conversation:
         for what in _denied(exchange, conversation[0], stands_by):
@@ -28,19 +28,12 @@ def audit(conversation: Conversation) -> Iterator[Finding]:
             yield Finding(exchange.turn, "denies", "asks again what it gave thanks for")
         explained |= exchange.act == EXPLAIN and exchange.said["act"] == THANK
         if not _answers(exchange, stands_by):
-            unasked.add(exchange.turn)
+            unfit.add(exchange.turn)
             if not _interrupts(exchange, stands_by):
-                name = AGENT_ACTS[exchange.act % ABOUT] if exchange.act >= 0 else exchange.asked.act or "nothing"
-                yield Finding(exchange.turn, "unasked", f"{'+'.join(exchange.meaning.parts)} after {name}")
+                yield unasked(exchange)
         yield from _stay(exchange)
         _note(exchange, stands_by)
-    yield from repeats(conversation, lambda exchange, _: exchange.turn not in unasked)
-
-
-def _named(exchange: Exchange) -> dict[int, int]:
-    """Return the slots that the customer named, with their values."""
-    said = exchange.said
-    return {slot: int(said[name]) for slot, name in enumerate(SLOTS) if said["slots"] & (1 << slot)}
+    yield from repeats(conversation, lambda exchange, _: exchange.turn not in unfit)
 
 
 def _takes_for_true(exchange: Exchange, slot: int) -> int:
@@ -66,7 +59,7 @@ def _denied(exchange: Exchange, opening: Exchange, stands_by: dict[int, int]) ->
     act, about = said["act"], said["about"]
     if any(after[name] != opening.after[name] for name in GOAL):
         yield "its goal changes"
-    for slot, value in _named(exchange).items():
+    for slot, value in exchange.named(SLOTS).items():
         if value != _takes_for_true(exchange, slot):
             yield f"{SLOTS[slot]} {value}, and takes {_takes_for_true(exchange, slot)} for true"
         elif value != stands_by.get(slot, value) and act != CORRECT:
@@ -109,7 +102,7 @@ def _answers(exchange: Exchange, stands_by: dict[int, int]) -> bool:
             return bool(before["reluctant"] & (1 << slot)) or slot not in (REFERENCE, *REQUIRED[topic])
         if reply == DONT_KNOW:
             return bool(before["not_at_hand"] & (1 << slot))
-        return bool(reply == INFORM and about == slot and slot in _named(exchange))
+        return bool(reply == INFORM and about == slot and slot in exchange.named(SLOTS))
     if act == CONFIRM:
         return reply in (AFFIRM, CORRECT) if _confirmed(exchange) >= 0 else reply == ASK_REPEAT
     if act == EXPLAIN:
@@ -152,7 +145,7 @@ def _stay(exchange: Exchange) -> Iterator[Finding]:
 
 def _note(exchange: Exchange, stands_by: dict[int, int]) -> None:
     """Update `stands_by` with the values that the customer named or affirmed."""
-    stands_by.update(_named(exchange))
+    stands_by.update(exchange.named(SLOTS))
     slot = _confirmed(exchange)
     if exchange.said["act"] == AFFIRM and slot >= 0:
         stands_by[slot] = int(exchange.belief[SLOTS[slot]])

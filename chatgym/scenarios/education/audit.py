@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from chatgym.dynamics.scenario import UNCLEAR_ACT
-from chatgym.scenarios.contradictions import Conversation, Exchange, Finding, out_of_tone, repeats
+from chatgym.scenarios.contradictions import Conversation, Exchange, Finding, out_of_tone, repeats, unasked
 from chatgym.scenarios.education.policy import *
 from chatgym.scenarios.education.problems import problem
 
@@ -42,19 +42,18 @@ class _Lesson:
 def audit(conversation: Conversation) -> Iterator[Finding]:
     """Find a student's contradictions in a conversation."""
     lesson = _Lesson()
-    unasked: set[int] = set()
+    unfit: set[int] = set()
     for exchange in conversation:
         _ask(exchange, lesson)
         if not _answers(exchange, lesson):
-            unasked.add(exchange.turn)
+            unfit.add(exchange.turn)
             if not _interrupts(exchange):
-                name = AGENT_ACTS[exchange.act] if exchange.act >= 0 else exchange.asked.act or "nothing"
-                yield Finding(exchange.turn, "unasked", f"{'+'.join(exchange.meaning.parts)} after {name}")
+                yield unasked(exchange)
         for what in (*_denied(exchange, conversation[0]), *_denied_answer(exchange, lesson)):
             yield Finding(exchange.turn, "denies", what)
         yield from _stay(exchange)
     # Whoever goes on with the lesson though the student is bored has it coming to hear so again.
-    yield from repeats(conversation, lambda exchange, _: exchange.turn not in unasked or _interrupts(exchange))
+    yield from repeats(conversation, lambda exchange, _: exchange.turn not in unfit or _interrupts(exchange))
 
 
 def _led(exchange: Exchange) -> bool:

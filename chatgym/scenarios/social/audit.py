@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from chatgym.dynamics.scenario import ABOUT, UNCLEAR_ACT
-from chatgym.scenarios.contradictions import Conversation, Exchange, Finding, out_of_tone, repeats
+from chatgym.scenarios.contradictions import Conversation, Exchange, Finding, out_of_tone, repeats, unasked
 from chatgym.scenarios.social.policy import *
 
 GOAL = (*FACTS, "at_first", "wants_advice", "likes_disclosure", "likes_pictures", "patience")
@@ -25,23 +25,16 @@ ANSWERS = {
 def audit(conversation: Conversation) -> Iterator[Finding]:
     """Find a person's contradictions in a conversation."""
     told: set[int] = set()
-    unasked: set[int] = set()
+    unfit: set[int] = set()
     for exchange in conversation:
         for what in (*_denied_facts(exchange, conversation[0]), *_denied_needs(exchange)):
             yield Finding(exchange.turn, "denies", what)
         if not _answers(exchange, told):
-            unasked.add(exchange.turn)
-            name = AGENT_ACTS[exchange.act % ABOUT] if exchange.act >= 0 else exchange.asked.act or "nothing"
-            yield Finding(exchange.turn, "unasked", f"{'+'.join(exchange.meaning.parts)} after {name}")
+            unfit.add(exchange.turn)
+            yield unasked(exchange)
         yield from _stay(exchange)
-        told |= _named(exchange).keys()
-    yield from repeats(conversation, lambda exchange, _: exchange.turn not in unasked)
-
-
-def _named(exchange: Exchange) -> dict[int, int]:
-    """Return the facts that the person named, with their values."""
-    said = exchange.said
-    return {fact: int(said[name]) for fact, name in enumerate(FACTS) if said["slots"] & (1 << fact)}
+        told |= exchange.named(FACTS).keys()
+    yield from repeats(conversation, lambda exchange, _: exchange.turn not in unfit)
 
 
 def _said_back(exchange: Exchange) -> int:
@@ -60,7 +53,7 @@ def _denied_facts(exchange: Exchange, opening: Exchange) -> Iterator[str]:
     goal, said = exchange.after, exchange.said
     if any(goal[name] != opening.after[name] for name in GOAL):
         yield "what weighs on it changes"
-    for fact, value in _named(exchange).items():
+    for fact, value in exchange.named(FACTS).items():
         if value != goal[FACTS[fact]]:
             yield f"{FACTS[fact]} {value}, and it is {goal[FACTS[fact]]}"
     fact = _said_back(exchange)
