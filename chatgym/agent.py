@@ -17,7 +17,7 @@ from chatgym.errors import InvalidValue, unknown
 from chatgym.scenarios import Scenario
 
 Callback = Callable[[int, Mapping[str, float]], None]
-"""``callback(turns, metrics)``: turns trained for so far, and what the agent wants to be shown of itself."""
+"""``callback(turns, metrics)``: turns trained for so far, and the agent's metrics by name."""
 
 A = TypeVar("A", bound="Agent")
 

@@ -234,7 +234,7 @@ class ChatRoom:
             InvalidValue: A value is out of range, or a reward term is unknown.
         """
         if not is_integer(size) or size < 1:
-            raise InvalidValue(f"num_envs is the number of conversations, an integer from 1 on, not {size!r}")
+            raise InvalidValue(f"num_envs is the number of conversations, an integer of at least 1, not {size!r}")
         if not is_number(error_rate) or not 0.0 <= error_rate <= 1.0:
             raise InvalidValue(f"error_rate is a probability from 0 to 1, not {error_rate!r}")
         turns = scenario.max_turns if max_turns is None else max_turns
@@ -357,7 +357,7 @@ class ChatRoom:
             InvalidValue: There is no such row, or `copies` is below 1.
         """
         if not is_integer(index) or not 0 <= index < self.size:
-            raise InvalidValue(f"there is no row {index} in a room of {self.size}")
+            raise InvalidValue(f"there is no row {index} in a room of {self.size}; rows are 0 to {self.size - 1}")
         room = ChatRoom(
             self.scenario, copies, error_rate=self.error_rate, max_turns=self.max_turns,
             reward_weights=self.reward_weights,

@@ -23,11 +23,11 @@ from chatgym.dynamics.identity import code_digest
 TONES = ("calm", "annoyed", "angry")
 
 NO_ACT = -1
-"""Stands for the act of an agent that took no turn; no scenario sees it."""
+"""In the place of an act: the agent took no turn. No scenario sees it."""
 UNCLEAR_ACT = -2
-"""The act of an agent whose words weren't understood: it costs the turn, and the partner asks what was meant."""
+"""The act for words that NLU didn't understand: it costs a turn, and the partner asks what was meant."""
 ABOUT = 256
-"""An act that is about slot s is ``act + ABOUT * (s + 1)``, where its words say so (``confirm/date``)."""
+"""An act about slot s, named by the agent's words (``confirm/date``), is ``act + ABOUT * (s + 1)``."""
 
 
 @dataclass(frozen=True)
@@ -78,40 +78,37 @@ class LLMPartner:
 class Scenario:
     """One kind of conversation.
 
-    The state of a conversation is two records. `hidden` belongs to the partner (goal, mood, agenda);
-    `belief` is what the agent understood of what was said. Observations and the expert are functions of
-    `belief` alone, so they can't leak the goal. `said` is the partner's last utterance as it was meant.
+    The state of a conversation consists of records: `hidden` belongs to the partner (goal, mood, agenda), `belief` is
+    what the agent understood, `said` is the meaning of the partner's last utterance. Observations and the expert are
+    functions of `belief` alone, so they can't leak the goal.
 
-    The compiled functions (numba ``njit``) see one conversation each; ``key`` is its uint64 key:
+    The compiled functions (numba ``njit``) see one conversation; ``hidden``, ``belief`` and ``said`` are records,
+    ``key`` is the conversation's uint64 key:
 
-    - ``start(key, hidden, belief, said, error_rate)`` begins it;
-    - ``respond(key, turn, act, hidden, belief, said, terms, error_rate, last) -> int`` answers an agent act (an
-      index, perhaps with `ABOUT` a slot, or `UNCLEAR_ACT`), fills ``terms`` (one float per reward term) and returns
-      an index into `outcomes` (0: goes on; the last one is truncation, returned when ``last`` is true and nothing
-      else ended it);
-    - ``index(belief) -> int`` is the discrete observation; ``0`` means the conversation has ended;
-    - ``embed(belief, out)`` fills the embedding observation, float32[`embedding_size`] in [-1, 1];
-    - ``mask(belief, out)`` says which agent acts make sense, bool[len(agent_acts)];
-    - ``expert(belief) -> int`` is the scripted expert's act;
-    - ``note(belief, act, turn)`` writes the agent's own act into its belief (`respond` does it, too);
-    - ``hear(belief, said)`` takes in an utterance that was understood exactly as it is in ``said``.
+    - ``start(key, hidden, belief, said, error_rate)`` begins the conversation; - ``respond(key, turn, act, hidden,
+    belief, said, terms, error_rate, last) -> int`` answers an agent act (an index, perhaps with `ABOUT` a slot, or
+    `UNCLEAR_ACT`), fills ``terms``, float64[T], one for each reward term, and returns an index into `outcomes`: 0 while
+    the conversation goes on; the last one, truncation, if ``last`` is true and nothing else ended it; - ``index(belief)
+    -> int`` is the discrete observation; 0 means that the conversation has ended; - ``embed(belief, out)`` fills the
+    embedding observation, float32[`embedding_size`] in [-1, 1]; - ``mask(belief, out)`` marks the agent acts that make
+    sense, bool[len(agent_acts)]; - ``expert(belief) -> int`` is the scripted expert's act; - ``note(belief, act,
+    turn)`` writes the agent's own act into its belief (`respond` does so, too); - ``hear(belief, said)`` updates the
+    belief by an utterance, without the error channel.
 
-    And plain ones, for people and language models: ``partner_meaning(said) -> Meaning``,
-    ``agent_meaning(act, belief) -> Meaning``, ``describe_belief(belief) -> str``, ``describe_goal(hidden) -> str`` and
-    ``instructions() -> str``, what an agent has to know before it begins. ``find_slots(text)`` finds the
-    slot values that a text names, and returns them and the text with `examples` (slot name to a surface form) in
-    their place; ``parse(act, part, slots, said)`` writes an understood utterance into ``said`` (the inverse of
-    ``partner_meaning``).
+    The plain functions are for words: ``partner_meaning(said) -> Meaning`` and ``agent_meaning(act, belief) ->
+    Meaning`` for NLG; ``find_slots(text)`` returns the slot values in a text, and the text with `examples` (slot name
+    to the words for a value) in their place; ``parse(act, part, slots, said)`` writes an understood utterance into
+    ``said``, as the inverse of ``partner_meaning``. ``describe_belief(belief) -> str`` and ``describe_goal(hidden) ->
+    str`` are for people, ``instructions() -> str`` are the rules that an agent must know.
 
-    ``choices`` are the words that may stand for a slot without a pattern (``{topic}``). ``agent_codes`` maps those
-    parts of the agent's sentences that are about a slot to their acts. ``folder`` holds ``sentences.json`` and what
-    commands write beside it (references, NLU head); `code` are the files that decide the course of a conversation.
+    `choices` are the words for the values of slots without a pattern (``{topic}``). `agent_codes` maps the parts of the
+    agent's sentences that are about a slot to their acts. `folder` holds ``sentences.json`` and the files that commands
+    write (references, NLU head); `code` are the files that determine a conversation.
 
-    ``audit(conversation)`` finds the partner's contradictions, see `chatgym.scenarios.contradictions`; None: only those
-    that any partner can have are looked for. ``llm_partner`` lets a language model be the partner
-    (``simulator="llm"``);
-    None: it can't. ``picture(caption)`` returns the PNG of what words share as ``[picture: CAPTION]``, or None if there
-    is no such picture; renderings show it.
+    ``audit(conversation)`` finds the partner's contradictions, see `chatgym.scenarios.contradictions`; None: only
+    general ones are looked for. `llm_partner` lets a language model play the partner (``simulator="llm"``); None: it
+    can't. ``picture(caption)`` returns the PNG of a picture that words share as ``[picture: CAPTION]``, or None if
+    there is none.
     """
 
     name: str

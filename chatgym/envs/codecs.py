@@ -28,7 +28,7 @@ Acts = npt.NDArray[np.int64]
 CANDIDATES = rng.WORDING + 200
 """First purpose of the draws that shuffle candidates."""
 MAX_TURN_TOKENS = 64
-"""A turn of tokens ends by itself after so many."""
+"""Greatest number of tokens in an agent turn."""
 
 
 @dataclass
@@ -173,7 +173,7 @@ class TextCodec(Codec):
         for i, act in known.items():
             if not (act == UNCLEAR_ACT or 0 <= act < len(room.scenario.agent_acts)):
                 raise InvalidValue(
-                    f"there is no act {act} to be spoken; they are 0 to {len(room.scenario.agent_acts) - 1}"
+                    f"there is no agent act {act} for a Spoken text; acts are 0 to {len(room.scenario.agent_acts) - 1}"
                 )
             acts[i] = act
             if not said[i]:

@@ -30,9 +30,9 @@ from chatgym.words.nlu import UNCLEAR, nlu_of
 
 VERSION = 1
 STOP = "###STOP###"
-"""What the model writes to leave, the signal of tau-bench."""
+"""Text by which the model leaves the conversation, as in tau-bench."""
 NOTHING = "..."
-"""Stands for a turn without words: an empty text means that a conversation is over."""
+"""Text of a turn without words, since an empty text means that a conversation is over."""
 SAMPLING: dict[str, Any] = {"max_new_tokens": 80, "temperature": 0.7, "top_p": 0.9}
 PURPOSE = rng.WORDING + 500
 """Purpose of the draws that seed the model."""
@@ -193,6 +193,5 @@ def check_interface(action: str, observation: str) -> None:
     """
     if (action, observation) != ("text", "text"):
         raise InvalidValue(
-            f'simulator="llm" is text in and text out: make it with action="text" and observation="text", not '
-            f"{action!r} and {observation!r}"
+            f'simulator="llm" needs action="text" and observation="text", not {action!r} and {observation!r}'
         )

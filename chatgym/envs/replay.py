@@ -219,8 +219,8 @@ def replay(path: str | Path) -> Replay:
     chat: Any = env.unwrapped
     if chat.identity()["sha256"] != identity["sha256"]:
         raise ReplayMismatch(
-            f"{path} was made by another simulator ({identity['sha256'][:12]}, here "
-            f"{chat.identity()['sha256'][:12]}); install the version of ChatGym or of the plugin that made it"
+            f"{path} was recorded with another simulator ({identity['sha256'][:12]}, here "
+            f"{chat.identity()['sha256'][:12]}); install the version of ChatGym or of the plugin that recorded it"
         )
     conversations = turns = 0
     for number, expected in enumerate(records[1:-1], 2):
@@ -253,7 +253,7 @@ def replay(path: str | Path) -> Replay:
     for one in records[:-1]:
         digest.update(_line(one).encode())
     if digest.hexdigest() != records[-1].get("sha256"):
-        raise ReplayMismatch(f"{path}: its SHA-256 doesn't match its lines")
+        raise ReplayMismatch(f"{path}: its SHA-256 doesn't match its lines: the file was changed; record it again")
     return Replay(conversations, turns, digest.hexdigest())
 
 
@@ -301,7 +301,7 @@ class _Scores:
         """
         score = self.script.get(NAME) if isinstance(self.script, dict) else None
         if not isinstance(score, (int, float)):
-            raise Corrupted("the trace lacks scores of the reward model that judged; record it again")
+            raise Corrupted("the trace has no score of its reward model; record the trace again")
         return np.full(len(conversations), score, np.float32)
 
 
@@ -313,7 +313,7 @@ class _Absent:
 
     def generate(self, prompts: Sequence[str], **sampling: Any) -> list[Any]:
         """Raise `Corrupted`: the trace has no reply."""
-        raise Corrupted("the trace lacks replies of the model that played the partner; record it again")
+        raise Corrupted("the trace has no reply of the model that plays the partner; record the trace again")
 
     def score(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[list[float]]:
         """Raise `Corrupted`: the trace has no reply."""

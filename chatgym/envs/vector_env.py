@@ -185,7 +185,7 @@ class ChatVectorEnv(ConversationEnv, VectorEnv[Any, Any, Any]):
             InvalidValue: There is no such row, or `copies` is below 1.
         """
         if not is_integer(row) or not 0 <= row < self.num_envs:
-            raise InvalidValue(f"there is no row {row!r} in an environment of {self.num_envs}")
+            raise InvalidValue(f"there is no row {row!r}; rows are 0 to {self.num_envs - 1}")
         made = type(self)(**{**self._arguments, "num_envs": copies})
         made._take_words(self)
         made.restore({name: array[[row] * copies] for name, array in self.snapshot().items()})
@@ -282,7 +282,7 @@ def _reset_mask(mask: Any, size: int) -> BoolArray | None:
         return None
     _check_mask("options['reset_mask']", mask, size)
     if not mask.any():
-        raise InvalidValue("options['reset_mask'] resets nothing: it needs at least one True")
+        raise InvalidValue("options['reset_mask'] selects no row; set at least one element to True, or leave it out")
     copy: BoolArray = mask.copy()
     return copy
 

@@ -111,7 +111,7 @@ class ChatVecEnv(VecEnv):
             ChatGymError: Before the first `reset`, or if the action interface has no masks.
         """
         if self._masks is None:
-            raise ChatGymError("there are no action masks before reset(), nor for an action interface without them")
+            raise ChatGymError("there are no action masks before reset(), and none for action='text'")
         return self._masks
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
@@ -133,7 +133,7 @@ class ChatVecEnv(VecEnv):
             InvalidValue: `indices` selects some rows only.
         """
         if len(self._rows(indices)) != self.num_envs:
-            raise InvalidValue(f"{attr_name} belongs to all conversations; set it without indices")
+            raise InvalidValue(f"{attr_name} is one attribute for all conversations; set it without indices")
         setattr(self.envs, attr_name, value)
 
     def env_method(

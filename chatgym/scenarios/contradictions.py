@@ -21,11 +21,11 @@ KINDS = {
     "early": "leaves although it would stay",
     "stays": "stays although it would leave",
 }
-"""Kind of contradiction to what the partner does."""
+"""Kind of contradiction to its description."""
 WORDING = "wording"
-"""The kind of finding that is none of these: the words aren't understood as they were meant."""
+"""Kind of finding for words that NLU understands as something else than they mean."""
 REPEATS = 2
-"""The same thing said so many times in a row is a repetition, where the agent didn't ask for it again."""
+"""Number of times in a row at which the same utterance, not asked for again, is a repetition."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,10 +1,10 @@
 """Customer service: find out what a customer wants, check it, and grant what the policy allows.
 
 The customer is an agenda-based user simulator (Schatzmann et al. 2007, "Agenda-based user simulation for
-bootstrapping a POMDP dialogue system"): a hidden goal and an agenda of things still to be said, and a mood
-and a patience that decide how it takes what the agent does. What the agent understands passes through an
-error channel (semantic error rate, as in Williams & Young 2007): every act and every slot value is
-misunderstood with probability `error_rate`, and carries a confidence that is low more often when it is wrong.
+bootstrapping a POMDP dialogue system"): a hidden goal and an agenda of things to say determine its acts, a mood and a
+patience its reaction to the agent's. An error channel (semantic error rate, as in Williams & Young 2007) stands
+between its words and the agent's belief: every act and slot value is misunderstood with probability `error_rate`, and
+has a confidence that is more often low when it is wrong.
 """
 
 from __future__ import annotations

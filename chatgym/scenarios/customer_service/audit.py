@@ -13,7 +13,7 @@ OFFERS = (OFFER_REFUND, OFFER_FIX, OFFER_CREDIT)
 CALM, ANNOYED = 6, 3  # mood from which a customer sounds so
 BAD_MOOD = 4  # mood at which it may complain
 PLEASES = {APOLOGISE: 3, EXPLAIN: 1, CHECK: 1, OFFER_REFUND: 1, OFFER_FIX: 1, OFFER_CREDIT: 1}
-"""By how much an act may better the mood after the first turn; the others never do."""
+"""Greatest rise in mood by an act after the first turn; other acts never raise it."""
 
 
 def audit(conversation: Conversation) -> Iterator[Finding]:

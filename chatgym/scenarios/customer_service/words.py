@@ -92,7 +92,7 @@ AGENT_CODES = {
 }
 
 EXAMPLES = {"reference": "482913", "date": "3 days ago", "amount": "40 euros"}
-"""A surface form of each slot, the one that models see: so their words serve for every value."""
+"""Words for a value of each slot. Models see only these, so their wordings fit every value."""
 
 _WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 _NUMBERS = {word: n for n, word in enumerate(_WORDS, 1)}

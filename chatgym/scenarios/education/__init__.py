@@ -1,11 +1,11 @@
-"""Education: find out what a student wants to learn and lacks, and teach it before patience runs out.
+"""Education: find out what a student wants to learn and lacks, and teach it before the student's patience ends.
 
 The student learns by Bayesian knowledge tracing (Corbett & Anderson 1995, "Knowledge tracing: modeling the
 acquisition of procedural knowledge"): each of six skills is known or not, is learned with p(T) at each opportunity
-(hardly, if what it builds on isn't known), and shows in answers that slips and guesses blur. Boredom and
-frustration follow from how difficult things are relative to what it knows (D'Mello & Graesser 2012, "Dynamics of
-affective states during complex learning"). Questions and answers are real: see `problems`. What the tutor understands
-passes through an error channel, as in `chatgym.scenarios.customer_service`.
+(much less without its prerequisite), and shows in answers, with slips and guesses. Boredom and frustration follow from
+how difficult a task is for the student (D'Mello & Graesser 2012, "Dynamics of affective states during complex
+learning"). Questions and answers are real, see `problems`. The error channel is that of
+`chatgym.scenarios.customer_service`.
 """
 
 from __future__ import annotations

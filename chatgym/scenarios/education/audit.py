@@ -15,7 +15,7 @@ from chatgym.scenarios.education.problems import problem
 GOAL = ("goal", "known_first", "style", "patience")
 ANNOYED, ANGRY = 5, 8  # boredom or frustration from which a student sounds so
 DIVERTS = {BREAK: 3, EXPLAIN: 1, EXAMPLE: 1, ASK_HARD: 1, HINT: 1, PLAN: 1, ASK_FEELING: 1}
-"""By how much an act may lessen boredom; the others never do."""
+"""Greatest fall in boredom by an act; other acts never lower it."""
 QUESTIONS = (ASK_EASY, ASK_MEDIUM, ASK_HARD)
 UNABLE = (DONT_KNOW, ASK_HELP)
 ANSWERS = {
@@ -23,7 +23,7 @@ ANSWERS = {
     EXPLAIN: (UNDERSTOOD, CONFUSED, ASK_HELP), EXAMPLE: (UNDERSTOOD, CONFUSED, ASK_HELP),
     ASK_FEELING: (FINE, BORED, FRUSTRATED), UNCLEAR_ACT: (ASK_REPEAT,),
 } | dict.fromkeys(QUESTIONS, (ANSWER, *UNABLE))  # fmt: skip
-"""Agent act to the answers that fit it, where that depends on nothing else."""
+"""Agent act to its fitting answers, where they depend on nothing else."""
 
 
 @dataclass

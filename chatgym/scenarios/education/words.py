@@ -14,7 +14,7 @@ from chatgym.scenarios.education.student import say
 
 SKILL_NAMES = tuple(name.replace("_", " ") for name in SKILLS)
 EXAMPLES_FROM = 1000
-"""First number of the questions that are worked out for the student; those asked are numbered 1, 2, …"""
+"""First number of worked examples; questions that the tutor asks are numbered 1, 2, …"""
 
 LESSONS = {
     ARITHMETIC: (
@@ -111,7 +111,7 @@ EXAMPLES = {
     "answer": "12", "question": "What is 12 + 12?", "plan": "arithmetic, then fractions",
     "lesson": "bring both to a common denominator before you add.",
 }  # fmt: skip
-"""A surface form of each slot, the one that models see: so their words serve for every value."""
+"""Words for a value of each slot. Models see only these, so their wordings fit every value."""
 
 CHOICES = {"skill": SKILL_NAMES}
 
@@ -179,7 +179,7 @@ _HIDDEN: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...
     (re.compile(rf"\b(?:{_SKILL})(?:, then (?:{_SKILL}))+", re.I), EXAMPLES["plan"]),
     (_SUM, _without_terms),
 )
-"""What a sentence may be about, and what is seen of it."""
+"""Patterns of what `find_slots` replaces, and the replacements."""
 
 
 def parse(act: str, part: str, slots: Mapping[str, Any], said: Any) -> None:

@@ -1,13 +1,13 @@
-"""Emotional support: find out what weighs on a person, show that it was understood, and give what it needs.
+"""Emotional support: find out a person's worry, show that it was understood, and give what the person needs.
 
-The supporter's acts are the strategies of ESConv (Liu et al. 2021, "Towards emotional support dialog systems",
-after Hill's helping skills: explore, comfort, act): questions, restatement, reflection of feelings, self-disclosure,
-affirmation and reassurance, suggestions, information, and a picture to share as a small kindness. The person tells
-more the more rapport there is; to be understood relieves it, to be misheard hurts, the same strategy wears off, and
-advice before problem, feeling and cause are understood backfires. Some want advice, others want to be heard: it can
-be asked. What the supporter understands passes through the same error channel as in `customer_service`.
+The supporter's acts are the strategies of ESConv (Liu et al. 2021, "Towards emotional support dialog systems", after
+Hill's helping skills: explore, comfort, act): questions, restatement, reflection of feelings, self-disclosure,
+affirmation and reassurance, suggestions, information, and sharing a picture. The person tells more with more rapport.
+Being understood lowers the intensity of its feeling, being misunderstood lowers rapport; a repeated strategy works
+less, and advice before problem, feeling and cause are understood lowers rapport. Some persons want advice, others want
+to be heard: the supporter can ask. The error channel is that of `chatgym.scenarios.customer_service`.
 
-This is a simulation for training agents, with everyday worries only: no counselling, no medical advice.
+This is a simulation for training agents, with everyday worries only. It is no counselling and no medical advice.
 """
 
 from __future__ import annotations

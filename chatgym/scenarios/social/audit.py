@@ -12,14 +12,14 @@ GOAL = (*FACTS, "at_first", "wants_advice", "likes_disclosure", "likes_pictures"
 ADVICE = (SUGGEST_TALK, SUGGEST_REST, SUGGEST_PLAN)
 CALM, UPSET = 4, 8  # intensity up to which a person sounds calm, and from which upset
 PLEASES = {RESTATE: 2, REFLECT: 2, DISCLOSE: 1, REASSURE: 1, GIVE_INFO: 1, PICTURE: 1} | dict.fromkeys(ADVICE, 1)
-"""By how much an act may better the rapport after the first turn; the others never do."""
+"""Greatest rise in rapport by an act after the first turn; other acts never raise it."""
 ANSWERS = {
     GREET: (U_GREET,), ASK_PROBLEM: (STATE_PROBLEM, DEFLECT), ASK_FEELING: (STATE_FEELING, DEFLECT),
     ASK_CAUSE: (STATE_CAUSE, DEFLECT), RESTATE: (AFFIRM, CORRECT, OPEN_UP), REFLECT: (AFFIRM, CORRECT, OPEN_UP),
     ASK_ADVICE: (WANT_ADVICE, WANT_LISTENING, DEFLECT), CHECK: (FEEL_BETTER, STATE_FEELING), CLOSE: (THANK, BYE),
     UNCLEAR_ACT: (ASK_REPEAT,),
 } | dict.fromkeys(STRATEGIES, (AFFIRM, DEFLECT)) | dict.fromkeys(ADVICE, (TAKE_ADVICE, REJECT_ADVICE))  # fmt: skip
-"""Agent act to the answers that fit it."""
+"""Agent act to its fitting answers."""
 
 
 def audit(conversation: Conversation) -> Iterator[Finding]:

@@ -71,7 +71,7 @@ def picture_for(feeling: str, number: int) -> str:
 
 
 MOODS = {"anxiety": "calming", "anger": "calming", "sadness": "hopeful", "shame": "funny"}
-"""Feeling to the mood of a picture that may do it good."""
+"""Feeling to the mood of a picture that suits it."""
 
 
 def _sky(axes: Any, top: str, bottom: str, low: float = 0.0) -> None:

@@ -22,7 +22,7 @@ CAUSE_NAMES = (
 )  # fmt: skip
 
 EXAMPLES: dict[str, str] = {}
-"""No slot has a value to be found by a pattern."""
+"""Empty: no slot has a pattern."""
 CHOICES = {
     "problem": PROBLEM_NAMES, "feeling": FEELING_NAMES, "cause": CAUSE_NAMES,
     "picture": tuple(picture.caption for picture in PICTURES.values()),
