@@ -232,7 +232,7 @@ def test_models_health_and_metrics_are_told(served, client):
         ({"temperature": "hot"}, 422, "temperature"),
         ({"top_p": 0}, 422, "top_p"),
         ({"stop": [""]}, 422, "stop"),
-        ({"presence_penalty": 1.0}, 422, "presence_penalty"),
+        ({"presence_penalty": 2.1}, 422, "presence_penalty"),
         ({"max_tokns": 3}, 422, "max_tokns"),
         ({"messages": []}, 422, "messages"),
     ],

@@ -50,6 +50,9 @@ def scenarios(
     train_reward: Annotated[
         bool, typer.Option("--train-reward", help="Train its default reward model, and store it.")
     ] = False,
+    fill_banks: Annotated[
+        bool, typer.Option("--fill-banks", help="Have the default model word its partner, and store it.")
+    ] = False,
 ) -> None:
     """List what there is to talk about.
 
@@ -60,12 +63,14 @@ def scenarios(
     found = plugins.load().scenarios
     if name is not None and name not in found:
         raise unknown("scenario", name, found)
-    if measure or train_nlu or train_reward:
+    if measure or train_nlu or train_reward or fill_banks:
         for one in found if name is None else (name,):
             if train_nlu:
                 _train_nlu(found[one])
             if train_reward:
                 _train_reward(found[one])
+            if fill_banks:
+                _fill_banks(found[one])
             if measure:
                 _measure(one)
         return
@@ -114,6 +119,25 @@ def _train_reward(scenario: Scenario) -> None:
     path = default_reward.save(scenario, model)
     print_report(report)
     console().print(f"\nStored in {path}")
+
+
+def _fill_banks(scenario: Scenario) -> None:
+    from chatgym import banks
+    from chatgym.cli.terminal import progress_bar
+    from chatgym.engines import DEFAULT_MODEL, make_engine
+    from chatgym.storage.cache import Cache, default_path
+    from chatgym.training.bank_audit import misheard_wordings
+    from chatgym.words.nlg import Speaker
+
+    speaker = Speaker(scenario, make_engine(DEFAULT_MODEL), cache=Cache(default_path()))
+    with progress_bar(scenario.name, len(speaker.askable()), "banks") as progress:
+        path, found = banks.write(speaker, None if progress is None else lambda there: progress(there, {}))
+    wrong = misheard_wordings(scenario, found)
+    count = sum(len(bank.accepted) for bank in found.values())
+    out = console()
+    out.print(f"{count:,} wordings in {len(found)} banks, {len(wrong)} of them misheard; stored in {path}")
+    if wrong:
+        out.print(table(("bank", "wording", "misheard"), wrong))
 
 
 def _print_scenario(name: str, scenario: Scenario, source: str) -> None:

@@ -56,14 +56,25 @@ def serve(
             help="Where LoRA adapters lie that clients may have the model take (POST /v1/load_lora_adapter).",
         ),
     ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORIGIN", show_default="none",
+            help="Let pages of this origin ask from a browser, such as https://example.org; repeat it for more, "
+            "'*' is every page.",
+        ),
+    ] = None,
 ) -> None:  # fmt: skip
     """Serve a model to many processes, as OpenAI's API does.
 
-    Endpoints: /v1/chat/completions, /v1/completions, /v1/models, /health and /metrics (Prometheus). Requests that come
-    while others are computed join them at the next token. The first line of output says where it serves. Ctrl-C or
-    SIGTERM lets running requests finish and tells new ones to come back (503); a second one ends it at once.
+    Endpoints: /v1/chat/completions, /v1/completions, /v1/models, /health and /metrics (Prometheus). Penalties,
+    logit_bias, JSON schemas (response_format) and function calls (tools) work as OpenAI documents them; a field that
+    can't be served is refused with the reason. docs/serving.md lists every field.
 
-    Needs pip install 'chatgym[serve]'. Tokens are never given on the command line, where others would see them.
+    A new request joins the running ones at the next token. The first line of output is the server's address. Ctrl-C or
+    SIGTERM finishes running requests and refuses new ones (503); a second signal stops at once.
+
+    Needs pip install 'chatgym[serve]'. Bearer tokens are never given on the command line, where others would see them.
 
     \b
     Examples:
@@ -71,15 +82,19 @@ def serve(
       chatgym serve --llm hf:runs/sft/model --name mine --port 0
       CHATGYM_SERVE_TOKENS=$(cat secret) chatgym serve --host 0.0.0.0
       chatgym serve --llm smollm2-135m --adapters runs/rollout
+      chatgym serve --cors-origin http://localhost:3000
       chatgym evaluate runs/qlearning --partner openai:http://127.0.0.1:8000/v1#smollm2-135m-partner
     """
     from chatgym.serving import check_installed
 
     check_installed()
     from chatgym.serving.access import Access, read_tokens
+    from chatgym.serving.app import check_origins
     from chatgym.serving.limits import Limits
     from chatgym.serving.server import bind, make_server
 
+    origins = cors_origin or []
+    check_origins(origins)
     access = Access(read_tokens(token_file))
     listener = bind(host, port)
     address, port = listener.getsockname()[:2]
@@ -96,6 +111,7 @@ def serve(
         name=model,
         limits=Limits(rows, queue, max_tokens, max_prompt, max_rows, max_body, patience, adapters),
         access=access,
+        origins=origins,
         ready=lambda: typer.echo(f"Serving {model} at http://{place}/v1 (Ctrl-C ends it)"),
     )
     server.run([listener])

@@ -8,6 +8,7 @@ which choose another token only where a draw falls that near to the border of tw
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ import torch
 from transformers import DynamicCache
 
 from chatgym.engines.columns import Columns
+from chatgym.engines.logits import Constraint, LogitRules
 from chatgym.engines.prefixes import widen
 from chatgym.engines.sampling import choose
 from chatgym.errors import InvalidValue
@@ -37,6 +39,7 @@ class Request:
         seed: Of its draws, below 2**64.
         stop: The continuation ends with the first of these that it contains.
         alternatives: How many of the likeliest tokens to report at each position; None for no report.
+        rules: Changes to the logits before each token; None to sample from the model's own.
     """
 
     prompt: tuple[int, ...]
@@ -46,11 +49,12 @@ class Request:
     seed: int = 0
     stop: tuple[str, ...] = ()
     alternatives: int | None = None
+    rules: LogitRules | None = None
 
 
 @dataclass(frozen=True)
 class Alternatives:
-    """What the model itself (temperature 1, all tokens) thought of a token, and the tokens it thought likeliest."""
+    """The log-probability of a token and of the likeliest ones, at temperature 1 after the row's `LogitRules`."""
 
     logprob: float
     likeliest: tuple[tuple[int, float], ...]
@@ -66,6 +70,7 @@ class Row:
         logprobs: Of the tokens, under the distribution they were sampled from.
         alternatives: Of the tokens, where asked for.
         finish_reason: ``"stop"`` or ``"length"``, see `Completion`; None while it goes on.
+        constraint: The state of the request's grammar, if it has one.
     """
 
     request: Request
@@ -73,6 +78,7 @@ class Row:
     logprobs: list[float] = field(default_factory=list)
     alternatives: list[Alternatives] = field(default_factory=list)
     finish_reason: str | None = None
+    constraint: Constraint | None = None
 
 
 class Batch:
@@ -124,7 +130,10 @@ class Batch:
         else:
             self._cache = cache
         self._mask, self._last = mask, last
-        joined = [Row(request) for request in requests]
+        joined = [
+            Row(request, constraint=request.rules.constraint() if request.rules and request.rules.constraint else None)
+            for request in requests
+        ]
         self.rows += joined
         return joined
 
@@ -133,14 +142,15 @@ class Batch:
         """Give each row its next token; returns the rows that are done by it, which have left."""
         if not self.rows:
             return []
+        logits = self._ruled()
         tokens, logprobs = choose(
-            self._last,
+            logits,
             seeds=np.array([row.request.seed for row in self.rows], np.uint64),
             positions=np.array([len(row.tokens) for row in self.rows]),
             temperatures=np.array([row.request.temperature for row in self.rows]),
             top_ps=np.array([row.request.top_p for row in self.rows]),
         )
-        self._report(tokens)
+        self._report(logits, tokens)
         done = []
         for row, token, logprob in zip(self.rows, tokens.tolist(), logprobs.tolist(), strict=True):
             row.tokens.append(token)
@@ -175,6 +185,8 @@ class Batch:
         """Return why the row ends with its last token, None if it goes on."""
         if row.tokens[-1] in self.engine.ends:
             return "stop"
+        if row.constraint is not None and (why := row.constraint.accept(row.tokens[-1])):
+            return why
         stop = row.request.stop
         if stop:
             text = self.engine.tokenizer.decode(row.tokens)
@@ -182,16 +194,29 @@ class Batch:
                 return "stop"
         return "length" if len(row.tokens) >= row.request.max_new_tokens else None
 
-    def _report(self, tokens: torch.Tensor) -> None:
-        """Note what the model thought of the tokens chosen, where a row asks for it."""
+    def _ruled(self) -> torch.Tensor:
+        """Return the logits to sample from, float32[B, V]: a copy where a row has rules, since a prompt's are kept."""
+        ruled = [i for i, row in enumerate(self.rows) if row.request.rules is not None]
+        if not ruled:
+            return self._last
+        logits = self._last.clone()
+        for i in ruled:
+            row = self.rows[i]
+            assert row.request.rules is not None
+            row.request.rules.apply(logits[i], row.tokens, row.constraint)
+        return logits
+
+    def _report(self, logits: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Note the log-probabilities of the tokens chosen, int64[B], where a row asks for them."""
         asking = [i for i, row in enumerate(self.rows) if row.request.alternatives is not None]
         if not asking:
             return
         most = max(self.rows[i].request.alternatives or 0 for i in asking)
         index = torch.tensor(asking, device=tokens.device)
-        for i, found in zip(asking, report(self._last[index], tokens[index], most), strict=True):
+        for i, found in zip(asking, report(logits[index], tokens[index], most), strict=True):
             wanted = self.rows[i].request.alternatives or 0
-            self.rows[i].alternatives.append(Alternatives(found.logprob, found.likeliest[:wanted]))
+            possible = tuple(one for one in found.likeliest[:wanted] if one[1] > -math.inf)  # JSON has no infinity
+            self.rows[i].alternatives.append(Alternatives(found.logprob, possible))
 
     def _keep(self, going: list[bool], ahead: int) -> torch.Tensor:
         """Leave only those rows in the cache, and the columns that they need; returns their indices."""

@@ -63,15 +63,17 @@ def _allowed(plugged: Sequence[str] | Any) -> list[str]:
 
 
 def _stored(name: str) -> Engine:
-    """Return the engine of a model that comes with ChatGym, the voice's adapter merged into the base model."""
+    """Return the engine of a model that comes with ChatGym, the voice's adapter merged into the base model.
+
+    The model is fetched when the engine is opened: its identity is known without it.
+    """
     from chatgym.storage import model_store
 
-    folder = model_store.path(PLAIN_MODEL)
-    revision = model_store.revision(PLAIN_MODEL)[:12]
-    if name == PLAIN_MODEL:
-        return _lazy(folder, f"{name}@{revision}", _where_it_pays)
-    identity = f"{name}@{revision}+{_digest(sorted(ADAPTER.glob('*.safetensors')))[:12]}"
-    return _lazy(folder, identity, lambda folder, identity: _where_it_pays(folder, identity, ADAPTER))
+    identity = f"{name}@{model_store.MODELS[PLAIN_MODEL].weights[:12]}"
+    adapter = ADAPTER if name == DEFAULT_MODEL else None
+    if adapter is not None:
+        identity += f"+{_digest(sorted(adapter.glob('*.safetensors')))[:12]}"
+    return LazyEngine(identity, lambda: _where_it_pays(model_store.path(PLAIN_MODEL), identity, adapter))
 
 
 def _where_it_pays(folder: Path, identity: str, adapter: Path | None = None) -> Engine:

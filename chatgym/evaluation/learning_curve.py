@@ -29,7 +29,6 @@ def draw(metrics: Sequence[Mapping[str, Any]], references: References, title: st
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter
 
     watched = [name for name in WATCHED if any(name in line.get("training", {}) for line in metrics)]
     below = -(-len(watched) // 3) if len(watched) > 1 else 0
@@ -52,7 +51,7 @@ def draw(metrics: Sequence[Mapping[str, Any]], references: References, title: st
         axes.axhline(random, color=GREY, linestyle=":", linewidth=1, label="random")
         axes.set_xlabel("turns of training")
         axes.set_ylabel(label)
-        axes.xaxis.set_major_formatter(EngFormatter())
+        _format_turns(axes)
         axes.grid(alpha=0.2)
         axes.legend(frameon=False, loc="lower right")
     if parts is not None:
@@ -69,4 +68,13 @@ def _draw_watched(panels: Any, names: Sequence[str], metrics: Sequence[Mapping[s
         axes.plot(*zip(*found, strict=True), color=BLUE, linewidth=1)
         axes.set_title(WATCHED[name], fontsize=8)
         axes.tick_params(labelsize=7)
+        _format_turns(axes)
         axes.grid(alpha=0.2)
+
+
+def _format_turns(axes: Any) -> None:
+    """Write the numbers of turns short (``2.5 M``), and so few of them that they don't run into each other."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(EngFormatter())

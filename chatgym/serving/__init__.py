@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 from chatgym.errors import Unavailable
 
-NEEDED = ("fastapi", "uvicorn", "prometheus_client")
+NEEDED = ("fastapi", "uvicorn", "prometheus_client", "llguidance")
 
 
 def check_installed() -> None:

@@ -12,6 +12,7 @@ from chatgym.engines.batch import Alternatives, Row
 from chatgym.engines.transformers import TransformersEngine
 from chatgym.serving.requests import Plan
 from chatgym.serving.scheduler import Ticket
+from chatgym.serving.tools import MARK, split
 
 DONE = b"data: [DONE]\n\n"
 INCOMPLETE = "�"
@@ -65,7 +66,8 @@ class Answer:
             yield self._event([shown | {"finish_reason": None if self._plan.requests else "length"}])
 
     def _event(self, choices: list[dict[str, Any]], more: dict[str, Any] | None = None) -> bytes:
-        return b"data: " + json.dumps(self._head | {"choices": choices} | (more or {})).encode() + b"\n\n"
+        usage = {"usage": None} if self._plan.usage else {}  # only the last event has it, as OpenAI's
+        return b"data: " + json.dumps(self._head | {"choices": choices} | usage | (more or {})).encode() + b"\n\n"
 
     def _choice(self, index: int, row: Row | None) -> dict[str, Any]:
         """Return choice `index`: the echo of its prompt, and what `row` says."""
@@ -74,8 +76,12 @@ class Answer:
         why = row.finish_reason if row else "length"
         if self._plan.chat:
             logprobs = self._chat_logprobs(tokens, row.alternatives if row else [])
-            message = {"role": "assistant", "content": said, "refusal": None}
-            return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": why}
+            words, calls = self._split(said)
+            message = {"role": "assistant", "content": None if calls and not words else words, "refusal": None}
+            return {
+                "index": index, "message": message | ({"tool_calls": calls} if calls else {}), "logprobs": logprobs,
+                "finish_reason": self._why(why, calls),
+            }  # fmt: skip
         prompt = index // self._plan.n
         echo = self._plan.echoed[prompt] if self._plan.echoed else ""
         found = self._logprobs(tokens, row.alternatives if row else [], len(echo), len(echo + said))
@@ -93,10 +99,12 @@ class Answer:
         tokens = list(row.tokens)
         if len(tokens) == self._told[index]:
             return None
-        text = self._engine.text(tokens, row.request.stop)
+        text, calls = self._split(self._engine.text(tokens, row.request.stop))
         if why is None:
             text = text.rstrip(INCOMPLETE)
-            text = text[: len(text) - _held(text, row.request.stop)]
+            text = text[
+                : len(text) - _held(text, (*row.request.stop, *([MARK] if self._plan.calling.functions else [])))
+            ]
             if len(text) <= self._sent[index]:
                 return None
         new, since = text[self._sent[index] :], self._told[index]
@@ -106,11 +114,21 @@ class Answer:
         reports = row.alternatives[since : len(tokens)]
         if self._plan.chat:
             logprobs = self._chat_logprobs(tokens[since:], reports)
-            return {"index": index, "delta": {"content": new}, "logprobs": logprobs, "finish_reason": why}
+            delta: dict[str, Any] = {"content": new}
+            if why and calls:  # whole: nobody can use half of one
+                delta |= {"tool_calls": [{"index": i} | call for i, call in enumerate(calls)]}
+            return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": self._why(why, calls)}
         return {
             "index": index, "text": new, "logprobs": self._logprobs(tokens[since:], reports, begin, end),
             "finish_reason": why, "token_ids": tokens[since:],
         }  # fmt: skip
+
+    def _split(self, text: str) -> tuple[str, list[dict[str, Any]]]:
+        """Return what a row says as words and calls; only words where it may call nothing."""
+        return split(text) if self._plan.calling.functions else (text, [])
+
+    def _why(self, why: str | None, calls: Sequence[Any]) -> str | None:
+        return self._plan.calling.finish_reason if why == "stop" and calls else why
 
     def _logprobs(
         self, tokens: Sequence[int], reports: Sequence[Alternatives | None], begin: int, end: int

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,9 +14,10 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from chatgym.engines.transformers import TransformersEngine
-from chatgym.errors import Corrupted
+from chatgym.errors import Corrupted, InvalidValue
 from chatgym.serving.access import Access
 from chatgym.serving.answers import Answer
 from chatgym.serving.limits import Limits
@@ -150,8 +152,9 @@ async def _gone(request: Request) -> None:
 
 
 def make_app(
-    engine: TransformersEngine, *, name: str = "", limits: Limits | None = None, access: Access | None = None
-) -> FastAPI:
+    engine: TransformersEngine, *, name: str = "", limits: Limits | None = None, access: Access | None = None,
+    origins: Sequence[str] = (),
+) -> FastAPI:  # fmt: skip
     """Make the application; its `state.service` is the `Service`.
 
     Args:
@@ -159,6 +162,10 @@ def make_app(
         name: What clients call it; its identity without the revision when empty.
         limits: Bounds of what may be asked.
         access: Who may ask; all when None.
+        origins: Origins whose pages may ask from a browser (CORS), such as ``"https://example.org"``; ``"*"``: all.
+
+    Raises:
+        InvalidValue: An origin that is none.
     """
     name = name or engine.identity.partition("@")[0]
     service = Service(engine, name, limits or Limits(), access or Access())
@@ -186,8 +193,25 @@ def make_app(
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(HTTPException, _not_found)
     app.add_exception_handler(Exception, _failed)
+    if origins:
+        check_origins(origins)
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"])
     app.add_middleware(Counted, metrics=service.metrics, paths=[route[0] for route in _routes(service)])
     return app
+
+
+def check_origins(origins: Sequence[str]) -> None:
+    """Check origins as browsers state them.
+
+    Raises:
+        InvalidValue: One has a path, or no scheme.
+    """
+    for origin in origins:
+        if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", origin):
+            raise InvalidValue(
+                f"origin {origin!r} is none: write scheme, host and port as a browser does, without a path, such as "
+                "https://example.org or http://localhost:3000; '*' allows every page"
+            )
 
 
 def _routes(service: Service) -> list[tuple[str, str, Callable[..., Any], bool]]:

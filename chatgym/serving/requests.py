@@ -1,109 +1,26 @@
-"""What clients send: the bodies of OpenAI's API, checked, and turned into tokens and rows."""
+"""How a request's body becomes tokens and rows."""
 
 from __future__ import annotations
 
 import copy
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from jinja2.exceptions import TemplateError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import Any
 
 from chatgym.engines.batch import Request
+from chatgym.engines.logits import Constraint, LogitRules
 from chatgym.engines.transformers import TransformersEngine
+from chatgym.serving.bodies import AdapterBody, Body, ChatBody, CompletionBody, read
+from chatgym.serving.grammars import Grammars
 from chatgym.serving.limits import Limits
+from chatgym.serving.messages import render
 from chatgym.serving.refusal import Refusal, invalid
+from chatgym.serving.tools import WORDS_ONLY, Calling, calling
 
 DEFAULT_TOKENS = 16
 """New tokens of a completion that doesn't say how many, as OpenAI's."""
-
-Stop = Annotated[str, Field(min_length=1, max_length=200)]
-Zero = Annotated[float, Field(ge=0.0, le=0.0)]
-
-
-class _Checked(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
-
-
-class StreamOptions(_Checked):
-    """How to stream."""
-
-    include_usage: bool = False
-    include_obfuscation: bool | None = None
-
-
-class Body(_Checked):
-    """What both endpoints know. Fields that would change the answer in ways we can't are refused, not passed over."""
-
-    model: str
-    max_tokens: Annotated[int, Field(ge=0)] | None = None
-    temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    n: Annotated[int, Field(ge=1)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    frequency_penalty: Zero | None = None
-    presence_penalty: Zero | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
-    user: Any = None
-    metadata: Any = None
-
-
-class CompletionBody(Body):
-    """Body of ``/v1/completions``."""
-
-    prompt: str | list[str] | list[int] | list[list[int]]
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    echo: bool | None = None
-    best_of: Annotated[int, Field(ge=1, le=1)] | None = None
-    suffix: Annotated[str, Field(max_length=0)] | None = None
-    return_token_ids: bool | None = None  # vLLM's; they are always stated
-
-
-class Part(BaseModel):
-    """A part of a message: text only."""
-
-    type: Literal["text"]
-    text: str
-
-
-class Message(BaseModel):
-    """A message of a chat; what other fields an answer had may be sent back with it."""
-
-    role: Annotated[str, Field(min_length=1)]
-    content: str | list[Part]
-    name: str | None = None
-    tool_calls: None = None
-
-
-class Plain(_Checked):
-    """The only form of answer there is."""
-
-    type: Literal["text"]
-
-
-class ChatBody(Body):
-    """Body of ``/v1/chat/completions``."""
-
-    messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    response_format: Plain | None = None
-    store: Any = None
-
-
-class AdapterBody(_Checked):
-    """Body of ``/v1/load_lora_adapter``, vLLM's."""
-
-    lora_name: str
-    lora_path: Annotated[str, Field(min_length=1, max_length=4096)]
-    load_inplace: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +36,7 @@ class Plan:
         alternatives: How many of the likeliest tokens to name; None for no log-probabilities.
         stream: Whether to send tokens as they come.
         usage: Whether a stream ends with the counts of tokens.
+        calling: What the model may call.
     """
 
     chat: bool
@@ -129,6 +47,7 @@ class Plan:
     alternatives: int | None
     stream: bool
     usage: bool
+    calling: Calling = WORDS_ONLY
 
     @property
     def scored(self) -> tuple[tuple[int, ...], ...]:
@@ -144,6 +63,7 @@ class Reader:
         self._name, self._limits, self._context = name, limits, engine.context
         self._first = min(engine.ends, default=0)
         self._vocabulary: int = engine.model.config.get_text_config().vocab_size
+        self._grammars = Grammars(self._tokenizer, engine.ends, self._vocabulary)
 
     def completion(self, raw: bytes) -> Plan:
         """Read the body of ``/v1/completions``.
@@ -151,7 +71,7 @@ class Reader:
         Raises:
             Refusal: 400, 404 or 422.
         """
-        body = _checked(CompletionBody, raw)
+        body = read(CompletionBody, raw)
         prompts = self._prompts(body.prompt)
         most = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
         if most == 0 and not body.echo:
@@ -167,7 +87,7 @@ class Reader:
         Raises:
             Refusal: 400, 403, 404 or 422.
         """
-        body = _checked(AdapterBody, raw)
+        body = read(AdapterBody, raw)
         self._check_name(body.lora_name, "lora_name")
         root = self._limits.adapters
         if root is None:
@@ -191,19 +111,14 @@ class Reader:
         Raises:
             Refusal: 400, 404 or 422.
         """
-        body = _checked(ChatBody, raw)
+        body = read(ChatBody, raw)
         if not self._tokenizer.chat_template:
             raise invalid(
                 f"model {self._name!r} has no chat template, so it can't chat; use /v1/completions", "messages",
                 "no_chat_template",
             )  # fmt: skip
-        try:
-            text = self._tokenizer.apply_chat_template(
-                [message.model_dump(exclude_none=True) | {"content": _content(message)} for message in body.messages],
-                tokenize=False, add_generation_prompt=True,
-            )  # fmt: skip
-        except TemplateError as error:
-            raise invalid(f"the model's chat template refuses the messages: {error}", "messages") from None
+        called = calling(body)
+        text = render(self._tokenizer, body.messages, called)
         prompt = tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
         asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         if asked == 0:
@@ -211,9 +126,13 @@ class Reader:
         most = max(min(self._limits.max_tokens, self._context - len(prompt)), 1) if asked is None else asked
         if body.top_logprobs is not None and not body.logprobs:
             raise invalid("top_logprobs needs logprobs: true", "top_logprobs")
-        return self._plan(body, (prompt,), most, (body.top_logprobs or 0) if body.logprobs else None, (), chat=True)
+        alternatives = (body.top_logprobs or 0) if body.logprobs else None
+        constraint = self._grammars.constraint(body.response_format, called)
+        plan = self._plan(body, (prompt,), most, alternatives, (), chat=True, constraint=constraint)
+        return replace(plan, calling=called)
 
-    def _prompts(self, given: str | Sequence[Any]) -> tuple[tuple[int, ...], ...]:
+    def _prompts(self, given: str | Sequence[Any] | None) -> tuple[tuple[int, ...], ...]:
+        given = "" if given is None else given
         several: Sequence[Any] = (
             given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
         )
@@ -234,7 +153,7 @@ class Reader:
 
     def _plan(
         self, body: Body, prompts: tuple[tuple[int, ...], ...], most: int, alternatives: int | None,
-        echoed: tuple[str, ...], *, chat: bool,
+        echoed: tuple[str, ...], *, chat: bool, constraint: Callable[[], Constraint] | None = None,
     ) -> Plan:  # fmt: skip
         limits, n = self._limits, body.n or 1
         self._check_name(body.model, "model")
@@ -250,6 +169,7 @@ class Reader:
                 "messages" if chat else "prompt", "context_length_exceeded",
             )  # fmt: skip
         seed = secrets.randbits(64) if body.seed is None else body.seed
+        rules = self._rules(body, constraint)
         requests = [
             Request(
                 prompt=prompt,
@@ -259,6 +179,7 @@ class Reader:
                 seed=(seed + index) % 2**64,
                 stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
                 alternatives=alternatives,
+                rules=rules,
             )
             for index, prompt in enumerate(prompt for prompt in prompts for _ in range(n))
         ]
@@ -267,18 +188,15 @@ class Reader:
             chat, prompts, echoed, n, tuple(requests) if most else (), alternatives, bool(body.stream), usage
         )  # fmt: skip
 
-
-def _content(message: Message) -> str:
-    return message.content if isinstance(message.content, str) else "".join(part.text for part in message.content)
-
-
-def _checked(kind: type[Any], raw: bytes) -> Any:
-    try:
-        return kind.model_validate_json(raw)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        if first["type"] == "json_invalid":
-            raise invalid(f"the body is no JSON: {first['msg']}", code="invalid_json") from None
-        where = ".".join(map(str, first["loc"]))
-        param = str(first["loc"][0]) if first["loc"] else None
-        raise Refusal(422, f"{where or 'body'}: {first['msg']}", param=param, code="invalid_value") from None
+    def _rules(self, body: Body, constraint: Callable[[], Constraint] | None) -> LogitRules | None:
+        """Return how a request changes the logits; None if it doesn't."""
+        bias = []
+        for token, value in (body.logit_bias or {}).items():
+            if not (token.isascii() and token.isdecimal() and int(token) < self._vocabulary):
+                raise invalid(
+                    f"logit_bias names {token[:40]!r}, which is no token; they are 0 to {self._vocabulary - 1}",
+                    "logit_bias",
+                )  # fmt: skip
+            bias.append((int(token), value))
+        rules = LogitRules(tuple(bias), body.presence_penalty or 0.0, body.frequency_penalty or 0.0, constraint)
+        return None if rules == LogitRules() else rules

@@ -92,8 +92,9 @@ class Scheduler:
             return not (self._waiting or self._active or self._changes)
 
     def drain(self) -> None:
-        """Accept nothing more."""
-        self.draining = True
+        """Accept nothing more: what isn't in the queue when this returns is refused."""
+        with self._wake:  # reentrant: a signal may come while this thread holds it
+            self.draining = True
 
     def submit(self, ticket: Ticket) -> None:
         """Put a request into the queue.
@@ -101,8 +102,8 @@ class Scheduler:
         Raises:
             Refusal: 503 while draining, 429 when the queue is full.
         """
-        self._refuse_while_draining()
         with self._wake:
+            self._refuse_while_draining()
             if len(self._waiting) >= self._limits.queue:
                 raise Refusal(
                     429, f"{self._limits.queue} requests wait already; ask again after the time in Retry-After",
@@ -117,14 +118,15 @@ class Scheduler:
         Raises:
             Refusal: 503 while draining.
         """
-        self._refuse_while_draining()
         done: Future[None] = Future()
         with self._wake:
+            self._refuse_while_draining()
             self._changes.append((what, done))
             self._wake.notify()
         return done
 
     def _refuse_while_draining(self) -> None:
+        """Refuse while draining; call it with the lock held, in the step that puts something into the queue."""
         if self.draining:
             raise Refusal(
                 503, "the server is shutting down; ask again once it is back", code="draining",

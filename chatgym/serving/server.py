@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
@@ -50,6 +50,7 @@ def make_server(
     name: str = "",
     limits: Limits | None = None,
     access: Access | None = None,
+    origins: Sequence[str] = (),
     ready: Callable[[], None] = lambda: None,
 ) -> Server:
     """Make a server; `run([listener])` with what `bind` returned runs it.
@@ -61,10 +62,11 @@ def make_server(
         name: What clients call the model, see `make_app`.
         limits: Bounds of what may be asked.
         access: Who may ask; all when None.
+        origins: Origins whose pages may ask from a browser, see `make_app`.
         ready: Called when it serves.
     """
     limits = limits or Limits()
-    app = make_app(engine, name=name, limits=limits, access=access)
+    app = make_app(engine, name=name, limits=limits, access=access, origins=origins)
     config = uvicorn.Config(
         app, http=_patient(limits.patience), loop="asyncio", ws="none", lifespan="on", log_level="warning",
         access_log=False, server_header=False, timeout_keep_alive=int(max(limits.patience, 1)),

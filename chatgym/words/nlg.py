@@ -4,8 +4,9 @@ A part of an utterance (``"inform/reference"``) in a tone has a bank of wordings
 scenario's own sentences. With one, a plain model continues a list of those sentences, several times; a voice
 (`chatgym.words.voice`) is asked for a list of its own, for some parts one that answers the agent's last act. The
 wording guard (`chatgym.words.guard`) keeps what says the right thing, and that is the bank. Slots are filled in
-afterwards, so a bank serves every conversation, and after it was made once no model is needed. Which wording of a bank
-is said is a draw of the conversation's key.
+afterwards, so a bank serves every conversation, and after it was made once no model is needed. The default model's
+banks ship with the scenarios (`chatgym.words.banks`); those of other models are kept in a cache. Which wording of a
+bank is said is a draw of the conversation's key.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from chatgym.banks import Bank, shipped
 from chatgym.dynamics import rng
 from chatgym.engines import Completion, Engine
 from chatgym.errors import Corrupted
@@ -30,7 +32,7 @@ from chatgym.words.guard import VERSION as GUARD_VERSION
 from chatgym.words.guard import Guard, tidy
 from chatgym.words.nlu import data_digest
 from chatgym.words.voice import is_voice, prompts
-from chatgym.words.voice.wordings import answers, askable
+from chatgym.words.voice.wordings import answers, askable, banks_of
 
 VERSION = 2
 CANDIDATES = 16
@@ -45,19 +47,6 @@ TOGETHER = 8
 """… and banks asked for in one call; what it says of each doesn't hang on the others."""
 AGENT = 100
 """Offset of the purposes that choose the agent's wordings from the partner's."""
-
-
-@dataclass(frozen=True)
-class Bank:
-    """Wordings of one part in one tone, perhaps after one act of the agent's; ``{name}`` where a value belongs.
-
-    Attributes:
-        accepted: What the guard let pass, in the order of sampling.
-        rejected: (text, reason) of the others.
-    """
-
-    accepted: tuple[str, ...]
-    rejected: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,13 +81,17 @@ class Speaker:
     """
 
     def __init__(self, scenario: Scenario, engine: Engine | None = None, *, cache: Cache | None = None) -> None:
-        """Make a speaker; without `engine` it says the scenario's own sentences."""
+        """Make a speaker; without `engine` it says the scenario's own sentences.
+
+        It uses the banks that ship with the scenario unless it is given a `cache` or its engine records.
+        """
         self.scenario, self.engine = scenario, engine
         self.voice = engine is not None and is_voice(engine.identity)
         self.banks: dict[str, Bank] = {}
         self.used: dict[str, list[str]] = {}
         self.progress: Callable[[int], None] | None = None
-        self._cache = cache
+        record = getattr(engine, "cache", None)  # of `chatgym.engines.recorded`: it keeps the banks, too
+        self._cache = record if cache is None and isinstance(record, Cache) else cache
         self.answers = {(p, a) for p, acts in answers(scenario).items() for a in acts} if self.voice else set()
         self._in_use: dict[tuple[str, str], Sequence[str]] = {}  # (role, name of a bank) to what is drawn from
         self._utterances = self._by_model = self._with_call = self._filled = 0
@@ -151,16 +144,10 @@ class Speaker:
         """
         if self.engine is None:
             return set()
-        if names is None:
-            names = ["|".join(filter(None, bank)) for bank in askable(self.scenario, sorted(self.answers))]
-        missing = []
-        for name in dict.fromkeys(names):
-            if name not in self.banks:
-                found = self._stored(name, self.engine)
-                if found is None:
-                    missing.append(name)
-                else:
-                    self.banks[name] = found
+        new = [name for name in dict.fromkeys(self.askable() if names is None else names) if name not in self.banks]
+        known = {name: self._shipped.get(name) or self._stored(name, self.engine) for name in new}
+        self.banks |= {name: bank for name, bank in known.items() if bank}
+        missing = [name for name in new if not known[name]]
         size = TOGETHER if self.voice else 1
         for first in range(0, len(missing), size):
             for name, bank in self._make(missing[first : first + size], self.engine).items():
@@ -169,6 +156,18 @@ class Speaker:
                 if self.progress is not None:
                     self.progress(self._filled)
         return set(missing)
+
+    def askable(self) -> list[str]:
+        """Return the names of all banks that the partner could ever draw from."""
+        return ["|".join(filter(None, bank)) for bank in askable(self.scenario, sorted(self.answers))]
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of everything that decides what an engine's model says in all banks; only with an engine."""
+        assert self.engine is not None
+        names = ("|".join(filter(None, bank)) for bank in sorted(banks_of(self.scenario)))
+        keys = [self._key(self.prompt(name), self.engine) for name in names]
+        return hashlib.sha256("".join(keys).encode()).hexdigest()
 
     def preload(self, banks: Mapping[str, Sequence[str]]) -> None:
         """Take banks from elsewhere, such as a trace; they go before any others."""
@@ -188,7 +187,7 @@ class Speaker:
         """Say how the utterances so far came about."""
         said = max(self._utterances, 1)
         accepted = sum(len(bank.accepted) for bank in self.banks.values())
-        candidates = accepted + sum(len(bank.rejected) for bank in self.banks.values())
+        candidates = sum(bank.candidates for bank in self.banks.values())
         distinct: dict[str, set[str]] = defaultdict(set)
         for name, bank in self.banks.items():
             distinct[name.partition("/")[0].partition("|")[0]].update(bank.accepted)
@@ -238,23 +237,24 @@ class Speaker:
 
         return Guard(self.scenario, nlu_of(self.scenario))
 
-    @property
+    @functools.cached_property
+    def _shipped(self) -> Mapping[str, Bank]:
+        """The banks that ship with the scenario; none if other words would be made today."""
+        found = shipped(self.scenario) if self._cache is None else None
+        if found and self.engine and found.engine == self.engine.identity and found.key == self.digest:
+            return found.banks
+        return {}
+
+    @functools.cached_property
     def _store(self) -> Cache:
         """Where banks are kept: the words of all runs, or the record that the engine's completions belong to."""
-        if self._cache is None:
-            record = getattr(self.engine, "cache", None)  # of `chatgym.engines.recorded`
-            self._cache = record if isinstance(record, Cache) else Cache(default_path())
-        return self._cache
+        return self._cache or Cache(default_path())
 
     def _stored(self, name: str, engine: Engine) -> Bank | None:
         """Return a bank that was made before."""
         key = self._key(self.prompt(name), engine)
-        stored = self._store.get(key)
-        if stored is None:
-            return None
         try:
-            found = json.loads(stored)
-            return Bank(tuple(found["accepted"]), tuple((text, why) for text, why in found["rejected"]))
+            return None if (stored := self._store.get(key)) is None else Bank.from_json(stored)
         except (ValueError, TypeError, KeyError) as error:
             raise Corrupted(f"the cache {str(self._store.path)!r} holds no bank under {key[:12]} ({error}); "
                             "delete the file: its words are made again") from error  # fmt: skip
@@ -273,8 +273,7 @@ class Speaker:
                 self._judge(name, completions[i * rows : (i + 1) * rows], made[name])
         banks = {name: Bank(tuple(found.accepted), tuple(found.rejected)) for name, found in made.items()}
         for name, bank in banks.items():
-            kept = json.dumps({"accepted": bank.accepted, "rejected": bank.rejected}, ensure_ascii=False)
-            self._store.put(self._key(made[name].prompt, engine), kept)
+            self._store.put(self._key(made[name].prompt, engine), bank.to_json())
         return banks
 
     def _judge(self, name: str, completions: Sequence[Completion], found: _Making) -> None:

@@ -1,0 +1,146 @@
+"""Banks of wordings, and those that ship with a scenario.
+
+A scenario's ``banks.json`` holds the wordings of the default model for every bank that its partner can ask for, so that
+a user's machine needs no model to speak them. ``chatgym scenarios NAME --fill-banks`` writes it: the model generates
+lines, the wording guard checks them, and the wordings in ``dropped.json``, which a person read and rejected, are left
+out. ``key`` is a digest of everything that the wordings are made with (`chatgym.words.nlg.Speaker.digest`); a speaker with
+another digest does not use the file.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chatgym.errors import Corrupted, Unavailable
+from chatgym.scenarios import Scenario
+
+if TYPE_CHECKING:
+    from chatgym.words.nlg import Speaker
+
+FILE, DROPPED = "banks.json", "dropped.json"
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Wordings of one part in one tone, perhaps after one act of the agent's; ``{name}`` where a value belongs.
+
+    Attributes:
+        accepted: What the guard let pass, in the order of sampling.
+        rejected: (text, reason) of the others; empty for a bank that ships.
+        sampled: How many lines the model generated for it, if `rejected` does not tell.
+    """
+
+    accepted: tuple[str, ...]
+    rejected: tuple[tuple[str, str], ...] = ()
+    sampled: int = 0
+
+    @property
+    def candidates(self) -> int:
+        """How many lines the model generated for it."""
+        return self.sampled or len(self.accepted) + len(self.rejected)
+
+    def to_json(self) -> str:
+        """Write it as the cache keeps it."""
+        return json.dumps({"accepted": self.accepted, "rejected": self.rejected}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Bank:
+        """Read what `to_json` wrote."""
+        found = json.loads(text)
+        return cls(tuple(found["accepted"]), tuple((text, why) for text, why in found["rejected"]))
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """The content of a ``banks.json``.
+
+    Attributes:
+        engine: Identity of the engine that generated the wordings.
+        key: `Speaker.digest` of the speaker that made them.
+        banks: Name to bank.
+    """
+
+    engine: str
+    key: str
+    banks: Mapping[str, Bank]
+
+
+@functools.cache
+def shipped(scenario: Scenario) -> Shipped | None:
+    """Read the banks that ship with a scenario; None if there are none.
+
+    Raises:
+        Corrupted: The file is not as `write` writes it.
+    """
+    path = scenario.folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        banks = {
+            name: Bank(tuple(map(str, bank["wordings"])), sampled=int(bank["candidates"]))
+            for name, bank in found["banks"].items()
+        }
+        return Shipped(str(found["engine"]), str(found["key"]), banks)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise Corrupted(f"{path} can't be read ({error}); {_remedy(scenario)}") from error
+
+
+def dropped(scenario: Scenario) -> dict[str, list[str]]:
+    """Return the wordings that a person read and rejected, by the name of their bank.
+
+    Raises:
+        Corrupted: The file cannot be read.
+    """
+    path = scenario.folder / DROPPED
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return {name: list(map(str, wordings)) for name, wordings in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise Corrupted(f"{path} can't be read ({error}); restore it, or delete it to drop nothing") from error
+
+
+def write(speaker: Speaker, progress: Callable[[int], None] | None = None) -> tuple[Path, dict[str, Bank]]:
+    """Fill all banks of a speaker that has a model, and write them beside its scenario's sentences.
+
+    The cache keeps each bank that the model filled, so an interrupted run continues where it stopped.
+
+    Args:
+        speaker: The speaker; it must not use the shipped banks itself (give it a cache).
+        progress: Called with the number of banks that are there.
+
+    Returns:
+        The file, and what stands in it.
+
+    Raises:
+        Unavailable: The folder cannot be written to.
+    """
+    assert speaker.engine is not None
+    scenario, names = speaker.scenario, speaker.askable()
+    if progress is not None:
+        speaker.progress = lambda _: progress(len(speaker.banks))
+    speaker.prepare(names)
+    unwanted, banks = dropped(scenario), {}
+    for name in names:
+        bank = speaker.banks[name]
+        kept = tuple(wording for wording in bank.accepted if wording not in unwanted.get(name, ()))
+        banks[name] = Bank(kept, sampled=bank.candidates)
+    content = {
+        "engine": speaker.engine.identity, "key": speaker.digest,
+        "banks": {name: {"candidates": bank.sampled, "wordings": bank.accepted} for name, bank in banks.items()},
+    }  # fmt: skip
+    path = scenario.folder / FILE
+    try:
+        path.write_text(json.dumps(content, indent=0, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise Unavailable(f"{path} can't be written ({error.strerror}); install the scenario editable") from error
+    return path, banks
+
+
+def _remedy(scenario: Scenario) -> str:
+    return f"`chatgym scenarios {scenario.name} --fill-banks` makes it anew"
