@@ -1,6 +1,6 @@
-"""ChatGym: a Gymnasium environment in which conversation agents are trained and compared.
+"""ChatGym: a Gymnasium environment for training and comparing conversation agents.
 
-Importing it registers ``ChatEnv-v0`` and nothing else: no model, no torch, no plugin is loaded before it is used.
+Importing it registers ``ChatEnv-v0``; models, torch and plugins are loaded at their first use.
 """
 
 from __future__ import annotations

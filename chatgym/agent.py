@@ -1,4 +1,4 @@
-"""What an agent is: the protocol that plugins fulfil, and the settings that make one."""
+"""The `Agent` protocol, and the settings that agents declare."""
 
 from __future__ import annotations
 
@@ -17,41 +17,39 @@ from chatgym.errors import InvalidValue, unknown
 from chatgym.scenarios import Scenario
 
 Callback = Callable[[int, Mapping[str, float]], None]
-"""``callback(turns, metrics)``: turns trained for so far, and what the agent wants to be shown of itself."""
+"""``callback(turns, metrics)``: turns trained for so far, and the agent's metrics by name."""
 
 A = TypeVar("A", bound="Agent")
 
 
 @dataclass(frozen=True)
 class Interface:
-    """The action and the observation interface that an agent needs, see `chatgym.envs.chat_env.ChatEnv`."""
+    """The action and observation interface that an agent needs, see `chatgym.envs.chat_env.ChatEnv`."""
 
     action: str = "act"
     observation: str = "discrete"
 
 
 class MakeEnvs(Protocol):
-    """Makes the environment to learn in; the caller knows scenario and interface, the agent how many and how."""
+    """Makes environments for an agent to learn in; scenario and interface are fixed, the agent chooses the rest."""
 
     def __call__(self, num_envs: int, **overrides: Any) -> VectorEnv[Any, Any, Any]:
         """Make `num_envs` conversations; `overrides` are arguments of `chatgym.envs.vector_env.ChatVectorEnv`."""
 
 
 class Agent(Protocol):
-    """An agent: learns from conversations and takes part in them.
+    """An agent: it learns from conversations and acts in them.
 
-    All randomness comes from `seed`: an agent seeds the environments that it makes (``envs.reset(seed=seed)``)
-    and draws its own decisions by `chatgym.dynamics.rng`, a position instead of a state, so that a saved agent goes on
-    where it was. `learn` may be called on a loaded agent and then does what is left of `total_steps`; all
-    that this needs is in the folder that `save` writes, the state of the environments included
-    (``envs.snapshot()``), so that an interrupted training ends in the same bytes as one that wasn't.
+    All randomness comes from `seed`: an agent seeds its environments (``envs.reset(seed=seed)``) and draws by
+    `chatgym.dynamics.rng`, which needs a position instead of a state, so that a saved agent continues exactly. `learn`
+    on a loaded agent does what remains of `total_steps`. The folder that `save` writes holds all that this needs, the
+    environments' state (``envs.snapshot()``) included: an interrupted training ends in the same bytes as another.
 
-    A class may also have ``default_steps: ClassVar[int]``, the turns that a training takes when nobody says how
-    many (0 says that the agent learns nothing), ``default_evaluations`` and ``default_conversations``, how many it is
-    interrupted by and how long they are, and ``several_processes = True`` if they can train it together (see
-    `chatgym.finetuning.distributed`). One that remembers what was said has ``begin(keys)``, called with the
-    keys uint64[B] of conversations that are about to begin; where texts are observed, it is then shown ``""`` of a
-    conversation that is over.
+    A class may define ``default_steps: ClassVar[int]``, the turns of a training by default (0: the agent doesn't
+    learn); ``default_evaluations`` and ``default_conversations``, how many evaluations a training has and how many
+    conversations each; and ``several_processes = True`` if processes can train it together (see
+    `chatgym.finetuning.distributed`). An agent with memory has ``begin(keys)``, called with the keys, uint64[B], of
+    conversations that are about to begin; if it observes texts, it then sees ``""`` for conversations that are over.
     """
 
     requires: ClassVar[Interface]
@@ -59,13 +57,12 @@ class Agent(Protocol):
     """A frozen dataclass of `setting` fields with defaults: the options of the command line."""
 
     def __init__(self, scenario: Scenario, config: Any = None, *, seed: int = 0) -> None:
-        """Make an untrained agent; `config` is a `Config`, or None for its defaults."""
+        """Make an untrained agent; `config` is a `Config`, None: its defaults."""
 
     def learn(self, make_envs: MakeEnvs, total_steps: int, callback: Callback) -> None:
-        """Train until `total_steps` turns are done, those before a `load` counted.
+        """Train until `total_steps` turns are done, including those before a `load`.
 
-        `callback` is called after each iteration; the agent may be saved from within it, and an exception that
-        it raises passes through.
+        `callback` is called after each iteration. It may save the agent; an exception that it raises passes through.
         """
 
     def act(
@@ -74,12 +71,12 @@ class Agent(Protocol):
         """Choose an action for each of B conversations.
 
         Args:
-            observations: B observations of the interface that `requires` names.
-            deterministic: Whether to take the best known action; else to act as in training.
-            action_masks: bool[B, n], the actions that make sense.
+            observations: B observations of the interface in `requires`.
+            deterministic: Whether to take the best known action; else explore as in training.
+            action_masks: int8[B, n] or bool[B, n], the actions that make sense.
 
         Returns:
-            int64[B].
+            int64[B]; B texts for ``action="text"``.
         """
 
     def save(self, folder: Path) -> None:
@@ -87,21 +84,21 @@ class Agent(Protocol):
 
     @classmethod
     def load(cls: type[A], folder: Path) -> A:
-        """Read back what `save` wrote.
+        """Return the agent that `save` wrote.
 
         Raises:
-            Corrupted: When a file isn't what it was.
+            Corrupted: A file was changed or cut off.
         """
 
 
 @dataclass(frozen=True)
 class Range:
-    """Where a tuning looks for a number.
+    """Range of a number that `chatgym tune` searches.
 
     Attributes:
-        low, high: The bounds, which belong to it.
-        log: Whether it looks at orders of magnitude.
-        points: How many values a grid has of it, equally far apart.
+        low, high: Bounds, both included.
+        log: Whether to search on a logarithmic scale.
+        points: Number of values in a grid, equally spaced.
     """
 
     low: float
@@ -121,19 +118,19 @@ def setting(
     """Declare a field of an agent's `Config`.
 
     Args:
-        default: Its value when none is given.
-        help: What it does.
-        low, high: The range that it may lie in.
-        tune: Where `chatgym tune` looks for its best value: a `Range`, or the values to try. None: it is left alone.
+        default: Default value.
+        help: What the setting does.
+        low, high: Bounds of allowed values.
+        tune: What `chatgym tune` searches: a `Range`, or the values to try. None: nothing.
     """
     return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high, "tune": tune})
 
 
 def make_config(config_class: type, values: Mapping[str, Any] | None = None) -> Any:
-    """Make an agent's `Config` from values by name, those of a command line or a file.
+    """Make an agent's `Config` from values by name, from a command line or a file.
 
     Raises:
-        InvalidValue: When a name is unknown, or a value of another type or out of its range.
+        InvalidValue: A name is unknown, or a value has another type or is out of range.
     """
     fields = {field.name: field for field in dataclasses.fields(config_class)}
     types = typing.get_type_hints(config_class)

@@ -1,4 +1,4 @@
-"""Errors that name the value, what was allowed, and what mends it."""
+"""Errors: each message names the value, what is allowed, and the remedy."""
 
 from __future__ import annotations
 
@@ -8,43 +8,44 @@ from typing import Any
 
 
 class ChatGymError(Exception):
-    """Root of every error that ChatGym raises on purpose."""
+    """Base of all errors that ChatGym raises."""
 
 
 class InvalidValue(ChatGymError, ValueError):
-    """A value that a user handed over is not one of those allowed."""
+    """A user's value is not allowed."""
 
 
 class Unavailable(ChatGymError, RuntimeError):
-    """Something that is needed (a model, a plugin, a server) is not here."""
+    """Something needed (a model, a plugin, a server) is not available."""
 
 
 class Unfinished(Unavailable):
-    """A server left prompts of a batch without an answer; the engine keeps the others' for when it is asked again.
+    """A server left prompts of a batch unanswered; the engine keeps the answers it has for the next call.
 
     Attributes:
-        answered: Row of the batch to its `chatgym.engines.Completion`, of those that were answered.
+        answered: Row of the batch to its `chatgym.engines.Completion`, for the answered prompts.
     """
 
     def __init__(self, message: str) -> None:
+        """Make the error without answers."""
         super().__init__(message)
         self.answered: dict[int, Any] = {}
 
 
 class BudgetSpent(Unfinished):
-    """A limit on requests, tokens or cost is reached; raise it, and the same call goes on where it stopped."""
+    """A limit on requests, tokens or cost is reached; raise the limit and repeat the call to continue."""
 
 
 class Corrupted(ChatGymError, RuntimeError):
-    """A file is not what it was when it was written."""
+    """A file differs from what was written."""
 
 
 class ReplayMismatch(ChatGymError, RuntimeError):
-    """A replay did something else than its trace."""
+    """A replay differs from its trace."""
 
 
 def unknown(what: str, value: object, allowed: Iterable[str], remedy: str = "") -> InvalidValue:
-    """An `InvalidValue` for a name that is not known, with the nearest known name."""
+    """Return an `InvalidValue` for an unknown name, with the nearest known name."""
     names = sorted(allowed)
     near = difflib.get_close_matches(str(value), names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""

@@ -1,4 +1,4 @@
-"""What a plugin can add. A thing is the object itself or ``"module:attribute"``, imported when it is first used."""
+"""The hooks of plugins. They register objects, or ``"module:attribute"``, which is imported at its first use."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ hookspec, hookimpl = pluggy.HookspecMarker("chatgym"), pluggy.HookimplMarker("ch
 
 @hookspec
 def register_agents(register: Register) -> None:
-    """Register classes that are a `chatgym.agent.Agent`."""
+    """Register agent classes, see `chatgym.agent.Agent`."""
 
 
 @hookspec
@@ -21,7 +21,7 @@ def register_scenarios(register: Register) -> None:
 
 @hookspec
 def register_engines(register: Register) -> None:
-    """Register factories ``(spec: str) -> Engine``; the name stands before the colon of ``llm="name:..."``."""
+    """Register factories ``(spec: str) -> Engine``; the name precedes the colon in ``llm="name:..."``."""
 
 
 @hookspec

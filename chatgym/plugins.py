@@ -1,8 +1,8 @@
-"""Finding plugins: entry points of the group ``chatgym``, loaded once, at the first use of a name.
+"""Load plugins: entry points of the group ``chatgym``, once in a process, at the first use of a name.
 
-A plugin that can't be loaded adds nothing and breaks nothing: one warning names it, ``chatgym plugins`` says why.
-The environment variable ``CHATGYM_LOAD_PLUGINS`` names the entry points to load, separated by commas; empty, it
-leaves only what comes with ChatGym, which is always loaded: without it there would be no scenario at all.
+A plugin that can't be loaded adds nothing and breaks nothing: a warning names it, ``chatgym plugins`` says why. The
+environment variable ``CHATGYM_LOAD_PLUGINS`` names the entry points to load, separated by commas; ChatGym's own, which
+holds the scenarios, is always loaded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ KINDS = ("agents", "scenarios", "engines", "reward_models")
 
 
 class Registered(Mapping[str, Any]):
-    """Registered things of one kind by name; one given as ``"module:attribute"`` is imported when it is got."""
+    """Objects of one kind by name; one given as ``"module:attribute"`` is imported at its first use."""
 
     def __init__(self) -> None:
         self._things: dict[str, Any] = {}
@@ -57,7 +57,7 @@ class Registered(Mapping[str, Any]):
 
 @dataclass(frozen=True)
 class Registry:
-    """All that plugins registered."""
+    """Everything that plugins registered."""
 
     agents: Registered = field(default_factory=Registered)
     scenarios: Registered = field(default_factory=Registered)
@@ -72,6 +72,7 @@ class Registry:
         return {(kind, name): plugin for kind in KINDS for name, plugin in getattr(self, kind).sources.items()}
 
     def _add(self, kind: str, name: str, thing: Any, plugin: str) -> None:
+        """Register an object, or record a failure if the name is taken."""
         things: Registered = getattr(self, kind)
         if name in things:
             what = f"{kind[:-1].replace('_', ' ')} {name!r} is already registered by plugin {things.sources[name]!r}"
@@ -82,7 +83,7 @@ class Registry:
 
 @functools.cache
 def load() -> Registry:
-    """Load the plugins, once in a process; what comes with ChatGym first, then by name."""
+    """Return the registry; the first call loads the plugins, ChatGym's own first, then by name."""
     registry, manager = Registry(), pluggy.PluginManager("chatgym")
     manager.add_hookspecs(hookspecs)
     for entry in _chosen(registry):
@@ -101,6 +102,7 @@ def load() -> Registry:
 
 
 def _chosen(registry: Registry) -> list[EntryPoint]:
+    """Return the entry points to load, and record those that are missing."""
     found = sorted(entry_points(group="chatgym"), key=lambda entry: (entry.name != BUILT_IN, entry.name, entry.value))
     if (restriction := os.environ.get("CHATGYM_LOAD_PLUGINS")) is None:
         return found
@@ -111,7 +113,7 @@ def _chosen(registry: Registry) -> list[EntryPoint]:
 
 
 def _collect(manager: pluggy.PluginManager, entry: EntryPoint) -> list[tuple[str, str, Any]]:
-    """Import a plugin and call its hooks alone, so that its failure is its own."""
+    """Import a plugin and call its hooks; return (kind, name, object) for all that it registers."""
     others, plugin, things = manager.get_plugins(), entry.load(), []
     manager.register(plugin, entry.name)
     for caller in manager.get_hookcallers(plugin) or ():

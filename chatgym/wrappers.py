@@ -1,4 +1,4 @@
-"""Wrappers around the environments; they live in `chatgym.envs.wrappers`."""
+"""The environments' wrappers, defined in `chatgym.envs.wrappers`."""
 
 from chatgym.envs.wrappers import ChatMLMessages, FlatTokens, LegacyAPI
 

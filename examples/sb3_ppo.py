@@ -1,6 +1,6 @@
-"""Stable-Baselines3's PPO and sb3-contrib's MaskablePPO learn to hold conversations: ``python examples/sb3_ppo.py``.
+"""Train Stable-Baselines3's PPO and sb3-contrib's MaskablePPO in conversations: ``python examples/sb3_ppo.py``.
 
-`ChatVecEnv` is an ordinary VecEnv of SB3's, with the masks that MaskablePPO asks for. Needs `pip install sb3-contrib`.
+`ChatVecEnv` is a VecEnv of SB3 with the masks that MaskablePPO needs. Requires `pip install sb3-contrib`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SETTINGS = {"n_steps": 32, "batch_size": 512, "n_epochs": 4, "learning_rate": 1e
 
 
 def success_rate(model: PPO | MaskablePPO, scenario: str, conversations: int) -> float:
-    """Hold conversations that the training didn't see, and return the share that succeeded."""
+    """Return the share of successes in conversations that the training didn't contain."""
     envs = ChatVecEnv.make(conversations, scenario=scenario, llm="template")
     envs.seed(2_000_000)
     observations, first = envs.reset(), {}
@@ -32,6 +32,7 @@ def success_rate(model: PPO | MaskablePPO, scenario: str, conversations: int) ->
 
 
 def main() -> None:
+    """Train both algorithms, and print their success rates before and after."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenario", default="social")
     parser.add_argument("--turns", type=int, default=300_000, help="of training, for each of the two")

@@ -1,8 +1,8 @@
-"""Textbook Q-learning, in the plain loop that every introduction to reinforcement learning shows.
+"""Textbook Q-learning, in the loop that every introduction to reinforcement learning shows.
 
-The environment is a conversation: a customer has a problem and doesn't say all of it at once, the agent chooses what
-to do next (ask for the date, confirm, offer a refund, ...). `LegacyAPI` gives it the interface that Gym had in 2016,
-in which states and actions are numbers, `reset()` returns a state, and `step()` returns state, reward, done and info.
+The environment is a conversation: a customer has a problem and reveals it step by step, the agent chooses what to do
+next (ask for the date, confirm, offer a refund, ...). `LegacyAPI` gives it the interface of Gym in 2016: states and
+actions are numbers, `reset()` returns a state, and `step()` returns state, reward, done and info.
 
     python examples/textbook_qlearning.py --episodes 10000
 """
@@ -17,7 +17,7 @@ from chatgym.envs.wrappers import LegacyAPI
 
 
 def main() -> None:
-    """Train, and print how often the customer was helped among the first and the last tenth of the episodes."""
+    """Train, and print the success rates of the first and the last tenth of the episodes."""
     parser = argparse.ArgumentParser(description="Textbook Q-learning in ChatEnv-v0.")
     parser.add_argument("--episodes", type=int, default=10_000, help="conversations to learn from")
     parser.add_argument("--epsilon", type=float, default=0.1, help="share of random actions")

@@ -11,7 +11,8 @@ from gymnasium.utils.env_match import check_environments_match
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
-from chatgym.envs.interfaces import ACTIONS, row_of
+from chatgym.envs.codecs import row_of
+from chatgym.envs.interfaces import ACTIONS
 from chatgym.envs.vector_env import ChatVectorEnv
 
 SCENARIOS = ("customer_service", "education", "social")

@@ -13,7 +13,7 @@ import numpy as np
 
 from chatgym.cli.dialogue import print_utterance, read_line
 from chatgym.dynamics.room import ChatRoom
-from chatgym.envs.interfaces import observe
+from chatgym.envs.codecs import observe
 from chatgym.evaluation.audit_policies import ending_acts
 from chatgym.scenarios import Scenario
 from chatgym.words.nlg import Speaker

@@ -1,4 +1,4 @@
-"""The exact part of a conversation: random draws, the scenario type, and the loops that advance B conversations.
+"""The dynamics of a conversation: random draws, the `Scenario` type, and the compiled loops over B conversations.
 
-Nothing here knows words, models or Gymnasium.
+Nothing here knows words, language models or Gymnasium.
 """

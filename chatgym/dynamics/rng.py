@@ -1,8 +1,8 @@
 """Counter-based random draws: each is a pure function of (conversation key, turn, purpose).
 
-No state, so a draw depends neither on the batch a conversation is in nor on what was drawn before. The
-generator is SplitMix64 (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators") read at
-a position instead of in sequence: the key is hashed to a stream's origin, (turn, purpose) is the offset.
+There is no state: a draw depends neither on the batch nor on earlier draws. The generator is SplitMix64 (Steele, Lea
+& Flood 2014, "Fast splittable pseudorandom number generators") at a given position: the hashed key is where a
+conversation's stream begins, (turn, purpose) is the offset.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _UNIT = 2.0**-53
 # The types are stated: numba would else compile a function anew for each constant that it is called with.
 @nb.njit("uint64(uint64)", cache=True)
 def _mix(z: np.uint64) -> np.uint64:
-    """SplitMix64's finaliser, a bijection on uint64."""
+    """Return SplitMix64's finaliser of z, a bijection on uint64."""
     z = (z ^ (z >> _S30)) * _M1
     z = (z ^ (z >> _S27)) * _M2
     return z ^ (z >> _S31)
@@ -35,7 +35,7 @@ def _mix(z: np.uint64) -> np.uint64:
 
 @nb.njit("uint64(uint64, int64, int64)", cache=True)
 def bits(key: np.uint64, turn: int, purpose: int) -> np.uint64:
-    """Draw 64 random bits for (key, turn, purpose)."""
+    """Draw 64 random bits, uint64, for (key, turn, purpose)."""
     counter = np.uint64(turn) * np.uint64(PURPOSES) + np.uint64(purpose) + np.uint64(1)
     return _mix(_mix(np.uint64(key)) + counter * _GOLDEN)
 
@@ -48,13 +48,13 @@ def draw(key: np.uint64, turn: int, purpose: int) -> float:
 
 @nb.njit("int64(uint64, int64, int64, int64)", cache=True)
 def randint(key: np.uint64, turn: int, purpose: int, n: int) -> int:
-    """Draw an integer, uniform on 0 … n - 1 (n < 2**32: the bias is below 2**-21)."""
+    """Draw an int64, uniform on 0 … n - 1, for (key, turn, purpose); n < 2**32 keeps the bias below 2**-21."""
     return int(draw(key, turn, purpose) * n)
 
 
 @nb.njit("uint64(uint64, int64)", cache=True)
 def episode_key(root: np.uint64, episode: int) -> np.uint64:
-    """Key of a row's `episode`-th conversation since it was seeded with `root`."""
+    """Return the key, uint64, of a row's `episode`-th conversation since it was seeded with `root`."""
     return bits(root, episode, PURPOSES - 1)
 
 
@@ -67,7 +67,7 @@ def uniform(keys: npt.ArrayLike, turns: npt.ArrayLike, purposes: npt.ArrayLike) 
         purposes: int[...], 0 … `PURPOSES` - 1.
 
     Returns:
-        float64[...] in [0, 1).
+        float64[...], uniform on [0, 1).
     """
     counter = np.asarray(turns, np.uint64) * np.uint64(PURPOSES) + np.asarray(purposes, np.uint64)
     with np.errstate(over="ignore"):

@@ -1,8 +1,8 @@
-"""ChatRoom: B conversations as structs of arrays, advanced by one compiled loop.
+"""ChatRoom: the state of B conversations as arrays, advanced by compiled loops.
 
-The room knows acts and numbers only: no words, no observations' spaces, no autoreset. A scenario's scalar
-functions see one conversation; the loops below run them over the batch, so a conversation's course depends
-on its key and its acts alone, never on its neighbours.
+The room knows dialogue acts and numbers only: no words, no observation spaces, no autoreset. A scenario's functions
+see one conversation; the loops run them over the batch. So a conversation depends on its key and its acts alone,
+never on the rows beside it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ Snapshot = dict[str, npt.NDArray[Any]]
 class _ScenarioCache(FunctionCache):
     """numba's cache on disk, keyed by the scenario's digest.
 
-    numba can't cache a closure over compiled functions (their identity is random in each process), nor does it
-    notice when a function in another file changes. The digest covers both.
+    numba can't cache a closure over compiled functions (their identity is random in each process), nor does it notice a
+    change of a function in another file. The digest covers both.
     """
 
     def __init__(self, py_func: Callable[..., Any], digest: str, scenario: str) -> None:
@@ -52,7 +52,7 @@ class _ScenarioCache(FunctionCache):
 
 @dataclass(frozen=True)
 class Kernels:
-    """A scenario's functions, compiled over the batch. Arrays have a leading axis B."""
+    """A scenario's functions, compiled over the batch; the loops in `_loops` state their arrays."""
 
     start: Callable[..., None]
     step: Callable[..., None]
@@ -64,6 +64,7 @@ class Kernels:
 
 @nb.njit
 def _next_keys(rows, roots, episodes, keys):  # type: ignore[no-untyped-def]
+    """Derive the next key, uint64[B], in `rows`, bool[B], from `roots`, uint64[B], and `episodes`, int64[B]."""
     for i in range(rows.shape[0]):
         if rows[i]:
             keys[i] = rng.episode_key(roots[i], episodes[i])
@@ -74,7 +75,7 @@ _compiled: dict[Scenario, Kernels] = {}
 
 
 def kernels(scenario: Scenario) -> Kernels:
-    """Return the compiled loops of a scenario (compiled at first use, then read from numba's cache)."""
+    """Return a scenario's compiled loops: compiled at the first use, later read from numba's cache on disk."""
     if scenario not in _compiled:
         digest = hashlib.sha256((scenario.digest + loops_digest()).encode()).hexdigest()
         loops = _loops(scenario)
@@ -86,17 +87,22 @@ def kernels(scenario: Scenario) -> Kernels:
 
 @functools.cache
 def loops_digest() -> str:
-    """SHA-256 of the code that every scenario shares: the draws and the loops over the batch."""
+    """Return the SHA-256 of the code that all scenarios share: the random draws and the loops over the batch."""
     return code_digest(inspect.getsource(rng), inspect.getsource(_loops))
 
 
 def _loops(scenario: Scenario) -> dict[str, Any]:  # noqa: C901 (six loops, each trivial)
+    """Compile the loops over a scenario's functions. Records are as in `Scenario`, T is its number of reward terms."""
     begin, respond, number = scenario.start, scenario.respond, scenario.index
     fill, allow, choose = scenario.embed, scenario.mask, scenario.expert
     truncated = len(scenario.outcomes) - 1
 
     @nb.njit
     def start(rows, keys, turns, hidden, belief, said, outcomes, error_rate):  # type: ignore[no-untyped-def]
+        """Begin conversations in `rows`, bool[B].
+
+        The others are keys uint64[B], turns and outcomes int64[B], and the records[B] hidden, belief and said.
+        """
         for i in range(rows.shape[0]):
             if rows[i]:
                 turns[i] = 0
@@ -108,6 +114,11 @@ def _loops(scenario: Scenario) -> dict[str, Any]:  # noqa: C901 (six loops, each
         rows, fresh, acts, keys, roots, episodes, turns, hidden, belief, said, outcomes, rewards, terms, weights,
         terminations, truncations, max_turns, error_rate,
     ):  # fmt: skip
+        """Take one act, int64[B], in `rows`, bool[B]; in `fresh`, bool[B], begin the next conversation instead.
+
+        The others are keys and roots uint64[B]; episodes, turns and outcomes int64[B]; hidden, belief and said
+        records[B]; rewards float64[B], terms float64[B, T], weights float64[T]; terminations and truncations bool[B].
+        """
         for i in range(rows.shape[0]):
             rewards[i] = 0.0
             terminations[i] = truncations[i] = False
@@ -134,21 +145,25 @@ def _loops(scenario: Scenario) -> dict[str, Any]:  # noqa: C901 (six loops, each
 
     @nb.njit
     def index(belief, out):  # type: ignore[no-untyped-def]
+        """Fill `out`, int64[B], from `belief`, records[B]."""
         for i in range(out.shape[0]):
             out[i] = number(belief[i])
 
     @nb.njit
     def embed(belief, out):  # type: ignore[no-untyped-def]
+        """Fill `out`, float32[B, embedding_size], from `belief`, records[B]."""
         for i in range(out.shape[0]):
             fill(belief[i], out[i])
 
     @nb.njit
     def mask(belief, out):  # type: ignore[no-untyped-def]
+        """Fill `out`, bool[B, number of agent acts], from `belief`, records[B]."""
         for i in range(out.shape[0]):
             allow(belief[i], out[i])
 
     @nb.njit
     def expert(belief, out):  # type: ignore[no-untyped-def]
+        """Fill `out`, int64[B], from `belief`, records[B]."""
         for i in range(out.shape[0]):
             out[i] = choose(belief[i])
 
@@ -156,20 +171,20 @@ def _loops(scenario: Scenario) -> dict[str, Any]:  # noqa: C901 (six loops, each
 
 
 def is_integer(value: Any) -> bool:
-    """Tell whether a value is an integer, Python's or numpy's, and no bool."""
+    """Tell whether a value is an integer of Python or numpy, but not a bool."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether a value is a finite real number, Python's or numpy's, and no bool."""
+    """Tell whether a value is a finite real number of Python or numpy, but not a bool."""
     return (is_integer(value) or isinstance(value, (float, np.floating))) and math.isfinite(value)
 
 
 def check_weights(reward_weights: Mapping[str, float] | None) -> dict[str, float]:
-    """Return reward weights as floats, an empty dict for None.
+    """Return reward weights as floats; None gives an empty dict.
 
     Raises:
-        InvalidValue: They are no mapping, or a weight is no finite number.
+        InvalidValue: They are no mapping, or a weight is not a finite number.
     """
     if reward_weights is not None and not isinstance(reward_weights, Mapping):
         raise InvalidValue(f"reward_weights maps names of reward terms to weights; it is {reward_weights!r}")
@@ -180,17 +195,17 @@ def check_weights(reward_weights: Mapping[str, float] | None) -> dict[str, float
 
 
 class ChatRoom:
-    """B conversations with partners of one scenario, side by side.
+    """B conversations with partners of one scenario.
 
     Attributes:
         size: B.
-        keys: uint64[B], the key of each conversation: with the acts, all that decides its course.
-        roots: uint64[B], what a row's keys are derived from.
+        keys: uint64[B], the key of each conversation; key and acts determine the conversation.
+        roots: uint64[B], the seeds from which the rows' keys are derived.
         episodes: int64[B], conversations begun in each row since it was seeded.
         turns: int64[B], agent turns taken.
         hidden, belief, said: records[B], see `Scenario`.
         outcomes: int64[B], index into ``scenario.outcomes``; 0 while the conversation goes on.
-        rewards: float64[B] of the last step; ``terms`` float64[B, T] are its unweighted terms.
+        rewards: float64[B] of the last step; ``terms`` float64[B, T] are the unweighted terms.
         terminations, truncations: bool[B] of the last step.
     """
 
@@ -206,20 +221,20 @@ class ChatRoom:
         max_turns: int | None = None,
         reward_weights: Mapping[str, float] | None = None,
     ) -> None:
-        """Make room for B conversations, none of them begun.
+        """Make a room of B conversations; `begin` begins them.
 
         Args:
-            scenario: What the conversations are about.
+            scenario: The scenario of all conversations.
             size: B, at least 1.
-            error_rate: Semantic error rate in [0, 1]: how often the agent misunderstands an act or a value.
-            max_turns: Turns after which a conversation is truncated; the scenario's own when None.
-            reward_weights: Reward term to weight; terms left out keep the scenario's.
+            error_rate: Semantic error rate, 0 to 1: how often the agent misunderstands an act or a value.
+            max_turns: Turns after which a conversation is truncated; None: the scenario's default.
+            reward_weights: Reward term to weight; terms left out keep the scenario's weight.
 
         Raises:
-            InvalidValue: When a value is out of its range, or a reward term unknown.
+            InvalidValue: A value is out of range, or a reward term is unknown.
         """
         if not is_integer(size) or size < 1:
-            raise InvalidValue(f"num_envs is the number of conversations, an integer from 1 on, not {size!r}")
+            raise InvalidValue(f"num_envs is the number of conversations, an integer of at least 1, not {size!r}")
         if not is_number(error_rate) or not 0.0 <= error_rate <= 1.0:
             raise InvalidValue(f"error_rate is a probability from 0 to 1, not {error_rate!r}")
         turns = scenario.max_turns if max_turns is None else max_turns
@@ -249,13 +264,13 @@ class ChatRoom:
         self.truncations = np.zeros(size, bool)
 
     def seed(self, roots: npt.NDArray[np.uint64], rows: npt.NDArray[np.bool_] | None = None) -> None:
-        """Give rows (all, if None) new roots, uint64[B], and count their conversations from 0 again."""
+        """Set the roots, uint64[B], in `rows`, bool[B] (None: all), and count their conversations from 0."""
         where = self._all if rows is None else rows
         self.roots[where] = roots[where]
         self.episodes[where] = 0
 
     def begin(self, rows: npt.NDArray[np.bool_] | None = None, keys: npt.NDArray[np.uint64] | None = None) -> None:
-        """Begin the next conversation in the rows of a bool[B] mask (all, if None), or those of given keys."""
+        """Begin the next conversation in `rows`, bool[B] (None: all), or the ones with the given keys, uint64[B]."""
         where = self._all if rows is None else rows
         if keys is None:
             _next_keys(where, self.roots, self.episodes, self.keys)
@@ -271,10 +286,14 @@ class ChatRoom:
         rows: npt.NDArray[np.bool_] | None = None,
         fresh: npt.NDArray[np.bool_] | None = None,
     ) -> None:
-        """Take one agent act, int64[B], in the rows of a bool[B] mask (all, if None); see the attributes.
+        """Take one agent act in each of `rows`; the results are attributes.
 
-        Rows in `fresh`, bool[B], begin their next conversation instead, as `begin` does. `rewards`, `terms`,
-        `terminations` and `truncations` are new arrays; they are 0 and False where no act was taken.
+        `rewards`, `terms`, `terminations` and `truncations` become new arrays, 0 and False where no act was taken.
+
+        Args:
+            acts: int64[B], indices into ``scenario.agent_acts``, perhaps with `ABOUT` a slot, or `UNCLEAR_ACT`.
+            rows: bool[B]; None: all.
+            fresh: bool[B], rows that begin their next conversation instead, as `begin` does; None: no row.
         """
         self.rewards, self.terms = np.empty(self.size), np.empty((self.size, len(self._weights)))
         self.terminations, self.truncations = np.empty(self.size, bool), np.empty(self.size, bool)
@@ -285,39 +304,39 @@ class ChatRoom:
         )  # fmt: skip
 
     def discrete(self) -> npt.NDArray[np.int64]:
-        """Number the belief states: int64[B] below ``scenario.n_beliefs``; 0 where the conversation ended."""
+        """Return the discrete observations, int64[B] below ``scenario.n_beliefs``; 0 after the conversation's end."""
         out = np.empty(self.size, np.int64)
         self._kernels.index(self.belief, out)
         return out
 
     def embedding(self) -> npt.NDArray[np.float32]:
-        """Write the belief states as float32[B, ``scenario.embedding_size``] in [-1, 1]."""
+        """Return the embedding observations, float32[B, ``scenario.embedding_size``] in [-1, 1]."""
         out = np.empty((self.size, self.scenario.embedding_size), np.float32)
         self._kernels.embed(self.belief, out)
         return out
 
     def action_masks(self) -> npt.NDArray[np.bool_]:
-        """Tell which acts make sense: bool[B, number of agent acts]."""
+        """Return the acts that make sense, bool[B, number of agent acts]."""
         out = np.empty((self.size, len(self.scenario.agent_acts)), bool)
         self._kernels.mask(self.belief, out)
         return out
 
     def expert_acts(self, belief: npt.NDArray[Any] | None = None) -> npt.NDArray[np.int64]:
-        """Return the scripted expert's acts, int64[B], for the room's beliefs or for those given."""
+        """Return the scripted expert's acts, int64[B], for `belief`, records[B] (None: the room's own)."""
         belief = self.belief if belief is None else belief
         out = np.empty(len(belief), np.int64)
         self._kernels.expert(belief, out)
         return out
 
     def dump(self) -> Snapshot:
-        """Copy the whole state; `load` takes it back exactly, at any moment of a conversation."""
+        """Copy the state: name to array with a leading axis B. `load` takes it at any moment of the conversations."""
         return {name: getattr(self, name).copy() for name in self._STATE}
 
     def load(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Go back to what `dump` returned, of a room of the same scenario and size.
+        """Restore a state that `dump` of a room with the same scenario and size returned: arrays with a leading axis B.
 
         Raises:
-            InvalidValue: When the snapshot comes from another scenario's room or one of another size.
+            InvalidValue: The state comes from another scenario or size.
         """
         for name in self._STATE:
             mine, theirs = getattr(self, name), state.get(name)
@@ -332,13 +351,13 @@ class ChatRoom:
             getattr(self, name)[...] = state[name]
 
     def fork(self, index: int, copies: int) -> ChatRoom:
-        """Make a new room of copies of one conversation: they differ from here on only by the agent's acts.
+        """Make a room with B = `copies` copies of one conversation.
 
         Raises:
-            InvalidValue: When there is no such row, or `copies` is below 1.
+            InvalidValue: There is no such row, or `copies` is below 1.
         """
         if not is_integer(index) or not 0 <= index < self.size:
-            raise InvalidValue(f"there is no row {index} in a room of {self.size}")
+            raise InvalidValue(f"there is no row {index} in a room of {self.size}; rows are 0 to {self.size - 1}")
         room = ChatRoom(
             self.scenario, copies, error_rate=self.error_rate, max_turns=self.max_turns,
             reward_weights=self.reward_weights,

@@ -1,18 +1,19 @@
-"""What a scenario is: acts, state, five compiled functions and sentences.
+"""The `Scenario` type: acts, state, compiled functions and sentences of one kind of conversation.
 
-A scenario is content. It says what one conversation does, as plain scalar functions that numba compiles;
-`chatgym.dynamics.room` runs them over a batch, and everything else (observations, words, replay) is made from what
-is declared here.
+A scenario is content: scalar functions that numba compiles and data. `chatgym.dynamics.room` runs the functions over a
+batch; observations, words and replay are made from what the scenario declares.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,23 +23,23 @@ from chatgym.dynamics.identity import code_digest
 TONES = ("calm", "annoyed", "angry")
 
 NO_ACT = -1
-"""Stands for the act of an agent that took no turn; no scenario sees it."""
+"""In the place of an act: the agent took no turn. No scenario sees it."""
 UNCLEAR_ACT = -2
-"""The act of an agent whose words weren't understood: it costs the turn, and the partner asks what was meant."""
+"""The act for words that NLU didn't understand: it costs a turn, and the partner asks what was meant."""
 ABOUT = 256
-"""An act that is about slot s is ``act + ABOUT * (s + 1)``, where its words say so (``confirm/date``)."""
+"""An act about slot s, named by the agent's words (``confirm/date``), is ``act + ABOUT * (s + 1)``."""
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """What an utterance means, before it has words.
+    """What an utterance means, before it is put into words.
 
     Attributes:
         act: The dialogue act.
-        parts: Keys into the scenario's sentences, one sentence each, said in this order. The first is the
+        parts: Keys into the scenario's sentences, one sentence each, in the order of speaking. The first is the
             act's own (``"state_problem/refund"``), further ones are volunteered (``"inform/reference"``).
-        slots: Placeholder name to the surface form of its value (``{"reference": "482913"}``).
-        tone: One of `TONES`; how it is said.
+        slots: Placeholder name to the words for its value (``{"reference": "482913"}``).
+        tone: One of `TONES`: how the utterance sounds.
     """
 
     act: str
@@ -48,24 +49,23 @@ class Meaning:
 
     @functools.cached_property
     def banks(self) -> tuple[str, ...]:
-        """Names of the banks of wordings that its parts are drawn from (`chatgym.words.nlg`)."""
+        """Names of the banks of wordings for its parts (`chatgym.words.nlg`)."""
         return tuple(f"{part}|{self.tone}" for part in self.parts)
 
 
 @dataclass(frozen=True)
 class LLMPartner:
-    """What a scenario tells a language model that plays its partner (`chatgym.envs.llm_simulator`), and takes from its
-    words.
+    """Prompts and effects of a language model that plays a scenario's partner (`chatgym.envs.llm_simulator`).
 
-    The dynamics go on behind its words, as always: the agent's acts decide how the partner fares. Words change two
-    things only: true facts that they name count as told, and the partner may leave. `hidden` and `belief` are records.
+    The dynamics stay in charge: the agent's acts decide the partner's state. The model's words have two effects only:
+    true facts in them count as told, and the partner may leave. `hidden`, `belief` and `said` are records.
 
     Attributes:
-        brief: ``brief(hidden) -> str``: who it is, what it wants and knows; "You ...".
-        now: ``now(hidden, belief) -> str``: how it feels by now, and what it makes of what the agent did.
-        take: ``take(hidden, belief, said) -> bool``: take in the facts of ``said`` that are so; whether all are.
-        leave: ``leave(hidden, belief, terms) -> int``: end the conversation because the partner goes, as the case then
-            stands: the outcome, never that the agent succeeded without having done so. ``terms`` is float64[T].
+        brief: ``brief(hidden) -> str``: who the partner is, what it wants and knows; "You ...".
+        now: ``now(hidden, belief) -> str``: the partner's feelings and its view of the agent's acts by now.
+        take: ``take(hidden, belief, said) -> bool``: mark the true facts of ``said`` as told; whether all are true.
+        leave: ``leave(hidden, belief, terms) -> int``: end the conversation because the partner leaves; return the
+            outcome, which is success only if the agent reached it. ``terms`` is float64[T].
     """
 
     brief: Callable[[Any], str]
@@ -78,40 +78,37 @@ class LLMPartner:
 class Scenario:
     """One kind of conversation.
 
-    The state of a conversation is two records. `hidden` belongs to the partner (goal, mood, agenda);
-    `belief` is what the agent understood of what was said. Observations and the expert are functions of
-    `belief` alone, so they can't leak the goal. `said` is the partner's last utterance as it was meant.
+    The state of a conversation consists of records: `hidden` belongs to the partner (goal, mood, agenda), `belief` is
+    what the agent understood, `said` is the meaning of the partner's last utterance. Observations and the expert are
+    functions of `belief` alone, so they can't leak the goal.
 
-    The compiled functions (numba ``njit``) see one conversation each; ``key`` is its uint64 key:
+    The compiled functions (numba ``njit``) see one conversation; ``hidden``, ``belief`` and ``said`` are records,
+    ``key`` is the conversation's uint64 key:
 
-    - ``start(key, hidden, belief, said, error_rate)`` begins it;
-    - ``respond(key, turn, act, hidden, belief, said, terms, error_rate, last) -> int`` answers an agent act (an
-      index, perhaps with `ABOUT` a slot, or `UNCLEAR_ACT`), fills ``terms`` (one float per reward term) and returns
-      an index into `outcomes` (0: goes on; the last one is truncation, returned when ``last`` is true and nothing
-      else ended it);
-    - ``index(belief) -> int`` is the discrete observation; ``0`` means the conversation has ended;
-    - ``embed(belief, out)`` fills the embedding observation, float32[`embedding_size`] in [-1, 1];
-    - ``mask(belief, out)`` says which agent acts make sense, bool[len(agent_acts)];
-    - ``expert(belief) -> int`` is the scripted expert's act;
-    - ``note(belief, act, turn)`` writes the agent's own act into its belief (`respond` does it, too);
-    - ``hear(belief, said)`` takes in an utterance that was understood exactly as it is in ``said``.
+    - ``start(key, hidden, belief, said, error_rate)`` begins the conversation; - ``respond(key, turn, act, hidden,
+    belief, said, terms, error_rate, last) -> int`` answers an agent act (an index, perhaps with `ABOUT` a slot, or
+    `UNCLEAR_ACT`), fills ``terms``, float64[T], one for each reward term, and returns an index into `outcomes`: 0 while
+    the conversation goes on; the last one, truncation, if ``last`` is true and nothing else ended it; - ``index(belief)
+    -> int`` is the discrete observation; 0 means that the conversation has ended; - ``embed(belief, out)`` fills the
+    embedding observation, float32[`embedding_size`] in [-1, 1]; - ``mask(belief, out)`` marks the agent acts that make
+    sense, bool[len(agent_acts)]; - ``expert(belief) -> int`` is the scripted expert's act; - ``note(belief, act,
+    turn)`` writes the agent's own act into its belief (`respond` does so, too); - ``hear(belief, said)`` updates the
+    belief by an utterance, without the error channel.
 
-    And plain ones, for people and language models: ``partner_meaning(said) -> Meaning``,
-    ``agent_meaning(act, belief) -> Meaning``, ``describe_belief(belief) -> str``, ``describe_goal(hidden) -> str`` and
-    ``instructions() -> str``, what an agent has to know before it begins. ``find_slots(text)`` finds the
-    slot values that a text names, and returns them and the text with `examples` (slot name to a surface form) in
-    their place; ``parse(act, part, slots, said)`` writes an understood utterance into ``said`` (the inverse of
-    ``partner_meaning``).
+    The plain functions are for words: ``partner_meaning(said) -> Meaning`` and ``agent_meaning(act, belief) ->
+    Meaning`` for NLG; ``find_slots(text)`` returns the slot values in a text, and the text with `examples` (slot name
+    to the words for a value) in their place; ``parse(act, part, slots, said)`` writes an understood utterance into
+    ``said``, as the inverse of ``partner_meaning``. ``describe_belief(belief) -> str`` and ``describe_goal(hidden) ->
+    str`` are for people, ``instructions() -> str`` are the rules that an agent must know.
 
-    ``choices`` are the words that may stand for a slot without a pattern (``{topic}``). ``agent_codes`` maps those
-    parts of the agent's sentences that are about a slot to their acts. ``folder`` holds ``sentences.json`` and what
-    commands write beside it (references, NLU head); `code` are the files that decide the course of a conversation.
+    `choices` are the words for the values of slots without a pattern (``{topic}``). `agent_codes` maps the parts of the
+    agent's sentences that are about a slot to their acts. `folder` holds ``sentences.json`` and the files that commands
+    write (references, NLU head); `code` are the files that determine a conversation.
 
-    ``audit(conversation)`` finds the partner's contradictions, see `chatgym.scenarios.contradictions`; None: only those
-    that any partner can have are looked for. ``llm_partner`` lets a language model be the partner
-    (``simulator="llm"``);
-    None: it can't. ``picture(caption)`` returns the PNG of what words share as ``[picture: CAPTION]``, or None if there
-    is no such picture; renderings show it.
+    ``audit(conversation)`` finds the partner's contradictions, see `chatgym.scenarios.contradictions`; None: only
+    general ones are looked for. `llm_partner` lets a language model play the partner (``simulator="llm"``); None: it
+    can't. ``picture(caption)`` returns the PNG of a picture that words share as ``[picture: CAPTION]``, or None if
+    there is none.
     """
 
     name: str
@@ -154,33 +151,49 @@ class Scenario:
     partner_role: str = "customer"
     agent_role: str = "agent"
 
+    @classmethod
+    def of_modules(cls, *modules: ModuleType, **fields: Any) -> Scenario:
+        """Make a scenario from its package's modules.
+
+        Args:
+            modules: Where to find the fields that aren't given: `start` as the function ``start``, `agent_acts` as the
+                constant ``AGENT_ACTS``. The first module that has one counts.
+            fields: The other fields.
+        """
+        for each in dataclasses.fields(cls):
+            names = (each.name, each.name.upper())
+            found = [vars(module)[name] for module in modules for name in names if name in vars(module)]
+            if found:
+                fields.setdefault(each.name, found[0])
+        return cls(**fields)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Scenario:
-        """Return itself: a scenario never changes."""
+        """Return the scenario itself: it is immutable."""
         return self
 
     def agent_code(self, part: str) -> int:
-        """Return the act of a part of the agent's sentences, as `respond` takes it."""
+        """Return the act of a part of the agent's sentences, in the form that `respond` takes."""
         return self.agent_codes.get(part, self.agent_acts.index(part.partition("/")[0]))
 
     @functools.cached_property
     def sentences(self) -> dict[str, Any]:
-        """What is said and how, read from ``sentences.json``: see there for its form."""
+        """Sentences, situations and NLU data, read from ``sentences.json``."""
         data: dict[str, Any] = json.loads((self.folder / "sentences.json").read_text(encoding="utf-8"))
         return data
 
     @functools.cached_property
     def sentences_digest(self) -> str:
-        """SHA-256 of the sentences, whatever the file's layout."""
+        """SHA-256 of the sentences, independent of the file's layout."""
         return hashlib.sha256(json.dumps(self.sentences, sort_keys=True).encode()).hexdigest()
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 of the scenario's `code` (comments and layout left out): another digest, another simulator."""
+        """SHA-256 of the files in `code`, without comments and layout; another digest means another simulator."""
         return code_digest(*(path.read_text(encoding="utf-8") for path in self.code))
 
 
 def fill(template: str, slots: Mapping[str, str]) -> str:
-    """Put surface forms in the place of ``{name}``; a sentence that begins with one begins with a capital."""
+    """Replace ``{name}`` in a template by the words for its value, and capitalise the first letter."""
     for name, surface in slots.items():
         template = template.replace("{" + name + "}", surface)
     return template[:1].upper() + template[1:]

@@ -1,1 +1,1 @@
-"""Gymnasium environments: a single conversation, and B of them side by side."""
+"""The Gymnasium environments: `chat_env` for one conversation, `vector_env` for B of them."""

@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from chatgym.dynamics.room import Snapshot
 from chatgym.engines import Engine
-from chatgym.envs.conversations import DEFAULT_LLM, Conversations, HoldsConversations, check_key, check_options, root_of
-from chatgym.envs.interfaces import row_of
+from chatgym.envs.codecs import row_of
+from chatgym.envs.conversation_env import ConversationEnv, check_key, check_options, root_of
+from chatgym.envs.conversations import DEFAULT_LLM, Conversations
 from chatgym.envs.rendering import print_turns, to_ansi
 from chatgym.envs.state import check_snapshot, decode_rows, encode_rows
 from chatgym.errors import ChatGymError, InvalidValue
@@ -23,24 +24,26 @@ from chatgym.scenarios import ABOUT, NO_ACT, Scenario
 Turn = dict[str, Any]
 
 
-class ChatEnv(HoldsConversations, gym.Env[Any, Any]):
-    """A conversation with a partner who wants something, and doesn't say all of it at once.
+class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
+    """A conversation with a simulated partner, who has a hidden goal and reveals it step by step.
 
     ## Description
-    The partner is a user simulator: a hidden goal, a mood and an agenda decide what it does (its dialogue act and
-    slots), a language model only how it says it. The agent (the action) answers with a dialogue act, or with words
-    that are understood as one. What the agent understands of the partner's words passes through an error channel:
-    each act and slot value is misunderstood with probability `error_rate`, and comes with a confidence. In
-    ``scenario="customer_service"`` the agent finds out what a customer wants, checks it, and grants what the policy
-    allows.
+    The partner is a user simulator. A hidden goal, a mood and an agenda determine its dialogue acts and slots; a
+    language model only words them. The agent answers with a dialogue act, or with words in which NLU finds one. An
+    error channel stands between the partner's words and the agent's belief: each act and slot value is misunderstood
+    with probability `error_rate` and has a confidence. In ``scenario="customer_service"`` the agent finds out what a
+    customer wants, checks it, and grants what the policy allows.
+
+    `snapshot`, `restore` and `fork` copy the environment at any moment of a conversation; so do `copy.deepcopy` and
+    `pickle`. The copy continues exactly as the original would.
 
     ## Action Space
     | `action` | Space | Meaning |
     |----------|-------|---------|
     | ``"act"`` | `Discrete(15)` | a dialogue act of the agent |
     | ``"candidate"`` | `Discrete(15)` | one of the replies in ``info["candidates"]``, shuffled; the rest is padding |
-    | ``"text"`` | `Text(2000)` | what the agent says, any characters; NLU finds the act in it |
-    | ``"token"`` | `Discrete(49152)` | one token of it; the turn ends by the end token, or after 64 |
+    | ``"text"`` | `Text(2000)` | the agent's words, any characters; NLU finds the act |
+    | ``"token"`` | `Discrete(49152)` | one token of the agent's words; the end token, or the 64th, ends the turn |
 
     The acts of ``scenario="customer_service"``:
 
@@ -52,21 +55,23 @@ class ChatEnv(HoldsConversations, gym.Env[Any, Any]):
     | 3 | ask_date | 8 | apologise | 13 | escalate |
     | 4 | ask_amount | 9 | offer_refund | 14 | close |
 
-    ``info["action_mask"]`` (int8[n], where the space is Discrete) marks the actions that make sense; another is
-    taken, and wastes a turn, as do words that aren't understood.
+    Where the space is Discrete, ``info["action_mask"]``, int8[n], is 1 for the actions that make sense:
+    ``env.action_space.sample(info["action_mask"])`` draws one of them. Other actions are accepted and waste a turn, as
+    do words that NLU doesn't understand.
 
     ## Observation Space
-    All are functions of what was said and understood; none knows the goal or the mood.
+    Observations are functions of what was said and understood; none contains the goal or the mood.
 
     | `observation` | Space | Meaning |
     |---------------|-------|---------|
     | ``"embedding"`` | `Box(-1, 1, (85,), float32)` | the belief state: last acts, tone, slots, confidence, counts |
-    | ``"discrete"`` | `Discrete(6018)` | its number, without turn, tone and counts; 0: it has ended |
-    | ``"text"`` | `Text(2000)` | the partner's last words, which no error channel garbles |
-    | ``"token"`` | `Dict(ids, mask)` | all words so far as token ids (ChatML): the last 512, padded on the left |
+    | ``"discrete"`` | `Discrete(6018)` | the belief state's number, without turn, tone and counts; 0: ended |
+    | ``"text"`` | `Text(2000)` | the partner's last utterance, without the error channel |
+    | ``"token"`` | `Dict(ids, mask)` | all words as token ids (ChatML): the last 512, padded on the left |
+    | ``"belief"`` | `Box(0, 255, (n,), uint8)` | the bytes of the belief record, for scripted experts |
 
     ## Rewards
-    A weighted sum of terms, all of them in ``info["reward_terms"]``. In customer_service:
+    The reward is a weighted sum of terms; ``info["reward_terms"]`` holds the unweighted ones. In customer_service:
 
     | Term | Weight | Value |
     |------|--------|-------|
@@ -74,15 +79,16 @@ class ChatEnv(HoldsConversations, gym.Env[Any, Any]):
     | time | 0.02 | -1 a turn |
     | mood | 0.05 | change of the partner's mood (0 to 10) |
     | satisfaction | 0.2 | mood / 10 at the end, if resolved |
-    | reward_model | 0.05 | where one judges: its score, -1 to 1, of the conversation up to the agent's words |
+    | reward_model | 0.05 | with a reward model: its score of the agent's words in context, -1 to 1 |
 
     ## Starting State
-    A partner with a goal, mood, patience and character drawn from the conversation's key opens with a greeting
-    (half of the time) or its problem. The key comes from ``np_random`` when the environment is seeded; later
-    conversations derive theirs from it. Every draw is a function of key, turn and purpose.
+    The conversation's key determines the partner's goal, mood, patience and character. The partner speaks first: with
+    probability 0.5 it greets, otherwise it states its problem. ``reset(seed=s)`` derives the key from ``np_random``,
+    later resets derive the next keys; ``reset(options={"key": k})`` begins the conversation with key k. Every random
+    draw is a function of key, turn and purpose.
 
     ## Episode End
-    *Terminated*: the agent closes or escalates, or the partner hangs up; ``info["outcome"]`` says how it ended.
+    *Terminated*: the agent closes or escalates, or the partner hangs up; ``info["outcome"]`` names the outcome.
     *Truncated*: after `max_turns` agent turns (20).
 
     ## Arguments
@@ -90,24 +96,22 @@ class ChatEnv(HoldsConversations, gym.Env[Any, Any]):
     gym.make("ChatEnv-v0", scenario="customer_service", action="act", llm="smollm2-135m-partner")
     ```
 
-    * ``scenario``: a name (``chatgym scenarios``) or a `Scenario`.
+    * ``scenario``: a name (``chatgym scenarios`` lists them) or a `Scenario`.
     * ``action``, ``observation``: see above.
-    * ``llm``: who words the partner: ``"smollm2-135m-partner"`` (SmolLM2 with a voice), ``"smollm2-135m"``,
-      ``"template"`` (no model), ``"hf:ID-or-folder"``, or an `Engine`, which stays open when the environment closes.
-    * ``simulator``: ``"agenda"`` decides what the partner does, `llm` how it says it; or ``"llm"``: `llm`, a strong
-      model, plays it (`chatgym.envs.llm_simulator`); that is ``action="text"``, ``observation="text"``, and no error
-      channel.
-    * ``reward_model``: adds what it makes of the agent's words to the reward (`chatgym.rewards.make_reward_model`):
-      ``"default"`` (the scenario's own, if it has one; off with ``action="act"``, where words are the scenario's and
-      cost more than the turn), None, a folder, ``"hf:ID-or-folder"``, ``"judge:LLM"``, a `RewardModel`.
-    * ``reward_weights``: reward term to weight, for those to change.
-    * ``max_turns``: turns until truncation.
-    * ``error_rate``: the semantic error rate, 0 to 1.
-    * ``tokenizer``: for tokens: the name of a stored model, or the folder of one; the partner's model's when None.
+    * ``llm``: the model that words the partner. ``"smollm2-135m-partner"``, the default, is SmolLM2-135M with a LoRA
+      adapter; its wordings ship with ChatGym, so the model itself is opened only for wordings that don't. Others are
+      ``"smollm2-135m"``, ``"template"`` (the scenario's sentences, no model), ``"hf:ID-or-folder"``, and an `Engine`,
+      which stays open when the environment closes.
+    * ``simulator``: ``"agenda"``, or ``"llm"``: the model `llm`, a strong one, plays the partner
+      (`chatgym.envs.llm_simulator`); this needs ``action="text"`` and ``observation="text"``, and has no error channel.
+    * ``reward_model``: ``"default"`` (the scenario's, if it has one; off with ``action="act"``, where the words are the
+      scenario's own), None, a folder, ``"hf:ID-or-folder"``, ``"judge:LLM"``, or a `RewardModel`.
+    * ``reward_weights``: reward term to weight; terms left out keep the scenario's weight.
+    * ``max_turns``: agent turns until truncation; None: the scenario's default.
+    * ``error_rate``: semantic error rate, 0 to 1.
+    * ``tokenizer``: for tokens: the name of a stored model, or a folder; None: the partner's model's.
     * ``render_mode``: None; ``"ansi"``: `render` returns coloured text; ``"human"``: each step prints its turns;
       ``"rgb_array"``: `render` returns a picture of the conversation with its rewards, uint8[600, 800, 3].
-
-    ``reset(options={"key": k})`` begins one very conversation, as a trace names it.
 
     ## Vectorized environment
     ``gym.make_vec("ChatEnv-v0", num_envs=1024, vectorization_mode="vector_entry_point")``, see
@@ -134,7 +138,7 @@ class ChatEnv(HoldsConversations, gym.Env[Any, Any]):
         tokenizer: str | None = None,
         render_mode: str | None = None,
     ) -> None:
-        """See the class."""
+        """Make the environment; the class explains the arguments."""
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise InvalidValue(f"unknown render_mode {render_mode!r}; known: None, 'ansi', 'human', 'rgb_array'")
@@ -152,20 +156,21 @@ class ChatEnv(HoldsConversations, gym.Env[Any, Any]):
         self._turns: list[Turn] = []
         self._belief = self.room.belief.view(np.uint8)
         self._user_act_code = self.room.said["act"]
+        self._user_acts = (*self.scenario.user_acts, "unclear")
         self._unworded: list[tuple[Turn, int, bytes, int]] = []  # turns of the agent, worded when they are looked at
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin a conversation; the partner speaks first.
 
         Args:
-            seed: Seeds ``np_random``; None goes on with the next conversation.
-            options: ``"key"``: the very conversation to begin, an int below 2**64.
+            seed: Seed of ``np_random``; None: begin the next conversation.
+            options: ``"key"``: the key of the conversation to begin, an int below 2**64.
 
         Returns:
-            The observation and the info.
+            Observation and info.
 
         Raises:
-            InvalidValue: Another option, or a key that is none.
+            InvalidValue: An option is unknown, or the key isn't an integer from 0 to 2**64 - 1.
         """
         key = check_options(options, ("key",)).get("key")
         keys = None if key is None else np.array([check_key(key)], np.uint64)
@@ -175,45 +180,45 @@ class ChatEnv(HoldsConversations, gym.Env[Any, Any]):
             self._seeded_by = self.np_random
         self._conversations.begin(keys=keys)
         self._going, self._last_act, self._turns, self._unworded = True, NO_ACT, [], []
-        self._note(self.scenario.partner_role, self._user_act(), self._conversations.texts[0])
-        self._show()
         terms = dict.fromkeys(self._conversations.reward_weights, 0.0)
-        return self._observation(), self._info(terms, "")
+        info = self._info(terms, "")
+        self._hear(info)
+        return row_of(self._conversations.observe(), 0), info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Say something to the partner, and hear its answer.
+        """Take an action; with it, or with the last token of a turn, the partner answers.
 
         Args:
-            action: One of the action space.
+            action: An element of the action space.
 
         Returns:
             Observation, reward, terminated, truncated, info.
 
         Raises:
-            InvalidValue: When it is none.
-            ChatGymError: After the conversation's end, before `reset`.
+            InvalidValue: The action isn't in the action space.
+            ChatGymError: The conversation has ended or never began; call `reset`.
         """
         if not self._going:
             raise ChatGymError("the conversation has ended or never began; call reset() before step()")
-        room, talk = self.room, self._conversations
+        talk = self._conversations
+        room, scenario = talk.room, talk.scenario
         turn, belief = room.turns.item() + 1, self._belief.tobytes()
         act = self._last_act = talk.step(self._batch(action)).item()
         reward, terminated, truncated = talk.rewards.item(), room.terminations.item(), room.truncations.item()
         name = talk.act_name(act)
+        info = self._info(dict(zip(talk.reward_weights, talk.terms.tolist()[0], strict=True)), name)
         if act != NO_ACT:
-            said = {"role": self.scenario.agent_role, "act": name, "text": talk.own_words.get(0, ""), "reward": reward}
+            said = {"role": scenario.agent_role, "act": name, "text": talk.own_words.get(0, ""), "reward": reward}
             if act >= ABOUT:
                 said["heard"] = f"about {self._about(act)}"
             elif 0 not in talk.own_words or act >= 0:
                 self._unworded.append((said, act, belief, turn))
             self._turns.append(said)
-            self._note(self.scenario.partner_role, self._user_act(), talk.texts[0])
-            self._show()
-        info = self._info(dict(zip(talk.reward_weights, talk.terms.tolist()[0], strict=True)), name)
+            self._hear(info)
         if terminated or truncated:
             self._going = False
-            info["outcome"] = self.scenario.outcomes[room.outcomes[0]]
-        return self._observation(), reward, terminated, truncated, info
+            info["outcome"] = scenario.outcomes[room.outcomes[0]]
+        return row_of(talk.observe(), 0), reward, terminated, truncated, info
 
     def render(self) -> str | npt.NDArray[np.uint8] | None:
         """Show the conversation so far.
@@ -233,7 +238,7 @@ class ChatEnv(HoldsConversations, gym.Env[Any, Any]):
         return None
 
     def action_masks(self) -> npt.NDArray[np.int8]:
-        """Return the actions that make sense now, as ``info["action_mask"]``; sb3-contrib's MaskablePPO calls it.
+        """Return ``info["action_mask"]``, int8[n], as it is now; sb3-contrib's MaskablePPO calls this.
 
         Raises:
             ChatGymError: With ``action="text"``, which has no mask.
@@ -247,13 +252,11 @@ class ChatEnv(HoldsConversations, gym.Env[Any, Any]):
         return row
 
     def transcript(self) -> list[Turn]:
-        """Return the conversation for people: ``role``, ``act``, ``text`` and, of the agent's turns, ``reward``.
+        """Return the turns so far, each with ``role``, ``act``, ``text`` and, for the agent's, ``reward``.
 
-        Where the agent chose its own words and an act was understood, ``heard`` says that act in the scenario's words:
-        the question or the values in them are those that count, whatever the agent's words named. Of an act about a
-        slot it says which.
-
-        Once it is over, a last entry (role ``"goal"``) tells what the partner had in mind and the outcome.
+        Where the agent chose its own words, ``heard`` says how they were understood, in the scenario's words or as the
+        slot that they are about: only this counts. After the end, a last entry of role ``"goal"`` reveals the partner's
+        goal; its ``act`` is the outcome.
         """
         turns = self._worded_turns()
         if self._going or not turns:
@@ -271,7 +274,7 @@ class ChatEnv(HoldsConversations, gym.Env[Any, Any]):
         return {**self._conversations.dump(), "transcript": encode_rows([turns])}
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go back to a snapshot, exactly, at any moment of a conversation.
+        """Restore a snapshot, arrays with a leading axis 1, at any moment of a conversation.
 
         Raises:
             InvalidValue: It was taken from an environment with other arguments.
@@ -284,21 +287,21 @@ class ChatEnv(HoldsConversations, gym.Env[Any, Any]):
         self._seeded_by = self.np_random
 
     def fork(self) -> ChatEnv:
-        """Make a copy of the conversation: it differs from here on only by the agent's actions."""
+        """Return a copy of the environment; both continue alike as long as the actions are the same."""
         return copy.deepcopy(self)
 
     def close(self) -> None:
-        """Free the model, if there is one."""
+        """Close the model; an `Engine` object stays open."""
         self._conversations.close()
 
     @property
     def key(self) -> int:
-        """The conversation's key, for ``reset(options={"key": key})``."""
+        """Key of the conversation, for ``reset(options={"key": key})``."""
         return int(self.room.keys[0])
 
     @property
     def agent_text(self) -> str:
-        """What the agent said last, empty before its first turn and within one."""
+        """The agent's last utterance; empty before its first turn and within a turn."""
         turns = self._worded_turns()
         return str(turns[-2]["text"]) if len(turns) > 1 and self._last_act != NO_ACT else ""
 
@@ -313,7 +316,7 @@ class ChatEnv(HoldsConversations, gym.Env[Any, Any]):
         raise InvalidValue(f"there is no action {action!r}; they are 0 to {last}{': ' * bool(acts)}{', '.join(acts)}")
 
     def _worded_turns(self) -> list[Turn]:
-        """Return the turns, with words in those of the agent too."""
+        """Return the turns, after wording the agent's that have no words yet."""
         for said, act, belief, turn in self._unworded:
             record = np.frombuffer(belief, self.scenario.belief)[0]
             words = self._conversations.word_agent(act, record, self.room.keys[0], turn)
@@ -322,20 +325,15 @@ class ChatEnv(HoldsConversations, gym.Env[Any, Any]):
         return self._turns
 
     def _about(self, act: int) -> str:
-        """Return what an act that names a slot is about: its part says so, ``"confirm/date"``."""
+        """Return the slot that an act is about, as in its part of the sentences, ``"confirm/date"``."""
         return next(part.partition("/")[2] for part, code in self.scenario.agent_codes.items() if code == act)
 
-    def _user_act(self) -> str:
-        return (*self.scenario.user_acts, "unclear")[int(self._user_act_code[0])]
-
-    def _observation(self) -> Any:
-        return row_of(self._conversations.observe(), 0)
-
     def _info(self, terms: dict[str, float], agent_act: str) -> dict[str, Any]:
+        """Return the info of a step, given its reward terms and the name of the agent's act."""
         info = {
             "reward_terms": terms,
             "agent_act": agent_act,
-            "user_act": self._user_act(),
+            "user_act": self._user_acts[self._user_act_code[0]],
             "text": self._conversations.texts[0],
         }
         masks = self._conversations.action_masks()
@@ -345,12 +343,11 @@ class ChatEnv(HoldsConversations, gym.Env[Any, Any]):
             info["candidates"] = self._conversations.candidates(0)
         return info
 
-    def _note(self, role: str, act: str, text: str) -> None:
-        turn: Turn = {"role": role, "act": act, "text": text}
-        if self.render_mode == "rgb_array":  # the tone of its words colours the bubble
+    def _hear(self, info: dict[str, Any]) -> None:
+        """Append the partner's turn to the transcript; with ``render_mode="human"``, print the last two turns."""
+        turn: Turn = {"role": self.scenario.partner_role, "act": info["user_act"], "text": info["text"]}
+        if self.render_mode == "rgb_array":  # the tone colours the bubble
             turn["tone"] = self.scenario.partner_meaning(self.room.said[0]).tone
         self._turns.append(turn)
-
-    def _show(self) -> None:
         if self.render_mode == "human":
             print_turns(self._worded_turns()[-2:], self.scenario)

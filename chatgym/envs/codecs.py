@@ -1,6 +1,6 @@
-"""Action codecs: from what an agent does, an act, a choice, a text or a token, to its dialogue act.
+"""Action codecs and observations: actions of every interface become dialogue acts, the state becomes observations.
 
-One dynamics stands behind all of them: whatever the level, `ChatRoom` sees an act.
+All interfaces share one dynamics: `ChatRoom` sees acts only.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from gymnasium import spaces
 from chatgym.dynamics import rng
 from chatgym.dynamics.room import ChatRoom, Snapshot
 from chatgym.engines.tokenizer import ChatTokenizer
-from chatgym.envs.interfaces import check_acts, check_integers
 from chatgym.envs.state import decode_rows, encode_rows
+from chatgym.envs.tokens import TokenHistory
 from chatgym.errors import InvalidValue
 from chatgym.scenarios import NO_ACT, UNCLEAR_ACT, Scenario
 from chatgym.words.charset import CHARSET, MAX_CHARS, clean
@@ -28,17 +28,17 @@ Acts = npt.NDArray[np.int64]
 CANDIDATES = rng.WORDING + 200
 """First purpose of the draws that shuffle candidates."""
 MAX_TURN_TOKENS = 64
-"""A turn of tokens ends by itself after so many."""
+"""Greatest number of tokens in an agent turn."""
 
 
 @dataclass
 class Decoded:
-    """What a batch of actions means.
+    """The dialogue acts in a batch of actions.
 
     Attributes:
         acts: int64[B], see `chatgym.scenarios.Scenario.respond`; `NO_ACT` where no turn was taken.
         rows: bool[B], where a turn was taken; None: everywhere.
-        texts: The agent's own words by row, where it chose them.
+        texts: Row to the agent's words, where the agent chose them.
     """
 
     acts: Acts
@@ -51,67 +51,68 @@ class Codec:
 
     Attributes:
         room: The conversations.
-        space: The action space of one of them.
+        space: The action space of one conversation.
     """
 
     room: ChatRoom
     space: spaces.Space[Any]
 
     def begin(self, rows: Rows) -> None:
-        """Take note that conversations begin in the rows of a bool[B] mask."""
+        """Prepare for conversations that begin in `rows`, bool[B]."""
 
     def step(self, actions: Any, rows: Rows | None) -> Decoded:
-        """Read a batch of actions, those of the rows of a bool[B] mask (all, if None).
+        """Read B actions of `space`, in `rows`, bool[B] (None: all).
 
         Raises:
-            InvalidValue: They aren't of the space.
+            InvalidValue: The actions aren't of the space.
         """
         raise NotImplementedError
 
     def masks(self) -> Rows | None:
-        """Tell which actions make sense, bool[B, n]; None where there are not finitely many."""
+        """Return the actions that make sense, bool[B, n]; None where the space isn't Discrete."""
 
     def dump(self) -> Snapshot:
-        """Copy the state; only a codec whose turns take several actions has one."""
+        """Copy the state, arrays with a leading axis B; only a codec whose turns take several actions has one."""
         return {}
 
     def load(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Take back what `dump` returned."""
+        """Restore a state that `dump` returned, arrays with a leading axis B."""
 
 
 class ActCodec(Codec):
     """``action="act"``: the index of a dialogue act."""
 
     def __init__(self, room: ChatRoom) -> None:
-        """Read acts for a room."""
-        self.room = room
-        self.space = spaces.Discrete(len(room.scenario.agent_acts))
+        """Make a codec for a room."""
+        self.room, self._names = room, room.scenario.agent_acts
+        self._count = len(self._names)
+        self.space = spaces.Discrete(self._count)
 
     def step(self, actions: Any, rows: Rows | None) -> Decoded:
-        """Check the acts and take them as they are."""
-        return Decoded(check_acts(actions, self.room.size, self.room.scenario.agent_acts), rows)
+        """Check the acts, int[B]."""
+        return Decoded(check_integers(actions, self.room.size, self._count, "agent act", self._names), rows)
 
     def masks(self) -> Rows:
-        """Return the acts that make sense."""
+        """Return the acts that make sense, bool[B, n]."""
         return self.room.action_masks()
 
 
 class CandidateCodec(Codec):
-    """``action="candidate"``: one of K replies, each for another act that makes sense, in a shuffled order.
+    """``action="candidate"``: one of K replies, each for another act that makes sense, in shuffled order.
 
-    The order is a draw of the conversation's key and turn. There are as many places as acts; those left over are
-    padding, and who chooses one says nothing that could be understood.
+    The order is drawn from the conversation's key and turn. There are as many places as acts; the last ones are
+    padding, and an agent that chooses padding isn't understood.
     """
 
     def __init__(self, room: ChatRoom) -> None:
-        """Offer replies in a room."""
+        """Make a codec for a room."""
         self.room = room
         self._count = len(room.scenario.agent_acts)
         self.space = spaces.Discrete(self._count)
 
     @property
     def acts(self) -> Acts:
-        """The act of each reply, int64[B, K]; `NO_ACT`: padding. A function of the room's state, so never stale."""
+        """The act of each reply, int64[B, K], `NO_ACT` for padding; computed from the room's state at each access."""
         sensible = self.room.action_masks()
         purposes = CANDIDATES + np.arange(self._count)
         draws = rng.uniform(self.room.keys[:, None], self.room.turns[:, None], purposes)
@@ -119,19 +120,19 @@ class CandidateCodec(Codec):
         return np.where(np.take_along_axis(sensible, order, 1), order, NO_ACT)
 
     def step(self, actions: Any, rows: Rows | None) -> Decoded:
-        """Look up the acts of the replies chosen."""
+        """Look up the acts of the chosen replies, int[B]."""
         chosen = check_integers(actions, self.room.size, self._count, "candidate")
         acts = np.take_along_axis(self.acts, chosen[:, None], 1)[:, 0]
         return Decoded(np.where(acts == NO_ACT, UNCLEAR_ACT, acts), rows)
 
     def masks(self) -> Rows:
-        """Return which places hold a reply."""
+        """Return the places that hold a reply, bool[B, K]."""
         masks: Rows = self.acts != NO_ACT
         return masks
 
 
 class Spoken(str):
-    """An action of ``action="text"`` whose act is known, such as a tool that a model called: NLU isn't asked.
+    """An action of ``action="text"`` with a known act, such as a tool call of a model; NLU is skipped.
 
     Attributes:
         act: Index of a dialogue act, or `UNCLEAR_ACT`.
@@ -140,7 +141,7 @@ class Spoken(str):
     act: int
 
     def __new__(cls, text: str, act: int) -> Spoken:
-        """Say an act in these words, or in the scenario's own where `text` is empty."""
+        """Make an utterance of an act; an empty `text` means the scenario's own words."""
         made = super().__new__(cls, text)
         made.act = act
         return made
@@ -150,18 +151,18 @@ class Spoken(str):
 
 
 class TextCodec(Codec):
-    """``action="text"``: what the agent says, understood by NLU; what isn't understood costs a turn."""
+    """``action="text"``: the agent's words, understood by NLU; words that aren't understood cost a turn."""
 
     def __init__(self, room: ChatRoom) -> None:
-        """Understand texts in a room."""
+        """Make a codec for a room."""
         self.room = room
         self.space = spaces.Text(MAX_CHARS, min_length=0, charset=CHARSET)
 
     def step(self, actions: Any, rows: Rows | None) -> Decoded:
-        """Understand B texts, any characters in them, cut off after `MAX_CHARS`; those that are `Spoken` say their act.
+        """Understand B texts, cut off after `MAX_CHARS` characters, in `rows`, bool[B]; a `Spoken` one brings its act.
 
         Raises:
-            InvalidValue: They aren't B strings, or one is `Spoken` with an act that isn't there.
+            InvalidValue: They aren't B strings, or one is `Spoken` with an unknown act.
         """
         room = self.room
         texts = _check_texts(actions, room.size)
@@ -172,7 +173,7 @@ class TextCodec(Codec):
         for i, act in known.items():
             if not (act == UNCLEAR_ACT or 0 <= act < len(room.scenario.agent_acts)):
                 raise InvalidValue(
-                    f"there is no act {act} to be spoken; they are 0 to {len(room.scenario.agent_acts) - 1}"
+                    f"there is no agent act {act} for a Spoken text; acts are 0 to {len(room.scenario.agent_acts) - 1}"
                 )
             acts[i] = act
             if not said[i]:
@@ -181,25 +182,25 @@ class TextCodec(Codec):
 
 
 class TokenCodec(Codec):
-    """``action="token"``: one token of the agent's turn; the last one ends it, and the text is then understood.
+    """``action="token"``: one token of the agent's turn; at the turn's end its text is understood by NLU.
 
     Attributes:
-        tokens: The tokens of each row's turn so far.
+        tokens: Tokens of each row's unfinished turn.
     """
 
     def __init__(self, room: ChatRoom, tokenizer: ChatTokenizer, on_token: Callable[[int, int], None] | None) -> None:
-        """Collect tokens in a room; `on_token` is told of each (row, token) that doesn't end a turn."""
+        """Make a codec for a room; `on_token` is called with each (row, token) that doesn't end a turn."""
         self.room, self.tokenizer, self._on_token = room, tokenizer, on_token
         self.space = spaces.Discrete(tokenizer.size)
         self.tokens: list[list[int]] = [[] for _ in range(room.size)]
 
     def begin(self, rows: Rows) -> None:
-        """Forget the turns of conversations that just began."""
+        """Drop the unfinished turns in `rows`, bool[B]."""
         for row in np.flatnonzero(rows).tolist():
             self.tokens[row] = []
 
     def step(self, actions: Any, rows: Rows | None) -> Decoded:
-        """Take a token in each row; a turn that ends with it is read as `TextCodec` reads it."""
+        """Take a token, int[B], in each of `rows`, bool[B]; NLU reads the turns that end with it."""
         chosen = check_integers(actions, self.room.size, self.tokenizer.size, "token").tolist()
         where = np.ones(self.room.size, bool) if rows is None else rows
         done: dict[int, str] = {}
@@ -217,20 +218,20 @@ class TokenCodec(Codec):
         return Decoded(understood_acts(self.room.scenario, done, self.room.size), ready, done)
 
     def masks(self) -> Rows:
-        """Allow every token."""
+        """Return bool[B, n] with every token allowed."""
         return np.broadcast_to(np.ones(self.tokenizer.size, bool), (self.room.size, self.tokenizer.size))
 
     def dump(self) -> Snapshot:
-        """Return ``tokens``, str[B]: the tokens of each unfinished turn as JSON."""
+        """Return ``tokens``, str[B]: each unfinished turn's tokens as JSON."""
         return {"tokens": encode_rows(self.tokens)}
 
     def load(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Go back to the unfinished turns of `dump`."""
+        """Restore the unfinished turns that `dump` returned, str[B]."""
         self.tokens = decode_rows(state["tokens"])
 
 
 def understood_acts(scenario: Scenario, texts: dict[int, str], size: int) -> Acts:
-    """Return the acts of texts by row, int64[B]; `NO_ACT` in other rows, `UNCLEAR_ACT` where none was understood."""
+    """Return the acts of texts by row, int64[B]: `NO_ACT` in other rows, `UNCLEAR_ACT` where NLU understood none."""
     from chatgym.words.nlu import nlu_of
 
     acts = np.full(size, NO_ACT)
@@ -241,8 +242,67 @@ def understood_acts(scenario: Scenario, texts: dict[int, str], size: int) -> Act
 
 
 def _check_texts(actions: Any, size: int) -> Sequence[str]:
+    """Return B texts, cleaned and cut off after `MAX_CHARS` characters.
+
+    Raises:
+        InvalidValue: They aren't B strings.
+    """
     if isinstance(actions, str) or len(actions) != size or not all(isinstance(text, str) for text in actions):
         raise InvalidValue(
             f'action="text" takes {size} strings, one for each conversation, not {type(actions).__name__}'
         )
     return [clean(text)[:MAX_CHARS] for text in actions]
+
+
+def check_integers(
+    actions: npt.ArrayLike, size: int, count: int, what: str, names: Sequence[str] = ()
+) -> npt.NDArray[np.int64]:
+    """Return a batch of actions, int[B], as int64[B].
+
+    Args:
+        actions: int[B], each 0 … `count` - 1.
+        size: B.
+        count: Number of actions.
+        what: The word for an action in messages.
+        names: The actions' names, which a message lists.
+
+    Raises:
+        InvalidValue: The shape or dtype is another, or a number is out of range.
+    """
+    array = np.asarray(actions)
+    listing = f": {', '.join(names)}" if names else ""
+    if array.shape != (size,) or array.dtype.kind not in "iu":
+        raise InvalidValue(
+            f"expected {size} {what}s as an integer array of shape ({size},), got {array.dtype} {array.shape}{listing}"
+        )
+    array = array.astype(np.int64, copy=False)
+    unsigned = array.view(np.uint64)  # negative numbers become large ones: one comparison instead of two
+    if (unsigned[0] if size == 1 else unsigned.max()) >= count:
+        bad = array[(array < 0) | (array >= count)][0]
+        raise InvalidValue(f"there is no {what} {bad}; they are 0 to {count - 1}{listing}")
+    return array
+
+
+def observe(room: ChatRoom, observation: str, texts: Sequence[str] = (), history: TokenHistory | None = None) -> Any:
+    """Return the batch's observations.
+
+    Returns:
+        float32[B, N] for ``"embedding"``, int64[B] for ``"discrete"``, uint8[B, itemsize] for ``"belief"``, a tuple
+        of B strings for ``"text"``, ``{"ids": int64[B, 512], "mask": int8[B, 512]}`` for ``"token"``.
+    """
+    if observation == "discrete":
+        return room.discrete()
+    if observation == "embedding":
+        return room.embedding()
+    if observation == "belief":
+        return room.belief.view(np.uint8).reshape(room.size, -1).copy()
+    if history is not None:
+        return history.observe()
+    return tuple(texts)
+
+
+def row_of(observations: Any, i: int) -> Any:
+    """Return row i of a batch of observations."""
+    return (
+        {name: array[i] for name, array in observations.items()} if isinstance(observations, dict) else observations[i]
+    )

@@ -1,33 +1,31 @@
-"""Talk: a room with its interfaces and its words. What `ChatEnv` and `ChatVectorEnv` share.
+"""Conversations: a room with its interfaces and words, which `ChatEnv` and `ChatVectorEnv` show to the agent.
 
 Data takes one path: actions -> codec -> room -> NLG -> observation.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gymnasium.envs.registration import EnvSpec
 
-from chatgym.dynamics.room import ChatRoom, Snapshot, is_integer, loops_digest
+from chatgym.dynamics.room import ChatRoom, Snapshot, loops_digest
 from chatgym.engines import DEFAULT_MODEL, PLAIN_MODEL, Engine, make_engine
-from chatgym.engines.tokenizer import ChatTokenizer, tokenizer_of
+from chatgym.engines.tokenizer import tokenizer_of
 from chatgym.envs import interfaces
-from chatgym.envs.codecs import ActCodec, CandidateCodec, Codec, TextCodec, TokenCodec
+from chatgym.envs.codecs import ActCodec, CandidateCodec, Codec, TextCodec, TokenCodec, observe
 from chatgym.envs.llm_simulator import LLMSimulator, check_interface
-from chatgym.envs.state import CopiedByState, Stateful, check_snapshot, decode_rows, dump_parts, encode_rows, load_parts
+from chatgym.envs.state import Stateful, check_snapshot, decode_rows, dump_parts, encode_rows, load_parts
 from chatgym.envs.tokens import TokenHistory
-from chatgym.errors import InvalidValue, unknown
+from chatgym.errors import unknown
 from chatgym.rewards import RewardModel
 from chatgym.rewards.term import NAME, make_term
-from chatgym.scenarios import ABOUT, NO_ACT, UNCLEAR_ACT, Meaning, Scenario, ScenarioName, find_scenario
+from chatgym.scenarios import ABOUT, NO_ACT, UNCLEAR_ACT, Meaning, Scenario, find_scenario
 from chatgym.storage.model_store import MODELS
 from chatgym.words.nlg import Speaker
 
@@ -36,17 +34,20 @@ SIMULATORS = ("agenda", "llm")
 
 
 class Conversations:
-    """B conversations as an environment sees them: interfaces on one side, words on the other.
+    """B conversations with their action and observation interfaces and their words.
 
     Attributes:
         room: The dynamics.
         codec: Reads actions.
-        speaker: NLG, or None without words.
-        llm_simulator: The model that plays the partner, or None where the agenda does.
-        judged: The reward model's term of the reward, or None.
-        history: What was said as token ids, or None unless the observation is that.
-        texts: What the partner said last, B strings; empty without words.
-        own_words: Row to what the agent said last, where it chose its words itself.
+        speaker: NLG; None without words.
+        llm_simulator: The language model that plays the partner; None where the agenda does.
+        judged: The reward model's term of the reward; None without one.
+        history: Token ids of the conversations; None unless ``observation="token"``.
+        texts: The partners' last utterances, str[B]; empty without words.
+        own_words: Row to the agent's last utterance, where the agent chose its words.
+        reward_weights: Reward term to weight, the reward model's included.
+        rewards: float64[B] of the last step, the reward model's share included.
+        terms: float64[B, T] of the last step, unweighted, in the order of `reward_weights`.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Conversations:
         tokenizer: str | None = None,
         texts: bool = False,
     ) -> None:
-        """See `chatgym.envs.chat_env.ChatEnv` for the arguments; `texts` asks for words whatever the interface is."""
+        """Make B conversations; `ChatEnv` explains the arguments. `texts` asks for words in every interface."""
         if simulator not in SIMULATORS:
             raise unknown("simulator", simulator, SIMULATORS)
         if simulator == "llm":
@@ -88,6 +89,9 @@ class Conversations:
         self._opened = isinstance(llm, str)
         self.llm_simulator = LLMSimulator(self.scenario, self.engine, size) if simulator == "llm" else None
         self.speaker = Speaker(self.scenario, None if self.llm_simulator else self.engine) if self.worded else None
+        own_weights = self.room.reward_weights
+        self.reward_weights = own_weights if self.judged is None else {**own_weights, NAME: self.judged.weight}
+        self.rewards, self.terms = np.zeros(size), np.zeros((size, len(self.reward_weights)))
         self.texts = [""] * size if self.worded else []
         self.own_words: dict[int, str] = {}
         self._listeners = tuple(one for one in (self.history, self.judged) if one is not None)
@@ -101,7 +105,7 @@ class Conversations:
         }  # fmt: skip
 
     def begin(self, rows: npt.NDArray[np.bool_] | None = None, keys: npt.NDArray[np.uint64] | None = None) -> None:
-        """Begin the next conversation in some rows (all, if None), or those of given keys, uint64[B]."""
+        """Begin the next conversation in `rows`, bool[B] (None: all), or the ones with the given keys, uint64[B]."""
         self.room.begin(rows, keys)
         if self.worded:
             self._word_partner(rows)
@@ -113,10 +117,15 @@ class Conversations:
     def step(
         self, actions: Any, rows: npt.NDArray[np.bool_] | None = None, fresh: npt.NDArray[np.bool_] | None = None
     ) -> npt.NDArray[np.int64]:
-        """Take one action in some rows (all, if None), and begin the next conversation in those of `fresh`.
+        """Take one action in each of `rows`, and begin the next conversation in each of `fresh`.
+
+        Args:
+            actions: B actions of the interface, see `Codec.step`.
+            rows: bool[B]; None: all.
+            fresh: bool[B], rows that begin a conversation instead; None: no row.
 
         Returns:
-            int64[B], the act that each agent took; `chatgym.scenarios.NO_ACT` where it took none (yet).
+            int64[B], the acts that the agents took; `chatgym.scenarios.NO_ACT` where a turn isn't complete.
         """
         if fresh is not None:
             rows = ~fresh if rows is None else rows & ~fresh
@@ -141,46 +150,33 @@ class Conversations:
                 listener.begin(i, self.texts[i])
         if fresh is not None:
             self.codec.begin(fresh)
+        self.rewards, self.terms = room.rewards, room.terms
+        if self.judged is not None:
+            self.rewards, self.terms = self.judged.rewards(room.rewards), self.judged.terms(room.terms)
         return decoded.acts
 
-    @property
-    def rewards(self) -> npt.NDArray[np.float64]:
-        """Rewards of the last step, float64[B]: the task's, and the reward model's share."""
-        return self.room.rewards if self.judged is None else self.judged.rewards(self.room.rewards)
-
-    @property
-    def terms(self) -> npt.NDArray[np.float64]:
-        """Unweighted terms of them, float64[B, T], in the order of `reward_weights`."""
-        return self.room.terms if self.judged is None else self.judged.terms(self.room.terms)
-
-    @property
-    def reward_weights(self) -> Mapping[str, float]:
-        """Reward term to weight."""
-        weights = self.room.reward_weights
-        return weights if self.judged is None else {**weights, NAME: self.judged.weight}
-
     def observe(self) -> Any:
-        """Return the observations, see `chatgym.envs.interfaces.observe`."""
-        return interfaces.observe(self.room, self.observation, self.texts, self.history)
+        """Return the observations, see `chatgym.envs.codecs.observe`."""
+        return observe(self.room, self.observation, self.texts, self.history)
 
     def action_masks(self) -> npt.NDArray[np.int8] | None:
-        """Tell which actions make sense, int8[B, n], as `gymnasium.spaces.Discrete.sample` takes them; else None."""
+        """Return the actions that make sense, int8[B, n], as `Discrete.sample` takes them; None for text."""
         masks = self.codec.masks()
         return None if masks is None else masks.view(np.int8)
 
     def act_name(self, act: int) -> str:
-        """Return the name of an act that `step` returned; empty for none."""
+        """Return the name of an act that `step` returned; empty for `NO_ACT`."""
         return "unclear" if act == UNCLEAR_ACT else "" if act < 0 else self.scenario.agent_acts[act % ABOUT]
 
     def word_agent(self, act: int, belief: Any, key: np.uint64, turn: int) -> str:
-        """Return the canonical words of an act that the agent took at a turn, having had `belief`."""
+        """Return the scenario's words for an agent act at a turn, given `belief`, a record, before it."""
         if self.speaker is None or act < 0:
             return ""
         meaning = self.scenario.agent_meaning(act % ABOUT, belief)
         return self.speaker.say([meaning], np.array([key]), np.array([turn]), "agent")[0]
 
     def agent_texts(self, acts: npt.NDArray[np.int64], rows: npt.NDArray[np.bool_] | None) -> list[str]:
-        """Return what the agents of some rows (all, if None) say by their acts, int64[B], before the room goes on."""
+        """Return what the agents in `rows`, bool[B] (None: all), say by their acts, int64[B], before `room.step`."""
         room = self.room
         return [
             self.own_words[i] if i in self.own_words
@@ -189,7 +185,7 @@ class Conversations:
         ]  # fmt: skip
 
     def candidates(self, row: int) -> tuple[str, ...]:
-        """Return the replies that an agent with ``action="candidate"`` chooses from, empty ones for padding."""
+        """Return the replies to choose from in a row with ``action="candidate"``; padding is empty."""
         assert isinstance(self.codec, CandidateCodec)
         room = self.room
         belief, key, turn = room.belief[row], room.keys[row], int(room.turns[row]) + 1
@@ -201,7 +197,7 @@ class Conversations:
         return {**self.room.dump(), **texts, **dump_parts(self._parts)}
 
     def load(self, snapshot: Snapshot) -> None:
-        """Go back to what `dump` returned.
+        """Restore a state that `dump` returned: arrays with a leading axis B.
 
         Raises:
             InvalidValue: It comes from conversations with other arguments.
@@ -214,10 +210,10 @@ class Conversations:
         self.own_words = {}
 
     def identity(self) -> dict[str, Any]:
-        """Name all that decides the course of a conversation, each with a version and a content hash.
+        """Return versions and content hashes of all that determines a conversation.
 
-        ``sha256`` covers what decides outcomes and rewards, not the words or the observation: two scores may be
-        compared when it is the same.
+        ``sha256`` covers what determines outcomes and rewards, not words or observations: two scores are comparable if
+        it is equal.
         """
         scenario, room = self.scenario, self.room
         deciding: dict[str, Any] = {
@@ -245,11 +241,12 @@ class Conversations:
                 "observation": self.observation, "words": words, "tokenizer": tokenizer}  # fmt: skip
 
     def close(self) -> None:
-        """Free the model, if one was opened here; an engine that was handed over stays its owner's to close."""
+        """Close the model that was opened here; an `Engine` object stays open."""
         if self.engine is not None and self._opened:
             self.engine.close()
 
     def _make_codec(self, action: str) -> Codec:
+        """Return the codec of an action interface."""
         if action == "act":
             return ActCodec(self.room)
         if action == "candidate":
@@ -262,7 +259,7 @@ class Conversations:
         return TokenCodec(self.room, self.tokenizer, on_token)
 
     def _nlu_identity(self) -> dict[str, Any] | None:
-        """Name the NLU where it decides what happens: where the agent's acts are understood from its words."""
+        """Return the identity of the NLU where it understands the agent's words; None for other interfaces."""
         if self.action not in ("text", "token"):
             return None
         from chatgym.words.nlu import nlu_of
@@ -270,16 +267,18 @@ class Conversations:
         return nlu_of(self.scenario).identity()
 
     def _simulator_identity(self) -> dict[str, Any]:
+        """Return the identity of the language model that plays the partner; empty without one."""
         return {} if self.llm_simulator is None else {"player": self.llm_simulator.identity()}
 
     def _indices(self, rows: npt.NDArray[np.bool_] | None) -> list[int]:
+        """Return the row numbers of `rows`, bool[B] (None: all)."""
         if rows is None:
             return self._everyone
         indices: list[int] = np.flatnonzero(rows).tolist()
         return indices
 
     def _word_partner(self, rows: npt.NDArray[np.bool_] | None, acts: npt.NDArray[np.int64] | None = None) -> None:
-        """Give the partners of some rows their words, which may answer the acts of their agents, int64[B]."""
+        """Word the partners' utterances in `rows`, bool[B] (None: all); `acts`, int64[B], are the acts they answer."""
         assert self.speaker is not None
         if self.llm_simulator is not None:
             indices = self._indices(rows)
@@ -298,125 +297,9 @@ class Conversations:
             self.texts[i] = text
 
 
-class HoldsConversations(CopiedByState):
-    """Mixin of both environments: what they show of the conversations that they hold."""
-
-    _conversations: Conversations
-    _spec: EnvSpec | None = None
-
-    @property
-    def room(self) -> ChatRoom:
-        """The dynamics of the conversations."""
-        return self._conversations.room
-
-    @property
-    def scenario(self) -> Scenario:
-        """What the conversations are about."""
-        return self._conversations.scenario
-
-    @property
-    def speaker(self) -> Speaker | None:
-        """NLG of the partner's and the agent's words; None without words."""
-        return self._conversations.speaker
-
-    @property
-    def tokenizer(self) -> ChatTokenizer | None:
-        """The tokenizer of the token interfaces; None without tokens."""
-        return self._conversations.tokenizer
-
-    @property
-    def history(self) -> TokenHistory | None:
-        """What was said as token ids; None unless ``observation="token"``."""
-        return self._conversations.history
-
-    @property
-    def llm_simulator(self) -> LLMSimulator | None:
-        """The language model that plays the partner; None unless ``simulator="llm"``."""
-        return self._conversations.llm_simulator
-
-    @property
-    def reward_model(self) -> RewardModel | None:
-        """The reward model that judges the conversations, or None."""
-        judged = self._conversations.judged
-        return None if judged is None else judged.model
-
-    @property
-    def texts(self) -> list[str]:
-        """What each partner said last, B strings; empty without words."""
-        return self._conversations.texts
-
-    def agent_words(self, row: int, act: int) -> str:
-        """Return the words of an act if the agent of a row took it now; empty without words."""
-        room = self.room
-        return self._conversations.word_agent(act, room.belief[row], room.keys[row], int(room.turns[row]) + 1)
-
-    def identity(self) -> dict[str, Any]:
-        """Name all that decides the conversations' course, see `Conversations.identity`."""
-        return self._conversations.identity()
-
-    @property
-    def spec(self) -> EnvSpec | None:
-        """The specification that `gymnasium.make` made this from; a `Scenario` object stands there by its name."""
-        return self._spec
-
-    @spec.setter
-    def spec(self, spec: EnvSpec | None) -> None:
-        if spec is not None and isinstance(spec.kwargs.get("scenario"), Scenario):
-            spec = dataclasses.replace(spec, kwargs={**spec.kwargs, "scenario": ScenarioName(spec.kwargs["scenario"])})
-        self._spec = spec
-
-    def _hold(self, arguments: dict[str, Any], conversations: Conversations) -> None:
-        """Remember the arguments of the constructor, and hold conversations made with them."""
-        if isinstance(arguments["scenario"], Scenario) and "@" not in (name := ScenarioName(arguments["scenario"])):
-            arguments["scenario"] = str(name)  # what is registered under its name is found there by each process
-        self._arguments, self._conversations = arguments, conversations
-
-    def _take_words(self, other: HoldsConversations) -> None:
-        """Use the wordings that another environment used, such as those of a trace."""
-        if self.speaker is not None and other.speaker is not None:
-            self.speaker.preload(other.speaker.used)
-
-    def _carried(self) -> dict[str, Any]:
-        kept = {name: self.__dict__[name] for name in _CARRIED if name in self.__dict__}
-        return {**kept, "used": {} if self.speaker is None else self.speaker.used}
-
-    def _take(self, carried: dict[str, Any]) -> None:
-        used = carried.pop("used")
-        if self.speaker is not None:
-            self.speaker.preload(used)
-        self.__dict__.update(carried)
-
-
-_CARRIED = ("_np_random", "_np_random_seed", "action_space", "observation_space", "single_action_space",
-            "single_observation_space", "_spec")  # fmt: skip
-
-
-def check_options(options: Mapping[str, Any] | None, allowed: Sequence[str]) -> Mapping[str, Any]:
-    """Return the options of a reset, an empty dict for None.
-
-    Raises:
-        InvalidValue: One isn't allowed.
-    """
-    for name in options or {}:
-        if name not in allowed:
-            raise unknown("reset option", name, allowed)
-    return options or {}
-
-
-def check_key(key: Any) -> int:
-    """Return a conversation's key.
-
-    Raises:
-        InvalidValue: It is no integer from 0 to 2**64 - 1.
-    """
-    if not is_integer(key) or not 0 <= key < 2**64:
-        raise InvalidValue(f"the key of a conversation is an integer from 0 to 2**64 - 1, not {key!r}")
-    return int(key)
-
-
 @functools.cache
 def _meanings_of(scenario: Scenario) -> Callable[[bytes], Meaning]:
-    """Return a function from the bytes of a ``said`` record to its meaning that remembers the last ones."""
+    """Return a function from the bytes of a ``said`` record to its meaning, with a cache."""
     names = scenario.said.names or ()
 
     @functools.lru_cache(maxsize=65_536)
@@ -429,11 +312,6 @@ def _meanings_of(scenario: Scenario) -> Callable[[bytes], Meaning]:
 
 
 def _tokenizer_for(llm: str | Engine) -> str:
-    """Return the tokenizer of the model that words the partner, where it has one, else the default model's."""
+    """Return the tokenizer of the partner's model if it has one, else the default model's."""
     name = llm.replace("deepspeed:", "hf:", 1) if isinstance(llm, str) else ""
     return name if name in MODELS or name.startswith("hf:") else PLAIN_MODEL
-
-
-def root_of(generator: np.random.Generator) -> np.uint64:
-    """Draw the root of a row's conversation keys, the one draw that is made from ``np_random``."""
-    return generator.integers(2**64, dtype=np.uint64)

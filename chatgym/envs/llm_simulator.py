@@ -1,10 +1,10 @@
-"""The partner played by a language model (``simulator="llm"``): a persona, a hidden goal, and a signal that it leaves.
+"""A language model that plays the partner (``simulator="llm"``), from a persona and a hidden goal, until it leaves.
 
-The way of tau-bench's user simulator (Yao et al. 2024, "tau-bench: A Benchmark for Tool-Agent-User Interaction in
-Real-World Domains", section 3): the model is told who it is and what it wants, speaks as it likes, and writes `STOP`
-when it is done. What it says decides nothing. Behind its words the scenario's dynamics go on with what the agent did,
-and the model is told how it feels about that; what it claims is not asked. Its words count for true facts alone, so
-that an agent that was told a thing needn't ask for it (see `chatgym.scenarios.LLMPartner`).
+This is tau-bench's user simulator (Yao et al. 2024, "tau-bench: A Benchmark for Tool-Agent-User Interaction in
+Real-World Domains", section 3): the prompt says who the partner is and what it wants, the model speaks freely, and
+writes `STOP` when it is done. Its words don't decide the outcome. The scenario's dynamics advance by the agent's acts,
+and the prompt tells the model how the partner feels about them. Only true facts in its words count: the agent needn't
+ask for them again (see `chatgym.scenarios.LLMPartner`).
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ from chatgym.words.nlu import UNCLEAR, nlu_of
 
 VERSION = 1
 STOP = "###STOP###"
-"""What the model writes to leave, the signal of tau-bench."""
+"""Text by which the model leaves the conversation, as in tau-bench."""
 NOTHING = "..."
-"""Stands for a turn without words: an empty text means that a conversation is over."""
+"""Text of a turn without words, since an empty text means that a conversation is over."""
 SAMPLING: dict[str, Any] = {"max_new_tokens": 80, "temperature": 0.7, "top_p": 0.9}
 PURPOSE = rng.WORDING + 500
 """Purpose of the draws that seed the model."""
 
 
 class LLMSimulator:
-    """Plays the partners of B conversations by a language model.
+    """The partners of B conversations, played by a language model.
 
     Attributes:
-        counts: What became of its replies: ``replies``, and of them ``empty``, ``stopped``, ``understood`` (by NLU),
-            ``untrue`` (they name a fact that isn't so).
-        replies: Row to what the model wrote last, as it wrote it.
-        script: Replies to take in place of asking, those of one conversation's next turns; None: ask.
+        counts: Counts of replies by how they were handled: ``replies``, and of them ``empty``, ``stopped``,
+            ``understood`` (by NLU), ``untrue`` (with a false fact).
+        replies: Row to the model's last reply, unchanged.
+        script: Replies to use instead of calling the model, for replay; None: call it.
     """
 
     def __init__(self, scenario: Scenario, engine: Engine | None, size: int) -> None:
-        """Make partners of a scenario.
+        """Make the partners of a scenario.
 
         Raises:
-            InvalidValue: The scenario doesn't say how a model plays its partner, or there is no model.
+            InvalidValue: The scenario has no `LLMPartner`, or there is no model.
         """
         if scenario.llm_partner is None:
             raise InvalidValue(
@@ -69,15 +69,15 @@ class LLMSimulator:
         self._chats: list[list[Message]] = [[] for _ in range(size)]
 
     def speak(self, room: ChatRoom, rows: Sequence[int], heard: Mapping[int, str]) -> list[str]:
-        """Say something in some rows, after the room went on; where the partner leaves, its conversation ends.
+        """Generate the partners' utterances after the room advanced; a partner that leaves ends its conversation.
 
         Args:
-            room: The dynamics, which are told of facts and of leaving.
-            rows: N rows, in which a conversation has begun or gone on.
-            heard: Row to what its agent said; of those that began, nothing.
+            room: The dynamics; facts and leaving are written into it.
+            rows: N row numbers, in which a conversation has begun or advanced.
+            heard: Row to the agent's utterance; none for conversations that began.
 
         Returns:
-            N texts. Those of conversations that are over are the scenario's own, and no model is asked.
+            N texts. A conversation that is over gets the scenario's own words, without a call of the model.
         """
         for row in rows:
             if room.turns[row] == 0:
@@ -101,19 +101,19 @@ class LLMSimulator:
         return {"chats": encode_rows(self._chats), "replies": encode_rows(replies)}
 
     def load(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Go back to the chats of `dump`; what was counted since then stays counted."""
+        """Restore the chats that `dump` returned, str[B]; the counts stay."""
         self._chats = decode_rows(state["chats"])
         self.replies = {row: text for row, text in enumerate(decode_rows(state["replies"])) if text is not None}
 
     def identity(self) -> dict[str, Any]:
-        """Name all that decides what the partner says and what its words do."""
+        """Return versions and hashes of all that determines the partner's words and their effects."""
         code = code_digest(
             inspect.getsource(inspect.getmodule(self.played.brief) or LLMPartner), inspect.getsource(LLMSimulator)
         )
         return {"version": VERSION, "sha256": code, "model": self.engine.identity, "sampling": SAMPLING}
 
     def _told(self, hidden: Any) -> str:
-        """Return the system prompt."""
+        """Return the system prompt, made from `hidden`, a record."""
         partner, agent = self.scenario.partner_role, self.scenario.agent_role
         return (
             f"You play a {partner} in a chat with the {agent}, who is the user here. {self.played.brief(hidden)}\n"
@@ -127,12 +127,17 @@ class LLMSimulator:
         )
 
     def _cue(self, room: ChatRoom, row: int, heard: str, *, now: bool) -> Message:
-        """Return the message that the model answers, with how the partner feels `now` where that is asked for."""
+        """Return the message that the model answers; with `now`, it includes how the partner feels."""
         words = heard or (NOTHING if room.turns[row] else "(The chat begins. You write first.)")
         feels = f"\n[{self.played.now(room.hidden[row], room.belief[row])}]" if now else ""
         return {"role": "user", "content": words + feels}
 
     def _ask(self, chats: Sequence[Sequence[Message]], seeds: Sequence[int]) -> list[str]:
+        """Return the model's replies to chats, or the next ones of `script`.
+
+        Raises:
+            InvalidValue: `script` has too few replies.
+        """
         if self.script is not None:
             taken, self.script = self.script[: len(chats)], self.script[len(chats) :]
             if len(taken) < len(chats):
@@ -142,7 +147,7 @@ class LLMSimulator:
         return [reply.text for reply in replies]
 
     def _understand(self, room: ChatRoom, said: Mapping[int, str]) -> None:
-        """Write what NLU makes of the words into the room, and take in their facts."""
+        """Understand the utterances by NLU, write them into the room, and mark true facts as told."""
         understood = nlu_of(self.scenario).understand(list(said.values()))
         for row, meant in zip(said, understood, strict=True):
             record, tone = room.said[row], int(room.said["tone"][row])
@@ -156,7 +161,7 @@ class LLMSimulator:
             self.counts.update(name for name, so in happened.items() if so)
 
     def _leave(self, room: ChatRoom, row: int) -> None:
-        """End a conversation as its case stands."""
+        """End a row's conversation with the outcome that `LLMPartner.leave` gives."""
         room.outcomes[row] = self.played.leave(room.hidden[row], room.belief[row], room.terms[row])
         room.terminations[row], room.truncations[row] = True, False
         reward = 0.0
@@ -175,19 +180,18 @@ class LLMSimulator:
 
 
 def _words(reply: str) -> str:
-    """Return what a reply says, in characters that an observation may have; empty where it says nothing."""
+    """Return a reply without `STOP`, in the characters of text observations."""
     text = clean(reply.replace(STOP, " "))
     return "".join(c if c in CHARSET else "?" for c in text)[:MAX_CHARS].strip()
 
 
 def check_interface(action: str, observation: str) -> None:
-    """Check that agent and partner speak in words.
+    """Check that action and observation are ``"text"``.
 
     Raises:
-        InvalidValue: They don't.
+        InvalidValue: One of them isn't.
     """
     if (action, observation) != ("text", "text"):
         raise InvalidValue(
-            f'simulator="llm" is text in and text out: make it with action="text" and observation="text", not '
-            f"{action!r} and {observation!r}"
+            f'simulator="llm" needs action="text" and observation="text", not {action!r} and {observation!r}'
         )

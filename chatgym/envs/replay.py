@@ -1,8 +1,8 @@
-"""Traces: conversations written down so that anyone can play them again and compare, word for word.
+"""Traces: record conversations, and replay them to compare every observation, reward, act and word.
 
-A trace is JSON lines: a header (format, version, `identity` of the environment, the arguments that make it), then
-per conversation a ``start`` line with its key and a ``turn`` line per agent turn, ``words`` lines with the bank of
-wordings that a language model made (so a replay needs no model), and last a SHA-256 over all lines before it.
+A trace is JSON lines: a header (format, version, `identity` of the environment, which includes its arguments), then
+for each conversation a ``start`` line with its key and a ``turn`` line per agent turn, ``words`` lines with the banks
+of wordings that a language model made (so that a replay needs no model), and last a SHA-256 of all lines before it.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ VERSION = 1
 
 
 def _line(record: dict[str, Any]) -> str:
+    """Return a line of JSON with sorted keys."""
     return json.dumps(record, ensure_ascii=False, sort_keys=True, separators=(",", ":")) + "\n"
 
 
 def encode_observation(observation: Any) -> int | str:
-    """Return an observation as JSON: numbers and texts as they are, arrays as a SHA-256 of their bytes."""
+    """Return an observation as JSON: numbers and texts unchanged, arrays as SHA-256 of their bytes."""
     if isinstance(observation, (int, np.integer)):
         return int(observation)
     if isinstance(observation, str):
@@ -44,13 +45,10 @@ def encode_observation(observation: Any) -> int | str:
 
 
 class TraceWriter:
-    """Writes a trace line by line, to a file that may be cut off at any moment (`close` seals it).
-
-    Use it as a context manager, or call `close`.
-    """
+    """Writes a trace line by line; `close` appends its SHA-256. Use it as a context manager, or call `close`."""
 
     def __init__(self, path: str | Path, identity: dict[str, Any]) -> None:
-        """Begin a trace of an environment with this `identity` (``env.unwrapped.identity()``)."""
+        """Begin a trace of an environment with this identity (``env.unwrapped.identity()``)."""
         self.path = Path(path)
         self._file: IO[str] = self.path.open("w", encoding="utf-8", newline="\n")
         self._digest = hashlib.sha256()
@@ -58,7 +56,7 @@ class TraceWriter:
         self.write({"type": "header", "format": FORMAT, "version": VERSION, "identity": identity})
 
     def words(self, banks: dict[str, list[str]]) -> None:
-        """Write banks of wordings (``speaker.used``) that weren't written before."""
+        """Write the banks of wordings (``speaker.used``) that aren't in the trace yet."""
         for bank in sorted(set(banks) - self._banks):
             self._banks.add(bank)
             self.write({"type": "words", "bank": bank, "wordings": banks[bank]})
@@ -70,7 +68,7 @@ class TraceWriter:
         self._file.write(line)
 
     def close(self) -> None:
-        """Seal the trace with its SHA-256."""
+        """Append the SHA-256 of all lines and close the file."""
         if not self._file.closed:
             self._file.write(_line({"type": "end", "sha256": self._digest.hexdigest()}))
             self._file.close()
@@ -83,17 +81,17 @@ class TraceWriter:
 
 
 def encode_action(action: int | str) -> int | str | dict[str, Any]:
-    """Return an action as JSON: numbers and texts as they are, a `Spoken` one with its act."""
+    """Return an action as JSON: numbers and texts unchanged, a `Spoken` one with its act."""
     if isinstance(action, Spoken):
         return {"text": str(action), "act": action.act}
     return action if isinstance(action, str) else int(action)
 
 
 def decode_action(action: Any) -> Any:
-    """Return the action that `encode_action` wrote.
+    """Return the action that `encode_action` encoded.
 
     Raises:
-        Corrupted: When it is an object other than ``{"text": STRING, "act": INTEGER}``.
+        Corrupted: It is an object other than ``{"text": STRING, "act": INTEGER}``.
     """
     if not isinstance(action, dict):
         return action
@@ -106,7 +104,7 @@ def decode_action(action: Any) -> Any:
 
 
 def start_record(env: Any, observation: Any, info: dict[str, Any]) -> dict[str, Any]:
-    """Return the line of a conversation's beginning, just after ``env.reset`` (`env` is a `ChatEnv`, unwrapped)."""
+    """Return the line of a conversation's start, after ``env.reset``; `env` is an unwrapped `ChatEnv`."""
     return {
         "type": "start",
         "key": f"{env.key:016x}",
@@ -118,7 +116,7 @@ def start_record(env: Any, observation: Any, info: dict[str, Any]) -> dict[str, 
 
 
 def turn_record(env: Any, action: int | str, observation: Any, reward: float, info: dict[str, Any]) -> dict[str, Any]:
-    """Return the line of an agent turn and the partner's answer, just after ``env.step``."""
+    """Return the line of an agent turn and the partner's answer, after ``env.step``."""
     line = {
         "type": "turn",
         "action": encode_action(action),
@@ -135,7 +133,7 @@ def turn_record(env: Any, action: int | str, observation: Any, reward: float, in
 
 
 def _reply(env: Any) -> dict[str, str]:
-    """Return what a model that plays the partner wrote, its signals included."""
+    """Return the unchanged reply of the language model that plays the partner; empty without one."""
     player = env.llm_simulator
     return {"reply": player.replies[0]} if player is not None and player.replies else {}
 
@@ -143,13 +141,13 @@ def _reply(env: Any) -> dict[str, str]:
 def record(
     env: Any, policy: Callable[[Any, dict[str, Any]], int | str], path: str | Path, *, keys: Sequence[int]
 ) -> None:
-    """Play conversations in a `ChatEnv` and write their trace.
+    """Run a policy in a `ChatEnv` and write the trace.
 
     Args:
         env: A `ChatEnv`, wrapped or not.
-        policy: Called with the observation and the info, returns an action.
+        policy: Called with observation and info, returns an action.
         path: File to write.
-        keys: The conversations to play.
+        keys: Keys of the conversations.
     """
     chat = env.unwrapped
     with TraceWriter(path, chat.identity()) as trace:
@@ -168,7 +166,7 @@ def record(
 
 @dataclass(frozen=True)
 class Replay:
-    """What a replay found: all of it was reproduced (else `replay` raises)."""
+    """Result of a replay, all of which matched the trace (else `replay` raises)."""
 
     conversations: int
     turns: int
@@ -176,11 +174,11 @@ class Replay:
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:
-    """Read a trace's lines and check its seal.
+    """Read a trace's lines, and check that it is complete.
 
     Raises:
-        InvalidValue: When it is no trace, or one of another version.
-        Corrupted: When it was cut off or changed.
+        InvalidValue: It is no trace, or one of another version.
+        Corrupted: It was cut off, or a line isn't JSON.
     """
     try:
         # Not splitlines: it splits at characters that stand unescaped in what people write.
@@ -204,13 +202,13 @@ def read(path: str | Path) -> list[dict[str, Any]]:
 
 
 def replay(path: str | Path) -> Replay:
-    """Play a trace again and compare every observation, reward, act and text with what it says.
+    """Replay a trace and compare every observation, reward, act and text.
 
-    Needs no model: the wordings that one made are part of the trace.
+    Needs no model: the trace holds the wordings that one made.
 
     Raises:
-        ReplayMismatch: At the first difference, naming line, field and both values; also when this version of
-            the simulator isn't the trace's.
+        ReplayMismatch: At the first difference, with line, field and both values; also if this version of the simulator
+            isn't the trace's.
         InvalidValue, Corrupted: See `read`.
     """
     import gymnasium as gym
@@ -221,8 +219,8 @@ def replay(path: str | Path) -> Replay:
     chat: Any = env.unwrapped
     if chat.identity()["sha256"] != identity["sha256"]:
         raise ReplayMismatch(
-            f"{path} was made by another simulator ({identity['sha256'][:12]}, here "
-            f"{chat.identity()['sha256'][:12]}); install the version of ChatGym or of the plugin that made it"
+            f"{path} was recorded with another simulator ({identity['sha256'][:12]}, here "
+            f"{chat.identity()['sha256'][:12]}); install the version of ChatGym or of the plugin that recorded it"
         )
     conversations = turns = 0
     for number, expected in enumerate(records[1:-1], 2):
@@ -255,12 +253,12 @@ def replay(path: str | Path) -> Replay:
     for one in records[:-1]:
         digest.update(_line(one).encode())
     if digest.hexdigest() != records[-1].get("sha256"):
-        raise ReplayMismatch(f"{path}: its SHA-256 doesn't match its lines")
+        raise ReplayMismatch(f"{path}: its SHA-256 doesn't match its lines: the file was changed; record it again")
     return Replay(conversations, turns, digest.hexdigest())
 
 
 def _arguments(identity: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of the environment that an identity names; words come from the trace."""
+    """Return the arguments of the environment that an identity names; the words come from the trace."""
     return {
         "scenario": identity["scenario"]["name"],
         "action": identity["action"],
@@ -276,7 +274,7 @@ def _arguments(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def _reward_model(identity: dict[str, Any]) -> RewardModel | None:
-    """Return the reward model that an identity names: the scenario's own judges again, others' scores are read."""
+    """Return the reward model of an identity: the scenario's own, or one that reads scores from the trace."""
     from chatgym.rewards import default
 
     name = identity["reward"].get("model")
@@ -290,28 +288,35 @@ def _reward_model(identity: dict[str, Any]) -> RewardModel | None:
 
 @dataclass
 class _Scores:
-    """Stands for a reward model that isn't here: known by its identity, its scores are in the trace."""
+    """A reward model that isn't available, known by its identity; its scores come from the trace."""
 
     identity: Any
     script: Any = None
 
     def score(self, conversations: Sequence[Conversation]) -> npt.NDArray[np.float32]:
+        """Return the trace's score of the turn, float32[B].
+
+        Raises:
+            Corrupted: The trace has none.
+        """
         score = self.script.get(NAME) if isinstance(self.script, dict) else None
         if not isinstance(score, (int, float)):
-            raise Corrupted("the trace lacks scores of the reward model that judged; record it again")
+            raise Corrupted("the trace has no score of its reward model; record the trace again")
         return np.full(len(conversations), score, np.float32)
 
 
 @dataclass(frozen=True)
 class _Absent:
-    """Stands for a model that played the partner: known by its identity, its replies are in the trace."""
+    """The model that played the partner, known by its identity; its replies come from the trace."""
 
     identity: str
 
     def generate(self, prompts: Sequence[str], **sampling: Any) -> list[Any]:
-        raise Corrupted("the trace lacks replies of the model that played the partner; record it again")
+        """Raise `Corrupted`: the trace has no reply."""
+        raise Corrupted("the trace has no reply of the model that plays the partner; record the trace again")
 
     def score(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[list[float]]:
+        """Raise `Corrupted`: the trace has no reply."""
         return [list(map(float, self.generate(prompts)))]
 
     def close(self) -> None:

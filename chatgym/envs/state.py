@@ -1,8 +1,8 @@
-"""Copy the state of environments: snapshot, restore, deepcopy and pickle.
+"""Copy environments by their state: snapshot, restore, deepcopy and pickle.
 
-Each stateful part (the room, the action codec, the token history, the reward model's term, the language model that
-plays the partner) has the same four verbs: ``begin``, ``step``, ``dump`` and ``load``. ``dump`` returns arrays with a
-leading axis B, one row a conversation, which numpy saves without pickle; everything in this module follows from it.
+Each stateful part (room, action codec, token history, reward model's term, language model that plays the partner) has
+the same four verbs: ``begin``, ``step``, ``dump`` and ``load``. ``dump`` returns arrays with a leading axis B, which
+numpy saves without pickle; everything in this module follows from it.
 """
 
 from __future__ import annotations
@@ -26,44 +26,44 @@ if TYPE_CHECKING:
 
 
 class Stateful(Protocol):
-    """What a part of an environment that has a state can do; see the parts for the arguments of `begin` and `step`."""
+    """A part of an environment that has a state; the parts explain the arguments of `begin` and `step`."""
 
     def dump(self) -> Snapshot:
-        """Copy the state of B conversations: name to array with a leading axis B."""
+        """Copy the state: name to array with a leading axis B."""
 
     def load(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Take back what `dump` returned."""
+        """Restore a state that `dump` returned: arrays with a leading axis B."""
 
 
 def encode_rows(rows: Iterable[Any]) -> npt.NDArray[np.str_]:
-    """Return B values that JSON can hold as str[B], a JSON text a row."""
+    """Return B values as str[B], a JSON text for each."""
     return np.array([json.dumps(row) for row in rows], np.str_)
 
 
 def decode_rows(rows: npt.NDArray[np.str_]) -> list[Any]:
-    """Return the B values that `encode_rows` was given; tuples come back as lists."""
+    """Return the B values in str[B] that `encode_rows` made; tuples come back as lists."""
     return [json.loads(row) for row in rows.tolist()]
 
 
 def dump_parts(parts: Mapping[str, Stateful | None]) -> Snapshot:
-    """Dump parts by name; the arrays of the part ``name`` are called ``name.array``."""
+    """Return the parts' arrays, with a leading axis B; those of the part ``name`` are named ``name.array``."""
     return {
         f"{name}.{key}": array for name, part in parts.items() if part is not None for key, array in part.dump().items()
     }
 
 
 def load_parts(parts: Mapping[str, Stateful | None], snapshot: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Load parts from what `dump_parts` returned."""
+    """Restore the parts from arrays that `dump_parts` returned, each with a leading axis B."""
     for name, part in parts.items():
         if part is not None:
             part.load({key[len(name) + 1 :]: array for key, array in snapshot.items() if key.startswith(f"{name}.")})
 
 
 def check_snapshot(snapshot: Mapping[str, npt.NDArray[Any]], names: Iterable[str]) -> None:
-    """Check that a snapshot has the arrays of these names.
+    """Check that a snapshot, arrays with a leading axis B, has the given names.
 
     Raises:
-        InvalidValue: One is missing: it is the snapshot of an environment with other arguments.
+        InvalidValue: One is missing: the snapshot's environment had other arguments.
     """
     missing = sorted(set(names) - snapshot.keys())
     if missing:
@@ -73,28 +73,28 @@ def check_snapshot(snapshot: Mapping[str, npt.NDArray[Any]], names: Iterable[str
 
 
 class CopiedByState:
-    """Mixin: an environment is copied and pickled as its arguments and its state.
+    """Mixin: deepcopy and pickle an environment as its arguments and its state.
 
-    A model given by name is opened again by the copy, when it is first needed; an `Engine`, a `RewardModel` or a
-    `Scenario` object is shared by a deep copy, and pickled with it.
+    A copy opens a model given by name again, at its first use. A deep copy shares an `Engine`, `RewardModel` or
+    `Scenario` object; a pickle contains it.
     """
 
     _arguments: dict[str, Any]
 
     def snapshot(self) -> Snapshot:
-        """Copy the state of all conversations."""
+        """Copy the state of all conversations: arrays with a leading axis B."""
         raise NotImplementedError
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go back to a snapshot."""
+        """Restore a snapshot, arrays with a leading axis B."""
         raise NotImplementedError
 
     def _carried(self) -> dict[str, Any]:
-        """Return what a copy has besides the snapshot, such as generators and spaces."""
+        """Return what a copy needs besides arguments and snapshot: generators, spaces, wordings."""
         raise NotImplementedError
 
     def _take(self, carried: dict[str, Any]) -> None:
-        """Take what `_carried` of another environment returned."""
+        """Set what `_carried` of another environment returned."""
         raise NotImplementedError
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -112,14 +112,14 @@ class CopiedByState:
 
 
 class _Packed:
-    """An object in pickled form, which was tried out before it went into another pickle."""
+    """An argument in pickled form, so that one that can't be pickled is found before the environment is."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
 
 
 def _packed(name: str, value: Any) -> Any:
-    """Pickle an argument that isn't plain data.
+    """Return an argument, pickled unless it is plain data.
 
     Raises:
         InvalidValue: It can't be pickled.
@@ -146,6 +146,7 @@ _EXAMPLES = {"llm": "hf:ID-or-folder", "reward_model": "FOLDER", "scenario": "cu
 def _rebuilt(
     kind: type[CopiedByState], arguments: dict[str, Any], carried: dict[str, Any], snapshot: Snapshot
 ) -> CopiedByState:
+    """Make an environment from a pickle's arguments and snapshot, arrays with a leading axis B."""
     opened = {n: pickle.loads(v.data) if isinstance(v, _Packed) else v for n, v in arguments.items()}
     made = kind(**opened)
     made._take(carried)

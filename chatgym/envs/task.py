@@ -1,4 +1,4 @@
-"""What an agent is trained on and measured by: a scenario and the arguments that decide its dynamics."""
+"""A task: the scenario and the arguments that determine the dynamics an agent is trained and evaluated in."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from chatgym.scenarios import Scenario, find_scenario
 
 @dataclass(frozen=True)
 class Task:
-    """A scenario by name, and arguments of `chatgym.envs.chat_env.ChatEnv` such as ``error_rate`` or ``max_turns``."""
+    """A scenario's name, and arguments of `chatgym.envs.chat_env.ChatEnv` such as ``error_rate`` or ``max_turns``."""
 
     scenario: str = "customer_service"
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -24,21 +24,20 @@ class Task:
         return find_scenario(self.scenario)
 
     def make_envs(self, interface: Interface, num_envs: int, **overrides: Any) -> ChatVectorEnv:
-        """Make B conversations, without words unless `overrides` ask for them."""
+        """Make B conversations; without words, unless `overrides` name a model."""
         arguments = {"llm": "template", **self.arguments, **overrides}
         return ChatVectorEnv(
             num_envs, scenario=self.scenario, action=interface.action, observation=interface.observation, **arguments
         )
 
     def make_env(self, interface: Interface, **overrides: Any) -> ChatEnv:
-        """Make the single environment, worded by templates, to count in: without a reward model, unless `overrides` say
-        otherwise.
-        """
+        """Make the single environment, worded by templates; without a reward model, unless `overrides` name one."""
         arguments = {"llm": "template", **self.arguments, "reward_model": None, **overrides}
         return ChatEnv(scenario=self.scenario, action=interface.action, observation=interface.observation, **arguments)
 
     def identity(self) -> dict[str, Any]:
-        """Name all that decides a conversation's course, see `chatgym.envs.conversations.Conversations.identity`; no
-        reward model is in it.
+        """Return versions and hashes of all that determines a conversation, without a reward model.
+
+        See `chatgym.envs.conversations.Conversations.identity`.
         """
         return self.make_envs(Interface(), 1, reward_model=None).identity()

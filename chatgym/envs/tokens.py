@@ -1,7 +1,7 @@
-"""Token ids of conversations: a tokenizer, and what was said so far as a growing list of ids.
+"""Token observations: the words of B conversations as growing lists of token ids.
 
-An utterance is encoded once, when it is said; what an agent says token by token is kept as the tokens that it chose.
-The ids are ChatML: the partner is the ``user``, the agent the ``assistant``.
+An utterance is encoded once, when it is said; an agent's tokens are kept as it chose them. The format is ChatML: the
+partner is the ``user``, the agent the ``assistant``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CONTEXT = 512
 
 
 def token_space(tokenizer: ChatTokenizer) -> spaces.Dict:
-    """Return the space of token observations: the last `CONTEXT` ids, padded on the left, and which are there."""
+    """Return the space of token observations: ``ids`` int64[512], padded on the left, and ``mask`` int8[512]."""
     return spaces.Dict(
         {
             "ids": spaces.Box(0, tokenizer.size - 1, (CONTEXT,), np.int64),
@@ -31,26 +31,26 @@ def token_space(tokenizer: ChatTokenizer) -> spaces.Dict:
 
 
 class TokenHistory:
-    """What was said in B conversations, as ids; each ends where the agent's next turn begins."""
+    """The words of B conversations as ids; each list ends where the agent's next turn begins."""
 
     def __init__(self, size: int, tokenizer: ChatTokenizer) -> None:
-        """Begin with B conversations in which nothing was said."""
+        """Make B empty lists."""
         self.tokenizer = tokenizer
         self.ids: list[list[int]] = [[] for _ in range(size)]
         self._user, self._assistant = (tokenizer.encode(f"<|im_start|>{role}\n") for role in ("user", "assistant"))
         self._close = [tokenizer.end, *tokenizer.encode("\n")]
 
     def begin(self, row: int, partner: str) -> None:
-        """Begin a conversation that the partner opens."""
+        """Begin a conversation with the partner's utterance."""
         self.ids[row] = []
         self.hear(row, partner)
 
     def say(self, row: int, agent: str | Sequence[int]) -> None:
-        """Append what the agent says: a text, or the tokens that it chose, without the one that ends its turn."""
+        """Append the agent's utterance: a text, or tokens without the end token."""
         self.ids[row] += self.tokenizer.encode(agent) if isinstance(agent, str) else agent
 
     def hear(self, row: int, partner: str) -> None:
-        """End the agent's turn, if it had one, and append what the partner says."""
+        """End the agent's turn, if there is one, and append the partner's utterance."""
         ids = self.ids[row]
         if ids:
             ids += self._close
@@ -71,5 +71,5 @@ class TokenHistory:
         return {"ids": encode_rows(self.ids)}
 
     def load(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Go back to what was said at `dump`."""
+        """Restore the ids that `dump` returned, str[B]."""
         self.ids = decode_rows(state["ids"])

@@ -1,4 +1,4 @@
-"""ChatVectorEnv: B conversations in one step of compiled code."""
+"""ChatVectorEnv: B conversations that advance in one step of compiled code."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from gymnasium.vector.utils import batch_space
 
 from chatgym.dynamics.room import Snapshot, is_integer
 from chatgym.engines import Engine
-from chatgym.envs.conversations import DEFAULT_LLM, Conversations, HoldsConversations, check_key, check_options, root_of
-from chatgym.envs.interfaces import row_of
+from chatgym.envs.codecs import row_of
+from chatgym.envs.conversation_env import ConversationEnv, check_key, check_options, root_of
+from chatgym.envs.conversations import DEFAULT_LLM, Conversations
 from chatgym.envs.state import check_snapshot
 from chatgym.errors import ChatGymError, InvalidValue
 from chatgym.rewards import RewardModel
@@ -23,14 +24,14 @@ from chatgym.scenarios import ABOUT, NO_ACT, Scenario
 BoolArray = npt.NDArray[np.bool_]
 
 
-class ChatVectorEnv(HoldsConversations, VectorEnv[Any, Any, Any]):
-    """The vector form of `chatgym.envs.chat_env.ChatEnv`: same arguments, same conversations, B at a time.
+class ChatVectorEnv(ConversationEnv, VectorEnv[Any, Any, Any]):
+    """The vector form of `chatgym.envs.chat_env.ChatEnv`: the same arguments and conversations, B at a time.
 
-    Row i of an environment that was reset with seed s is, bit for bit, the single environment with seed s + i
-    (or with the i-th seed of a list), over any number of conversations and in each autoreset mode.
+    Row i of an environment that was reset with seed s is, bit for bit, the single environment with seed s + i (or the
+    i-th seed of a list), over any number of conversations and in each autoreset mode.
 
-    Two arguments are its own: `autoreset_mode` (all three of Gymnasium's) and `texts`. Words cost more than
-    the turn, so ``info["text"]`` is there only with ``texts=True`` or ``observation="text"``.
+    Two arguments are its own: `autoreset_mode` (one of Gymnasium's three) and `texts`. Words cost more time than the
+    dynamics, so ``info["text"]`` exists only with ``texts=True`` or ``observation="text"``.
     """
 
     metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
@@ -53,7 +54,7 @@ class ChatVectorEnv(HoldsConversations, VectorEnv[Any, Any, Any]):
         texts: bool = False,
         render_mode: None = None,
     ) -> None:
-        """See the class, and `chatgym.envs.chat_env.ChatEnv` for the arguments that both have."""
+        """Make B = `num_envs` conversations; the class and `chatgym.envs.chat_env.ChatEnv` explain the arguments."""
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         if render_mode is not None:
             raise InvalidValue(
@@ -90,15 +91,15 @@ class ChatVectorEnv(HoldsConversations, VectorEnv[Any, Any, Any]):
         """Begin a conversation in each row.
 
         Args:
-            seed: An int s gives row i the seed s + i; a sequence gives each row its own (None: keep going).
-            options: ``"reset_mask"``: bool[B], the rows to reset (all, if absent). ``"keys"``: uint64[B], the
-                very conversations to begin, as a trace names them.
+            seed: An int s gives row i the seed s + i; a sequence gives each row its own (None: keep the row's).
+            options: ``"reset_mask"``: bool[B], the rows to reset; without it, all. ``"keys"``: uint64[B], the keys
+                of the conversations to begin.
 
         Returns:
-            The observations and the infos.
+            Observations and infos.
 
         Raises:
-            InvalidValue: Another option, or a value that isn't as above.
+            InvalidValue: An option is unknown, or has another shape, dtype or range.
         """
         given = check_options(options, ("reset_mask", "keys"))
         rows = _reset_mask(given.get("reset_mask"), self.num_envs)
@@ -123,15 +124,15 @@ class ChatVectorEnv(HoldsConversations, VectorEnv[Any, Any, Any]):
 
         Args:
             actions: B actions of the interface: int[B], or a sequence of B strings for ``action="text"``.
-            active: bool[B], the rows that take their action; all, if None. In the others nothing happens: the
-                observation stays as it was, the reward is 0, nothing is terminated or truncated, no autoreset.
+            active: bool[B], the rows that take their action; None: all. An inactive row doesn't change: its observation
+                stays, its reward is 0, it is neither terminated nor truncated nor reset.
 
         Returns:
             Observations, rewards float64[B], terminations bool[B], truncations bool[B], infos.
 
         Raises:
-            InvalidValue: When an action is none of the action space.
-            ChatGymError: Before the first reset, or, with autoreset disabled, past a conversation's end.
+            InvalidValue: An action isn't in the action space.
+            ChatGymError: Before the first reset; with autoreset disabled, also after a conversation's end.
         """
         if not self._started:
             raise ChatGymError("call reset() before the first step()")
@@ -159,15 +160,15 @@ class ChatVectorEnv(HoldsConversations, VectorEnv[Any, Any, Any]):
         return conversations.observe(), rewards, terminations, truncations, self._infos(acts, where, terms)
 
     def expert_acts(self) -> npt.NDArray[np.int64]:
-        """Return what the scripted expert would do now, int64[B]."""
+        """Return the scripted expert's acts, int64[B]."""
         return self.room.expert_acts()
 
     def snapshot(self) -> Snapshot:
-        """Copy the state of all conversations, for `restore`: name to array with a leading axis B."""
+        """Copy the state of all conversations for `restore`: name to array with a leading axis B."""
         return {**self._conversations.dump(), "ended": self._ended.copy()}
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go back to a snapshot, exactly, at any moment of the conversations.
+        """Restore a snapshot, arrays with a leading axis B, at any moment of the conversations.
 
         Raises:
             InvalidValue: It was taken from an environment with other arguments.
@@ -178,23 +179,24 @@ class ChatVectorEnv(HoldsConversations, VectorEnv[Any, Any, Any]):
         self._started = True
 
     def fork(self, row: int, copies: int) -> ChatVectorEnv:
-        """Make an environment of copies of one conversation: they differ from here on only by the agent's actions.
+        """Return an environment with B = `copies` copies of one conversation.
 
         Raises:
             InvalidValue: There is no such row, or `copies` is below 1.
         """
         if not is_integer(row) or not 0 <= row < self.num_envs:
-            raise InvalidValue(f"there is no row {row!r} in an environment of {self.num_envs}")
+            raise InvalidValue(f"there is no row {row!r}; rows are 0 to {self.num_envs - 1}")
         made = type(self)(**{**self._arguments, "num_envs": copies})
         made._take_words(self)
         made.restore({name: array[[row] * copies] for name, array in self.snapshot().items()})
         return made
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Free the model, if there is one."""
+        """Close the model; an `Engine` object stays open."""
         self._conversations.close()
 
     def _seed(self, seed: int | Sequence[int | None] | None, rows: BoolArray | None) -> None:
+        """Set the roots of `rows`, bool[B] (None: all), from a seed, B seeds, or ``np_random``."""
         room, where = self.room, self._everywhere if rows is None else rows
         if isinstance(seed, (int, np.integer)):
             self._np_random, self._np_random_seed = gym.utils.seeding.np_random(int(seed))
@@ -218,6 +220,10 @@ class ChatVectorEnv(HoldsConversations, VectorEnv[Any, Any, Any]):
         self, acts: npt.NDArray[np.int64], where: BoolArray, rewards: npt.NDArray[np.float64],
         terms: npt.NDArray[np.float64],
     ) -> tuple[Any, npt.NDArray[np.float64], BoolArray, BoolArray, dict[str, Any]]:  # fmt: skip
+        """Reset the rows that ended, and return the step's results with their final observations and infos.
+
+        `acts` is int64[B], `where` bool[B], `rewards` float64[B], `terms` float64[B, T].
+        """
         terminations, truncations = self.room.terminations, self.room.truncations
         ended, final = terminations | truncations, np.full(self.num_envs, None, object)
         last = self._conversations.observe()
@@ -232,11 +238,14 @@ class ChatVectorEnv(HoldsConversations, VectorEnv[Any, Any, Any]):
         return self._conversations.observe(), rewards, terminations, truncations, infos
 
     def _names(self, acts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return indices of names: acts without the slots that words may add to them."""
+        """Return indices into the acts' names, int64[B], for acts, int64[B], that may include slots."""
         return acts if self._conversations.action == "act" else np.where(acts < 0, acts, acts % ABOUT)
 
     def _infos(self, acts: npt.NDArray[np.int64], where: BoolArray, terms: npt.NDArray[np.float64]) -> dict[str, Any]:
-        """Return the infos of the rows in `where`, as Gymnasium lays them out: an array and its mask."""
+        """Return Gymnasium's vector infos: an array for each name, and its mask `where`, bool[B].
+
+        `acts` is int64[B], `terms` float64[B, T].
+        """
         room = self.room
         reward_terms: dict[str, Any] = {}
         for i, name in enumerate(self._conversations.reward_weights):
@@ -264,15 +273,25 @@ class ChatVectorEnv(HoldsConversations, VectorEnv[Any, Any, Any]):
 
 
 def _reset_mask(mask: Any, size: int) -> BoolArray | None:
+    """Return a copy of the reset mask, bool[B]; None means all rows.
+
+    Raises:
+        InvalidValue: It isn't bool[B], or resets no row.
+    """
     if mask is None:
         return None
     _check_mask("options['reset_mask']", mask, size)
     if not mask.any():
-        raise InvalidValue("options['reset_mask'] resets nothing: it needs at least one True")
+        raise InvalidValue("options['reset_mask'] selects no row; set at least one element to True, or leave it out")
     copy: BoolArray = mask.copy()
     return copy
 
 
 def _check_mask(name: str, mask: Any, size: int) -> None:
+    """Check that a mask is bool[B].
+
+    Raises:
+        InvalidValue: It has another type, dtype or shape.
+    """
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != (size,):
         raise InvalidValue(f"{name} is a numpy bool array of shape ({size},), not {mask!r}")

@@ -1,4 +1,4 @@
-"""Wrappers: the environment as other programs expect it."""
+"""Wrappers that give the environment the interface of other programs."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from chatgym.words.charset import CHARSET, MAX_CHARS
 
 
 class LegacyAPI:
-    """The environment as Gym was in 2016: ``state = env.reset()``, ``state, reward, done, info = env.step(a)``.
+    """The interface of Gym in 2016: ``state = env.reset()``, ``state, reward, done, info = env.step(a)``.
 
     Attributes:
         state_space: Number of states, an int.
         action_space: Number of actions, an int.
-        env: The environment inside.
+        env: The wrapped environment.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
-        """Wrap an environment whose observations and actions are `Discrete`.
+        """Wrap an environment with `Discrete` observations and actions.
 
         Raises:
-            InvalidValue: When a space isn't `Discrete`: a table couldn't hold it.
+            InvalidValue: A space isn't `Discrete`, so no table can hold it.
         """
         for what, space in (("observation", env.observation_space), ("action", env.action_space)):
             if not isinstance(space, gym.spaces.Discrete):
@@ -44,28 +44,28 @@ class LegacyAPI:
         return int(state)
 
     def step(self, action: int) -> tuple[int, float, bool, dict[str, Any]]:
-        """Take one action; returns state, reward, done (ended or truncated) and info."""
+        """Take an action; return state, reward, done (terminated or truncated) and info."""
         state, reward, terminated, truncated, info = self.env.step(action)
         info["TimeLimit.truncated"] = truncated and not terminated
         return int(state), float(reward), bool(terminated or truncated), info
 
     def render(self) -> Any:
-        """Render as the environment inside does."""
+        """Render the wrapped environment."""
         return self.env.render()
 
     def close(self) -> None:
-        """Close the environment inside."""
+        """Close the wrapped environment."""
         self.env.close()
 
 
 class FlatTokens(gym.ObservationWrapper[npt.NDArray[np.int64], Any, dict[str, npt.NDArray[Any]]]):
-    """``observation="token"`` as one Box for libraries without Dict: the ids, and -1 where there is none."""
+    """``observation="token"`` as one Box, for libraries without Dict spaces: the ids, -1 for padding."""
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
-        """Wrap an environment whose observations are tokens.
+        """Wrap an environment with ``observation="token"``.
 
         Raises:
-            InvalidValue: When they are something else.
+            InvalidValue: Its observations are others.
         """
         space = env.observation_space
         if not isinstance(space, spaces.Dict) or set(space.spaces) != {"ids", "mask"}:
@@ -75,20 +75,20 @@ class FlatTokens(gym.ObservationWrapper[npt.NDArray[np.int64], Any, dict[str, np
         self.observation_space = spaces.Box(-1, int(ids.high.max()), ids.shape, np.int64)
 
     def observation(self, observation: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.int64]:
-        """Return the ids int64[N], with -1 for padding."""
+        """Return the ids, int64[512], with -1 for padding."""
         flat: npt.NDArray[np.int64] = np.where(observation["mask"] == 1, observation["ids"], -1)
         return flat
 
 
 class ChatMLMessages(gym.ObservationWrapper[tuple[dict[str, str], ...], Any, Any]):
-    """The conversation as language models take it: a tuple of ``{"role": ..., "content": ...}``.
+    """Observations as chat messages for language models: a tuple of ``{"role": ..., "content": ...}``.
 
-    The first message, of the role ``system``, says what the agent has to know (`Scenario.instructions`); then the
-    partner is the ``user``, the agent the ``assistant``.
+    The first message, of role ``system``, holds the rules (`Scenario.instructions`); then the partner is the ``user``,
+    the agent the ``assistant``.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
-        """Wrap a `chatgym.envs.chat_env.ChatEnv`, whatever its observations are."""
+        """Wrap a `chatgym.envs.chat_env.ChatEnv` with any observations."""
         super().__init__(env)
         self._chat: Any = env.unwrapped
         texts = spaces.Text(10 * MAX_CHARS, min_length=0, charset=CHARSET)

@@ -1,1 +1,1 @@
-"""ChatGym's environments in the shape that other libraries want."""
+"""Adapters of ChatGym's environments to other libraries."""

@@ -1,7 +1,7 @@
-"""ChatVecEnv: B conversations as a Stable-Baselines3 `VecEnv`, still one step of compiled code.
+"""ChatVecEnv: B conversations as a Stable-Baselines3 `VecEnv`, advanced by one step of compiled code.
 
-SB3 wants a list of B info dicts a step. Only a row whose conversation has ended gets one of its own; all others
-share one that is empty. There are no other objects per conversation.
+SB3 expects a list of B info dicts a step. Rows whose conversation ended have their own dict; all others share one
+empty dict.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ class ChatVecEnv(VecEnv):
     PPO("MlpPolicy", VecMonitor(envs)).learn(100_000)
     ```
 
-    Row i is, bit for bit, the single `chatgym.envs.chat_env.ChatEnv` with the i-th seed, but that rewards are float32,
-    as SB3 has them. The info of a conversation's last step has
+    Row i is, bit for bit, the single `chatgym.envs.chat_env.ChatEnv` with the i-th seed, except that rewards are
+    float32. The info of a conversation's last step has
 
-    * ``terminal_observation``: what it ended in (the observation returned is already the next conversation's);
-    * ``TimeLimit.truncated``: whether it was broken off, so that what would have come still has a value;
-    * ``terminal_action_mask``: the acts that made sense there, where there are masks;
+    * ``terminal_observation``: the last observation (the returned one belongs to the next conversation);
+    * ``TimeLimit.truncated``: whether it was truncated, so that the value of its last state is bootstrapped;
+    * ``terminal_action_mask``: int8[A], the mask of the last state, if the interface has masks;
     * ``outcome`` and ``is_success``.
 
-    An attribute or method is the vector environment's: there is no object per conversation to ask. `get_attr` and
-    `env_method` repeat it for each row, unless it is an array with a row for each.
+    Attributes and methods are those of the vector environment. `get_attr` and `env_method` return an array with a
+    leading axis B row by row, and repeat any other value for each row.
     """
 
     def __init__(self, envs: ChatVectorEnv) -> None:
         """Adapt an environment.
 
         Args:
-            envs: Made with ``autoreset_mode="SameStep"``, the way SB3 resets.
+            envs: Made with ``autoreset_mode="SameStep"``, which SB3 needs.
 
         Raises:
-            InvalidValue: When it resets in another way.
+            InvalidValue: It has another autoreset mode.
         """
         if envs.autoreset_mode is not AutoresetMode.SAME_STEP:
             raise InvalidValue(
@@ -57,7 +57,7 @@ class ChatVecEnv(VecEnv):
                 f"{envs.autoreset_mode.value!r}; make it with autoreset_mode='SameStep', or use ChatVecEnv.make"
             )
         self.envs = envs
-        self._masks: Bools | None = None  # bool[B, A]
+        self._masks: npt.NDArray[np.int8] | None = None  # int8[B, A]
         self._actions: npt.NDArray[Any] = np.zeros(0, np.int64)
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
 
@@ -67,7 +67,7 @@ class ChatVecEnv(VecEnv):
         return cls(ChatVectorEnv(num_envs, **arguments, autoreset_mode=AutoresetMode.SAME_STEP))
 
     def reset(self) -> Any:
-        """Begin a conversation in each row and return the observations; see `seed` and `set_options`."""
+        """Begin a conversation in each row and return the observations; `seed` and `set_options` come first."""
         seeds = None if None in self._seeds else self._seeds
         observations, infos = self.envs.reset(seed=seeds, options=self._keys())
         self._reset_seeds()
@@ -77,11 +77,11 @@ class ChatVecEnv(VecEnv):
         return observations
 
     def step_async(self, actions: npt.NDArray[Any]) -> None:
-        """Take the actions for the step, int[B]."""
+        """Store the actions, int[B], for `step_wait`."""
         self._actions = actions
 
     def step_wait(self) -> tuple[Any, npt.NDArray[np.float32], Bools, list[dict[str, Any]]]:
-        """Do the step.
+        """Take the stored actions.
 
         Returns:
             Observations, rewards float32[B], dones bool[B], infos.
@@ -104,18 +104,18 @@ class ChatVecEnv(VecEnv):
                     infos[row]["terminal_action_mask"] = last["action_mask"][row]
         return observations, rewards.astype(np.float32), dones, infos
 
-    def action_masks(self) -> Bools:
-        """Return the acts that make sense now, bool[B, A], as sb3-contrib's MaskablePPO asks for them.
+    def action_masks(self) -> npt.NDArray[np.int8]:
+        """Return the actions that make sense, int8[B, A], for sb3-contrib's MaskablePPO.
 
         Raises:
-            ChatGymError: Before the first `reset`, or where the action interface has no masks.
+            ChatGymError: Before the first `reset`, or if the action interface has no masks.
         """
         if self._masks is None:
-            raise ChatGymError("there are no action masks before reset(), nor for an action interface without them")
+            raise ChatGymError("there are no action masks before reset(), and none for action='text'")
         return self._masks
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Seed the rows with ``seed``, ``seed + 1``, ... at the next `reset`; None: let them go on as they would."""
+        """Seed the rows with ``seed``, ``seed + 1``, ... at the next `reset`; None: keep their seeds."""
         if seed is None:
             self._reset_seeds()
             return self._seeds
@@ -127,13 +127,13 @@ class ChatVecEnv(VecEnv):
         return self._by_row(value, indices)
 
     def set_attr(self, attr_name: str, value: Any, indices: Indices = None) -> None:
-        """Set an attribute of the environment, which all rows share.
+        """Set an attribute of the environment, for all rows.
 
         Raises:
-            InvalidValue: When it is to be set for some of them only.
+            InvalidValue: `indices` selects some rows only.
         """
         if len(self._rows(indices)) != self.num_envs:
-            raise InvalidValue(f"{attr_name} belongs to all conversations; set it without indices")
+            raise InvalidValue(f"{attr_name} is one attribute for all conversations; set it without indices")
         setattr(self.envs, attr_name, value)
 
     def env_method(
@@ -144,16 +144,16 @@ class ChatVecEnv(VecEnv):
         return self._by_row(method(*method_args, **method_kwargs), indices)
 
     def env_is_wrapped(self, wrapper_class: type[Any], indices: Indices = None) -> list[bool]:
-        """Return that no row is in a wrapper: there are none of single environments in here."""
+        """Return False for each row: there are no single environments to wrap."""
         return [False for _ in self._rows(indices)]
 
     def snapshot(self) -> Snapshot:
-        """Copy the state of all conversations, for `restore`."""
+        """Copy the state of all conversations for `restore`: name to array with a leading axis B."""
         masks = {} if self._masks is None else {"action_mask": self._masks.copy()}
         return {**self.envs.snapshot(), **masks}
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go back to a snapshot."""
+        """Restore a snapshot, arrays with a leading axis B."""
         rest = dict(snapshot)
         self._masks = rest.pop("action_mask", None)
         self.envs.restore(rest)
@@ -163,14 +163,20 @@ class ChatVecEnv(VecEnv):
         self.envs.close()
 
     def _rows(self, indices: Indices) -> list[int]:
+        """Return the row numbers of SB3's `indices`."""
         return list(self._get_indices(indices))
 
     def _by_row(self, value: Any, indices: Indices) -> list[Any]:
+        """Return a value for each row: an array's row if it has a leading axis B, else the value itself."""
         each = isinstance(value, np.ndarray) and value.ndim > 0 and len(value) == self.num_envs
         return [value[row] if each else value for row in self._rows(indices)]
 
     def _keys(self) -> dict[str, Any] | None:
-        """Return the options of the next reset: ``{"key": k}`` for each row, the conversation to begin, or nothing."""
+        """Return the options of the next reset, made from ``{"key": k}`` of each row; None without any.
+
+        Raises:
+            InvalidValue: A row's options are others.
+        """
         if not any(self._options):
             return None
         if any(set(options) != {"key"} for options in self._options):

@@ -1,4 +1,4 @@
-"""Scenarios: what conversations are about. Each package here is content; the type is `chatgym.dynamics.scenario`."""
+"""The scenarios, one package each; `chatgym.dynamics.scenario` defines the type."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ __all__ = [
 
 
 class ScenarioName(str):
-    """The name of a scenario that was given as an object: JSON holds the name, this process the object as well."""
+    """The name of a `Scenario` object, for JSON; within this process it also leads to the object."""
 
     scenario: Scenario
 
     def __new__(cls, scenario: Scenario) -> ScenarioName:
-        """Name a scenario: by its name, if it is the one registered under that, else by name and digest."""
+        """Name a scenario: by its registered name, or by name and digest if it isn't registered."""
         registered = plugins.load().scenarios
         known = scenario.name in registered and registered[scenario.name] is scenario
         made = super().__new__(cls, scenario.name if known else f"{scenario.name}@{scenario.digest[:12]}")
@@ -52,10 +52,10 @@ class ScenarioName(str):
 
 
 def find_scenario(scenario: str | Scenario) -> Scenario:
-    """Return a scenario by name (built in or a plugin's), or the one given.
+    """Return a `Scenario` by name (built in or from a plugin); a `Scenario` object is returned as it is.
 
     Raises:
-        InvalidValue: It is neither a `Scenario` nor a name that a plugin registered.
+        InvalidValue: It is neither a `Scenario` nor a registered name.
     """
     if isinstance(scenario, Scenario):
         return scenario

@@ -1,8 +1,7 @@
-"""What a simulated partner may not do: contradictions, looked for in the record of a conversation.
+"""Find contradictions of a simulated partner in the record of a conversation.
 
-Some are seen in any conversation, from what was said alone: `repeats` and `never_ends`. Whether an answer fits the
-goal, the mood and what was asked is a scenario's knowledge: its `Scenario.audit` says so, from the specification and
-not from the code that chooses the answers, so that the two check each other.
+`repeats` and `never_ends` apply to every scenario. Whether an answer fits goal, mood and question is up to each
+scenario: `Scenario.audit` checks it by the specification, independent of the code that chooses the answers.
 """
 
 from __future__ import annotations
@@ -22,26 +21,26 @@ KINDS = {
     "early": "leaves although it would stay",
     "stays": "stays although it would leave",
 }
-"""Kind of contradiction to what the partner does."""
+"""Kind of contradiction to its description."""
 WORDING = "wording"
-"""The kind of finding that is none of these: the words aren't understood as they were meant."""
+"""Kind of finding for words that NLU understands as something else than they mean."""
 REPEATS = 2
-"""The same thing said so many times in a row is a repetition, where the agent didn't ask for it again."""
+"""Number of times in a row at which the same utterance, not asked for again, is a repetition."""
 
 
 @dataclass(frozen=True, eq=False)
 class Exchange:
-    """What an agent did and what the partner answered.
+    """One agent act and the partner's answer.
 
     Attributes:
-        scenario: Whose partner it is.
-        turn: 0 is the partner's opening.
+        scenario: The scenario.
+        turn: Turn number; 0 is the partner's opening.
         act: The agent's act as `Scenario.respond` takes it; `NO_ACT` in the opening.
-        belief: The agent's belief when it acted, a record; its words say this.
+        belief: The agent's belief when it acted, a record.
         before: The partner's `hidden` when the agent acted, field to plain value.
-        after: That when the partner had answered.
+        after: The same after the partner's answer.
         said: The partner's answer, field to plain value.
-        outcome: How the conversation ended with it, empty if it goes on.
+        outcome: The outcome that the conversation ended with, empty if it goes on.
     """
 
     scenario: Scenario
@@ -55,20 +54,25 @@ class Exchange:
 
     @functools.cached_property
     def asked(self) -> Meaning:
-        """What the agent's words mean; that of nothing in the opening, and of words that weren't understood."""
+        """Meaning of the agent's words; empty in the opening and for words that weren't understood."""
         if self.act < 0:
             return Meaning({NO_ACT: "", UNCLEAR_ACT: "unclear"}[self.act], ())
         return self.scenario.agent_meaning(self.act % ABOUT, self.belief)
 
+    def named(self, names: Sequence[str]) -> dict[int, int]:
+        """Return the slots in the partner's answer, as indices into `names`, with their values."""
+        said = self.said
+        return {slot: int(said[name]) for slot, name in enumerate(names) if said["slots"] & (1 << slot)}
+
     @functools.cached_property
     def meaning(self) -> Meaning:
-        """What the partner's answer means."""
+        """Meaning of the partner's answer."""
         return self.scenario.partner_meaning(self.said)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A contradiction: the turn, one of `KINDS` or `WORDING`, and in words what is wrong."""
+    """A contradiction: the turn, one of `KINDS` or `WORDING`, and a description."""
 
     turn: int
     kind: str
@@ -78,17 +82,23 @@ class Finding:
 Conversation = Sequence[Exchange]
 
 
+def unasked(exchange: Exchange) -> Finding:
+    """Return the finding that the partner's answer doesn't fit the agent's act."""
+    act = exchange.scenario.agent_acts[exchange.act % ABOUT] if exchange.act >= 0 else exchange.asked.act or "nothing"
+    return Finding(exchange.turn, "unasked", f"{'+'.join(exchange.meaning.parts)} after {act}")
+
+
 def asked_again(exchange: Exchange, before: Exchange) -> bool:
-    """Tell whether the agent's words were about the same as the turn before, or may be answered by a mere yes."""
+    """Tell whether the agent asked the same as the turn before, or whether a mere yes may be repeated."""
     names = exchange.meaning.slots or any("/" in part for part in exchange.meaning.parts)
     return not names or exchange.asked.parts == before.asked.parts
 
 
 def repeats(conversation: Conversation, asked: Callable[[Exchange, Exchange], bool] = asked_again) -> Iterator[Finding]:
-    """Find what was said `REPEATS` times in a row, tone aside, though the agent didn't ask for it (again).
+    """Yield what the partner said `REPEATS` times in a row, tone aside, without being asked (again).
 
     Args:
-        conversation: From the opening on.
+        conversation: The exchanges from the opening on.
         asked: Tells whether the agent asked for an answer, given the exchange and the one before it.
     """
     run = 1
@@ -102,12 +112,12 @@ def repeats(conversation: Conversation, asked: Callable[[Exchange, Exchange], bo
 
 
 def never_ends(conversation: Conversation, max_turns: int) -> Iterator[Finding]:
-    """Find that a conversation goes on past the turn that should be its last."""
+    """Yield a finding if a conversation goes on past its last turn."""
     last = conversation[-1]
     if not last.outcome and last.turn >= max_turns:
         yield Finding(last.turn, "stays", f"goes on after {last.turn} turns; the last one is {max_turns}")
 
 
 def out_of_tone(tone: int, sounds: int) -> str:
-    """Say how a tone (index into `TONES`) isn't the one that a mood sounds like, nor one beside it; empty if it is."""
+    """Return what is wrong with a tone (index into `TONES`), empty if it is at most one step from the expected one."""
     return f"sounds {TONES[tone]}, feels {TONES[sounds]}" if abs(tone - sounds) > 1 else ""

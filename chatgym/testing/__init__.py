@@ -1,13 +1,13 @@
-"""Conformance: one call in a plugin's own test says in words what is wrong with it, and what to do.
+"""Conformance tests for plugins: each check lists everything that is wrong and how to fix it.
 
 ```python
 from chatgym.testing import check_agent
 
-def test_my_agent_keeps_to_the_protocol():
+def test_my_agent_conforms():
     check_agent(MyAgent)
 ```
 
-Each check raises `NonConforming`, an AssertionError that lists all the problems it found. None of them needs pytest.
+Each check raises `NonConforming`, an AssertionError with all problems it found. None of them needs pytest.
 """
 
 from chatgym.testing.agents import check_agent

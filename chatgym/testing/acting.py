@@ -1,4 +1,4 @@
-"""How an agent acts in a batch: the part of `check_agent` that looks at ``act``."""
+"""Check an agent's ``act``: the part of `check_agent` about actions."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ FIRST_ROWS = (1, 2, 3, 5, 8, 13, 21, 32)
 
 @dataclass(frozen=True)
 class Moment:
-    """What B conversations look like.
+    """The state of B conversations as an agent sees it.
 
     Attributes:
-        observations: As the agent's interface gives them.
-        masks: bool[B, n], or None.
+        observations: As the agent's interface defines them, with a leading axis B.
+        masks: int8[B, n], or None.
     """
 
     observations: Any
@@ -37,11 +37,12 @@ class Moment:
         return len(first)
 
     def rows(self, rows: Any) -> Moment:
-        """Return copies of some rows, by their numbers."""
+        """Return a copy of some rows, int[N]."""
         return Moment(_rows(self.observations, rows), None if self.masks is None else self.masks[rows].copy())
 
 
 def _rows(observations: Any, rows: Any) -> Any:
+    """Return copies of rows, int[N], of a batch of observations."""
     if isinstance(observations, dict):
         return {name: array[rows].copy() for name, array in observations.items()}
     if isinstance(observations, tuple):
@@ -50,13 +51,13 @@ def _rows(observations: Any, rows: Any) -> Any:
 
 
 def check_acting(findings: Findings, load: Callable[[], Any], envs: ChatVectorEnv, learns: bool) -> None:
-    """Show conversations to agents fresh from `load`, and compare what they do.
+    """Let newly loaded agents act in the same conversations, and compare their actions.
 
     Args:
-        findings: Where problems go.
-        load: Makes the same agent every time.
-        envs: B conversations of its interface.
-        learns: Whether its deterministic actions have to follow from the observation alone.
+        findings: Collects the problems.
+        load: Loads the same agent at each call.
+        envs: B conversations of the agent's interface.
+        learns: Whether deterministic actions must be a function of the observation.
     """
     moments = _moments(envs)
     space, size = envs.single_action_space, envs.num_envs
@@ -96,6 +97,7 @@ def check_acting(findings: Findings, load: Callable[[], Any], envs: ChatVectorEn
 
 
 def _deterministic(findings: Findings, agent: Any, moments: list[Moment], firsts: list[Any]) -> None:
+    """Check that deterministic actions are the same at each call and in each row."""
     order = np.arange(len(moments[0]))[::-1]
     findings.expect(
         all(_same(_act(agent, m), actions) for _ in range(2) for m, actions in zip(moments, firsts, strict=True)),
@@ -110,11 +112,13 @@ def _deterministic(findings: Findings, agent: Any, moments: list[Moment], firsts
 
 
 def _act(agent: Any, moment: Moment) -> Any:
+    """Return the agent's deterministic actions; the agent gets a copy of the observations."""
     shown = moment.rows(np.arange(len(moment)))  # a copy: some write into it
     return agent.act(shown.observations, deterministic=True, action_masks=shown.masks)
 
 
 def _well_formed(findings: Findings, actions: Any, space: spaces.Space[Any], size: int) -> bool:
+    """Check type, dtype, shape and range of actions, int64[B] or B texts; return whether they are right."""
     if not isinstance(space, spaces.Discrete):
         return findings.expect(
             len(actions) == size and all(isinstance(text, str) for text in actions),
@@ -132,13 +136,14 @@ def _well_formed(findings: Findings, actions: Any, space: spaces.Space[Any], siz
 
 
 def _same(a: Any, b: Any) -> bool:
+    """Tell whether two batches of observations or actions are equal."""
     if isinstance(a, dict):
         return all(np.array_equal(a[name], b[name]) for name in b)
     return np.array_equal(a, b) if isinstance(a, np.ndarray) else bool(a == b)
 
 
 def _moments(envs: ChatVectorEnv) -> list[Moment]:
-    """Let conversations go on by acts drawn at random, and look at them now and then."""
+    """Take random actions and return the conversations after `MOMENTS` turns."""
     observations, infos = envs.reset(seed=11)
     found = []
     for turn in range(max(MOMENTS) + 1):
@@ -151,6 +156,7 @@ def _moments(envs: ChatVectorEnv) -> list[Moment]:
 
 
 def _random(space: spaces.Space[Any], masks: Any, size: int, time: int) -> Any:
+    """Return random allowed actions, int64[B], or B texts."""
     if not isinstance(space, spaces.Discrete):
         return ["Hello, how can I help you?"] * size
     return draw_allowed(masks, rng.uniform(np.arange(size), time, 0))

@@ -1,4 +1,4 @@
-"""What an agent has to do: `check_agent`."""
+"""`check_agent`: check an agent against its protocol."""
 
 from __future__ import annotations
 
@@ -22,28 +22,27 @@ from chatgym.testing.saving import Files, check_damaged, check_files, differ
 
 
 class Interrupted(Exception):
-    """What the callback of a training raises to break it off."""
+    """Raised by the training's callback to interrupt it."""
 
 
 def check_agent(
     agent_class: Any, scenario: str | Scenario = "customer_service", *, config: Any = None, total_steps: int = 4096
 ) -> None:
-    """Check that an agent keeps to `chatgym.agent.Agent`.
+    """Check that an agent conforms to `chatgym.agent.Agent`.
 
-    It is trained two to four times, interrupted, saved, loaded, and acts in 64 conversations: members and settings;
-    shape, dtype and range of actions, each a matter of its own row; what is deterministic; training that is the same
-    with the same seed and goes on where it was; files that hold no pickle; global random state left alone. An agent
-    with ``default_steps = 0`` learns nothing, and may draw its actions at random even where they are `deterministic`.
-    Nobody demands that it heeds action masks.
+    It is trained two to four times, interrupted, saved, loaded, and acts in 64 conversations. Checked are: members and
+    settings; shape, dtype and range of actions, each independent of the other rows; determinism; equal results of equal
+    seeds, also after an interruption; files without pickle; the global random state. An agent with ``default_steps =
+    0`` doesn't learn and may draw even its deterministic actions. Agents may ignore action masks.
 
     Args:
-        agent_class: The class itself.
-        scenario: Where it is tried.
-        config: Its `Config`, small enough to train within seconds; None for its defaults.
-        total_steps: Turns to train for; several iterations of its training.
+        agent_class: The class.
+        scenario: The scenario to check it in.
+        config: Its `Config`, small enough to train within seconds; None: its defaults.
+        total_steps: Turns to train for, enough for several iterations.
 
     Raises:
-        NonConforming: With all the problems found.
+        NonConforming: With all problems found.
     """
     __tracebackhide__ = True
     findings = Findings(getattr(agent_class, "__qualname__", repr(agent_class)), "chatgym.agent.Agent")
@@ -62,7 +61,7 @@ def check_agent(
 
 @dataclass
 class Bench:
-    """An agent under test, and how it is trained."""
+    """An agent under test, and the settings of its training."""
 
     findings: Findings
     agent_class: Any
@@ -75,22 +74,22 @@ class Bench:
 
     @property
     def saved(self) -> Path:
-        """Where the trained agent is."""
+        """Folder of the trained agent."""
         return self.folder / "0"
 
     @property
     def learns(self) -> bool:
-        """Whether it learns at all."""
+        """Whether the agent learns."""
         return bool(getattr(self.agent_class, "default_steps", 1))
 
     def make_envs(self, num_envs: int, **overrides: Any) -> ChatVectorEnv:
-        """Make conversations of the agent's interface, without words unless they are asked for."""
+        """Make conversations of the agent's interface; without words, unless `overrides` name a model."""
         requires = self.agent_class.requires
         arguments = {"llm": "template", "action": requires.action, "observation": requires.observation, **overrides}
         return ChatVectorEnv(num_envs, scenario=self.scenario, **arguments)
 
     def train(self, randomness: int, stop_at: int | None = None) -> tuple[Any, Files, list[int]]:
-        """Train an agent of seed 0, with the global generators seeded, perhaps with an interruption.
+        """Train an agent with seed 0; seed the global generators with `randomness`, interrupt it after `stop_at` turns.
 
         Returns:
             The agent, its files, and the turns at which its callback was called.
@@ -98,6 +97,7 @@ class Bench:
         agent, turns, half = self.agent_class(self.scenario, self.config, seed=0), [], self.folder / "half"
 
         def callback(done: int, metrics: Mapping[str, float]) -> None:
+            """Record the turns; with `stop_at`, save the agent there and interrupt the training."""
             turns.append(int(done))
             numbers = {name: float(value) for name, value in metrics.items()}
             assert all(isinstance(name, str) for name in numbers), "names of metrics are strings"
@@ -120,7 +120,7 @@ class Bench:
         return agent, files, turns
 
     def save(self, agent: Any, folder: Path | None = None) -> Files:
-        """Save into a new folder and return the files."""
+        """Save the agent into a new folder and return the files."""
         folder = folder or self.folder / str(next(self.counter))
         folder.mkdir()
         agent.save(folder)
@@ -128,7 +128,7 @@ class Bench:
 
 
 def _declared(findings: Findings, agent_class: Any) -> bool:
-    """Check what can be seen without making an agent; returns whether one can be made."""
+    """Check the class without making an agent; return whether one can be made."""
     methods = [name for name in ("learn", "act", "save", "load") if not callable(getattr(agent_class, name, None))]
     findings.expect(
         not methods, f"It has no method {', '.join(f'`{name}`' for name in methods)}. Write what the protocol says."
@@ -153,6 +153,7 @@ def _declared(findings: Findings, agent_class: Any) -> bool:
 
 
 def _settings(findings: Findings, config_class: Any) -> None:
+    """Check that `Config` is a frozen dataclass of settings with defaults."""
     made = isinstance(config_class, type) and dataclasses.is_dataclass(config_class)
     if not findings.expect(
         made and config_class.__dataclass_params__.frozen,
@@ -183,6 +184,7 @@ def _settings(findings: Findings, config_class: Any) -> None:
 
 
 def _trained(bench: Bench) -> None:
+    """Train the agent, and check its iterations, its files, loading, and training again."""
     findings, total = bench.findings, bench.total_steps
     agent, files, turns = bench.train(randomness=1)
     if bench.learns:
@@ -217,6 +219,7 @@ def _trained(bench: Bench) -> None:
 
 
 def _iterations(findings: Findings, turns: list[int], total: int) -> None:
+    """Check the turns at which the callback was called."""
     shown = f"{', '.join(map(str, turns[:3]))}{' ...' if len(turns) > 3 else ''}"
     if not findings.expect(turns, "learn() never calls its callback. Call callback(turns, metrics) at each iteration."):
         return
@@ -237,7 +240,7 @@ def _iterations(findings: Findings, turns: list[int], total: int) -> None:
 
 
 def _same_training(bench: Bench, files: Files, turns: list[int]) -> None:
-    """Train once more, with an interruption and another global random state; if it differs, find out why."""
+    """Train again with an interruption and another global random state; if the result differs, find the cause."""
     findings = bench.findings
     if len(turns) < 2:
         return

@@ -1,4 +1,4 @@
-"""Whether a scenario needs a policy: the part of `check_scenario` about random, expert, and acts in a fixed order."""
+"""Check that a scenario needs a policy: the part of `check_scenario` that compares random, expert and fixed orders."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHORTEST, LONGEST = 3.0, 0.8
 
 
 def check_balance(findings: Findings, scenario: Scenario) -> None:
-    """Check that random is far below the expert, the expert above any fixed order, and conversations long enough."""
+    """Check that random is far below the expert, fixed orders are below it, and conversations are long enough."""
     success = scenario.outcomes.index(scenario.success)
     room = room_of(scenario, CONVERSATIONS)
     best = hold(room, expert)
@@ -56,12 +56,13 @@ def check_balance(findings: Findings, scenario: Scenario) -> None:
 
 
 def best_order(scenario: Scenario) -> list[int]:
-    """Look for the best order of acts: those of the expert's commonest conversations, then random changes of it."""
+    """Search the best fixed order of acts: start from the expert's most frequent ones, then change them at random."""
     room = room_of(scenario, TRIED, root=2**41)
     orders = _expert_orders(room_of(scenario, TRIED, root=2**42))
     generator, n = np.random.default_rng(3), len(scenario.agent_acts)
 
     def value(order: Any) -> float:
+        """Return the mean return of an order."""
         room.episodes[:] = 0  # the same conversations every time
         return float(hold(room, fixed(order)).returns.mean())
 
@@ -85,7 +86,7 @@ def best_order(scenario: Scenario) -> list[int]:
 
 
 def _expert_orders(room: ChatRoom) -> list[list[int]]:
-    """Return the act sequences of the expert's ten commonest conversations, and its commonest act by turn."""
+    """Return the expert's most frequent act at each turn, and its ten most frequent act sequences."""
     room.begin()
     going = np.ones(room.size, bool)
     taken: list[Any] = []

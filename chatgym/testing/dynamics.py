@@ -1,4 +1,4 @@
-"""How conversations go on and end: the part of `check_scenario` about a scenario's compiled functions."""
+"""Check a scenario's compiled functions: the part of `check_scenario` about the course and end of conversations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCRIPT = 12
 
 
 def _filled(findings: Findings, scenario: Scenario) -> None:
-    """Check that functions fill all of their arrays, and change nothing else."""
+    """Check that `embed` and `mask` fill their arrays, and that no reading function changes the belief."""
     room, loops = room_of(scenario, 500), kernels(scenario)
     hold(room, random_policy(7))
     room.begin(room.turns > 5)
@@ -84,7 +84,7 @@ def _keyed(findings: Findings, scenario: Scenario) -> None:
 
 
 def _course(room: ChatRoom, keys: Any, script: list[Any], rows: Any) -> list[list[Any]]:
-    """Play a script of acts in the conversations of some keys; returns by turn and row all that there is of it."""
+    """Take T acts, int64[B] each, in `rows`, int[N], of `keys`, uint64[B]; return the states by turn and row."""
     room.begin(keys=keys[rows])
     course = []
     for acts in script:
@@ -96,7 +96,7 @@ def _course(room: ChatRoom, keys: Any, script: list[Any], rows: Any) -> list[lis
 
 
 def _reached(findings: Findings, scenario: Scenario) -> None:
-    """Check that conversations are truncated when it is time, and end in all the ways that are declared."""
+    """Check that conversations are truncated at `max_turns`, and that every declared outcome occurs."""
     seen: set[int] = set()
     overlong = False
     policies = [fixed([act]) for act in range(len(scenario.agent_acts))]
@@ -121,7 +121,7 @@ def _reached(findings: Findings, scenario: Scenario) -> None:
 
 
 def _unclear(findings: Findings, scenario: Scenario) -> None:
-    """Check what the partner says to words that weren't understood."""
+    """Check the partner's answer to words that NLU didn't understand."""
     room = room_of(scenario, 1000)
     room.begin()
     acts = np.full(room.size, UNCLEAR_ACT)
@@ -142,7 +142,7 @@ def _unclear(findings: Findings, scenario: Scenario) -> None:
 
 
 def _heard(findings: Findings, scenario: Scenario) -> None:
-    """Check that `note` and `hear` do to the belief what `respond` does where nothing is misunderstood."""
+    """Check that `note` and `hear` change the belief as `respond` does at error rate 0."""
     room = room_of(scenario, 60, error_rate=0.0)
     room.begin()
     apart: set[str] = set()

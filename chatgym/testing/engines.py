@@ -1,4 +1,4 @@
-"""What an engine has to do: `check_engine`."""
+"""`check_engine`: check an engine against its protocol."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ SAMPLED: dict[str, Any] = {"max_new_tokens": LENGTH, "temperature": 1.0, "logpro
 
 
 def check_engine(engine: Engine, *, tolerance: float = 0.05) -> None:
-    """Check that an engine keeps to `chatgym.engines.Engine`; it is closed in the end.
+    """Check that an engine conforms to `chatgym.engines.Engine`, and close it.
 
-    It generates some hundreds of tokens: a row's text must follow from its prompt and seed alone, stop strings cut,
-    `max_new_tokens` hold, log-probabilities agree with `score`.
+    It generates a few hundred tokens. Checked are: a row's text is a function of its prompt and seed; stop strings end
+    it; `max_new_tokens` holds; log-probabilities agree with `score`.
 
     Args:
-        engine: The engine, opened on any model, the smaller the better. In bfloat16 a text may depend on the rows
-            beside it by rounding: check it in float32.
-        tolerance: How far log-probabilities of the same token may be apart, in nats.
+        engine: The engine, opened on any model, preferably a small one. In bfloat16 rounding can make a text depend on
+            the other rows: use float32.
+        tolerance: Greatest difference between log-probabilities of the same token, in nats.
 
     Raises:
-        NonConforming: With all the problems found.
+        NonConforming: With all problems found.
     """
     __tracebackhide__ = True
     findings = Findings(type(engine).__name__, "chatgym.engines.Engine")
@@ -62,6 +62,7 @@ def check_engine(engine: Engine, *, tolerance: float = 0.05) -> None:
 
 
 def _sampling(findings: Findings, engine: Engine) -> None:
+    """Check that prompt, seed and temperature determine a text."""
     given, seeds = list(PROMPTS), [5, 6, 7]
     together = engine.generate(given, seeds=seeds, **SAMPLED)
     if not _well_formed(findings, together, 3, LENGTH, logprobs=True):
@@ -96,7 +97,7 @@ def _sampling(findings: Findings, engine: Engine) -> None:
 
 
 def _well_formed(findings: Findings, found: Any, size: int, most: int, *, logprobs: bool) -> bool:
-    """Check completions one by one; returns whether they can be looked at further."""
+    """Check the completions of `size` prompts; return whether they are right."""
     right = isinstance(found, list) and len(found) == size and all(isinstance(c, Completion) for c in found)
     if not findings.expect(
         right, f"generate() of {size} prompts doesn't return a list of {size} `Completion`s. Return one for each."
@@ -135,7 +136,7 @@ def _well_formed(findings: Findings, found: Any, size: int, most: int, *, logpro
 
 
 def _stopping(findings: Findings, engine: Engine) -> None:
-    """Stop at something that is known to be said: the second half of what the same seeds said without a stop."""
+    """Check stop strings: the second half of a text that the same seed generates without them."""
     free = engine.generate(PROMPTS, max_new_tokens=LENGTH, seeds=[1, 2, 3])
     for i, completion in enumerate(free):
         text = completion.text
@@ -154,6 +155,7 @@ def _stopping(findings: Findings, engine: Engine) -> None:
 
 
 def _odd_prompts(findings: Findings, engine: Engine) -> None:
+    """Check that no prompts and unusual prompts cause no error."""
     findings.expect(
         engine.generate([], max_new_tokens=2) == [] and engine.score([], []) == [],
         "for no prompts generate() and score() don't return an empty list. Return [].",
@@ -164,6 +166,7 @@ def _odd_prompts(findings: Findings, engine: Engine) -> None:
 
 
 def _scoring(findings: Findings, engine: Engine, tolerance: float) -> None:
+    """Check that scores are log-probabilities, independent of other rows, and agree with those of `generate`."""
     texts = [" Good morning.", " Paris, of course.", " five"]
     scores = engine.score(PROMPTS, texts)
     right = isinstance(scores, list) and len(scores) == 3 and all(len(row) for row in scores)
@@ -193,8 +196,10 @@ def _scoring(findings: Findings, engine: Engine, tolerance: float) -> None:
 
 
 def _words(completions: Sequence[Completion]) -> list[tuple[str, tuple[int, ...]]]:
+    """Return the completions' texts and tokens."""
     return [(c.text, c.tokens) for c in completions]
 
 
 def _close(a: Any, b: Any, tolerance: float) -> bool:
+    """Tell whether two lists of numbers are equal up to `tolerance`."""
     return len(a) == len(b) and bool(np.allclose(a, b, atol=tolerance))

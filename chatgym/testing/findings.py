@@ -1,4 +1,4 @@
-"""What a check found: sentences, collected so that one run shows all of them."""
+"""Collect the problems that a check finds, so that one run shows all of them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from chatgym.errors import ChatGymError
 
 
 class NonConforming(ChatGymError, AssertionError):
-    """A plugin doesn't do what its protocol says.
+    """A plugin doesn't conform to its protocol.
 
     Attributes:
-        problems: A sentence or two for each problem: what is wrong, and what to do.
+        problems: For each problem a sentence or two: what is wrong, and how to fix it.
     """
 
     def __init__(self, subject: str, contract: str, problems: list[str]) -> None:
-        """List the problems of `subject`, whose rules stand in the documentation of `contract`."""
+        """Make the error from the problems of `subject`; the documentation of `contract` states the rules."""
         self.problems = problems
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         lines = "".join(f"\n- {problem}" for problem in problems)
@@ -31,10 +31,10 @@ class NonConforming(ChatGymError, AssertionError):
 
 
 class Findings:
-    """Collects the problems of one plugin.
+    """The problems of one plugin.
 
     Attributes:
-        problems: So far.
+        problems: The problems found so far.
     """
 
     def __init__(self, subject: str, contract: str) -> None:
@@ -43,14 +43,14 @@ class Findings:
         self.problems: list[str] = []
 
     def expect(self, holds: Any, problem: str) -> bool:
-        """Note a problem where something doesn't hold; returns whether it does."""
+        """Add a problem unless `holds`; return `holds`."""
         if not holds:
             self.problems.append(problem)
         return bool(holds)
 
     @contextlib.contextmanager
     def trying(self, what: str) -> Iterator[None]:
-        """Note an exception as a problem: "`what` raised ..."; the rest of the block is left out."""
+        """Add an exception in the block as a problem, "`what` raised ...", and leave the block."""
         try:
             yield
         except Exception as error:  # whatever a stranger's code raises
@@ -62,7 +62,7 @@ class Findings:
 
     @contextlib.contextmanager
     def global_randomness_kept(self, what: str, seed: int) -> Iterator[None]:
-        """Seed the global generators, note it as a problem if they are used, and put them back as they were."""
+        """Seed the global random generators, add a problem if the block uses them, and restore them."""
         before = _states()
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002 (the global state is what is watched)
@@ -81,10 +81,10 @@ class Findings:
             _restore(before)
 
     def conclude(self) -> None:
-        """Raise what was found.
+        """Raise the problems, if there are any.
 
         Raises:
-            NonConforming: When there is a problem.
+            NonConforming: There is a problem.
         """
         __tracebackhide__ = True
         if self.problems:
@@ -92,6 +92,7 @@ class Findings:
 
 
 def _states() -> dict[str, Any]:
+    """Return the states of the global random generators by name."""
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002
     states: dict[str, Any] = {"random": random.getstate(), "np.random": (kind, np.asarray(keys).tobytes(), *rest)}
     if torch := sys.modules.get("torch"):
@@ -100,6 +101,7 @@ def _states() -> dict[str, Any]:
 
 
 def _restore(states: dict[str, Any]) -> None:
+    """Set the global random generators to states that `_states` returned."""
     random.setstate(states["random"])
     kind, keys, *rest = states["np.random"]
     np.random.set_state((kind, np.frombuffer(keys, np.uint32), *rest))  # noqa: NPY002

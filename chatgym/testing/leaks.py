@@ -1,4 +1,4 @@
-"""Whether beliefs, and so observations, know more than was said: the part of `check_scenario` about leaks."""
+"""Check that beliefs contain only what was said: the part of `check_scenario` about leaks of hidden state."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Columns = Iterator[tuple[str, npt.NDArray[np.int64]]]
 
 
 def check_leaks(findings: Findings, scenario: Scenario) -> None:
-    """Check that the belief is made from what was said, by experiment on the partner's hidden record."""
+    """Check by experiment that the belief is independent of the partner's hidden record, given what it said."""
     for name, takes in (("index", 1), ("embed", 2), ("mask", 2), ("expert", 1)):
         function = getattr(scenario, name)
         count = len(inspect.signature(getattr(function, "py_func", function)).parameters)
@@ -38,9 +38,9 @@ def check_leaks(findings: Findings, scenario: Scenario) -> None:
 
 
 def _later(findings: Findings, scenario: Scenario) -> None:
-    """Let the same agent, in the same moment, meet another partner: where that says the same, the belief is the same.
+    """Exchange the hidden records between rows: where the partner then says the same, the belief must be the same.
 
-    The key stays, so the error channel garbles alike; what is left is what the belief took from `hidden`.
+    The key stays, so the error channel makes the same errors; any difference comes from `hidden`.
     """
     room, policy = room_of(scenario, 1000), mixed_policy(scenario, 5)
     other = ChatRoom(scenario, room.size)
@@ -69,7 +69,7 @@ def _later(findings: Findings, scenario: Scenario) -> None:
 
 
 def _at_first(findings: Findings, scenario: Scenario) -> None:
-    """Among conversations that begin with the same words, what is believed must be independent of what is hidden."""
+    """Check that among conversations with the same first words the belief is independent of `hidden`."""
     room = room_of(scenario, AT_FIRST, root=2**40)
     room.begin()
     leaking: set[tuple[str, str]] = set()
@@ -95,11 +95,12 @@ def _at_first(findings: Findings, scenario: Scenario) -> None:
 
 
 def _numbered(scenario: Scenario) -> Callable[[Any], npt.NDArray[np.int64]]:
-    """Return a function from utterances, records[N], to numbers int64[N] of what they mean."""
+    """Return a function from utterances, records[N], to the numbers of their meanings, int64[N]."""
     of_record: dict[bytes, int] = {}
     of_meaning: dict[Any, int] = {}
 
     def number(record: bytes) -> int:
+        """Return the number of a record's meaning."""
         if record not in of_record:
             meaning: Meaning = scenario.partner_meaning(np.frombuffer(record, scenario.said)[0])
             content = (meaning.act, meaning.parts, tuple(sorted(meaning.slots.items())), meaning.tone)
@@ -110,7 +111,7 @@ def _numbered(scenario: Scenario) -> Callable[[Any], npt.NDArray[np.int64]]:
 
 
 def _columns(records: Any) -> Columns:
-    """Yield the fields of records[N] as classes int64[N]: small numbers as they are, large ones bit by bit."""
+    """Yield each field of records[N] as classes, int64[N]: small numbers unchanged, large ones bit by bit."""
     for name in records.dtype.names:
         values = np.ascontiguousarray(records[name]).reshape(len(records), -1)
         for k in range(values.shape[1]):
@@ -126,7 +127,7 @@ def _columns(records: Any) -> Columns:
 
 
 def _dependence(a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> float:
-    """Return how many deviations the most surprising pair of values is from what independence would have."""
+    """Return the largest deviation from independence of values a and b, both int64[N], in standard deviations."""
     n, wide = len(a), int(b.max()) + 1
     table = np.bincount(a * wide + b, minlength=(int(a.max()) + 1) * wide).reshape(-1, wide)
     p, q = table.sum(1, keepdims=True) / n, table.sum(0, keepdims=True) / n
@@ -137,4 +138,5 @@ def _dependence(a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> float:
 
 
 def _names(names: set[str]) -> str:
+    """Return names in quotes, sorted."""
     return ", ".join(f"'{name}'" for name in sorted(names))

@@ -1,4 +1,4 @@
-"""What a reward model has to do: `check_reward_model`."""
+"""`check_reward_model`: check a reward model against its protocol."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ TOLERANCE = 1e-3
 
 
 def _messages(*texts: str) -> list[dict[str, str]]:
+    """Return texts as chat messages, alternately of user and assistant."""
     return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
@@ -34,14 +35,14 @@ ODD: dict[str, Conversation] = {
 
 
 def check_reward_model(reward_model: RewardModel) -> None:
-    """Check that a reward model keeps to `chatgym.rewards.RewardModel`.
+    """Check that a reward model conforms to `chatgym.rewards.RewardModel`.
 
-    It is given a few dozen conversations: ordinary, empty, in any script, and of 100,000 characters. Scores have to be
-    float32[B], finite, the same each time, whatever stands beside a conversation and in whatever order; scores may
-    differ by `TOLERANCE` of their size, as sums in another order do.
+    It scores a few dozen conversations: ordinary, empty, in many scripts, and of 100,000 characters. Scores must be
+    float32[B], finite, the same at each call, and independent of the other conversations and their order, up to
+    `TOLERANCE` of their size.
 
     Raises:
-        NonConforming: With all the problems found.
+        NonConforming: With all problems found.
     """
     __tracebackhide__ = True
     findings = Findings(type(reward_model).__name__, "chatgym.rewards.RewardModel")
@@ -61,6 +62,7 @@ def check_reward_model(reward_model: RewardModel) -> None:
 
 
 def _check(findings: Findings, model: RewardModel) -> None:
+    """Check that scores repeat, follow their conversations, and don't depend on the batch."""
     first = _scores(findings, model, CONVERSATIONS, "")
     if first is None:
         return
@@ -95,7 +97,7 @@ def _check(findings: Findings, model: RewardModel) -> None:
 
 
 def _scores(findings: Findings, model: RewardModel, conversations: Any, what: str) -> Any:
-    """Return the scores, or None if they are none; the model sees a copy."""
+    """Return the scores, float32[B], or None if they are malformed; the model gets a copy of the conversations."""
     given = copy.deepcopy(list(conversations))
     scores: Any = model.score(given)
     findings.expect(
@@ -111,8 +113,10 @@ def _scores(findings: Findings, model: RewardModel, conversations: Any, what: st
 
 
 def _close(a: Any, b: Any) -> bool:
+    """Tell whether scores, float32[B], are equal up to `TOLERANCE`."""
     return bool(np.allclose(a, b, rtol=TOLERANCE, atol=TOLERANCE))
 
 
 def _shown(score: Any) -> Any:
+    """Return the first of the scores, float32[B], for a message."""
     return None if score is None else score.tolist()[0]

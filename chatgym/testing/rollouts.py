@@ -1,4 +1,4 @@
-"""Conversations for `check_scenario` to look at: played by random, expert and other acts, every turn kept."""
+"""Policies and rollouts for `check_scenario`: random, expert and mixed acts, with every turn recorded."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ ROOT = 10**9
 
 
 def room_of(scenario: Scenario, size: int, *, root: int = ROOT, **arguments: Any) -> ChatRoom:
-    """Make a seeded room of B conversations, none of them begun."""
+    """Make a seeded room of B conversations, before `begin`."""
     room = ChatRoom(scenario, size, **arguments)
     room.seed(np.arange(root, root + size, dtype=np.uint64))
     return room
 
 
 def random_policy(seed: int) -> Policy:
-    """Return a policy that takes any act that makes sense."""
+    """Return a policy that draws among the acts that make sense."""
     generator = np.random.default_rng(seed)
 
     def policy(room: ChatRoom) -> Acts:
+        """Return int64[B]."""
         masks = room.action_masks()
         acts: Acts = (generator.random(masks.shape) * masks).argmax(1)
         return acts
@@ -39,7 +40,7 @@ def random_policy(seed: int) -> Policy:
 
 
 def mixed_policy(scenario: Scenario, seed: int) -> Policy:
-    """Return a policy that does everything that can happen: expert, random, senseless, unclear, about a slot."""
+    """Return a policy that mixes expert, random, senseless and unclear acts, and acts about a slot."""
     generator = np.random.default_rng(seed)
     sensible = random_policy(seed + 1)
     codes = np.array(
@@ -47,6 +48,7 @@ def mixed_policy(scenario: Scenario, seed: int) -> Policy:
     )  # whatever its mask
 
     def policy(room: ChatRoom) -> Acts:
+        """Return int64[B]."""
         which = generator.random(room.size)
         acts = np.where(which < 0.5, expert(room), sensible(room))
         return np.where(which > 0.8, generator.choice(codes, room.size), acts)
@@ -55,20 +57,20 @@ def mixed_policy(scenario: Scenario, seed: int) -> Policy:
 
 
 def expert(room: ChatRoom) -> Acts:
-    """Return the scripted expert's acts; the first act for what is none, which compiled code can't be given."""
+    """Return the scripted expert's acts, int64[B]; 0 in the place of invalid ones, which compiled code can't take."""
     acts = room.expert_acts()
     return np.where((acts >= 0) & (acts < len(room.scenario.agent_acts)), acts, 0)
 
 
 def fixed(order: Any) -> Policy:
-    """Return a policy that takes acts in a fixed order, and then the last one of them again."""
+    """Return a policy that takes acts in a fixed order, int[T], and repeats the last one."""
     acts = np.asarray(order, np.int64)
     return lambda room: acts[np.minimum(room.turns, len(acts) - 1)]
 
 
 @dataclass(frozen=True)
 class Held:
-    """One conversation in each of B rows.
+    """Results of one conversation in each of B rows.
 
     Attributes:
         returns: float64[B], sums of rewards.
@@ -81,12 +83,12 @@ class Held:
     turns: npt.NDArray[np.int64]
 
     def share(self, outcome: int) -> float:
-        """Return how often a conversation ended so."""
+        """Return the share of conversations with an outcome."""
         return float((self.outcomes == outcome).mean())
 
 
 def hold(room: ChatRoom, policy: Policy) -> Held:
-    """Hold one conversation in each row, to its end, or for one turn more than there may be."""
+    """Run one conversation in each row to its end, or for one turn more than `max_turns`."""
     room.begin()
     going, returns = np.ones(room.size, bool), np.zeros(room.size)
     for _ in range(room.max_turns + 1):
@@ -100,15 +102,16 @@ def hold(room: ChatRoom, policy: Policy) -> Held:
 
 @dataclass(frozen=True)
 class Turns:
-    """T turns in each of N rows, by `mixed_policy`; conversations that ended begin again.
+    """T turns of `mixed_policy` in each of N rows; where a conversation ends, the next one begins.
 
     Attributes:
-        acts: int64[T, N]; ``before`` and ``hidden`` are the records that they met, ``after`` and ``said`` those that
-            they led to: records[T, N].
-        numbers: int64[T, N]; ``embeddings`` float32[T, N, E]; ``masks`` bool[T, N, A]; ``expert`` int64[T, N]: of
+        acts: int64[T, N]; ``before`` and ``hidden``, records[T, N], are the state before the act, ``after`` and
+            ``said`` after it.
+        numbers: int64[T, N]; ``embeddings`` float32[T, N, E]; ``masks`` bool[T, N, A]; ``expert`` int64[T, N]: for
             the beliefs in ``after``.
-        outcomes, terminations, truncations, rewards: [T, N]; ``terms`` float64[T, N, R].
-        opening: records[N], what the partner began the first conversations with.
+        outcomes: int64[T, N]; ``terminations``, ``truncations`` bool[T, N]; ``rewards`` float64[T, N]; ``terms``
+            float64[T, N, R].
+        opening: records[N], the partner's first utterances.
     """
 
     acts: Acts
@@ -129,12 +132,12 @@ class Turns:
 
     @property
     def going(self) -> Any:
-        """Where the conversation goes on afterwards, bool[T, N]."""
+        """Where the conversation goes on after the turn, bool[T, N]."""
         return ~(self.terminations | self.truncations)
 
 
 def play(scenario: Scenario, rows: int, turns: int) -> Turns:
-    """Play T turns in each of N rows, and keep everything."""
+    """Run `mixed_policy` for T turns in each of N rows, and record everything."""
     room, policy = room_of(scenario, rows), mixed_policy(scenario, 1)
     room.begin()
     opening = room.said.copy()
@@ -153,5 +156,5 @@ def play(scenario: Scenario, rows: int, turns: int) -> Turns:
 
 
 def raw(records: Any) -> npt.NDArray[np.void]:
-    """Return records[...] as bytes each, to be compared after ``tolist()``."""
+    """Return records[...] as bytes, void[...], which can be compared after ``tolist()``."""
     return np.ascontiguousarray(records).view(f"V{records.dtype.itemsize}")

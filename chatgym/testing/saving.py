@@ -1,4 +1,4 @@
-"""What an agent leaves in a folder: the part of `check_agent` that looks at files."""
+"""Check an agent's files: the part of `check_agent` about saving and loading."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Files = dict[str, bytes]
 
 
 def differ(a: Files, b: Files) -> str:
-    """Return the names of files that aren't the same."""
+    """Return the names of files that differ."""
     return ", ".join(sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name)))
 
 
 def check_files(findings: Findings, folder: Path, files: Files) -> None:
-    """Check that what was saved can be read without running anything."""
+    """Check that the saved files can be read without executing code."""
     findings.expect(files, "save() writes no file. Write what load() needs into the folder.")
     for name in files:
         path = folder / name
@@ -44,6 +44,7 @@ def check_files(findings: Findings, folder: Path, files: Files) -> None:
 
 
 def _read(path: Path) -> None:
+    """Read a file by the format of its suffix."""
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as file:
             for name in file.files:
@@ -58,7 +59,7 @@ def _read(path: Path) -> None:
 
 
 def check_damaged(findings: Findings, agent_class: Any, saved: Path, copy: Path) -> None:
-    """Cut each file off in the middle: to load that has to be a `Corrupted` error, never an agent."""
+    """Check that loading a file that was cut off raises `Corrupted`."""
     for path in sorted(path for path in saved.rglob("*") if path.is_file()):
         name = path.relative_to(saved).as_posix()
         shutil.copytree(saved, copy)

@@ -1,4 +1,4 @@
-"""What a scenario has to do: `check_scenario`."""
+"""`check_scenario`: check a scenario against its protocol."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ MOST_BELIEFS = 20_000
 
 
 def check_scenario(scenario: str | Scenario) -> None:
-    """Check that a scenario keeps to `chatgym.scenarios.Scenario`.
+    """Check that a scenario conforms to `chatgym.scenarios.Scenario`.
 
-    A hundred thousand turns are played by random acts, the expert and fixed orders of acts: names and records; what
-    observations, masks and rewards hold; conversations that follow from their key alone; beliefs that know only what
-    was said; words for everything; an expert that reads its belief and is far above random.
+    A hundred thousand turns are taken by random acts, the expert and fixed orders of acts. Checked are: names and
+    records; observations, masks and rewards; conversations as functions of their key; beliefs without hidden state;
+    words for everything; an expert that is far above random.
 
     Args:
-        scenario: A `Scenario`, or the name of one. It is compiled, if it wasn't before.
+        scenario: A `Scenario`, or a scenario's name. It is compiled if it wasn't before.
 
     Raises:
-        NonConforming: With all the problems found.
+        NonConforming: With all problems found.
     """
     __tracebackhide__ = True
     scenario = find_scenario(scenario)
@@ -51,7 +51,7 @@ def check_scenario(scenario: str | Scenario) -> None:
 
 
 def _declared(findings: Findings, scenario: Scenario) -> bool:
-    """Check what can be seen without playing; returns whether it can be played."""
+    """Check the declaration without running the scenario; return whether it can be run."""
     for name in ("agent_acts", "user_acts", "outcomes"):
         names = getattr(scenario, name)
         findings.expect(
@@ -95,6 +95,7 @@ def _declared(findings: Findings, scenario: Scenario) -> bool:
 
 
 def _observed(findings: Findings, scenario: Scenario, turns: Turns) -> None:
+    """Check discrete observations, embeddings, masks and the expert's acts."""
     n, going, ended = scenario.n_beliefs, turns.going, turns.terminations
     low, high = int(turns.numbers.min()), int(turns.numbers.max())
     findings.expect(
@@ -139,6 +140,7 @@ def _observed(findings: Findings, scenario: Scenario, turns: Turns) -> None:
 
 
 def _ended(findings: Findings, scenario: Scenario, turns: Turns) -> None:
+    """Check acts, outcomes, reward terms and rewards."""
     acts = np.append(turns.said["act"], turns.opening["act"])
     if findings.expect(
         ((acts >= 0) & (acts < len(scenario.user_acts))).all(),

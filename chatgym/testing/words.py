@@ -1,4 +1,4 @@
-"""Whether a scenario has words for all that happens in it: the part of `check_scenario` about sentences."""
+"""Check that a scenario has words for everything: the part of `check_scenario` about sentences."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOOKED_AT = 1500
 
 
 def check_words(findings: Findings, scenario: Scenario, turns: Turns) -> None:
-    """Check sentences, descriptions and NLU data against conversations that were played."""
+    """Check sentences, descriptions and NLU data against recorded turns."""
     chosen = np.random.default_rng(4).choice(turns.acts.size, min(LOOKED_AT, turns.acts.size), replace=False)
     said = np.concatenate([turns.opening[:300], turns.said.ravel()[chosen]])
     before, acts = turns.before.ravel()[chosen], turns.acts.ravel()[chosen]
@@ -36,6 +36,7 @@ def check_words(findings: Findings, scenario: Scenario, turns: Turns) -> None:
 
 
 def _descriptions(findings: Findings, scenario: Scenario, hidden: Any, beliefs: Any) -> None:
+    """Check the texts for people: instructions, and descriptions of `hidden` and `beliefs`, records[N]."""
     rules = scenario.instructions()
     findings.expect(
         isinstance(rules, str) and rules.strip(),
@@ -53,6 +54,7 @@ def _descriptions(findings: Findings, scenario: Scenario, hidden: Any, beliefs: 
 
 
 def _nlu_data(findings: Findings, scenario: Scenario) -> None:
+    """Check that sentences.json has the parts and paraphrases that NLU learns from."""
     sentences = scenario.sentences
     lacking = [key for key in ("partner", "agent", "situations", "nlu") if key not in sentences]
     if not findings.expect(not lacking, f"sentences.json lacks {', '.join(lacking)}. See a scenario that comes along."):
@@ -83,6 +85,7 @@ def _nlu_data(findings: Findings, scenario: Scenario) -> None:
 
 
 def _partner(findings: Findings, scenario: Scenario, said: Any) -> None:
+    """Check that every utterance in `said`, records[N], has sentences without open slots."""
     names = scenario.said.names or ()
     sentences = scenario.sentences["partner"]
     lacking, unfilled, unlike = set(), set(), set()
@@ -108,10 +111,12 @@ def _partner(findings: Findings, scenario: Scenario, said: Any) -> None:
 
 
 def _calm(sentences: Mapping[str, Any], part: str) -> Any:
+    """Return the calm sentences of a part."""
     return sentences.get(part, {}).get("calm")
 
 
 def _agent(findings: Findings, scenario: Scenario, acts: Any, beliefs: Any) -> None:
+    """Check that `acts`, int64[N], at `beliefs`, records[N], have sentences without open slots."""
     sentences = scenario.sentences["agent"]
     lacking, unfilled, other = set(), set(), set()
     for act, belief in zip(acts.tolist(), beliefs, strict=True):
@@ -133,16 +138,18 @@ def _agent(findings: Findings, scenario: Scenario, acts: Any, beliefs: Any) -> N
 
 
 def _unfilled(part: str, templates: list[str], meaning: Meaning) -> set[str]:
+    """Return the templates of a part in which a slot stays open."""
     return {f"{part}: {text!r}" for text in templates if "{" in fill(text, meaning.slots)}
 
 
 def _left_open(role: str, unfilled: set[str]) -> str:
+    """Return the message about open slots."""
     few = ", ".join(sorted(unfilled)[:3])
     return f"a slot stays open in the {role}'s words of {few}. Name it in the meaning's `slots`, or leave it out."
 
 
 def _parsed(findings: Findings, scenario: Scenario, said: Any) -> None:
-    """What the partner says in its first template has to mean the same once its slots were found and parsed."""
+    """Check that the first sentence of `said`, records[N], means the same after find_slots and parse."""
     sentences, changed = scenario.sentences["partner"], set()
     for record in said:
         meaning = scenario.partner_meaning(record)

@@ -1,11 +1,11 @@
-"""What a customer may not do: read from the goal, the policy and how customers behave, not from their code."""
+"""Find contradictions of a simulated customer by rules of their own, independent of the customer's code."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from chatgym.dynamics.scenario import ABOUT, UNCLEAR_ACT
-from chatgym.scenarios.contradictions import Conversation, Exchange, Finding, out_of_tone, repeats
+from chatgym.scenarios.contradictions import Conversation, Exchange, Finding, out_of_tone, repeats, unasked
 from chatgym.scenarios.customer_service.policy import *
 
 GOAL = (*SLOTS, "wrong_date", "wrong_amount")
@@ -13,13 +13,13 @@ OFFERS = (OFFER_REFUND, OFFER_FIX, OFFER_CREDIT)
 CALM, ANNOYED = 6, 3  # mood from which a customer sounds so
 BAD_MOOD = 4  # mood at which it may complain
 PLEASES = {APOLOGISE: 3, EXPLAIN: 1, CHECK: 1, OFFER_REFUND: 1, OFFER_FIX: 1, OFFER_CREDIT: 1}
-"""By how much an act may better the mood after the first turn; the others never do."""
+"""Greatest rise in mood by an act after the first turn; other acts never raise it."""
 
 
 def audit(conversation: Conversation) -> Iterator[Finding]:
     """Find a customer's contradictions in a conversation."""
     stands_by: dict[int, int] = {}  # slot to the value that the customer said or affirmed last
-    unasked: set[int] = set()
+    unfit: set[int] = set()
     explained = False  # what it asked further
     for exchange in conversation:
         for what in _denied(exchange, conversation[0], stands_by):
@@ -28,28 +28,22 @@ def audit(conversation: Conversation) -> Iterator[Finding]:
             yield Finding(exchange.turn, "denies", "asks again what it gave thanks for")
         explained |= exchange.act == EXPLAIN and exchange.said["act"] == THANK
         if not _answers(exchange, stands_by):
-            unasked.add(exchange.turn)
+            unfit.add(exchange.turn)
             if not _interrupts(exchange, stands_by):
-                name = AGENT_ACTS[exchange.act % ABOUT] if exchange.act >= 0 else exchange.asked.act or "nothing"
-                yield Finding(exchange.turn, "unasked", f"{'+'.join(exchange.meaning.parts)} after {name}")
+                yield unasked(exchange)
         yield from _stay(exchange)
         _note(exchange, stands_by)
-    yield from repeats(conversation, lambda exchange, _: exchange.turn not in unasked)
-
-
-def _named(exchange: Exchange) -> dict[int, int]:
-    """Return the slots that the customer named, and their values."""
-    said = exchange.said
-    return {slot: int(said[name]) for slot, name in enumerate(SLOTS) if said["slots"] & (1 << slot)}
+    yield from repeats(conversation, lambda exchange, _: exchange.turn not in unfit)
 
 
 def _takes_for_true(exchange: Exchange, slot: int) -> int:
+    """Return the value that the customer believes a slot to have."""
     goal, name = exchange.after, SLOTS[slot]
     return int(goal[f"wrong_{name}"] if goal["misremembers"] & (1 << slot) else goal[name])
 
 
 def _confirmed(exchange: Exchange) -> int:
-    """Return the slot that the agent repeated, or -1."""
+    """Return the slot that the agent confirmed, or -1."""
     if exchange.act % ABOUT != CONFIRM or exchange.act < 0:
         return -1
     if exchange.act >= ABOUT:  # its own words name it
@@ -60,11 +54,12 @@ def _confirmed(exchange: Exchange) -> int:
 
 
 def _denied(exchange: Exchange, opening: Exchange, stands_by: dict[int, int]) -> Iterator[str]:
+    """Yield what the customer said against its goal, its mood or its earlier words."""
     said, before, after = exchange.said, exchange.before, exchange.after
     act, about = said["act"], said["about"]
     if any(after[name] != opening.after[name] for name in GOAL):
         yield "its goal changes"
-    for slot, value in _named(exchange).items():
+    for slot, value in exchange.named(SLOTS).items():
         if value != _takes_for_true(exchange, slot):
             yield f"{SLOTS[slot]} {value}, and takes {_takes_for_true(exchange, slot)} for true"
         elif value != stands_by.get(slot, value) and act != CORRECT:
@@ -90,7 +85,7 @@ def _denied(exchange: Exchange, opening: Exchange, stands_by: dict[int, int]) ->
 
 
 def _answers(exchange: Exchange, stands_by: dict[int, int]) -> bool:
-    """Tell whether the customer's act is an answer to the agent's."""
+    """Tell whether the customer's act answers the agent's."""
     act, reply, about, before = exchange.act, exchange.said["act"], exchange.said["about"], exchange.before
     act = act % ABOUT if act >= 0 else act
     if exchange.turn == 0:
@@ -107,7 +102,7 @@ def _answers(exchange: Exchange, stands_by: dict[int, int]) -> bool:
             return bool(before["reluctant"] & (1 << slot)) or slot not in (REFERENCE, *REQUIRED[topic])
         if reply == DONT_KNOW:
             return bool(before["not_at_hand"] & (1 << slot))
-        return bool(reply == INFORM and about == slot and slot in _named(exchange))
+        return bool(reply == INFORM and about == slot and slot in exchange.named(SLOTS))
     if act == CONFIRM:
         return reply in (AFFIRM, CORRECT) if _confirmed(exchange) >= 0 else reply == ASK_REPEAT
     if act == EXPLAIN:
@@ -121,7 +116,7 @@ def _answers(exchange: Exchange, stands_by: dict[int, int]) -> bool:
 
 
 def _interrupts(exchange: Exchange, stands_by: dict[int, int]) -> bool:
-    """Tell whether the customer says something that it has a reason to say whatever the agent did."""
+    """Tell whether the customer may say this unasked: it corrects itself, or complains."""
     before, reply, about = exchange.before, exchange.said["act"], exchange.said["about"]
     if before["accepted"] >= 0:
         return False
@@ -131,7 +126,7 @@ def _interrupts(exchange: Exchange, stands_by: dict[int, int]) -> bool:
 
 
 def _stay(exchange: Exchange) -> Iterator[Finding]:
-    """Find that it leaves or stays against its mood and its patience."""
+    """Yield that the customer left or stayed against its mood and its patience."""
     before, mood, ended = exchange.before["mood"], exchange.after["mood"], exchange.act in (CLOSE, ESCALATE)
     turn, outcome = exchange.turn, exchange.outcome
     if ended or turn == 0:
@@ -149,7 +144,8 @@ def _stay(exchange: Exchange) -> Iterator[Finding]:
 
 
 def _note(exchange: Exchange, stands_by: dict[int, int]) -> None:
-    stands_by.update(_named(exchange))
+    """Update `stands_by` with the values that the customer named or affirmed."""
+    stands_by.update(exchange.named(SLOTS))
     slot = _confirmed(exchange)
     if exchange.said["act"] == AFFIRM and slot >= 0:
         stands_by[slot] = int(exchange.belief[SLOTS[slot]])

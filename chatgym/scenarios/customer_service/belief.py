@@ -1,4 +1,4 @@
-"""The agent's belief: what it understands through the error channel, what it sees of that, and the expert."""
+"""The agent's belief: the error channel, the observations, and the scripted expert."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from chatgym.scenarios.customer_service.policy import *
 
 @nb.njit
 def least_sure(belief: Any) -> int:
-    """Return the slot that a confirmation is about: the least certain one not yet confirmed, or -1."""
+    """Return the slot to confirm: the least certain one of `belief`, a record, not yet confirmed, or -1."""
     best, level = -1, 3
     for slot in range(5):
         if 0 < belief.sure[slot] < level:
@@ -25,7 +25,7 @@ def least_sure(belief: Any) -> int:
 
 @nb.njit
 def note_own_act(belief: Any, act: int, turn: int) -> None:
-    """Write the agent's own act into its belief."""
+    """Write the agent's own act into `belief`, a record."""
     belief.turn = turn
     belief.act = act
     belief.confirming = -1
@@ -48,7 +48,7 @@ def note_own_act(belief: Any, act: int, turn: int) -> None:
 
 @nb.njit
 def understand(key: np.uint64, turn: int, belief: Any, said: Any, error_rate: float) -> None:
-    """Pass an utterance through the error channel into the agent's belief."""
+    """Pass `said`, a record, through the error channel into `belief`, a record."""
     heard = said.act
     if draw(key, turn, D_ACT_ERROR) < error_rate:
         heard = UNCLEAR if draw(key, turn, D_ACT_CONFUSED) < 0.5 else CONFUSED[heard]
@@ -62,7 +62,7 @@ def understand(key: np.uint64, turn: int, belief: Any, said: Any, error_rate: fl
 
 @nb.njit
 def hear_slot(key: np.uint64, turn: int, belief: Any, slot: int, value: int, error_rate: float) -> None:
-    """Hear one slot value, perhaps another one in its place, with a confidence."""
+    """Write one slot's value and its confidence into `belief`, a record; the error channel may replace the value."""
     wrong = draw(key, turn, D_ERROR + slot) < error_rate
     if wrong:
         purpose = D_CONFUSED + slot
@@ -86,7 +86,7 @@ def hear_slot(key: np.uint64, turn: int, belief: Any, slot: int, value: int, err
 
 @nb.njit
 def take_in(belief: Any, heard: int) -> None:
-    """Update what the agent takes the conversation's state to be after an understood user act."""
+    """Update `belief`, a record, after the user act `heard`: question, complaint, acceptance, satisfaction."""
     belief.heard = heard
     if heard == AFFIRM and belief.confirming >= 0:
         belief.sure[belief.confirming] = 3
@@ -106,7 +106,7 @@ def take_in(belief: Any, heard: int) -> None:
 
 @nb.njit
 def hear(belief: Any, said: Any) -> None:
-    """Take in an utterance exactly as it is (a person's, understood by NLU)."""
+    """Update `belief` from `said`, both records, without the error channel (a person's words, understood by NLU)."""
     understand(np.uint64(0), belief.turn, belief, said, 0.0)
 
 
@@ -117,7 +117,7 @@ PHASES = 7  # open, complaint, question, unclear, rejected, rejected and explain
 
 @nb.njit
 def phase(belief: Any) -> int:
-    """Return what the conversation waits for, before an offer was accepted."""
+    """Number what the conversation waits for before an offer was accepted, from `belief`, a record."""
     if belief.turn == 0:
         return 6
     if belief.complaint:
@@ -141,7 +141,7 @@ N_BELIEFS = int(TOPIC_OFFSET[-1])
 
 @nb.njit
 def slot_case(belief: Any, slot: int) -> int:
-    """Return 0 for a slot not heard, else 1 + 2 x case + (1 if sure)."""
+    """Return 0 for a slot that `belief`, a record, doesn't hold, else 1 + 2 x case + (1 if sure)."""
     if belief.sure[slot] == 0:
         return 0
     return 1 + 2 * case(slot, value_of(belief, slot)) + int(belief.sure[slot] >= 2)
@@ -149,10 +149,10 @@ def slot_case(belief: Any, slot: int) -> int:
 
 @nb.njit
 def settled(belief: Any) -> int:
-    """Number the states after an acceptance: what remains of the case is whether the offer seems to fit.
+    """Number the states of `belief`, a record, after an acceptance, when all that matters is whether the offer fits.
 
-    0 something needed was never heard, 1 below, 2 as, 3 above what the policy grants by what was understood; then
-    whether all of that is sure; then what the conversation waits for.
+    The number combines: 0 something needed was never heard, 1 below, 2 as, 3 above what the policy grants for the
+    values heard; whether all of them are sure; what the conversation waits for.
     """
     fit, sure = 0, 1
     if believes_enough(belief):
@@ -168,7 +168,7 @@ def settled(belief: Any) -> int:
 
 @nb.njit
 def index(belief: Any) -> int:
-    """Number the belief state: a table's view, blind to turn, tone and how often what was asked."""
+    """Return the discrete observation of `belief`, a record; turn, tone and counts aren't part of it."""
     if belief.ended:
         return 0
     if belief.accepted:
@@ -190,7 +190,7 @@ EMBEDDING_SIZE = 15 + 15 + 3 + 6 + 5 * 4 + 5 + 3 + 2 + 2 + 3 + 11
 
 @nb.njit
 def embed(belief: Any, out: Any) -> None:
-    """Write the whole belief as numbers in [-1, 1]."""
+    """Write all of `belief`, a record, into `out`, float32[EMBEDDING_SIZE], as numbers in [-1, 1]."""
     out[:] = 0.0
     if belief.act >= 0:
         out[belief.act] = 1.0
@@ -225,7 +225,7 @@ def embed(belief: Any, out: Any) -> None:
 
 @nb.njit
 def mask(belief: Any, out: Any) -> None:
-    """Mark the acts that make sense: a confirmation needs something to confirm, an offer is made until accepted."""
+    """Mark in `out`, bool[15], the acts that make sense: confirm needs a slot, offers end with acceptance."""
     out[:] = True
     out[CONFIRM] = least_sure(belief) >= 0
     out[CHECK] = belief.accepted == 1
@@ -235,7 +235,10 @@ def mask(belief: Any, out: Any) -> None:
 
 @nb.njit
 def expert(belief: Any) -> int:
-    """Return the scripted expert's act: mend the mood, answer, gather, confirm what is unsure, offer, check, close."""
+    """Return the scripted expert's act for `belief`, a record.
+
+    In this order: raise the mood, answer a question, ask for slots, confirm unsure ones, offer, check, close.
+    """
     if belief.complaint and belief.apologies < 3:
         return APOLOGISE
     if belief.question:

@@ -1,4 +1,4 @@
-"""The customer: an agenda-based user simulator (see the package), from its goal to each of its answers."""
+"""The customer, an agenda-based user simulator (see the package): its goal, mood, agenda and answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from chatgym.scenarios.customer_service.policy import *
 
 @nb.njit
 def start(key: np.uint64, hidden: Any, belief: Any, said: Any, error_rate: float) -> None:
-    """Draw a customer with its goal, and let it open the conversation."""
+    """Draw a customer into `hidden` and its opening into `said`, and empty `belief`; all three are records."""
     hidden.topic = randint(key, 0, D_TOPIC, 6)
     date_bin, amount_bin = randint(key, 0, D_DATE_BIN, 3), randint(key, 0, D_AMOUNT_BIN, 2)
     hidden.date = some_date(key, 0, D_DATE, date_bin)
@@ -58,7 +58,7 @@ def start(key: np.uint64, hidden: Any, belief: Any, said: Any, error_rate: float
 
 @nb.njit
 def say(said: Any, act: int) -> None:
-    """Make `said` an utterance without slots."""
+    """Make `said`, a record, an utterance of an act without slots."""
     said.act = act
     said.about = -1
     said.slots = said.tone = 0
@@ -67,7 +67,7 @@ def say(said: Any, act: int) -> None:
 
 @nb.njit
 def thinks(hidden: Any, slot: int) -> int:
-    """Return the value that the customer takes for true."""
+    """Return the value that the customer believes a slot to have, from `hidden`, a record."""
     if slot == DATE and hidden.misremembers & (1 << DATE):
         return hidden.wrong_date
     if slot == AMOUNT and hidden.misremembers & (1 << AMOUNT):
@@ -77,7 +77,7 @@ def thinks(hidden: Any, slot: int) -> int:
 
 @nb.njit
 def tell(key: np.uint64, turn: int, hidden: Any, said: Any, act: int, slot: int) -> None:
-    """Say a slot's value and, if talkative, pop one more needed slot from the agenda."""
+    """Say a slot's value and, if talkative, one more needed slot; `hidden` and `said` are records."""
     say(said, act)
     said.about = slot
     set_value(said, slot, thinks(hidden, slot))
@@ -106,7 +106,7 @@ def tone(key: np.uint64, turn: int, mood: int) -> int:
 
 @nb.njit
 def answer_question(key: np.uint64, turn: int, slot: int, hidden: Any, belief: Any, said: Any) -> int:
-    """React to being asked for a slot; returns the change of mood."""
+    """React to the question for a slot; return the change of mood. `hidden`, `belief` and `said` are records."""
     bit = 1 << slot
     told = hidden.told & bit
     if slot == TOPIC:
@@ -129,7 +129,7 @@ def answer_question(key: np.uint64, turn: int, slot: int, hidden: Any, belief: A
 
 @nb.njit
 def answer_confirmation(key: np.uint64, turn: int, hidden: Any, belief: Any, said: Any) -> int:
-    """React to what the agent repeats; returns the change of mood."""
+    """React to a confirmed value; return the change of mood. `hidden`, `belief` and `said` are records."""
     slot = belief.confirming
     if slot < 0:
         say(said, ASK_REPEAT)
@@ -147,7 +147,7 @@ def answer_confirmation(key: np.uint64, turn: int, hidden: Any, belief: Any, sai
 
 @nb.njit
 def take_explanation(key: np.uint64, turn: int, hidden: Any, said: Any) -> int:
-    """React to an explanation; returns the change of mood."""
+    """React to an explanation; return the change of mood. `hidden` and `said` are records."""
     if hidden.waiting >= 0:
         hidden.reluctant &= ~(1 << hidden.waiting)
         tell(key, turn, hidden, said, INFORM, hidden.waiting)
@@ -166,7 +166,10 @@ def take_explanation(key: np.uint64, turn: int, hidden: Any, said: Any) -> int:
 
 @nb.njit
 def take_offer(key: np.uint64, turn: int, offer: int, hidden: Any, belief: Any, said: Any) -> int:
-    """React to an offer; returns the change of mood. An acceptance is final and fixes the verdict."""
+    """React to an offer; return the change of mood. `hidden`, `belief` and `said` are records.
+
+    An acceptance is final: it decides the outcome.
+    """
     if not hidden.told & (1 << TOPIC):
         tell(key, turn, hidden, said, STATE_PROBLEM, TOPIC)
         return -1
@@ -204,7 +207,10 @@ def take_offer(key: np.uint64, turn: int, offer: int, hidden: Any, belief: Any, 
 
 @nb.njit
 def take_care(act: int, hidden: Any, belief: Any, said: Any) -> int:
-    """React to a greeting, an apology or the question whether all is well; returns the change of mood."""
+    """React to greet, apologise or check_satisfaction; return the change of mood.
+
+    `hidden`, `belief` and `said` are records.
+    """
     if act == GREET:
         say(said, U_GREET)
         return 1 if belief.turn == 1 else -1
@@ -228,7 +234,7 @@ def take_care(act: int, hidden: Any, belief: Any, said: Any) -> int:
 
 @nb.njit
 def react(key: np.uint64, turn: int, act: int, hidden: Any, belief: Any, said: Any) -> int:
-    """Choose what the customer says next; returns the change of mood."""
+    """Choose the customer's next act; return the change of mood. `hidden`, `belief` and `said` are records."""
     if act == UNCLEAR_ACT:
         say(said, ASK_REPEAT)
         return -1
@@ -256,7 +262,7 @@ def react(key: np.uint64, turn: int, act: int, hidden: Any, belief: Any, said: A
 
 @nb.njit
 def ending(act: int, hidden: Any, belief: Any, said: Any) -> int:
-    """Return the outcome if the agent ended the conversation with this act, else `GOES_ON`."""
+    """Return the outcome if the act ends the conversation, else `GOES_ON`. `hidden`, `belief`, `said`: records."""
     outcome = GOES_ON
     if act == CLOSE:
         outcome = hidden.verdict if hidden.accepted >= 0 else ABANDONED
@@ -280,7 +286,10 @@ def respond(
     key: np.uint64, turn: int, act: int, hidden: Any, belief: Any, said: Any, terms: Any, error_rate: float,
     last: bool,
 ) -> int:  # fmt: skip
-    """Answer an agent act: the customer's next utterance, what the agent understands of it, and the terms."""
+    """Advance one conversation by an agent act and return the outcome; see `Scenario`.
+
+    `hidden`, `belief` and `said` are records, `terms` is float64[4]: all four are written.
+    """
     about = -1
     if act >= ABOUT:
         act, about = act % ABOUT, act // ABOUT - 1

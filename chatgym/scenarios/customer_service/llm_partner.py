@@ -17,7 +17,7 @@ CALM, ANNOYED = 6, 3  # mood from which a customer sounds so
 
 
 def brief(hidden: Any) -> str:
-    """Return the case and the facts, in the second person."""
+    """Return the customer's case and facts in the second person, from `hidden`, a record."""
     proof = "have a receipt or a picture of it" if hidden["proof"] else "have neither a receipt nor a picture of it"
     return (
         f"You write to the customer service of a shop because {REASONS[hidden['topic']]}. Your order number is "
@@ -27,7 +27,7 @@ def brief(hidden: Any) -> str:
 
 
 def now(hidden: Any, belief: Any) -> str:
-    """Return the mood, and whether the customer is content with what it was offered."""
+    """Return the customer's mood and its view of the offer, from `hidden` and `belief`, records."""
     mood, accepted, offered = int(hidden["mood"]), int(hidden["accepted"]), int(belief["offered"])
     lines = [f"You feel {'calm' if mood >= CALM else 'annoyed' if mood >= ANNOYED else 'angry'}."]
     if accepted >= 0:
@@ -42,7 +42,7 @@ def now(hidden: Any, belief: Any) -> str:
 
 
 def take(hidden: Any, belief: Any, said: Any) -> bool:
-    """Take down the facts that are so, as sure; whether all of them are."""
+    """Mark the true facts of `said` as sure in `belief`; return whether all are true. All arguments are records."""
     named = [slot for slot in range(5) if int(said["slots"]) & (1 << slot)]
     true = [slot for slot in named if said[SLOTS[slot]] == hidden[SLOTS[slot]]]
     for slot in true:
@@ -53,7 +53,10 @@ def take(hidden: Any, belief: Any, said: Any) -> bool:
 
 
 def leave(hidden: Any, belief: Any, terms: Any) -> int:
-    """End it: what was accepted before is what was done; else the customer hung up."""
+    """End the conversation; return the outcome and write `terms`, float64[4]. `hidden` and `belief` are records.
+
+    What the customer accepted before is what was done; without an acceptance it hung up.
+    """
     outcome = int(hidden["verdict"]) if hidden["accepted"] >= 0 else HUNG_UP
     belief["ended"] = 1
     terms[0] = OUTCOME_VALUE[outcome]

@@ -1,4 +1,4 @@
-"""The customer service desk: acts, slots, topics, what the policy grants, how customers behave, and the records."""
+"""Tables of customer service: acts, slots, topics, the resolution policy, customer behaviour, and the record dtypes."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ SAID = np.dtype((np.record, [
 
 @nb.njit
 def case(slot: int, value: int) -> int:
-    """Return the policy's case (bin) of a slot's value."""
+    """Return the policy's case (a bin, from 0) of a slot's value."""
     if slot == DATE:
         return (value > 14) + (value > 30)
     if slot == AMOUNT:
@@ -130,7 +130,7 @@ def case(slot: int, value: int) -> int:
 
 @nb.njit
 def some_date(key: np.uint64, turn: int, purpose: int, bin_: int) -> int:
-    """Draw a number of days of the given case."""
+    """Draw a date, in days ago, of the given case."""
     if bin_ == 0:
         return 1 + randint(key, turn, purpose, 14)
     if bin_ == 1:
@@ -146,7 +146,7 @@ def some_amount(key: np.uint64, turn: int, purpose: int, bin_: int) -> int:
 
 @nb.njit
 def value_of(record: Any, slot: int) -> int:
-    """Return a slot's value in any of the three records."""
+    """Return a slot's value in `record`, a hidden, belief or said record."""
     if slot == TOPIC:
         return record.topic
     if slot == REFERENCE:
@@ -160,7 +160,7 @@ def value_of(record: Any, slot: int) -> int:
 
 @nb.njit
 def set_value(record: Any, slot: int, value: int) -> None:
-    """Set a slot's value in any of the three records."""
+    """Set a slot's value in `record`, a hidden, belief or said record."""
     if slot == TOPIC:
         record.topic = value
     elif slot == REFERENCE:
@@ -181,7 +181,7 @@ def needs(topic: int, slot: int) -> bool:
 
 @nb.njit(cache=True)  # also called by itself, from describe_goal
 def right_resolution(record: Any) -> int:
-    """Return what the policy says, given the values in a record (the goal's, or the agent's belief)."""
+    """Return the resolution that the policy grants for the values in `record`, a hidden or belief record."""
     topic = record.topic
     first, second = REQUIRED[topic, 0], REQUIRED[topic, 1]
     bin_ = 0 if second < 0 else case(second, value_of(record, second))
@@ -190,7 +190,7 @@ def right_resolution(record: Any) -> int:
 
 @nb.njit
 def believes_enough(belief: Any) -> bool:
-    """Tell whether every slot that the policy needs for the believed topic was heard."""
+    """Tell whether `belief`, a record, holds every slot that the policy needs for the believed topic."""
     if belief.sure[TOPIC] == 0:
         return False
     for slot in range(1, 5):

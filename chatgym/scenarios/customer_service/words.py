@@ -1,4 +1,4 @@
-"""Between meanings and words: what an utterance says, part by part, and back."""
+"""Convert between records and meanings in words: for NLG, NLU, and descriptions for people."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from chatgym.scenarios.customer_service.policy import *
 
 
 def surface(slot: int, value: int) -> str:
-    """Return the words for the value of a date, amount or reference."""
+    """Return the words for a value of date, amount or reference."""
     if slot == DATE:
         if value == 1:
             return "yesterday"
@@ -22,6 +22,7 @@ def surface(slot: int, value: int) -> str:
 
 
 def _part(prefix: str, slot: int, value: int) -> str:
+    """Return the key into the sentences for a slot: ``"inform/date"``, ``"confirm/proof_yes"``."""
     name = SLOTS[slot]
     if slot == PROOF:
         name = "proof_yes" if value else "proof_no"
@@ -29,6 +30,7 @@ def _part(prefix: str, slot: int, value: int) -> str:
 
 
 def _slot_parts(prefix: str, record: Any, slots: list[int]) -> tuple[list[str], dict[str, str]]:
+    """Return the sentence keys of some slots of `record`, a belief or said record, and the words for their values."""
     parts, surfaces = [], {}
     for slot in slots:
         value = int(record[SLOTS[slot]])
@@ -39,7 +41,7 @@ def _slot_parts(prefix: str, record: Any, slots: list[int]) -> tuple[list[str], 
 
 
 def partner_meaning(said: Any) -> Meaning:
-    """Return what the customer's utterance means, for NLG."""
+    """Return the `Meaning` of `said`, a record or a dict of its fields, for NLG."""
     act = int(said["act"])
     name, about = USER_ACTS[act], int(said["about"])
     named = [slot for slot in range(1, 5) if int(said["slots"]) & (1 << slot)]
@@ -61,7 +63,7 @@ def partner_meaning(said: Any) -> Meaning:
 
 
 def agent_meaning(act: int, belief: Any) -> Meaning:
-    """Return what the agent's act means, given its belief before it speaks."""
+    """Return the `Meaning` of an agent act, given `belief`, a record, before the agent speaks."""
     name = AGENT_ACTS[act]
     if act == CONFIRM:
         slot = int(least_sure.py_func(belief))
@@ -90,7 +92,7 @@ AGENT_CODES = {
 }
 
 EXAMPLES = {"reference": "482913", "date": "3 days ago", "amount": "40 euros"}
-"""A surface form of each slot, the one that models see: so their words serve for every value."""
+"""Words for a value of each slot. Models see only these, so their wordings fit every value."""
 
 _WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 _NUMBERS = {word: n for n, word in enumerate(_WORDS, 1)}
@@ -111,6 +113,7 @@ _DAYS = {"day": 1, "week": 7, "month": 30}
 
 
 def _read(slot: str, found: re.Match[str]) -> int:
+    """Return the number that a match of a slot's pattern means: days, euros or the reference."""
     if slot == "reference":
         return int(found[0])
     if slot == "amount":
@@ -124,9 +127,9 @@ def _read(slot: str, found: re.Match[str]) -> int:
 
 
 def find_slots(text: str) -> tuple[dict[str, int], str]:
-    """Find the number, days, and euros that a text names, and put `EXAMPLES` in their place.
+    """Find reference, date (in days ago) and amount (in euros) in a text, and replace them by `EXAMPLES`.
 
-    Of several values the first one that isn't denied counts ("not 5 days ago, 8 days ago").
+    Of several values the first that isn't negated counts ("not 5 days ago, 8 days ago").
     """
     slots: dict[str, int] = {}
     for slot, pattern in _PATTERNS.items():
@@ -138,7 +141,7 @@ def find_slots(text: str) -> tuple[dict[str, int], str]:
 
 
 def parse(act: str, part: str, slots: Mapping[str, int], said: Any) -> None:
-    """Write an understood customer utterance (see `chatgym.words.nlu.Understanding`) into ``said``."""
+    """Write a customer's utterance that NLU understood (`chatgym.words.nlu.Understanding`) into `said`, a record."""
     say.py_func(said, USER_ACTS.index(act) if act in USER_ACTS else UNCLEAR)
     of, _, detail = part.partition("/")
     values = dict(slots)
@@ -165,7 +168,7 @@ RESOLUTIONS = ("offer_refund", "offer_fix", "offer_credit", "escalate")
 
 
 def instructions() -> str:
-    """Return what an agent may grant, from the policy's own table."""
+    """Return the resolution policy in words, made from its table."""
     lines = ["Ask for the order number and for what the case needs, then grant what the policy says, once it is clear:"]
     for topic, name in enumerate(TOPIC_NAMES):
         first, second = (int(slot) for slot in REQUIRED[topic])
@@ -183,7 +186,7 @@ def instructions() -> str:
 
 
 def describe_belief(belief: Any) -> str:
-    """Return what the agent took down so far, in words, for people."""
+    """Describe what the agent understood so far, from `belief`, a record."""
     noted = []
     for slot, name in enumerate(SLOTS):
         sure, value = int(belief["sure"][slot]), int(belief[name])
@@ -196,7 +199,7 @@ def describe_belief(belief: Any) -> str:
 
 
 def describe_goal(hidden: Any) -> str:
-    """Return the customer's hidden goal in words, for people."""
+    """Describe the customer's goal and the right resolution, from `hidden`, a record."""
     topic = int(hidden["topic"])
     right = ("a refund", "a fix", "a credit", "the supervisor")[int(right_resolution(hidden))]
     facts = [f"number {hidden['reference']}", surface(DATE, int(hidden["date"]))]

@@ -1,4 +1,4 @@
-"""What a student may not do: read from its goal, its feelings and the questions, not from the code of its answers."""
+"""Find contradictions of a simulated student by rules of their own, independent of the student's code."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from chatgym.dynamics.scenario import UNCLEAR_ACT
-from chatgym.scenarios.contradictions import Conversation, Exchange, Finding, out_of_tone, repeats
+from chatgym.scenarios.contradictions import Conversation, Exchange, Finding, out_of_tone, repeats, unasked
 from chatgym.scenarios.education.policy import *
 from chatgym.scenarios.education.problems import problem
 
 GOAL = ("goal", "known_first", "style", "patience")
 ANNOYED, ANGRY = 5, 8  # boredom or frustration from which a student sounds so
 DIVERTS = {BREAK: 3, EXPLAIN: 1, EXAMPLE: 1, ASK_HARD: 1, HINT: 1, PLAN: 1, ASK_FEELING: 1}
-"""By how much an act may lessen boredom; the others never do."""
+"""Greatest fall in boredom by an act; other acts never lower it."""
 QUESTIONS = (ASK_EASY, ASK_MEDIUM, ASK_HARD)
 UNABLE = (DONT_KNOW, ASK_HELP)
 ANSWERS = {
@@ -23,16 +23,16 @@ ANSWERS = {
     EXPLAIN: (UNDERSTOOD, CONFUSED, ASK_HELP), EXAMPLE: (UNDERSTOOD, CONFUSED, ASK_HELP),
     ASK_FEELING: (FINE, BORED, FRUSTRATED), UNCLEAR_ACT: (ASK_REPEAT,),
 } | dict.fromkeys(QUESTIONS, (ANSWER, *UNABLE))  # fmt: skip
-"""Agent act to the answers that fit it, where that depends on nothing else."""
+"""Agent act to its fitting answers, where they depend on nothing else."""
 
 
 @dataclass
 class _Lesson:
-    """What was asked and answered so far.
+    """The last question and its answer.
 
     Attributes:
         question: Seed, number, skill and difficulty of the last question.
-        answer: What the student answered to it, (num, den); None when it didn't (yet).
+        answer: The student's answer to it as (numerator, denominator); None without one.
     """
 
     question: tuple[int, int, int, int] | None = None
@@ -42,28 +42,27 @@ class _Lesson:
 def audit(conversation: Conversation) -> Iterator[Finding]:
     """Find a student's contradictions in a conversation."""
     lesson = _Lesson()
-    unasked: set[int] = set()
+    unfit: set[int] = set()
     for exchange in conversation:
         _ask(exchange, lesson)
         if not _answers(exchange, lesson):
-            unasked.add(exchange.turn)
+            unfit.add(exchange.turn)
             if not _interrupts(exchange):
-                name = AGENT_ACTS[exchange.act] if exchange.act >= 0 else exchange.asked.act or "nothing"
-                yield Finding(exchange.turn, "unasked", f"{'+'.join(exchange.meaning.parts)} after {name}")
+                yield unasked(exchange)
         for what in (*_denied(exchange, conversation[0]), *_denied_answer(exchange, lesson)):
             yield Finding(exchange.turn, "denies", what)
         yield from _stay(exchange)
     # Whoever goes on with the lesson though the student is bored has it coming to hear so again.
-    yield from repeats(conversation, lambda exchange, _: exchange.turn not in unasked or _interrupts(exchange))
+    yield from repeats(conversation, lambda exchange, _: exchange.turn not in unfit or _interrupts(exchange))
 
 
 def _led(exchange: Exchange) -> bool:
-    """Tell whether the tutor's act needs a lesson that has a goal; without one its words ask for it."""
+    """Tell whether the tutor's act needs a goal; without a goal the act's words ask for it."""
     return EXPLAIN <= exchange.act <= NEXT or exchange.act == PLAN
 
 
 def _at(exchange: Exchange) -> int:
-    """Return the skill that the lesson is at, with the step that the tutor's act takes."""
+    """Return the skill of the lesson after the step that the tutor's act takes."""
     skill, goal = int(exchange.belief["skill"]), int(exchange.belief["goal"])
     if skill >= 0 and exchange.act == REVIEW:
         return int(BUILDS_ON[skill]) if BUILDS_ON[skill] >= 0 else skill
@@ -74,7 +73,7 @@ def _at(exchange: Exchange) -> int:
 
 
 def _builds_on(skill: int) -> list[int]:
-    """Return a skill and all that it builds on, from the top."""
+    """Return a skill and its prerequisites, the skill first."""
     steps = [skill]
     while BUILDS_ON[steps[-1]] >= 0:
         steps.append(int(BUILDS_ON[steps[-1]]))
@@ -82,7 +81,7 @@ def _builds_on(skill: int) -> list[int]:
 
 
 def _ask(exchange: Exchange, lesson: _Lesson) -> None:
-    """Note the question that the tutor asks, where the student doesn't refuse it for another goal."""
+    """Store the tutor's question in `lesson`, unless the student rejects it for another goal."""
     belief, act = exchange.belief, exchange.act
     if act in QUESTIONS and belief["skill"] >= 0 and exchange.said["act"] != STATE_GOAL:
         number, difficulty = int(belief["asked"]) + 1, act - ASK_EASY
@@ -91,7 +90,7 @@ def _ask(exchange: Exchange, lesson: _Lesson) -> None:
 
 
 def _answers(exchange: Exchange, lesson: _Lesson) -> bool:
-    """Tell whether the student's act is an answer to the tutor's."""
+    """Tell whether the student's act answers the tutor's."""
     act, reply, again = exchange.act, exchange.said["act"], bool(exchange.said["about"])
     if exchange.turn == 0:
         return reply in (U_GREET, STATE_GOAL)
@@ -116,13 +115,14 @@ def _answers(exchange: Exchange, lesson: _Lesson) -> bool:
 
 
 def _interrupts(exchange: Exchange) -> bool:
-    """Tell whether a student that feels bad says so in the middle of a lesson, which it may at any time."""
+    """Tell whether the student interrupts the lesson to say that it feels bad, which it may at any time."""
     bad = max(exchange.before["boredom"], exchange.before["frustration"]) >= BAD
     lesson = EXPLAIN <= exchange.act <= NEXT and exchange.act != CHECK
     return bool(bad and lesson and exchange.said["act"] in (BORED, FRUSTRATED))
 
 
 def _denied(exchange: Exchange, opening: Exchange) -> Iterator[str]:
+    """Yield what the student said against its goal, its feelings or its knowledge."""
     said, before, after = exchange.said, exchange.before, exchange.after
     if any(after[name] != opening.after[name] for name in GOAL):
         yield "its goal changes"
@@ -146,7 +146,7 @@ def _denied(exchange: Exchange, opening: Exchange) -> Iterator[str]:
 
 
 def _denied_answer(exchange: Exchange, lesson: _Lesson) -> Iterator[str]:
-    """Find answers to another question, answers that change when they are checked, and misjudged ones."""
+    """Yield answers to another question, answers that change when they are checked, and misjudged answers."""
     said = exchange.said
     given = (int(said["num"]), int(said["den"]))
     if said["act"] != ANSWER:
@@ -170,7 +170,7 @@ def _denied_answer(exchange: Exchange, lesson: _Lesson) -> Iterator[str]:
 
 
 def _stay(exchange: Exchange) -> Iterator[Finding]:
-    """Find that it leaves or stays against its feelings and its patience."""
+    """Yield that the student left or stayed against its feelings and its patience."""
     before, after, turn = exchange.before, exchange.after, exchange.turn
     worst, goes_on = max(after["boredom"], after["frustration"]), exchange.outcome in ("", "truncated")
     if turn == 0:

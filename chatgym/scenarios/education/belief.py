@@ -1,7 +1,7 @@
-"""The tutor's belief: what it understands through the error channel, what it makes of that, and the expert.
+"""The tutor's belief: the error channel, knowledge tracing, the observations, and the scripted expert.
 
-The tutor traces knowledge (Corbett & Anderson 1995, equations 1 to 4) by what students are like on average: it knows
-neither this student's own p(T), p(S), p(G) nor what the student knows.
+The tutor traces knowledge (Corbett & Anderson 1995, equations 1 to 4) with the average student's p(T), p(S) and p(G):
+it knows neither this student's own nor what the student knows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TRUST = np.array([0.5, 0.65, 0.97])  # how likely an answer was heard right, by 
 
 @nb.njit
 def expected_learning(belief: Any, skill: int) -> float:
-    """Return p(T) of the average student, given how likely the basis is there."""
+    """Return p(T) of the average student for a skill, given the prerequisite's p(L) in `belief`, a record."""
     basis = int(BUILDS_ON[skill])
     there = 1.0 if basis < 0 else float(belief.known[basis])
     return LEARNS * (there + WITHOUT_BASIS * (1.0 - there))
@@ -30,21 +30,21 @@ def expected_learning(belief: Any, skill: int) -> float:
 
 @nb.njit
 def trace(belief: Any, skill: int, share: float) -> None:
-    """Reckon with an opportunity to learn: p(L) <- p(L) + (1 - p(L)) p(T) (equation 1)."""
+    """Update `belief`, a record, by an opportunity to learn: p(L) <- p(L) + (1 - p(L)) p(T) (equation 1)."""
     known = belief.known[skill]
     belief.known[skill] = known + (1.0 - known) * expected_learning(belief, skill) * share
 
 
 @nb.njit
 def weigh(belief: Any, skill: int, if_known: float, if_not: float) -> None:
-    """Reckon with evidence of the given likelihoods, by Bayes' rule (equations 2 and 3)."""
+    """Update `belief`, a record, by evidence of the given likelihoods, with Bayes' rule (equations 2 and 3)."""
     known = belief.known[skill]
     belief.known[skill] = known * if_known / (known * if_known + (1.0 - known) * if_not)
 
 
 @nb.njit
 def note_own_act(belief: Any, act: int, turn: int) -> None:
-    """Write the tutor's own act into its belief."""
+    """Write the tutor's own act into `belief`, a record."""
     belief.turn = turn
     belief.act = act
     if act == BREAK:
@@ -83,7 +83,7 @@ def note_own_act(belief: Any, act: int, turn: int) -> None:
 
 @nb.njit
 def understand(key: np.uint64, turn: int, belief: Any, said: Any, error_rate: float) -> None:
-    """Pass an utterance through the error channel into the tutor's belief."""
+    """Pass `said`, a record, through the error channel into `belief`, a record."""
     heard = int(said.act)
     if draw(key, turn, D_ACT_ERROR) < error_rate:
         confused = draw(key, turn, D_ACT_CONFUSED)
@@ -106,7 +106,7 @@ def understand(key: np.uint64, turn: int, belief: Any, said: Any, error_rate: fl
 
 @nb.njit
 def hear_goal(belief: Any, goal: int, sure: int) -> None:
-    """Hear what the student wants to learn: where the lesson is led."""
+    """Write the student's goal into `belief`, a record, and lead the lesson there."""
     if goal == belief.goal:
         belief.goal_sure = max(2, belief.goal_sure)  # heard twice
         return
@@ -120,7 +120,7 @@ def hear_goal(belief: Any, goal: int, sure: int) -> None:
 
 @nb.njit
 def hear_answer(key: np.uint64, turn: int, belief: Any, num: int, den: int, wrong: bool, sure: int) -> None:
-    """Hear an answer, perhaps another number in its place, and mark it."""
+    """Write an answer into `belief`, a record, and mark it; the error channel may replace the number."""
     skill, difficulty = int(belief.question_skill), int(belief.difficulty)
     _, (right_num, right_den, wrong_num, wrong_den) = problem(belief.seed, int(belief.asked), skill, difficulty)
     if wrong:
@@ -150,7 +150,7 @@ def hear_answer(key: np.uint64, turn: int, belief: Any, num: int, den: int, wron
 
 @nb.njit
 def take_in(belief: Any, heard: int) -> None:
-    """Update what the tutor makes of the student after an understood act that is no answer."""
+    """Update `belief`, a record, after an understood user act that is no answer."""
     if heard == BORED:
         belief.feeling = 1
     elif heard == FRUSTRATED:
@@ -182,7 +182,7 @@ def take_in(belief: Any, heard: int) -> None:
 
 @nb.njit
 def hear(belief: Any, said: Any) -> None:
-    """Take in an utterance exactly as it is (a person's, understood by NLU)."""
+    """Update `belief` from `said`, both records, without the error channel (a person's words, understood by NLU)."""
     understand(np.uint64(0), int(belief.turn), belief, said, 0.0)
 
 
@@ -195,7 +195,7 @@ N_BELIEFS = 1 + 3 + 3 * 2 * STATUSES * FEELINGS * STYLES * GOAL_BINS * BASIS_BIN
 
 @nb.njit
 def status(belief: Any) -> int:
-    """Return what the last question waits for: 0 nothing, 1 a check, 2 praise, 3 a hint."""
+    """Return what the last question waits for: 0 nothing, 1 a check, 2 praise, 3 a hint. `belief` is a record."""
     if belief.answered == RIGHT or belief.answered == WRONG:
         if belief.sure == 1:
             return 1
@@ -207,13 +207,13 @@ def status(belief: Any) -> int:
 
 @nb.njit
 def basis_known(belief: Any, skill: int) -> float:
-    """Return how likely what a skill builds on is known; 1 if it builds on nothing."""
+    """Return p(L) of a skill's prerequisite in `belief`, a record; 1 if the skill has none."""
     return float(belief.known[BUILDS_ON[skill]]) if skill >= 0 and BUILDS_ON[skill] >= 0 else 1.0
 
 
 @nb.njit
 def depth(belief: Any) -> int:
-    """Return how many steps the lesson is below its goal, 0 … 2."""
+    """Return how many steps the lesson is below its goal, 0 … 2, from `belief`, a record."""
     steps = 0
     step = int(belief.goal)
     while step >= 0 and step != belief.skill and steps < 2:
@@ -224,7 +224,7 @@ def depth(belief: Any) -> int:
 
 @nb.njit
 def index(belief: Any) -> int:
-    """Number the belief state: a table's view, blind to turn, plan, breaks and which skills these are."""
+    """Return the discrete observation of `belief`, a record; turn, plan, breaks and skill names aren't part of it."""
     if belief.ended:
         return 0
     if belief.skill < 0:
@@ -247,7 +247,7 @@ EMBEDDING_SIZE = 16 + 15 + 3 + 5 + 6 + 3 + 2 * N_SKILLS + 3 + 4 + 3 + 3 + 13
 
 @nb.njit
 def embed(belief: Any, out: Any) -> None:
-    """Write the whole belief as numbers in [-1, 1]."""
+    """Write all of `belief`, a record, into `out`, float32[EMBEDDING_SIZE], as numbers in [-1, 1]."""
     out[:] = 0.0
     if belief.act >= 0:
         out[belief.act] = 1.0
@@ -282,7 +282,10 @@ def embed(belief: Any, out: Any) -> None:
 
 @nb.njit
 def mask(belief: Any, out: Any) -> None:
-    """Mark the acts that make sense: a lesson needs a goal, a check an answer, a hint a failure, a step somewhere."""
+    """Mark in `out`, bool[number of agent acts], the acts that make sense.
+
+    Teaching needs a goal, check_answer an answer, a hint a failed question, a step another skill to go to.
+    """
     led = belief.skill >= 0
     out[:] = True
     out[EXPLAIN : NEXT + 1] = led
@@ -296,7 +299,7 @@ def mask(belief: Any, out: Any) -> None:
 
 @nb.njit
 def teach(belief: Any) -> int:
-    """Return the way of teaching that seems to suit the student, the other one than before if none does."""
+    """Return explain or worked_example, whichever suits the student by `belief`, a record, or wasn't used last."""
     if belief.style != 0:
         return EXAMPLE if belief.style > 0 else EXPLAIN
     return EXPLAIN if belief.taught == 2 else EXAMPLE
@@ -304,7 +307,10 @@ def teach(belief: Any) -> int:
 
 @nb.njit
 def expert(belief: Any) -> int:
-    """Return the scripted expert's act: find the goal, mend the mood, secure the basis, teach, test, go on, end."""
+    """Return the scripted expert's act for `belief`, a record.
+
+    In this order: find the goal, ease boredom or frustration, secure prerequisites, teach, test, go on, end.
+    """
     if belief.skill < 0:
         return ASK_GOAL
     if belief.goal_sure < 2 and belief.plans < 2:

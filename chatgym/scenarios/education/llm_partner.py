@@ -13,13 +13,13 @@ CALM = 5  # boredom or frustration below which a student doesn't show it
 
 
 def brief(hidden: Any) -> str:
-    """Return what the lesson should be about, in the second person."""
+    """Return the goal of the lesson in the second person, from `hidden`, a record."""
     way = "a worked example" if hidden["style"] else "an explanation"
     return f"You write to a tutor because you want to learn {SKILL_NAMES[hidden['goal']]}. You learn best from {way}."
 
 
 def now(hidden: Any, belief: Any) -> str:
-    """Return what the student can do by now, and how it feels."""
+    """Return what the student knows and feels by now, from `hidden` and `belief`, records."""
     steps = chain(int(hidden["goal"]))
     known = [SKILL_NAMES[step] for step in steps if int(hidden["known"]) >> step & 1]
     unknown = [SKILL_NAMES[step] for step in steps if not int(hidden["known"]) >> step & 1]
@@ -34,7 +34,7 @@ def now(hidden: Any, belief: Any) -> str:
 
 
 def take(hidden: Any, belief: Any, said: Any) -> bool:
-    """Take down what the student wants to learn, if it is so; whether it is."""
+    """Mark the goal of `said` as sure in `belief`, if it is true; return whether it is. All arguments are records."""
     goal = int(said["goal"])
     if goal < 0:
         return True
@@ -45,7 +45,10 @@ def take(hidden: Any, belief: Any, said: Any) -> bool:
 
 
 def leave(hidden: Any, belief: Any, terms: Any) -> int:
-    """End it: what was learned by now was learned; else the student gave up."""
+    """End the conversation; return the outcome and write `terms`, float64[4]. `hidden` and `belief` are records.
+
+    What was learned by now counts; a student that hasn't learned its goal gave up.
+    """
     learned = bool(int(hidden["known"]) >> int(hidden["goal"]) & 1)
     belief["ended"] = 1
     terms[0] = gain(hidden) if learned else 0.0

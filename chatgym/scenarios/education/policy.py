@@ -1,4 +1,4 @@
-"""The lesson: acts, skills and what they build on, how students learn, and the records.
+"""Tables of education: acts, skills and their prerequisites, student behaviour, and the record dtypes.
 
 Knowledge follows Bayesian knowledge tracing (Corbett & Anderson 1995, "Knowledge tracing: modeling the acquisition
 of procedural knowledge"): a skill is known or not; an opportunity makes it known with p(T); an answer is right with
@@ -119,7 +119,7 @@ SAID = np.dtype((np.record, [
 
 @nb.njit
 def in_chain(goal: int, skill: int) -> bool:
-    """Tell whether a skill is the goal or something that it builds on."""
+    """Tell whether a skill is the goal or one of its prerequisites."""
     while goal >= 0:
         if goal == skill:
             return True
@@ -129,7 +129,7 @@ def in_chain(goal: int, skill: int) -> bool:
 
 @nb.njit
 def above(goal: int, skill: int) -> int:
-    """Return the next skill on the way up to the goal; the goal itself at the top."""
+    """Return the next skill on the way from its prerequisites up to the goal; the goal itself at the top."""
     step = goal
     while step >= 0 and BUILDS_ON[step] != skill:
         step = BUILDS_ON[step]
@@ -138,7 +138,10 @@ def above(goal: int, skill: int) -> int:
 
 @nb.njit(cache=True)  # also called by itself, from the tests
 def score(goal: int, known: int) -> float:
-    """Return the mark in a test on the goal, 0 … 1: half of it for the goal, half for what it builds on."""
+    """Return the mark in a test on the goal, 0 … 1, for the skills `known`, as bits.
+
+    The goal counts half, its prerequisites the other half.
+    """
     basis, count = 0, 0
     step = BUILDS_ON[goal]
     while step >= 0:
@@ -150,7 +153,7 @@ def score(goal: int, known: int) -> float:
 
 @nb.njit
 def gain(hidden: Any) -> float:
-    """Return the normalised learning gain (post - pre) / (1 - pre) (Hake 1998)."""
+    """Return the normalised learning gain (post - pre) / (1 - pre) (Hake 1998), from `hidden`, a record."""
     goal = int(hidden.goal)
     before, after = score(goal, int(hidden.known_first)), score(goal, int(hidden.known))
     return (after - before) / (1.0 - before)

@@ -1,9 +1,9 @@
-"""Questions with a known answer: drawn by number, three grades for each skill.
+"""Generate questions with known answers: three difficulties for each skill, chosen by number.
 
-A question is a template whose numbers are drawn (Mirzadeh et al. 2024, "GSM-Symbolic"), here from a public seed and
-the question's number, so that whoever knows these two knows the question. Each comes with its answer and with the
-answer that a typical mistake leads to, both as fractions: a sum taken denominator by denominator, a percentage
-subtracted as if it were euros, an equation's last division forgotten.
+A question is a template whose numbers are drawn (Mirzadeh et al. 2024, "GSM-Symbolic") from a public seed and the
+question's number: these two determine the question. Each has its answer and the answer that a typical mistake leads
+to, both as fractions: a sum taken denominator by denominator, a percentage subtracted as if it were euros, an
+equation's last division forgotten.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Values = tuple[int, int, int, int]  # answer and typical mistake: num, den, num,
 
 @nb.njit
 def between(seed: np.uint64, number: int, i: int, low: int, high: int) -> int:
-    """Draw the i-th number of a question, low … high."""
+    """Draw the i-th number of a question, low … high, both included."""
     return low + randint(seed, number, i, high - low + 1)
 
 
@@ -35,7 +35,7 @@ def common_divisor(a: int, b: int) -> int:
 
 @nb.njit
 def arithmetic(seed: np.uint64, number: int, difficulty: int) -> tuple[Numbers, Values]:
-    """Add with a carry; products first."""
+    """Return numbers and values of a question: add with a carry, or products before sums."""
     if difficulty == EASY:
         tens, more = between(seed, number, 0, 1, 4), between(seed, number, 1, 1, 4)
         ones = between(seed, number, 2, 4, 9)
@@ -51,7 +51,7 @@ def arithmetic(seed: np.uint64, number: int, difficulty: int) -> tuple[Numbers, 
 
 @nb.njit
 def fractions(seed: np.uint64, number: int, difficulty: int) -> tuple[Numbers, Values]:
-    """Add fractions of the same denominator, of different ones; divide them."""
+    """Return numbers and values of a question: add fractions of equal or different denominators, or divide them."""
     if difficulty == EASY:
         d = between(seed, number, 0, 5, 12)
         a, b = between(seed, number, 1, 1, 2), between(seed, number, 2, 1, 2)
@@ -69,7 +69,7 @@ def fractions(seed: np.uint64, number: int, difficulty: int) -> tuple[Numbers, V
 
 @nb.njit
 def percentages(seed: np.uint64, number: int, difficulty: int) -> tuple[Numbers, Values]:
-    """Take a percentage; take it off; find what it was taken of."""
+    """Return numbers and values of a question: take a percentage, subtract it, or find the whole."""
     p = 10 * between(seed, number, 0, 1, 4)
     n = 20 * between(seed, number, 1, 6, 20)
     if difficulty == EASY:
@@ -83,7 +83,7 @@ def percentages(seed: np.uint64, number: int, difficulty: int) -> tuple[Numbers,
 
 @nb.njit
 def ratios(seed: np.uint64, number: int, difficulty: int) -> tuple[Numbers, Values]:
-    """Scale a price; share in a ratio; share work."""
+    """Return numbers and values of a question: scale a price, share in a ratio, or share work."""
     if difficulty == EASY:
         a, price = between(seed, number, 0, 2, 5), between(seed, number, 1, 2, 6)
         c = a + between(seed, number, 2, 1, 5)
@@ -99,7 +99,7 @@ def ratios(seed: np.uint64, number: int, difficulty: int) -> tuple[Numbers, Valu
 
 @nb.njit
 def equations(seed: np.uint64, number: int, difficulty: int) -> tuple[Numbers, Values]:
-    """Solve x + a = b, ax + b = c, ax + b = cx + d."""
+    """Return numbers and values of a question: solve x + a = b, ax + b = c, or ax + b = cx + d."""
     x, b = between(seed, number, 0, 2, 12), between(seed, number, 1, 3, 20)
     if difficulty == EASY:
         return (b, x + b, 0, 0), (x, 1, x + 2 * b, 1)
@@ -112,7 +112,7 @@ def equations(seed: np.uint64, number: int, difficulty: int) -> tuple[Numbers, V
 
 @nb.njit
 def word_problems(seed: np.uint64, number: int, difficulty: int) -> tuple[Numbers, Values]:
-    """Two steps, three steps, an equation in words."""
+    """Return numbers and values of a question in two steps, in three steps, or with an equation to find."""
     a, b, c = between(seed, number, 0, 4, 12), between(seed, number, 1, 3, 9), between(seed, number, 2, 2, 5)
     if difficulty == EASY:
         return (a, b, c, 0), (a + b * c, 1, (a + b) * c, 1)
@@ -163,11 +163,11 @@ TEXTS = {
 
 
 def question(seed: int, number: int, skill: int, difficulty: int) -> tuple[str, str]:
-    """Return a question in words, and its answer."""
+    """Return a question and its answer in words."""
     numbers, (num, den, _, _) = problem(np.uint64(seed), number, skill, difficulty)
     return TEXTS[skill][difficulty].format(*numbers), surface(num, den)
 
 
 def surface(num: int, den: int) -> str:
-    """Write a number: ``12``, ``3/4``."""
+    """Write a fraction as text: ``12``, ``3/4``."""
     return str(num) if den == 1 else f"{num}/{den}"

@@ -16,7 +16,7 @@ from chatgym.scenarios.education.problems import problem
 
 @nb.njit
 def start(key: np.uint64, hidden: Any, belief: Any, said: Any, error_rate: float) -> None:
-    """Draw a student with its goal and what it knows, and let it open the conversation."""
+    """Draw a student into `hidden` and let it open the conversation in `said`; `belief` is set. All are records."""
     hidden.goal = 1 + randint(key, 0, D_GOAL, N_SKILLS - 1)
     hidden.known = 0
     for skill in range(N_SKILLS):
@@ -44,7 +44,7 @@ def start(key: np.uint64, hidden: Any, belief: Any, said: Any, error_rate: float
 
 @nb.njit
 def begin(key: np.uint64, belief: Any) -> None:
-    """Give the tutor what it knows of students before any has spoken."""
+    """Write the tutor's prior into `belief`, a record, before the student has spoken."""
     belief.seed = bits(key, 0, D_SEED)
     for skill in range(N_SKILLS):
         basis, p = int(BUILDS_ON[skill]), CHANCE_KNOWN[skill]
@@ -61,7 +61,7 @@ def begin(key: np.uint64, belief: Any) -> None:
 
 @nb.njit
 def say(said: Any, act: int) -> None:
-    """Make `said` an utterance that names nothing."""
+    """Make `said`, a record, an utterance of an act without slots."""
     said.act = act
     said.goal = -1
     said.num = said.den = said.tone = said.about = 0
@@ -69,7 +69,7 @@ def say(said: Any, act: int) -> None:
 
 @nb.njit
 def state_goal(hidden: Any, said: Any) -> None:
-    """Say what the lesson should be about."""
+    """Say the goal of `hidden`, a record, in `said`, a record."""
     say(said, STATE_GOAL)
     said.goal = hidden.goal
     hidden.told = min(hidden.told + 1, 9)
@@ -77,7 +77,7 @@ def state_goal(hidden: Any, said: Any) -> None:
 
 @nb.njit
 def tone(key: np.uint64, turn: int, hidden: Any) -> int:
-    """Return how the worse of the feelings sounds: 0 calm, 1 annoyed, 2 angry, now and then a shade off."""
+    """Return the tone of the stronger feeling in `hidden`, a record: 0 calm, 1 annoyed, 2 angry; sometimes one off."""
     worse = max(hidden.boredom, hidden.frustration)
     sounds = 0 if worse < 5 else (1 if worse < 8 else 2)
     u = draw(key, turn, D_TONE)
@@ -88,20 +88,20 @@ def tone(key: np.uint64, turn: int, hidden: Any) -> int:
 
 @nb.njit
 def feel(hidden: Any, boredom: int, frustration: int) -> None:
-    """Change the feelings by so many points."""
+    """Add points to boredom and frustration in `hidden`, a record."""
     hidden.boredom = min(max(hidden.boredom + boredom, 0), AFFECT_MAX)
     hidden.frustration = min(max(hidden.frustration + frustration, 0), AFFECT_MAX)
 
 
 @nb.njit
 def has(hidden: Any, skill: int) -> bool:
-    """Tell whether a skill is known; what nothing builds on (-1) always is."""
+    """Tell whether the student knows a skill, from `hidden`, a record; True for -1, the missing prerequisite."""
     return skill < 0 or (hidden.known >> skill) & 1 == 1
 
 
 @nb.njit
 def learn(key: np.uint64, turn: int, purpose: int, hidden: Any, skill: int, share: float) -> None:
-    """Perhaps come to know a skill: p(T), much less without what it builds on."""
+    """Draw whether the student learns a skill, with p(T), much less without its prerequisite. `hidden` is a record."""
     p = hidden.learns[skill] * share
     if not has(hidden, int(BUILDS_ON[skill])):
         p *= WITHOUT_BASIS
@@ -111,7 +111,7 @@ def learn(key: np.uint64, turn: int, purpose: int, hidden: Any, skill: int, shar
 
 @nb.njit
 def be_taught(key: np.uint64, turn: int, way: int, skill: int, hidden: Any, said: Any) -> None:
-    """Follow an explanation (way 0) or a worked example (1) and say whether it made sense, as far as one knows."""
+    """Follow an explanation (way 0) or an example (1), and say whether it made sense. `hidden`, `said`: records."""
     knew, basis = has(hidden, skill), has(hidden, int(BUILDS_ON[skill]))
     if knew:
         feel(hidden, 6, 0)
@@ -137,7 +137,7 @@ def misses_basis(key: np.uint64, turn: int, basis: bool) -> bool:
 
 @nb.njit
 def try_question(key: np.uint64, turn: int, skill: int, hidden: Any, belief: Any, said: Any) -> None:
-    """Answer the tutor's question, rightly or wrongly as knowledge, slips and guesses say; learn a little by it."""
+    """Answer the tutor's question by knowledge, slip and guess; `hidden`, `belief` and `said` are records."""
     difficulty, hinted = int(belief.difficulty), belief.hinted == 1
     knows, basis = has(hidden, skill), has(hidden, int(BUILDS_ON[skill]))
     if knows:
@@ -166,14 +166,14 @@ def try_question(key: np.uint64, turn: int, skill: int, hidden: Any, belief: Any
 
 @nb.njit
 def answer(hidden: Any, said: Any, again: int) -> None:
-    """Say the answer (again)."""
+    """Say the answer in `hidden`, a record, (again) in `said`, a record."""
     say(said, ANSWER)
     said.num, said.den, said.about = hidden.num, hidden.den, again
 
 
 @nb.njit
 def take_lesson(key: np.uint64, turn: int, act: int, before: int, hidden: Any, belief: Any, said: Any) -> None:
-    """React to teaching, questions and steps; `before` is the skill that the lesson was at."""
+    """React to teaching, questions and steps; `before` is the previous skill. `hidden`, `belief`, `said`: records."""
     skill = int(belief.skill)
     if skill < 0:
         state_goal(hidden, said)  # what it came for goes first
@@ -206,7 +206,7 @@ def take_lesson(key: np.uint64, turn: int, act: int, before: int, hidden: Any, b
 
 @nb.njit
 def take_care(act: int, hidden: Any, belief: Any, said: Any) -> None:
-    """React to what is about the student rather than about the matter."""
+    """React to acts that are about the student, not the subject. `hidden`, `belief` and `said` are records."""
     if act == GREET:
         say(said, U_GREET)
         feel(hidden, int(belief.turn > 1), -int(belief.turn == 1))
@@ -239,7 +239,7 @@ def take_care(act: int, hidden: Any, belief: Any, said: Any) -> None:
 
 @nb.njit
 def react(key: np.uint64, turn: int, act: int, before: int, hidden: Any, belief: Any, said: Any) -> None:
-    """Choose what the student says next."""
+    """Choose the student's next act. `hidden`, `belief` and `said` are records."""
     if act == UNCLEAR_ACT:
         say(said, ASK_REPEAT)
         return
@@ -261,7 +261,10 @@ def respond(
     key: np.uint64, turn: int, act: int, hidden: Any, belief: Any, said: Any, terms: Any, error_rate: float,
     last: bool,
 ) -> int:  # fmt: skip
-    """Answer a tutor's act: the student's next utterance, what the tutor understands of it, and the terms."""
+    """Advance one conversation by a tutor's act and return the outcome; see `Scenario`.
+
+    `hidden`, `belief` and `said` are records, `terms` is float64[4]: all four are written.
+    """
     before = int(belief.skill)
     note_own_act(belief, act, turn)
     affect = hidden.boredom + hidden.frustration

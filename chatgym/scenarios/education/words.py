@@ -1,4 +1,4 @@
-"""Between meanings and words: what an utterance says, part by part, and back."""
+"""Convert between records and meanings in words: for NLG, NLU, and descriptions for people."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from chatgym.scenarios.education.student import say
 
 SKILL_NAMES = tuple(name.replace("_", " ") for name in SKILLS)
 EXAMPLES_FROM = 1000
-"""First number of the questions that are worked out for the student; those asked are numbered 1, 2, …"""
+"""First number of worked examples; questions that the tutor asks are numbered 1, 2, …"""
 
 LESSONS = {
     ARITHMETIC: (
@@ -51,7 +51,7 @@ LESSONS = {
 
 
 def partner_meaning(said: Any) -> Meaning:
-    """Return what the student's utterance means, for NLG."""
+    """Return the `Meaning` of `said`, a record or a dict of its fields, for NLG."""
     act, again = int(said["act"]), bool(said["about"])
     name, part, slots = USER_ACTS[act], USER_ACTS[act], {}
     if act == STATE_GOAL:
@@ -65,7 +65,7 @@ def partner_meaning(said: Any) -> Meaning:
 
 
 def agent_meaning(act: int, belief: Any) -> Meaning:
-    """Return what the tutor's act means, given its belief before it speaks; its question and numbers included."""
+    """Return the `Meaning` of a tutor's act with its question and numbers, given `belief`, a record, before it."""
     name, skill, part = AGENT_ACTS[act], int(belief["skill"]), AGENT_ACTS[act]
     if skill < 0 and (EXPLAIN <= act <= NEXT or act == PLAN):
         return Meaning(name, ("ask_goal",))
@@ -95,7 +95,7 @@ def agent_meaning(act: int, belief: Any) -> Meaning:
 
 
 def chain(goal: int) -> list[int]:
-    """Return the goal and what it builds on, the first thing first."""
+    """Return a goal and its prerequisites, the most basic first."""
     steps = [goal]
     while BUILDS_ON[steps[0]] >= 0:
         steps.insert(0, int(BUILDS_ON[steps[0]]))
@@ -103,6 +103,7 @@ def chain(goal: int) -> list[int]:
 
 
 def _plan(goal: int) -> str:
+    """Return a goal's chain of skills in words."""
     return ", then ".join(SKILL_NAMES[skill] for skill in chain(goal))
 
 
@@ -110,7 +111,7 @@ EXAMPLES = {
     "answer": "12", "question": "What is 12 + 12?", "plan": "arithmetic, then fractions",
     "lesson": "bring both to a common denominator before you add.",
 }  # fmt: skip
-"""A surface form of each slot, the one that models see: so their words serve for every value."""
+"""Words for a value of each slot. Models see only these, so their wordings fit every value."""
 
 CHOICES = {"skill": SKILL_NAMES}
 
@@ -125,6 +126,7 @@ _ALONE = re.compile(
 
 
 def _read(found: re.Match[str]) -> Fraction | None:
+    """Return the number that a match means; None for a denominator of 0."""
     value = Fraction(int(found["whole"]))
     if found["den"]:
         if int(found["den"]) == 0:
@@ -136,10 +138,10 @@ def _read(found: re.Match[str]) -> Fraction | None:
 
 
 def find_slots(text: str) -> tuple[dict[str, str], str]:
-    """Find the number that a text gives as an answer (the last one), and put `EXAMPLES` in the values' place.
+    """Find the last number in a text, the answer, and replace numbers by `EXAMPLES`.
 
-    Questions, lessons and plans are put out of sight, too, and so are sums that people write by themselves: what a
-    tutor does with a question ("an easy one: ...", "watch how I do one: ...") stands around it.
+    Questions, lessons, plans and sums are replaced, too: what remains is what the tutor does with them ("an easy
+    one: ...", "watch how I do one: ...").
     """
     text = _ALONE.sub(lambda found: found["before"] + _WORDS[found["word"].lower()], text)
     values = [value for found in _NUMBER.finditer(text) if (value := _read(found)) is not None]
@@ -150,7 +152,7 @@ def find_slots(text: str) -> tuple[dict[str, str], str]:
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    """Match any of some texts, whatever the case of their letters, with numbers in the place of ``{0}``."""
+    """Return a pattern that matches any of some texts, ignoring case, with any numbers in the place of ``{0}``."""
     return re.compile("|".join(re.sub(r"\\{\d\\}", r"\\d+", re.escape(text)) for text in texts), re.I)
 
 
@@ -163,7 +165,7 @@ _ROOT = re.compile(r"x\s*=\s*\d+", re.I)
 
 
 def _without_terms(found: re.Match[str]) -> str:
-    """Return what is seen of a sum; of an equation with x no more, else also that its result stands there."""
+    """Return the replacement of a sum; it keeps the result after ``=``, unless the sum is an equation in x."""
     text = found[0]
     if _ROOT.fullmatch(text):
         return text
@@ -177,11 +179,11 @@ _HIDDEN: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...
     (re.compile(rf"\b(?:{_SKILL})(?:, then (?:{_SKILL}))+", re.I), EXAMPLES["plan"]),
     (_SUM, _without_terms),
 )
-"""What a sentence may be about, and what is seen of it."""
+"""Patterns of what `find_slots` replaces, and the replacements."""
 
 
 def parse(act: str, part: str, slots: Mapping[str, Any], said: Any) -> None:
-    """Write an understood student's utterance (see `chatgym.words.nlu.Understanding`) into ``said``."""
+    """Write a student's utterance that NLU understood (`chatgym.words.nlu.Understanding`) into `said`, a record."""
     say.py_func(said, USER_ACTS.index(act) if act in USER_ACTS else UNCLEAR)
     of, _, detail = part.partition("/")
     if of == "state_goal":
@@ -193,7 +195,7 @@ def parse(act: str, part: str, slots: Mapping[str, Any], said: Any) -> None:
 
 
 def instructions() -> str:
-    """Return how a lesson goes, from what skills build on."""
+    """Return the rules of a lesson in words, made from the skills' prerequisites."""
     lines = ["Find out what the student wants to learn, teach it, and end the lesson once it is learned."]
     lines += [f"- {SKILL_NAMES[goal]}: {_plan(goal)}" for goal in range(1, N_SKILLS)]
     lines += [
@@ -207,7 +209,7 @@ def instructions() -> str:
 
 
 def describe_belief(belief: Any) -> str:
-    """Return what the tutor makes of the student so far, in words, for people."""
+    """Describe what the tutor believes about the student, from `belief`, a record."""
     goal, skill = int(belief["goal"]), int(belief["skill"])
     if goal < 0:
         return "nothing yet"
@@ -224,7 +226,7 @@ def describe_belief(belief: Any) -> str:
 
 
 def describe_goal(hidden: Any) -> str:
-    """Return what the student wants and knows in words, for people."""
+    """Describe the student's goal and knowledge, from `hidden`, a record."""
     goal = int(hidden["goal"])
     steps = chain(goal)
 

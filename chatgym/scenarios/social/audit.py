@@ -1,51 +1,44 @@
-"""What a person may not do: read from what weighs on it and what helps whom, not from the code of its answers."""
+"""Find contradictions of a simulated person by rules of their own, independent of the person's code."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from chatgym.dynamics.scenario import ABOUT, UNCLEAR_ACT
-from chatgym.scenarios.contradictions import Conversation, Exchange, Finding, out_of_tone, repeats
+from chatgym.scenarios.contradictions import Conversation, Exchange, Finding, out_of_tone, repeats, unasked
 from chatgym.scenarios.social.policy import *
 
 GOAL = (*FACTS, "at_first", "wants_advice", "likes_disclosure", "likes_pictures", "patience")
 ADVICE = (SUGGEST_TALK, SUGGEST_REST, SUGGEST_PLAN)
 CALM, UPSET = 4, 8  # intensity up to which a person sounds calm, and from which upset
 PLEASES = {RESTATE: 2, REFLECT: 2, DISCLOSE: 1, REASSURE: 1, GIVE_INFO: 1, PICTURE: 1} | dict.fromkeys(ADVICE, 1)
-"""By how much an act may better the rapport after the first turn; the others never do."""
+"""Greatest rise in rapport by an act after the first turn; other acts never raise it."""
 ANSWERS = {
     GREET: (U_GREET,), ASK_PROBLEM: (STATE_PROBLEM, DEFLECT), ASK_FEELING: (STATE_FEELING, DEFLECT),
     ASK_CAUSE: (STATE_CAUSE, DEFLECT), RESTATE: (AFFIRM, CORRECT, OPEN_UP), REFLECT: (AFFIRM, CORRECT, OPEN_UP),
     ASK_ADVICE: (WANT_ADVICE, WANT_LISTENING, DEFLECT), CHECK: (FEEL_BETTER, STATE_FEELING), CLOSE: (THANK, BYE),
     UNCLEAR_ACT: (ASK_REPEAT,),
 } | dict.fromkeys(STRATEGIES, (AFFIRM, DEFLECT)) | dict.fromkeys(ADVICE, (TAKE_ADVICE, REJECT_ADVICE))  # fmt: skip
-"""Agent act to the answers that fit it."""
+"""Agent act to its fitting answers."""
 
 
 def audit(conversation: Conversation) -> Iterator[Finding]:
     """Find a person's contradictions in a conversation."""
     told: set[int] = set()
-    unasked: set[int] = set()
+    unfit: set[int] = set()
     for exchange in conversation:
         for what in (*_denied_facts(exchange, conversation[0]), *_denied_needs(exchange)):
             yield Finding(exchange.turn, "denies", what)
         if not _answers(exchange, told):
-            unasked.add(exchange.turn)
-            name = AGENT_ACTS[exchange.act % ABOUT] if exchange.act >= 0 else exchange.asked.act or "nothing"
-            yield Finding(exchange.turn, "unasked", f"{'+'.join(exchange.meaning.parts)} after {name}")
+            unfit.add(exchange.turn)
+            yield unasked(exchange)
         yield from _stay(exchange)
-        told |= _named(exchange).keys()
-    yield from repeats(conversation, lambda exchange, _: exchange.turn not in unasked)
-
-
-def _named(exchange: Exchange) -> dict[int, int]:
-    """Return the facts that the person named, and their values."""
-    said = exchange.said
-    return {fact: int(said[name]) for fact, name in enumerate(FACTS) if said["slots"] & (1 << fact)}
+        told |= exchange.named(FACTS).keys()
+    yield from repeats(conversation, lambda exchange, _: exchange.turn not in unfit)
 
 
 def _said_back(exchange: Exchange) -> int:
-    """Return the fact that the supporter said back, or -1."""
+    """Return the fact that the supporter restated or reflected, or -1."""
     if exchange.act < 0 or exchange.act % ABOUT not in (RESTATE, REFLECT):
         return -1
     if exchange.act >= ABOUT:  # its own words name it
@@ -56,10 +49,11 @@ def _said_back(exchange: Exchange) -> int:
 
 
 def _denied_facts(exchange: Exchange, opening: Exchange) -> Iterator[str]:
+    """Yield what the person said against its problem, feeling or cause."""
     goal, said = exchange.after, exchange.said
     if any(goal[name] != opening.after[name] for name in GOAL):
         yield "what weighs on it changes"
-    for fact, value in _named(exchange).items():
+    for fact, value in exchange.named(FACTS).items():
         if value != goal[FACTS[fact]]:
             yield f"{FACTS[fact]} {value}, and it is {goal[FACTS[fact]]}"
     fact = _said_back(exchange)
@@ -72,6 +66,7 @@ def _denied_facts(exchange: Exchange, opening: Exchange) -> Iterator[str]:
 
 
 def _denied_needs(exchange: Exchange) -> Iterator[str]:
+    """Yield what the person said against its wishes, its relief or the outcome."""
     before, after, act = exchange.before, exchange.after, exchange.said["act"]
     if act in (WANT_ADVICE, WANT_LISTENING) and before["wants_advice"] != (act == WANT_ADVICE):
         yield f"{USER_ACTS[act]}, and wants the other"
@@ -93,7 +88,7 @@ def _denied_needs(exchange: Exchange) -> Iterator[str]:
 
 
 def _answers(exchange: Exchange, told: set[int]) -> bool:
-    """Tell whether the person's act is an answer to the supporter's."""
+    """Tell whether the person's act answers the supporter's."""
     act, reply = exchange.act, exchange.said["act"]
     act = act % ABOUT if act >= 0 else act
     if exchange.turn == 0:
@@ -113,7 +108,7 @@ def _answers(exchange: Exchange, told: set[int]) -> bool:
 
 
 def _stay(exchange: Exchange) -> Iterator[Finding]:
-    """Find that it leaves or stays against its rapport and its patience."""
+    """Yield that the person left or stayed against its rapport and its patience."""
     before, rapport = exchange.before["rapport"], exchange.after["rapport"]
     turn, goes_on = exchange.turn, exchange.outcome in ("", "truncated")
     if turn == 0:

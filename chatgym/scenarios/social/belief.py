@@ -1,4 +1,4 @@
-"""The supporter's belief: what it understands through the error channel, what it sees of that, and the expert."""
+"""The supporter's belief: the error channel, the observations, and the scripted expert."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from chatgym.scenarios.social.policy import *
 
 @nb.njit
 def value_of(record: Any, fact: int) -> int:
-    """Return a fact's value in any of the three records."""
+    """Return a fact's value in `record`, a hidden, belief or said record."""
     if fact == PROBLEM:
         return record.problem
     return record.feeling if fact == FEELING else record.cause
@@ -23,7 +23,7 @@ def value_of(record: Any, fact: int) -> int:
 
 @nb.njit
 def set_value(record: Any, fact: int, value: int) -> None:
-    """Set a fact's value in any of the three records."""
+    """Set a fact's value in `record`, a hidden, belief or said record."""
     if fact == PROBLEM:
         record.problem = value
     elif fact == FEELING:
@@ -34,7 +34,7 @@ def set_value(record: Any, fact: int, value: int) -> None:
 
 @nb.njit
 def to_restate(belief: Any) -> int:
-    """Return what a restatement says back: the less certain one of problem and cause, or -1."""
+    """Return the fact to restate: problem or cause, the less certain one in `belief`, a record, or -1."""
     problem, cause = belief.sure[PROBLEM], belief.sure[CAUSE]
     if cause > 0 and (problem == 0 or cause < problem):
         return CAUSE
@@ -43,13 +43,13 @@ def to_restate(belief: Any) -> int:
 
 @nb.njit
 def is_comfort(act: int) -> bool:
-    """Tell whether an act is one of the `STRATEGIES` that soothe without advice."""
+    """Tell whether an act is one of the `STRATEGIES`, which soothe without advice."""
     return act == DISCLOSE or act == REASSURE or act == GIVE_INFO or act == PICTURE
 
 
 @nb.njit
 def note_own_act(belief: Any, act: int, turn: int) -> None:
-    """Write the supporter's own act into its belief."""
+    """Write the supporter's own act into `belief`, a record."""
     belief.turn = turn
     belief.act = act
     belief.repeating = -1
@@ -68,7 +68,7 @@ def note_own_act(belief: Any, act: int, turn: int) -> None:
 
 @nb.njit
 def understand(key: np.uint64, turn: int, belief: Any, said: Any, error_rate: float) -> None:
-    """Pass an utterance through the error channel into the supporter's belief."""
+    """Pass `said`, a record, through the error channel into `belief`, a record."""
     heard = said.act
     if draw(key, turn, D_ACT_ERROR) < error_rate:
         heard = UNCLEAR if draw(key, turn, D_ACT_CONFUSED) < 0.5 else CONFUSED[heard]
@@ -82,7 +82,7 @@ def understand(key: np.uint64, turn: int, belief: Any, said: Any, error_rate: fl
 
 @nb.njit
 def hear_fact(key: np.uint64, turn: int, belief: Any, fact: int, value: int, error_rate: float) -> None:
-    """Hear one fact, perhaps another one in its place, with a confidence."""
+    """Write one fact and its confidence into `belief`, a record; the error channel may replace the value."""
     wrong = draw(key, turn, D_ERROR + fact) < error_rate
     if wrong:
         value = (value + 1 + randint(key, turn, D_CONFUSED + fact, SIZES[fact] - 1)) % SIZES[fact]
@@ -96,7 +96,7 @@ def hear_fact(key: np.uint64, turn: int, belief: Any, fact: int, value: int, err
 
 @nb.njit
 def take_in(belief: Any, heard: int) -> None:
-    """Update what the supporter takes the conversation's state to be after an understood user act."""
+    """Update `belief`, a record, after the user act `heard`: confirmed facts, wishes, advice, relief."""
     belief.heard = heard
     if (heard == AFFIRM or heard == OPEN_UP) and belief.repeating >= 0:
         belief.sure[belief.repeating] = 3
@@ -117,7 +117,7 @@ def take_in(belief: Any, heard: int) -> None:
 
 @nb.njit
 def hear(belief: Any, said: Any) -> None:
-    """Take in an utterance exactly as it is (a person's, understood by NLU)."""
+    """Update `belief` from `said`, both records, without the error channel (a person's words, understood by NLU)."""
     understand(np.uint64(0), belief.turn, belief, said, 0.0)
 
 
@@ -131,7 +131,7 @@ N_BELIEFS = 1 + EARLY + LATE
 
 @nb.njit
 def phase(belief: Any) -> int:
-    """Return how the person took the last act."""
+    """Number the person's reaction to the last act, 0 … `PHASES` - 1, from `belief`, a record."""
     heard = belief.heard
     if belief.turn == 0 or belief.better:
         return 5
@@ -146,13 +146,13 @@ def phase(belief: Any) -> int:
 
 @nb.njit
 def understood(belief: Any) -> bool:
-    """Tell whether problem, feeling and cause were heard, however surely."""
+    """Tell whether `belief`, a record, holds problem, feeling and cause, however unsure."""
     return belief.sure[PROBLEM] > 0 and belief.sure[FEELING] > 0 and belief.sure[CAUSE] > 0
 
 
 @nb.njit
 def index(belief: Any) -> int:
-    """Number the belief state: a table's view, blind to turn, tone, problem and which comfort was given when."""
+    """Return the discrete observation of `belief`, a record; turn, tone and problem aren't part of it."""
     if belief.ended:
         return 0
     if not understood(belief):
@@ -175,7 +175,7 @@ EMBEDDING_SIZE = 95
 
 @nb.njit
 def embed(belief: Any, out: Any) -> None:
-    """Write the whole belief as numbers in [-1, 1]."""
+    """Write all of `belief`, a record, into `out`, float32[EMBEDDING_SIZE], as numbers in [-1, 1]."""
     out[:] = 0.0
     if belief.act >= 0:
         out[belief.act] = 1.0
@@ -204,7 +204,7 @@ def embed(belief: Any, out: Any) -> None:
 
 @nb.njit
 def mask(belief: Any, out: Any) -> None:
-    """Mark the acts that make sense: one can only say back what one has heard."""
+    """Mark in `out`, bool[16], the acts that make sense: restate and reflect_feeling need a fact that was heard."""
     out[:] = True
     out[RESTATE] = to_restate(belief) >= 0
     out[REFLECT] = belief.sure[FEELING] > 0
@@ -212,7 +212,7 @@ def mask(belief: Any, out: Any) -> None:
 
 @nb.njit
 def next_comfort(belief: Any) -> int:
-    """Return the strategy that soothes the believed feeling most, the less used the better."""
+    """Return the strategy that soothes the feeling in `belief`, a record, most, less for each earlier use."""
     best, highest = REASSURE, -9.0
     for i in range(4):
         act = STRATEGIES[i]
@@ -228,7 +228,10 @@ def next_comfort(belief: Any) -> int:
 
 @nb.njit
 def expert(belief: Any) -> int:
-    """Return the scripted expert's act: explore, say back what was heard, then comfort or advise as is wished."""
+    """Return the scripted expert's act for `belief`, a record.
+
+    In this order: ask for the facts, restate unsure ones, then comfort or advise as the person wishes, check, close.
+    """
     if belief.better or belief.turn >= 18:
         return CLOSE
     if belief.turn == 0 and belief.sure[PROBLEM] == 0:

@@ -13,7 +13,7 @@ OPEN = 6  # rapport from which a person tells of its own accord
 
 
 def brief(hidden: Any) -> str:
-    """Return what weighs on the person, in the second person."""
+    """Return the person's problem, feeling and cause in the second person, from `hidden`, a record."""
     wants = "You want advice." if hidden["wants_advice"] else "You want no advice, just somebody who listens."
     return (
         f"You write to a supporter because of {PROBLEM_NAMES[hidden['problem']]}. You feel "
@@ -23,14 +23,14 @@ def brief(hidden: Any) -> str:
 
 
 def now(hidden: Any, belief: Any) -> str:
-    """Return how strong the feeling is by now, and how far the person trusts."""
+    """Return the strength of the feeling and the rapport by now, from `hidden` and `belief`, records."""
     better = "You feel clearly better by now." if relieved(hidden) else "You don't feel better yet."
     trust = "You trust the supporter and talk freely." if hidden["rapport"] >= OPEN else "You are reserved."
     return f"Your feeling is {hidden['intensity']} of 10 strong. {better} {trust}"
 
 
 def take(hidden: Any, belief: Any, said: Any) -> bool:
-    """Take down the facts that are so, as sure; whether all of them are."""
+    """Mark the true facts of `said` as sure in `belief`; return whether all are true. All arguments are records."""
     named = [fact for fact in range(3) if int(said["slots"]) & (1 << fact)]
     true = [fact for fact in named if said[FACTS[fact]] == hidden[FACTS[fact]]]
     for fact in true:
@@ -41,7 +41,10 @@ def take(hidden: Any, belief: Any, said: Any) -> bool:
 
 
 def leave(hidden: Any, belief: Any, terms: Any) -> int:
-    """End it: who was comforted by now was; else the person left."""
+    """End the conversation; return the outcome and write `terms`, float64[4]. `hidden` and `belief` are records.
+
+    A person that was comforted by now ends comforted; any other left.
+    """
     outcome = COMFORTED if verdict(hidden) == COMFORTED else LEFT
     belief["ended"] = 1
     terms[0] = OUTCOME_VALUE[outcome]

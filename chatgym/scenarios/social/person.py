@@ -15,7 +15,7 @@ from chatgym.scenarios.social.policy import *
 
 @nb.njit
 def start(key: np.uint64, hidden: Any, belief: Any, said: Any, error_rate: float) -> None:
-    """Draw a person with what weighs on it, and let it open the conversation."""
+    """Draw a person into `hidden` and let it open the conversation in `said`; `belief` is emptied. All are records."""
     hidden.problem = randint(key, 0, D_PROBLEM, SIZES[PROBLEM])
     hidden.feeling = randint(key, 0, D_FEELING, SIZES[FEELING])
     hidden.cause = randint(key, 0, D_CAUSE, SIZES[CAUSE])
@@ -45,7 +45,7 @@ def start(key: np.uint64, hidden: Any, belief: Any, said: Any, error_rate: float
 
 @nb.njit
 def say(said: Any, act: int) -> None:
-    """Make `said` an utterance that names no fact."""
+    """Make `said`, a record, an utterance of an act without facts."""
     said.act = act
     said.about = -1
     said.slots = said.tone = 0
@@ -54,7 +54,7 @@ def say(said: Any, act: int) -> None:
 
 @nb.njit
 def name_fact(hidden: Any, said: Any, fact: int) -> None:
-    """Name a fact in an utterance."""
+    """Add a fact of `hidden`, a record, to the utterance `said`, a record."""
     set_value(said, fact, value_of(hidden, fact))
     said.slots |= 1 << fact
     hidden.told |= 1 << fact
@@ -62,7 +62,7 @@ def name_fact(hidden: Any, said: Any, fact: int) -> None:
 
 @nb.njit
 def tell(key: np.uint64, turn: int, hidden: Any, said: Any, act: int, fact: int) -> None:
-    """Tell a fact and, where there is rapport, the next untold one with it."""
+    """Tell a fact and, given enough rapport, the next untold one. `hidden` and `said` are records."""
     say(said, act)
     said.about = fact
     name_fact(hidden, said, fact)
@@ -73,7 +73,7 @@ def tell(key: np.uint64, turn: int, hidden: Any, said: Any, act: int, fact: int)
 
 @nb.njit
 def next_untold(hidden: Any) -> int:
-    """Return the first fact that wasn't told, or -1."""
+    """Return the first fact that wasn't told, or -1, from `hidden`, a record."""
     for fact in range(3):
         if not hidden.told & (1 << fact):
             return fact
@@ -92,13 +92,13 @@ def tone(key: np.uint64, turn: int, intensity: int) -> int:
 
 @nb.njit
 def soften(hidden: Any, points: int) -> None:
-    """Let the feeling fall by so many points of intensity, or rise by negative ones."""
+    """Subtract points from the intensity of the feeling in `hidden`, a record; negative points add."""
     hidden.intensity = min(max(hidden.intensity - points, 0), 10)
 
 
 @nb.njit
 def answer_question(key: np.uint64, turn: int, fact: int, hidden: Any, said: Any) -> int:
-    """React to being asked for a fact; returns the change of rapport."""
+    """React to the question for a fact; return the change of rapport. `hidden` and `said` are records."""
     if hidden.told & (1 << fact):
         say(said, STATE_PROBLEM + fact)
         said.about = fact
@@ -116,7 +116,10 @@ def answer_question(key: np.uint64, turn: int, fact: int, hidden: Any, said: Any
 
 @nb.njit
 def hear_back(key: np.uint64, turn: int, act: int, hidden: Any, belief: Any, said: Any) -> int:
-    """React to a restatement or reflection; returns the change of rapport. To be understood is a relief."""
+    """React to restate or reflect_feeling; return the change of rapport. `hidden`, `belief` and `said` are records.
+
+    To be understood lowers the intensity.
+    """
     fact = belief.repeating
     if fact < 0:
         say(said, ASK_REPEAT)
@@ -142,7 +145,7 @@ def hear_back(key: np.uint64, turn: int, act: int, hidden: Any, belief: Any, sai
 
 @nb.njit
 def take_comfort(key: np.uint64, turn: int, act: int, hidden: Any, said: Any) -> int:
-    """React to a strategy that soothes without advice; returns the change of rapport."""
+    """React to a strategy without advice; return the change of rapport. `hidden` and `said` are records."""
     points = 0
     for i in range(4):
         if STRATEGIES[i] == act:
@@ -166,7 +169,10 @@ def take_comfort(key: np.uint64, turn: int, act: int, hidden: Any, said: Any) ->
 
 @nb.njit
 def take_advice(key: np.uint64, turn: int, act: int, hidden: Any, said: Any) -> int:
-    """React to a suggestion; returns the change of rapport. Before all is understood it backfires."""
+    """React to a suggestion; return the change of rapport. `hidden` and `said` are records.
+
+    A suggestion made before all three facts are understood lowers rapport.
+    """
     if hidden.told & UNDERSTOOD != UNDERSTOOD or not hidden.heard:
         say(said, REJECT_ADVICE)
         soften(hidden, -1)
@@ -188,7 +194,7 @@ def take_advice(key: np.uint64, turn: int, act: int, hidden: Any, said: Any) -> 
 
 @nb.njit
 def answer_check(hidden: Any, said: Any) -> int:
-    """React to the question how it feels by now; returns the change of rapport."""
+    """React to check_feeling; return the change of rapport. `hidden` and `said` are records."""
     if relieved(hidden):
         say(said, FEEL_BETTER)
         return 0
@@ -200,7 +206,7 @@ def answer_check(hidden: Any, said: Any) -> int:
 
 @nb.njit
 def react(key: np.uint64, turn: int, act: int, hidden: Any, belief: Any, said: Any) -> int:
-    """Choose what the person says next; returns the change of rapport."""
+    """Choose the person's next act; return the change of rapport. `hidden`, `belief` and `said` are records."""
     if act == UNCLEAR_ACT:
         say(said, ASK_REPEAT)
         return -1
@@ -226,13 +232,13 @@ def react(key: np.uint64, turn: int, act: int, hidden: Any, belief: Any, said: A
 
 @nb.njit
 def relieved(hidden: Any) -> bool:
-    """Tell whether a clear share of the intensity is gone."""
+    """Tell whether `CLEAR_RELIEF` of the first intensity is gone, from `hidden`, a record."""
     return hidden.at_first - hidden.intensity >= CLEAR_RELIEF * hidden.at_first
 
 
 @nb.njit
 def verdict(hidden: Any) -> int:
-    """Return the outcome if the supporter ends the conversation now."""
+    """Return the outcome if the supporter ends the conversation now, from `hidden`, a record."""
     if hidden.intensity > hidden.at_first:
         return WORSE
     return COMFORTED if relieved(hidden) and hidden.rapport >= COMES_BACK else UNCHANGED
@@ -243,7 +249,10 @@ def respond(
     key: np.uint64, turn: int, act: int, hidden: Any, belief: Any, said: Any, terms: Any, error_rate: float,
     last: bool,
 ) -> int:  # fmt: skip
-    """Answer a supporter's act: what the person says, what the supporter understands of it, and the terms."""
+    """Advance one conversation by a supporter's act and return the outcome; see `Scenario`.
+
+    `hidden`, `belief` and `said` are records, `terms` is float64[4]: all four are written.
+    """
     about = -1
     if act >= ABOUT:
         act, about = act % ABOUT, act // ABOUT - 1

@@ -1,4 +1,4 @@
-"""Nine small pictures to share, drawn by the functions below: so their licence is the project's own.
+"""Nine pictures that the supporter can share, drawn with matplotlib by the functions below.
 
 Each has a caption, which stands in the transcript, and a mood. ``draw("boat", "boat.png")`` renders one.
 """
@@ -21,7 +21,7 @@ WIDTH, HEIGHT = 8.0, 6.0
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture's `caption`, its `mood` (calming, hopeful or funny) and the function that draws it on axes."""
+    """A picture: caption, mood (calming, hopeful or funny) and the function that draws it on matplotlib axes."""
 
     caption: str
     mood: str
@@ -39,10 +39,10 @@ def png(caption: str) -> bytes | None:
 
 
 def draw(name: str, path: Path | str) -> Path:
-    """Render a picture as PNG, 640 x 480, the same every time; returns its path.
+    """Render a picture as a PNG file of 640 x 480 pixels, the same at every call, and return its path.
 
     Raises:
-        InvalidValue: When there is no picture of that name.
+        InvalidValue: There is no picture of that name.
     """
     if name not in PICTURES:
         raise unknown("picture", name, PICTURES)
@@ -65,13 +65,13 @@ def _save(name: str, file: Path | str | io.BytesIO) -> None:
 
 
 def picture_for(feeling: str, number: int) -> str:
-    """Choose a picture by a feeling and a public number (the turn)."""
+    """Return the name of a picture that suits a feeling; `number` (the turn) selects among several."""
     fitting = [name for name, picture in PICTURES.items() if picture.mood == MOODS[feeling]]
     return fitting[number % len(fitting)]
 
 
 MOODS = {"anxiety": "calming", "anger": "calming", "sadness": "hopeful", "shame": "funny"}
-"""Feeling to the mood of a picture that may do it good."""
+"""Feeling to the mood of a picture that suits it."""
 
 
 def _sky(axes: Any, top: str, bottom: str, low: float = 0.0) -> None:

@@ -1,4 +1,4 @@
-"""Emotional support: acts, problems, what soothes whom, how people behave, and the records."""
+"""Tables of emotional support: acts, facts, which strategy soothes which feeling, behaviour, and the record dtypes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Between meanings and words: what an utterance says, part by part, and back."""
+"""Convert between records and meanings in words: for NLG, NLU, and descriptions for people."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CAUSE_NAMES = (
 )  # fmt: skip
 
 EXAMPLES: dict[str, str] = {}
-"""No slot has a value to be found by a pattern."""
+"""Empty: no slot has a pattern."""
 CHOICES = {
     "problem": PROBLEM_NAMES, "feeling": FEELING_NAMES, "cause": CAUSE_NAMES,
     "picture": tuple(picture.caption for picture in PICTURES.values()),
@@ -35,12 +35,13 @@ AGENT_CODES = {
 
 
 def _part(said: Any, fact: int) -> str:
+    """Return the key into the sentences for a fact of `said`, a record: ``"state_feeling/anger"``."""
     name = FACTS[fact]
     return f"state_{name}/{NAMES[fact][said[name]]}"
 
 
 def partner_meaning(said: Any) -> Meaning:
-    """Return what the person's utterance means, for NLG."""
+    """Return the `Meaning` of `said`, a record or a dict of its fields, for NLG."""
     act = int(said["act"])
     name, about = USER_ACTS[act], int(said["about"])
     named = [fact for fact in range(3) if int(said["slots"]) & (1 << fact)]
@@ -56,7 +57,7 @@ def partner_meaning(said: Any) -> Meaning:
 
 
 def agent_meaning(act: int, belief: Any) -> Meaning:
-    """Return what the supporter's act means, given its belief before it speaks."""
+    """Return the `Meaning` of a supporter's act, given `belief`, a record, before it speaks."""
     name = AGENT_ACTS[act]
     if act == RESTATE:
         fact = int(to_restate.py_func(belief))
@@ -77,12 +78,12 @@ def agent_meaning(act: int, belief: Any) -> Meaning:
 
 
 def find_slots(text: str) -> tuple[dict[str, Any], str]:
-    """Find nothing: this scenario's slots have no values besides what its sentences say."""
+    """Return no slots and the text as it is: no slot of this scenario has a pattern."""
     return {}, text
 
 
 def parse(act: str, part: str, slots: Mapping[str, Any], said: Any) -> None:
-    """Write an understood utterance of the person (see `chatgym.words.nlu.Understanding`) into ``said``."""
+    """Write a person's utterance that NLU understood (`chatgym.words.nlu.Understanding`) into `said`, a record."""
     say.py_func(said, USER_ACTS.index(act) if act in USER_ACTS else UNCLEAR)
     of, _, detail = part.partition("/")
     values = dict(slots)
@@ -100,7 +101,7 @@ def parse(act: str, part: str, slots: Mapping[str, Any], said: Any) -> None:
 
 
 def instructions() -> str:
-    """Return what helps whom, from the scenario's own tables."""
+    """Return which strategy and which advice helps whom, made from the scenario's tables."""
     lines = [
         "Ask for the problem, then the feeling, then its cause; say back what you heard (restate, reflect_feeling),",
         "first of all where you are unsure. Never advise or comfort before you know all three. Then ask_advice.",
@@ -119,7 +120,7 @@ def instructions() -> str:
 
 
 def describe_belief(belief: Any) -> str:
-    """Return what the supporter took in so far, in words, for people."""
+    """Describe what the supporter understood so far, from `belief`, a record."""
     names = (PROBLEM_NAMES, FEELING_NAMES, CAUSE_NAMES)
     noted = []
     for fact, name in enumerate(FACTS):
@@ -133,7 +134,7 @@ def describe_belief(belief: Any) -> str:
 
 
 def describe_goal(hidden: Any) -> str:
-    """Return what the person really feels and needs, in words, for people."""
+    """Describe what the person feels and needs, from `hidden`, a record."""
     wants = "wants advice" if hidden["wants_advice"] else "wants to be heard"
     likes = [
         name

@@ -1,0 +1,142 @@
+"""The public properties, copying and checks that `ChatEnv` and `ChatVectorEnv` share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+
+from chatgym.dynamics.room import ChatRoom, is_integer
+from chatgym.engines.tokenizer import ChatTokenizer
+from chatgym.envs.conversations import Conversations
+from chatgym.envs.llm_simulator import LLMSimulator
+from chatgym.envs.state import CopiedByState
+from chatgym.envs.tokens import TokenHistory
+from chatgym.errors import InvalidValue, unknown
+from chatgym.rewards import RewardModel
+from chatgym.scenarios import Scenario, ScenarioName
+from chatgym.words.nlg import Speaker
+
+
+class ConversationEnv(CopiedByState):
+    """Base of `ChatEnv` and `ChatVectorEnv`: access to the conversations, copying, and the specification."""
+
+    _conversations: Conversations
+    _spec: EnvSpec | None = None
+
+    @property
+    def room(self) -> ChatRoom:
+        """Dynamics of the conversations: their state as arrays."""
+        return self._conversations.room
+
+    @property
+    def scenario(self) -> Scenario:
+        """Scenario of the conversations."""
+        return self._conversations.scenario
+
+    @property
+    def speaker(self) -> Speaker | None:
+        """NLG of the partner's and the agent's words; None without words."""
+        return self._conversations.speaker
+
+    @property
+    def tokenizer(self) -> ChatTokenizer | None:
+        """The tokenizer of the token interfaces; None without tokens."""
+        return self._conversations.tokenizer
+
+    @property
+    def history(self) -> TokenHistory | None:
+        """Token ids of the conversations so far; None unless ``observation="token"``."""
+        return self._conversations.history
+
+    @property
+    def llm_simulator(self) -> LLMSimulator | None:
+        """The language model that plays the partner; None unless ``simulator="llm"``."""
+        return self._conversations.llm_simulator
+
+    @property
+    def reward_model(self) -> RewardModel | None:
+        """Reward model that scores the agent's words; None without one."""
+        judged = self._conversations.judged
+        return None if judged is None else judged.model
+
+    @property
+    def texts(self) -> list[str]:
+        """The partners' last utterances, str[B]; empty without words."""
+        return self._conversations.texts
+
+    def agent_words(self, row: int, act: int) -> str:
+        """Return the words that an act would have if the agent of a row took it now; empty without words."""
+        room = self.room
+        return self._conversations.word_agent(act, room.belief[row], room.keys[row], int(room.turns[row]) + 1)
+
+    def identity(self) -> dict[str, Any]:
+        """Return versions and hashes of all that determines a conversation, see `Conversations.identity`."""
+        return self._conversations.identity()
+
+    @property
+    def spec(self) -> EnvSpec | None:
+        """Specification that `gymnasium.make` used; a `Scenario` object stands in it by name, for JSON."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:
+        if spec is not None and isinstance(spec.kwargs.get("scenario"), Scenario):
+            spec = dataclasses.replace(spec, kwargs={**spec.kwargs, "scenario": ScenarioName(spec.kwargs["scenario"])})
+        self._spec = spec
+
+    def _hold(self, arguments: dict[str, Any], conversations: Conversations) -> None:
+        """Keep the conversations, and the constructor's arguments for copies."""
+        if isinstance(arguments["scenario"], Scenario) and "@" not in (name := ScenarioName(arguments["scenario"])):
+            arguments["scenario"] = str(name)  # what is registered under its name is found there by each process
+        self._arguments, self._conversations = arguments, conversations
+
+    def _take_words(self, other: ConversationEnv) -> None:
+        """Use the wordings that another environment used, such as a trace's."""
+        if self.speaker is not None and other.speaker is not None:
+            self.speaker.preload(other.speaker.used)
+
+    def _carried(self) -> dict[str, Any]:
+        kept = {name: self.__dict__[name] for name in _CARRIED if name in self.__dict__}
+        return {**kept, "used": {} if self.speaker is None else self.speaker.used}
+
+    def _take(self, carried: dict[str, Any]) -> None:
+        used = carried.pop("used")
+        if self.speaker is not None:
+            self.speaker.preload(used)
+        self.__dict__.update(carried)
+
+
+_CARRIED = ("_np_random", "_np_random_seed", "action_space", "observation_space", "single_action_space",
+            "single_observation_space", "_spec")  # fmt: skip
+
+
+def check_options(options: Mapping[str, Any] | None, allowed: Sequence[str]) -> Mapping[str, Any]:
+    """Return the options of a reset; None gives an empty dict.
+
+    Raises:
+        InvalidValue: An option is unknown.
+    """
+    for name in options or {}:
+        if name not in allowed:
+            raise unknown("reset option", name, allowed)
+    return options or {}
+
+
+def check_key(key: Any) -> int:
+    """Return a conversation's key as an int.
+
+    Raises:
+        InvalidValue: It is not an integer from 0 to 2**64 - 1.
+    """
+    if not is_integer(key) or not 0 <= key < 2**64:
+        raise InvalidValue(f"the key of a conversation is an integer from 0 to 2**64 - 1, not {key!r}")
+    return int(key)
+
+
+def root_of(generator: np.random.Generator) -> np.uint64:
+    """Draw the root of a row's conversation keys, uint64: the only draw from ``np_random``."""
+    return generator.integers(2**64, dtype=np.uint64)
