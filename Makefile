@@ -27,6 +27,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy chatgym agents
+	$(BIN)/lint-imports
 
 mutants: setup
 	$(BIN)/python tests/mutants.py

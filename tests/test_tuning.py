@@ -31,8 +31,9 @@ from chatgym.cli.app import app
 from chatgym.errors import Corrupted, InvalidValue, Unavailable
 from chatgym.training import Run, storage, tuning
 from chatgym.training.search_space import grid, points, search_space
+from chatgym.training.study_plan import Plan
 from chatgym.training.study_plot import heat
-from chatgym.training.tuning import PLACE, Plan, best_settings, finished, tune
+from chatgym.training.tuning import PLACE, best_settings, finished, tune
 
 __all__ = ["chatgym"]  # a fixture
 

@@ -15,7 +15,7 @@ from chatgym.errors import InvalidValue
 if TYPE_CHECKING:
     import optuna
 
-    from chatgym.training.tuning import Plan
+    from chatgym.training.study_plan import Plan
 
 SHOWN = 10
 
@@ -91,13 +91,14 @@ def tune(
     from chatgym.training import tuning
     from chatgym.training.run import find_agent
     from chatgym.training.search_space import grid, search_space
+    from chatgym.training.study_plan import Plan
     from chatgym.training.trainer import DEFAULT_STEPS
 
     made_by = find_agent(agent)
     default = getattr(made_by, "default_steps", DEFAULT_STEPS)
     if default == 0:
         raise InvalidValue(f"the agent {agent!r} learns nothing, so there is nothing to tune")
-    plan = tuning.Plan(
+    plan = Plan(
         agent, search_space(made_by.Config, param or ()), Task(scenario, {"error_rate": error_rate}), method.value,
         steps or default, tuple(range(seed, seed + seeds)), conversations, seed=seed,
     )  # fmt: skip

@@ -55,7 +55,7 @@ def voice(
     from chatgym.engines.choose import ADAPTER
     from chatgym.finetuning.sft import SFT
     from chatgym.finetuning.voice import prepare, scenarios_of
-    from chatgym.words.voice.practice import passed
+    from chatgym.finetuning.voice_practice import passed
 
     scenarios = scenarios_of(scenario)
     hand = run / "hand"
@@ -91,7 +91,7 @@ def voice(
 def _practise(path: Path, model: Path, scenarios: Sequence[Scenario], lists: int, seed: int) -> None:
     """Have a voice say its lists, with a progress bar."""
     from chatgym.engines import make_engine
-    from chatgym.words.voice.practice import practise
+    from chatgym.finetuning.voice_practice import practise
     from chatgym.words.voice.wordings import banks_of
 
     engine = make_engine(f"hf:{model}")

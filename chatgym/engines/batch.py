@@ -10,19 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
 from transformers import DynamicCache
 
 from chatgym.engines.columns import Columns
-from chatgym.engines.prefixes import widen
+from chatgym.engines.loaded import LoadedModel
+from chatgym.engines.prefixes import Prefixes, widen
 from chatgym.engines.sampling import choose
 from chatgym.errors import InvalidValue
 
-if TYPE_CHECKING:
-    from chatgym.engines.transformers import TransformersEngine
+
+class DecodingModel(LoadedModel, Protocol):
+    """A loaded model that keeps the prompts that it read last."""
+
+    prefixes: Prefixes
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class Row:
 class Batch:
     """Rows that are continued together by one model, in one thread."""
 
-    def __init__(self, engine: TransformersEngine) -> None:
+    def __init__(self, engine: DecodingModel) -> None:
         self.engine = engine
         self.rows: list[Row] = []
         self._cache: DynamicCache = engine.new_cache()

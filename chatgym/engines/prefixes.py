@@ -11,7 +11,6 @@ import functools
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +18,7 @@ import torch
 from transformers import DynamicCache
 
 from chatgym.engines.columns import Columns
-
-if TYPE_CHECKING:
-    from chatgym.engines.transformers import TransformersEngine
+from chatgym.engines.loaded import LoadedModel
 
 Tokens = tuple[int, ...]
 
@@ -55,8 +52,8 @@ class _Read:
 class Prefixes:
     """The prompts that a model read last, the least recently used ones forgotten first."""
 
-    def __init__(self, engine: TransformersEngine, most_bytes: int = MOST_BYTES) -> None:
-        self._engine, self._most = engine, most_bytes
+    def __init__(self, model: LoadedModel, most_bytes: int = MOST_BYTES) -> None:
+        self._model, self._most = model, most_bytes
         self._kept: OrderedDict[Tokens, _Read] = OrderedDict()
         self._bytes = 0
 
@@ -117,7 +114,7 @@ class Prefixes:
     ) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
         """Read the rest of prompts that begin alike; see `read`."""
         tokens, length = known
-        cache = self._engine.new_cache()
+        cache = self._model.new_cache()
         if length:
             self._kept.move_to_end(tokens)
             kept = self._kept[tokens]
@@ -126,12 +123,12 @@ class Prefixes:
                 layer.update(*(state[None] for state in states))
             logits = kept.logits[None]
             return cache, torch.ones(1, len(tokens), dtype=torch.long, device=logits.device), logits
-        ids, mask = self._engine.pad([prompt[length:] for prompt in prompts])
+        ids, mask = self._model.pad([prompt[length:] for prompt in prompts])
         if length:
             for layer, states in zip(cache.layers, kept.states, strict=True):
                 layer.update(*(state[None, :, :length].expand(len(prompts), -1, -1, -1) for state in states))
             mask = torch.cat([mask.new_ones(len(prompts), length), mask], 1)
-        last = self._engine.forward(ids, mask, cache)
+        last = self._model.forward(ids, mask, cache)
         if length and len(set(map(len, prompts))) > 1:  # padding stands in the middle; it goes to the left
             order = mask.argsort(dim=1, stable=True)
             mask = mask.gather(1, order)
@@ -157,7 +154,7 @@ class Prefixes:
     @functools.cached_property
     def _usable(self) -> bool:
         """Whether anything is kept: not of a model that forgets positions (sliding windows, a recurrent one)."""
-        return self._most > 0 and all(isinstance(layer, Columns) for layer in self._engine.new_cache().layers)
+        return self._most > 0 and all(isinstance(layer, Columns) for layer in self._model.new_cache().layers)
 
 
 def widen(mask: torch.Tensor, longest: int) -> torch.Tensor:

@@ -264,7 +264,7 @@ _MAKERS: Mapping[str, Callable[[Scenario, Situation, np.random.Generator], str |
 
 @functools.cache
 def _words() -> dict[str, list[str]]:
-    found: dict[str, list[str]] = json.loads((Path(__file__).parent / "badness.json").read_text(encoding="utf-8"))
+    found: dict[str, list[str]] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
     return found
 
 

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from chatgym import plugins
+from chatgym.engines import PLAIN_MODEL
 from chatgym.errors import InvalidValue
 from chatgym.finetuning.dialogues import Dialogue
 from chatgym.finetuning.loop import Optimization
 from chatgym.finetuning.sft import SFT, Settings
 from chatgym.scenarios import Scenario, fill, find_scenario
-from chatgym.words.voice import BASE
 from chatgym.words.voice.prompts import LINES, messages
 from chatgym.words.voice.wordings import FILE, Asked, wordings
 
@@ -38,7 +38,7 @@ def lessons(
         scenario: With a ``voice.json``.
         rounds: How often each bank is shown, each time in another order.
         seed: Of the orders.
-        more: Further wordings, as of `chatgym.words.voice.practice.passed`.
+        more: Further wordings, as of `chatgym.finetuning.voice_practice.passed`.
     """
     draws = np.random.Generator(np.random.Philox(key=[seed, 0]))
     partner, written, more = scenario.sentences["partner"], {}, more or {}
@@ -88,7 +88,7 @@ def prepare(
         run: Its run folder.
         scenarios: Whose partners it words.
         rounds: How often each bank is shown, each time in another order.
-        practised: Scenario to further wordings, as of `chatgym.words.voice.practice.passed`.
+        practised: Scenario to further wordings, as of `chatgym.finetuning.voice_practice.passed`.
         seed: Of everything random.
         overwrite: Whether to replace the run that is there.
 
@@ -102,7 +102,7 @@ def prepare(
     if not said:
         names = ", ".join(scenario.name for scenario in scenarios)
         raise InvalidValue(f"no wordings in {names or 'any scenario'}; write a {FILE} in its folder first")
-    settings = Settings(BASE, "", "", epochs=1, validation=0.02, evaluations=3, lora=8, seed=seed)
+    settings = Settings(PLAIN_MODEL, "", "", epochs=1, validation=0.02, evaluations=3, lora=8, seed=seed)
     optimization = Optimization(
         batch=2, micro_batch=2, learning_rate=1e-3, bf16=practised is not None
     )  # that one is long

@@ -11,11 +11,10 @@ import numpy as np
 
 from chatgym.evaluation.learning_curve import BLUE, GREEN, GREY
 from chatgym.training.search_space import points
+from chatgym.training.study_plan import Plan
 
 if TYPE_CHECKING:
     import optuna
-
-    from chatgym.training.tuning import Plan
 
 
 def draw_study(study: optuna.Study, plan: Plan, path: Path) -> None:

@@ -11,12 +11,10 @@ The study's folder holds ``study.json`` (what is tuned), ``study.db`` (unless an
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +22,17 @@ import optuna
 from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 
-from chatgym.agent import Range, make_config
-from chatgym.envs.task import Task
+from chatgym.agent import make_config
 from chatgym.errors import Corrupted, InvalidValue
 from chatgym.evaluation.evaluation import evaluate
 from chatgym.storage import atomic
 from chatgym.training.run import find_agent
-from chatgym.training.search_space import Space, grid, points
+from chatgym.training.search_space import grid, points
+from chatgym.training.study_plan import Plan
+from chatgym.training.study_plot import draw_study
 from chatgym.training.study_storage import open_storage, quiet
-from chatgym.training.trainer import DEFAULT_STEPS, VALIDATION_SEED
+from chatgym.training.trainer import VALIDATION_SEED
 
-METHODS = ("grid", "random", "tpe")
 EVALUATIONS = 5
 """Evaluations in a training, of which all but the last may end it."""
 
@@ -44,52 +42,6 @@ DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 FORMAT = "chatgym-study"
 
 Progress = Callable[[int, Mapping[str, float]], None]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a study does; two processes that share one have the same.
-
-    Attributes:
-        agent: Name of an agent.
-        task: What it is trained on.
-        space: What each trial's settings are chosen from.
-        method: ``"grid"``, ``"random"`` or ``"tpe"``.
-        steps: Turns of each training.
-        seeds: Seeds of a trial's trainings; its value is the mean over them.
-        conversations: Conversations in an evaluation.
-        settings: Fields of the agent's `Config` that are the same in all.
-        seed: Of the choices.
-    """
-
-    agent: str
-    space: Space
-    task: Task = dataclasses.field(default_factory=Task)
-    method: str = "tpe"
-    steps: int = DEFAULT_STEPS
-    seeds: tuple[int, ...] = (0,)
-    conversations: int = 500
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise InvalidValue(f"the method is one of {', '.join(METHODS)}, not {self.method!r}")
-        if self.steps < 1 or self.conversations < 1 or not self.seeds:
-            raise InvalidValue("a tuning needs steps, conversations and seeds, each at least one")
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what two processes must agree on, JSON-able."""
-        space = {
-            name: dataclasses.asdict(choices) if isinstance(choices, Range) else list(choices)
-            for name, choices in self.space.items()
-        }
-        return {
-            "agent": self.agent, "scenario": self.task.scenario, "arguments": dict(self.task.arguments),
-            "identity": self.task.identity()["sha256"], "method": self.method, "space": space, "steps": self.steps,
-            "seeds": list(self.seeds), "conversations": self.conversations, "settings": dict(self.settings),
-            "seed": self.seed,
-        }  # fmt: skip
 
 
 def tune(
@@ -187,8 +139,6 @@ def finished(study: optuna.Study) -> list[FrozenTrial]:
 
 def report(study: optuna.Study, plan: Plan, folder: Path) -> None:
     """Write ``best.json``, ``trials.csv`` and ``study.png``, as far as there is something to write."""
-    from chatgym.training.study_plot import draw_study
-
     if not (ranked := finished(study)):
         return
     _write_best(ranked[0], plan, folder)
