@@ -1,9 +1,10 @@
-"""The decode loop, one token at a time: rows join a running batch, and leave it when they are done.
+"""Decode a batch of rows, one token a step; rows can join a running batch, and leave it when they are done.
 
-It knows tokens only. Rows of different lengths stand right-aligned in one cache, padding on the left; it is cut away
-once the longest have left. What is drawn for a row is a function of (seed, position), so it depends neither on the
-rows beside it nor on when it joined. The numbers drawn from do, by rounding: a few units in the last place of float32,
-which choose another token only where a draw falls that near to the border of two; in bfloat16 that is not rare.
+This module knows tokens, not texts or prompts. Rows of different lengths are right-aligned in one cache, with padding
+on the left that is cut off once the longest rows have left. The random draw of a row is a function of (seed, position),
+so it depends neither on the other rows nor on when the row joined. The probabilities do depend on the batch size, by
+rounding: a few units in the last place of float32. That changes a token only where the draw falls as near as that to
+the border between two tokens, which is rare in float32 but not in bfloat16.
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ class DecodingModel(LoadedModel, Protocol):
 
 @dataclass(frozen=True)
 class Request:
-    """What to continue, and how.
+    """A prompt to continue, and the sampling settings.
 
     Attributes:
-        prompt: Its tokens, at least one.
+        prompt: Token ids, at least one.
         max_new_tokens: Most tokens of the continuation.
         temperature: 0 takes the likeliest token.
         top_p: Sample among the likeliest tokens that have this probability together.
-        seed: Of its draws, below 2**64.
+        seed: Seed of the draws, below 2**64.
         stop: The continuation ends with the first of these that it contains.
-        alternatives: How many of the likeliest tokens to report at each position; None for no report.
+        alternatives: How many of the likeliest tokens to report at each position; None reports nothing.
     """
 
     prompt: tuple[int, ...]
@@ -54,7 +55,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Alternatives:
-    """What the model itself (temperature 1, all tokens) thought of a token, and the tokens it thought likeliest."""
+    """A token's log-probability at temperature 1 and top-p 1, and (id, log-probability) of the likeliest tokens."""
 
     logprob: float
     likeliest: tuple[tuple[int, float], ...]
@@ -62,14 +63,14 @@ class Alternatives:
 
 @dataclass(eq=False)
 class Row:
-    """A request while it is continued; only ever appended to, and `finish_reason` is set last.
+    """The state of a request in a batch. Lists are only appended to, and `finish_reason` is set last.
 
     Attributes:
-        request: What is continued.
-        tokens: Sampled so far, that of the end of the text and those of a stop string included.
-        logprobs: Of the tokens, under the distribution they were sampled from.
-        alternatives: Of the tokens, where asked for.
-        finish_reason: ``"stop"`` or ``"length"``, see `Completion`; None while it goes on.
+        request: The request.
+        tokens: Token ids sampled so far, with the end-of-text token and those of a stop string.
+        logprobs: Log-probability of each token under the distribution it was sampled from.
+        alternatives: Reports on each token, if the request asks for them.
+        finish_reason: ``"stop"`` or ``"length"``, see `Completion`; None while the row is unfinished.
     """
 
     request: Request
@@ -80,7 +81,7 @@ class Row:
 
 
 class Batch:
-    """Rows that are continued together by one model, in one thread."""
+    """Rows that one model continues together, in one thread."""
 
     def __init__(self, engine: DecodingModel) -> None:
         self.engine = engine
@@ -91,20 +92,20 @@ class Batch:
 
     @property
     def joinable(self) -> bool:
-        """Whether rows may join now: always, but for models that forget positions (sliding windows, recurrent)."""
+        """Whether rows can join now: always, except with layers that forget positions (sliding windows, recurrent)."""
         return not self.rows or all(isinstance(layer, Columns) for layer in self._cache.layers)
 
     @torch.inference_mode()
     def join(self, requests: Sequence[Request]) -> list[Row]:
-        """Read the prompts, each distinct one once, and what begins like one that was read before from there on.
+        """Add a row for each request, and compute its prompt.
 
-        Each request gets a row.
+        Equal prompts are computed once; of a prompt with a known beginning (`Prefixes`), only the rest is.
 
         Returns:
             The rows, in the order of the requests.
 
         Raises:
-            InvalidValue: A prompt that leaves no room in the model's context; then none has joined.
+            InvalidValue: A prompt leaves no room in the model's context; then no row has joined.
             RuntimeError: The batch isn't `joinable`.
         """
         if not self.joinable:
@@ -134,7 +135,7 @@ class Batch:
 
     @torch.inference_mode()
     def step(self) -> list[Row]:
-        """Give each row its next token; returns the rows that are done by it, which have left."""
+        """Sample one token for each row; returns the rows that finished, which are removed from the batch."""
         if not self.rows:
             return []
         tokens, logprobs = choose(
@@ -162,7 +163,7 @@ class Batch:
 
     @torch.inference_mode()
     def leave(self, rows: Sequence[Row]) -> None:
-        """Take rows out that nobody waits for any more; those that aren't in the batch are passed over."""
+        """Remove rows that nobody waits for any more; rows that aren't in the batch are ignored."""
         going = {id(row) for row in rows}
         if any(id(row) in going for row in self.rows):
             self._last = self._last[self._keep([id(row) not in going for row in self.rows], 0)]
@@ -176,7 +177,7 @@ class Batch:
             )
 
     def _end(self, row: Row) -> str | None:
-        """Return why the row ends with its last token, None if it goes on."""
+        """Return the finish reason if the row ends with its last token, else None."""
         if row.tokens[-1] in self.engine.ends:
             return "stop"
         stop = row.request.stop
@@ -187,7 +188,7 @@ class Batch:
         return "length" if len(row.tokens) >= row.request.max_new_tokens else None
 
     def _report(self, tokens: torch.Tensor) -> None:
-        """Note what the model thought of the tokens chosen, where a row asks for it."""
+        """Append reports on the sampled tokens, int64[B], to the rows that ask for them."""
         asking = [i for i, row in enumerate(self.rows) if row.request.alternatives is not None]
         if not asking:
             return
@@ -198,7 +199,15 @@ class Batch:
             self.rows[i].alternatives.append(Alternatives(found.logprob, found.likeliest[:wanted]))
 
     def _keep(self, going: list[bool], ahead: int) -> torch.Tensor:
-        """Leave only those rows in the cache, and the columns that they need; returns their indices."""
+        """Keep some rows, and only the columns of the cache that these need.
+
+        Args:
+            going: Whether each of the B rows stays.
+            ahead: 1 if the rows' last tokens aren't in the cache yet, else 0.
+
+        Returns:
+            Indices of the rows kept, int64[K].
+        """
         keep = torch.from_numpy(np.flatnonzero(going)).to(self._mask.device)
         self.rows = [row for row, stays in zip(self.rows, going, strict=True) if stays]
         if not self.rows:
@@ -218,12 +227,12 @@ class Batch:
 
 
 def report(logits: torch.Tensor, tokens: torch.Tensor, most: int) -> list[Alternatives]:
-    """Say what the model thought of tokens and which it thought likeliest.
+    """Report tokens' log-probabilities at temperature 1, and the likeliest tokens in their place.
 
     Args:
         logits: float32[B, V].
         tokens: int64[B].
-        most: How many of the likeliest to name.
+        most: How many of the likeliest tokens to report.
 
     Returns:
         B reports.

@@ -152,6 +152,6 @@ def _bounded(margins: Doubles) -> Doubles:
 
 
 def _encoder_sha256() -> str:
-    from chatgym.words.nlu import ENCODER
+    from chatgym.words.encoder import ENCODER
 
     return model_store.MODELS[ENCODER].sha256

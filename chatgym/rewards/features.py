@@ -138,7 +138,7 @@ class Reader:
 
     def __init__(self, space: Space | None = None) -> None:
         """Read into a space; without one, `Text.place` is empty."""
-        from chatgym.words.nlu import encoder
+        from chatgym.words.encoder import encoder
 
         self._space = space
         self._encode = encoder().encode_alone

