@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ import torch
 
 from chatgym.engines.transformers import pick_device
 from chatgym.errors import Corrupted, InvalidValue
-from chatgym.finetuning.distributed import initialize, processes, rank
-from chatgym.storage import atomic
+from chatgym.finetuning.distributed import anywhere, initialize, processes, rank
+from chatgym.storage import atomic, interrupts
 
 BETAS, EPSILON = (0.9, 0.95), 1e-8
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
@@ -209,6 +209,26 @@ class Loop:
         done = {"loss": self.sum(total) / weight, "learning_rate": rate}
         norm = self.engine.get_global_grad_norm()
         return done if norm is None else {**done, "grad_norm": float(norm)}
+
+    def run(self, step: Callable[[], object], checkpoint: Callable[[], object], every: int) -> None:
+        """Take the steps that are left.
+
+        Args:
+            step: Takes a step, by `step` of the loop.
+            checkpoint: Writes a checkpoint; called every few steps, but not after the last one, and after Ctrl-C.
+            every: Steps between two checkpoints.
+
+        Raises:
+            KeyboardInterrupt: After Ctrl-C in any process, once a checkpoint is written.
+        """
+        with interrupts.deferred() as interrupted:
+            while self.steps < self.total_steps:
+                step()
+                stop = anywhere(interrupted())
+                if self.steps < self.total_steps and (stop or self.steps % every == 0):
+                    checkpoint()
+                    if stop:
+                        raise KeyboardInterrupt
 
     @torch.no_grad()
     def measure(self, batches: Sequence[Any]) -> float:

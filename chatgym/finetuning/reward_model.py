@@ -25,7 +25,7 @@ from chatgym.finetuning.models import Lora
 from chatgym.rewards.classifier import MOST_TOKENS, encode
 from chatgym.rewards.pairs import Pair, read_pairs, write_pairs
 from chatgym.rewards.training import digest_of
-from chatgym.storage import atomic, interrupts
+from chatgym.storage import atomic
 
 SCRATCH = "tiny"
 """Name of a new, small model."""
@@ -150,7 +150,7 @@ def train(folder: Path, progress: Callable[[int, int, Mapping[str, float]], None
     )
 
     def batches(step: int) -> list[dict[str, torch.Tensor]]:
-        """Return this process's share of a step, one batch a pass, see `batch_of`."""
+        """Return this process's share of a step: a batch a pass, of int64[2 N, T] and int64[2 N], see `batch_of`."""
         picked = rows_of_step(len(pairs), step, optimization.batch, settings.seed)
         return [
             batch_of([*(better[i] for i in part), *(worse[i] for i in part)], tokenizer.pad_token_id, loop.device)
@@ -165,16 +165,13 @@ def train(folder: Path, progress: Callable[[int, int, Mapping[str, float]], None
     loop = Loop(module, optimization, total)
     if resumed:
         loop.restore(checkpoint, batches(0))
-    with interrupts.deferred() as interrupted:
-        while loop.steps < total:
-            done = loop.step(batches(loop.steps), optimization.batch)
-            if progress is not None and loop.rank == 0:
-                progress(loop.steps, total, done)
-            stop = loop.sum(float(interrupted())) > 0
-            if loop.steps < total and (stop or loop.steps % math.ceil(total / CHECKPOINTS) == 0):
-                loop.checkpoint(checkpoint)
-                if stop:
-                    raise KeyboardInterrupt
+
+    def step() -> None:
+        done = loop.step(batches(loop.steps), optimization.batch)
+        if progress is not None and loop.rank == 0:
+            progress(loop.steps, total, done)
+
+    loop.run(step, lambda: loop.checkpoint(checkpoint), math.ceil(total / CHECKPOINTS))
     with loop.gathered():
         if loop.rank == 0:
             atomic.replace_folder(out, lambda new: _save(module.model, tokenizer, new))

@@ -29,7 +29,7 @@ from chatgym.finetuning.epochs import rows_of_step
 from chatgym.finetuning.loop import Loop, Optimization, load_weights
 from chatgym.finetuning.models import Lora, WordLoss
 from chatgym.finetuning.packing import Rows, pack
-from chatgym.storage import atomic, interrupts, model_store
+from chatgym.storage import atomic, model_store
 
 FORMAT, VERSION = "chatgym-sft", 1
 
@@ -172,11 +172,11 @@ class SFT:
             raise Corrupted(f"{path} can't be read ({error}); train again (--overwrite)") from error
 
     def train(self, progress: Callable[[int, int], Progress | None] | None = None) -> None:
-        """Train, from the last checkpoint if there is one; every process calls it.
+        """Train, from the last checkpoint if there is one; all processes have to call it.
 
         Args:
-            progress: Called once with steps done and steps in all; returns what is called after each step with their
-                number and the metrics.
+            progress: Called once with the steps done and all steps; returns a function that is called after each step
+                with the steps done and the step's metrics.
 
         Raises:
             KeyboardInterrupt: After Ctrl-C, once a checkpoint is written.
@@ -193,23 +193,18 @@ class SFT:
         if loop.rank == 0:
             atomic.write_text(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
         every = max(1, math.ceil(loop.total_steps / self.settings.evaluations))
-        with interrupts.deferred() as interrupted:
-            while loop.steps < loop.total_steps:
-                line = self._step(loop, training)
-                stop = loop.sum(float(interrupted())) > 0
-                due = loop.steps % every == 0 or loop.steps == loop.total_steps
-                if due:
-                    line["perplexity"] = self._perplexity(loop, held_out)
-                lines.append(line)
-                if loop.rank == 0:
-                    with self._writing():
-                        atomic.append_text(self.folder / "metrics.jsonl", json.dumps(line) + "\n")
-                if report is not None:
-                    report(loop.steps, line)
-                if (due or stop) and loop.steps < loop.total_steps:
-                    self._save_checkpoint(loop)
-                if stop and loop.steps < loop.total_steps:
-                    raise KeyboardInterrupt
+
+        def step() -> None:
+            line = self._step(loop, training)
+            if loop.steps % every == 0 or loop.steps == loop.total_steps:
+                line["perplexity"] = self._perplexity(loop, held_out)
+            if loop.rank == 0:
+                with self._writing():
+                    atomic.append_text(self.folder / "metrics.jsonl", json.dumps(line) + "\n")
+            if report is not None:
+                report(loop.steps, line)
+
+        loop.run(step, lambda: self._save_checkpoint(loop), every)
         self._finish(loop, module)
 
     def _rows(self) -> tuple[Rows, Rows]:

