@@ -27,6 +27,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy chatgym agents
+	$(BIN)/lint-imports
 
 docs: setup
 	$(BIN)/python docs/make_cli.py

@@ -78,7 +78,7 @@ def chat_subjects(scenario: str, batches: list[int]) -> Iterator[Subject]:
 
 def text_subjects(batch: int) -> Iterator[Subject]:
     """Text in and text out, and the encoder alone over the same number of sentences that are all new."""
-    from chatgym.words.nlu import encoder
+    from chatgym.words.encoder import encoder
 
     scenario = find_scenario("customer_service")
     known = [fill(t, {"topic": "a late delivery", **scenario.examples}) for ts in scenario.sentences["agent"].values()

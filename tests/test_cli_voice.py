@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from chatgym.cli.app import app
 from chatgym.engines.adapter import WEIGHTS
-from chatgym.words.voice import practice, training
+from chatgym.finetuning import voice, voice_practice
 
 pytest.importorskip("peft")
 ASKED = ["voice", "--scenario", "education", "--rounds", "1", "--lists", "1"]
@@ -19,9 +19,9 @@ ASKED = ["voice", "--scenario", "education", "--rounds", "1", "--lists", "1"]
 @pytest.fixture(autouse=True)
 def quick(tmp_path, monkeypatch):
     save_tiny_model(tmp_path / "tiny", context=512)
-    monkeypatch.setattr(training, "BASE", str(tmp_path / "tiny"))
-    monkeypatch.setitem(practice.SAMPLING, "max_new_tokens", 4)
-    monkeypatch.setattr(training, "lessons", lambda *told, every=training.lessons: itertools.islice(every(*told), 25))
+    monkeypatch.setattr(voice, "PLAIN_MODEL", str(tmp_path / "tiny"))
+    monkeypatch.setitem(voice_practice.SAMPLING, "max_new_tokens", 4)
+    monkeypatch.setattr(voice, "lessons", lambda *told, every=voice.lessons: itertools.islice(every(*told), 25))
 
 
 def test_a_voice_is_made_and_the_command_goes_on_wherever_it_was_interrupted(tmp_path, monkeypatch):
@@ -37,7 +37,7 @@ def test_a_voice_is_made_and_the_command_goes_on_wherever_it_was_interrupted(tmp
     assert made("whole").exit_code == 2  # there is a run; it is not replaced unasked
 
     # Interrupted in the second practice, once half of it was said.
-    practise, lists = practice.practise, []
+    practise, lists = voice_practice.practise, []
 
     def interrupted(path, scenarios, engine, number, seed, progress):
         def count(done):
@@ -47,7 +47,7 @@ def test_a_voice_is_made_and_the_command_goes_on_wherever_it_was_interrupted(tmp
 
         practise(path, scenarios, engine, number, seed, count)
 
-    monkeypatch.setattr(practice, "practise", interrupted)
+    monkeypatch.setattr(voice_practice, "practise", interrupted)
     cut = made("cut")
     assert (cut.exit_code, "--resume" in cut.output) == (130, True)
     assert not (tmp_path / "cut-adapter").exists()

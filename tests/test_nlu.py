@@ -9,7 +9,7 @@ import pytest
 from chatgym import plugins
 from chatgym.errors import Corrupted, InvalidValue
 from chatgym.scenarios.customer_service import SCENARIO
-from chatgym.words import nlu
+from chatgym.words import encoder, nlu
 
 HELD_OUT = [  # as people type, none of it among the sentences that the heads learn
     ("hey is anyone around", "greet"),
@@ -123,7 +123,7 @@ def test_the_heads_that_are_shipped_were_trained_on_the_sentences_as_they_are():
 def test_the_heads_can_be_made_again(understood):
     again = nlu.train(SCENARIO)
     shipped = nlu.nlu_of(SCENARIO).heads
-    vectors = nlu.encoder().encode([text for text, _ in HELD_OUT])
+    vectors = encoder.encoder().encode([text for text, _ in HELD_OUT])
     assert again.keys() == shipped.keys()
     for name, head in again.items():
         assert head.labels == shipped[name].labels
@@ -135,8 +135,8 @@ def test_the_heads_can_be_made_again(understood):
 def test_the_partners_sentences_are_shipped_as_vectors(monkeypatch):
     """The guard compares each wording with them; to encode them took it twice as long as to encode the wordings."""
     texts = nlu._said_by_partner(SCENARIO)[::20]
-    vectors, shipped = nlu.encoder().encode(texts), nlu.NLU(SCENARIO)
-    monkeypatch.setattr(nlu.Encoder, "encode", lambda *_: pytest.fail("they are encoded anew"))
+    vectors, shipped = encoder.encoder().encode(texts), nlu.NLU(SCENARIO)
+    monkeypatch.setattr(encoder.Encoder, "encode", lambda *_: pytest.fail("they are encoded anew"))
     assert (vectors * shipped.examples(texts)).sum(1).min() > 0.9999
 
 
@@ -226,5 +226,5 @@ def test_a_worked_example_is_no_question_whatever_it_is_about():
 
 
 def test_chat_spelling_is_written_out():
-    assert nlu.written_out("Heyyy, CANT log in pls, idk why") == "hey, can't log in please, I don't know why"
-    assert nlu.written_out("1000 + 111 = 1111, all good") == "1000 + 111 = 1111, all good"
+    assert encoder.written_out("Heyyy, CANT log in pls, idk why") == "hey, can't log in please, I don't know why"
+    assert encoder.written_out("1000 + 111 = 1111, all good") == "1000 + 111 = 1111, all good"

@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 from chatgym.cli.app import app
 from chatgym.errors import InvalidValue
 from chatgym.finetuning import reward_model
+from chatgym.finetuning.epochs import rows_of_step
 from chatgym.finetuning.launch import launch
-from chatgym.finetuning.loop import Optimization, rows_of_step
+from chatgym.finetuning.loop import Optimization
 from chatgym.rewards import folder, make_reward_model
 from chatgym.rewards.classifier import ClassifierRewardModel, encode
 from chatgym.rewards.pairs import Pair, write_pairs

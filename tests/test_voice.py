@@ -18,13 +18,13 @@ from chatgym.envs.chat_env import ChatEnv
 from chatgym.envs.conversations import DEFAULT_LLM
 from chatgym.errors import Corrupted, InvalidValue
 from chatgym.finetuning.voice import lessons, prepare
+from chatgym.finetuning.voice_practice import passed, practise
 from chatgym.scenarios import Meaning, fill, find_scenario
 from chatgym.storage.cache import Cache
 from chatgym.words.guard import Guard
 from chatgym.words.nlg import TOGETHER, Speaker
 from chatgym.words.nlu import nlu_of
 from chatgym.words.voice import is_voice, prompts
-from chatgym.words.voice.practice import passed, practise
 from chatgym.words.voice.wordings import answers, banks_of, said_by_agent, wordings
 
 NAMES = ("customer_service", "education", "social")

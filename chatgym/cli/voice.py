@@ -57,7 +57,7 @@ def voice(
     from chatgym.engines.choose import ADAPTER
     from chatgym.finetuning.sft import SFT
     from chatgym.finetuning.voice import prepare, scenarios_of
-    from chatgym.words.voice.practice import passed
+    from chatgym.finetuning.voice_practice import passed
 
     scenarios = scenarios_of(scenario)
     hand = run / "hand"
@@ -97,7 +97,7 @@ def voice(
 def _practise(path: Path, model: Path, scenarios: Sequence[Scenario], lists: int, seed: int) -> None:
     """Let the model generate its lists, with a progress bar."""
     from chatgym.engines import make_engine
-    from chatgym.words.voice.practice import practise
+    from chatgym.finetuning.voice_practice import practise
     from chatgym.words.voice.wordings import banks_of
 
     engine = make_engine(f"hf:{model}")

@@ -1,7 +1,7 @@
 """LoRA adapters (Hu et al. 2021, eq. 3): W + (alpha / r) · B · A for some of a model's weights.
 
-They are read and merged when a model is opened, so nothing but safetensors is needed and what is generated costs no
-more than without. The form is peft's: ``adapter_config.json`` and ``adapter_model.safetensors``.
+An adapter is merged into the weights when a model is opened: reading it needs only safetensors, and generating costs no
+more than without it. The files are those of peft: ``adapter_config.json`` and ``adapter_model.safetensors``.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
 
 def merge(model: Any, folder: Path, plain: dict[str, torch.Tensor] | None = None) -> None:
-    """Add an adapter to a model's weights, in place; computed in float32, whatever their dtype is.
+    """Add an adapter to a model's weights, in place. The sum is computed in float32, whatever the weights' dtype.
 
     Args:
         model: A causal language model of transformers.
-        folder: The adapter's.
-        plain: Where adapters are exchanged: modules' names to their weights without any, empty before the first one,
-            brought up to date. The adapter then takes the place of the one before.
+        folder: The adapter's folder.
+        plain: Give a dictionary, empty at first, to exchange adapters: it maps modules' names to their weights
+            float[out, in] without any adapter, is updated, and the adapter replaces the one before.
 
     Raises:
-        Corrupted: It can't be read, or it is another model's; then nothing was changed.
+        Corrupted: The adapter can't be read, or belongs to another model; then nothing was changed.
     """
     scale, matrices = _read(folder)
     weights = {}
@@ -54,10 +54,10 @@ def merge(model: Any, folder: Path, plain: dict[str, torch.Tensor] | None = None
 
 
 def pack(source: Path, target: Path) -> None:
-    """Write an adapter of peft's in float16, half as large, and only what `merge` needs of its configuration.
+    """Write an adapter of peft in float16, which is half as large, with the settings that `merge` needs.
 
     Raises:
-        Corrupted: `source` holds no such adapter.
+        Corrupted: `source` holds no LoRA adapter.
     """
     _read(source)
     config = json.loads((source / CONFIG).read_text(encoding="utf-8"))
@@ -70,12 +70,14 @@ def pack(source: Path, target: Path) -> None:
 
 
 def _read(folder: Path) -> tuple[float, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
-    """Return alpha / r, and module name to A, (r, in), and B, (out, r)."""
+    """Return alpha / r, and each module's A, float[r, in], and B, float[out, r], by the module's name."""
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / WEIGHTS)
         if config["peft_type"] != "LORA" or config.get("use_rslora") or config.get("use_dora"):
-            raise Corrupted(f"{folder} is no plain LoRA adapter, and no other kind can be merged")
+            raise Corrupted(
+                f"{folder} is no plain LoRA adapter, and no other kind can be merged; train one with peft's LoraConfig"
+            )
         scale = float(config["lora_alpha"]) / int(config["r"])
         names = [name.removeprefix(_PREFIX).removesuffix(_A) for name in tensors if name.endswith(_A)]
         pairs = {name: (tensors[f"{_PREFIX}{name}{_A}"], tensors[f"{_PREFIX}{name}{_B}"]) for name in names}
@@ -84,5 +86,7 @@ def _read(folder: Path) -> tuple[float, dict[str, tuple[torch.Tensor, torch.Tens
             raise
         raise Corrupted(f"{folder} holds no adapter that can be read ({error}); `chatgym voice` makes one") from error
     if not pairs or len(pairs) * 2 != len(tensors):
-        raise Corrupted(f"{folder} holds other weights than pairs of LoRA's A and B")
+        raise Corrupted(
+            f"{folder} holds other weights than pairs of LoRA's A and B; train only target_modules of linear layers"
+        )
     return scale, pairs

@@ -1,9 +1,10 @@
-"""The decode loop, one token at a time: rows join a running batch, and leave it when they are done.
+"""Decode a batch of rows, one token a step; rows can join a running batch, and leave it when they are done.
 
-It knows tokens only. Rows of different lengths stand right-aligned in one cache, padding on the left; it is cut away
-once the longest have left. What is drawn for a row is a function of (seed, position), so it depends neither on the
-rows beside it nor on when it joined. The numbers drawn from do, by rounding: a few units in the last place of float32,
-which choose another token only where a draw falls that near to the border of two; in bfloat16 that is not rare.
+This module knows tokens, not texts or prompts. Rows of different lengths are right-aligned in one cache, with padding
+on the left that is cut off once the longest rows have left. The random draw of a row is a function of (seed, position),
+so it depends neither on the other rows nor on when the row joined. The probabilities do depend on the batch size, by
+rounding: a few units in the last place of float32. That changes a token only where the draw falls as near as that to
+the border between two tokens, which is rare in float32 but not in bfloat16.
 """
 
 from __future__ import annotations
@@ -11,34 +12,38 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
 from transformers import DynamicCache
 
 from chatgym.engines.columns import Columns
+from chatgym.engines.loaded import LoadedModel
 from chatgym.engines.logits import Constraint, LogitRules
-from chatgym.engines.prefixes import widen
+from chatgym.engines.prefixes import Prefixes, widen
 from chatgym.engines.sampling import choose
 from chatgym.errors import InvalidValue
 
-if TYPE_CHECKING:
-    from chatgym.engines.transformers import TransformersEngine
+
+class DecodingModel(LoadedModel, Protocol):
+    """A loaded model that keeps the prompts that it read last."""
+
+    prefixes: Prefixes
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to continue, and how.
+    """A prompt to continue, and the sampling settings.
 
     Attributes:
-        prompt: Its tokens, at least one.
+        prompt: Token ids, at least one.
         max_new_tokens: Most tokens of the continuation.
         temperature: 0 takes the likeliest token.
         top_p: Sample among the likeliest tokens that have this probability together.
-        seed: Of its draws, below 2**64.
+        seed: Seed of the draws, below 2**64.
         stop: The continuation ends with the first of these that it contains.
-        alternatives: How many of the likeliest tokens to report at each position; None for no report.
+        alternatives: How many of the likeliest tokens to report at each position; None reports nothing.
         rules: Changes to the logits before each token; None to sample from the model's own.
     """
 
@@ -62,14 +67,14 @@ class Alternatives:
 
 @dataclass(eq=False)
 class Row:
-    """A request while it is continued; only ever appended to, and `finish_reason` is set last.
+    """The state of a request in a batch. Lists are only appended to, and `finish_reason` is set last.
 
     Attributes:
-        request: What is continued.
-        tokens: Sampled so far, that of the end of the text and those of a stop string included.
-        logprobs: Of the tokens, under the distribution they were sampled from.
-        alternatives: Of the tokens, where asked for.
-        finish_reason: ``"stop"`` or ``"length"``, see `Completion`; None while it goes on.
+        request: The request.
+        tokens: Token ids sampled so far, with the end-of-text token and those of a stop string.
+        logprobs: Log-probability of each token under the distribution it was sampled from.
+        alternatives: Reports on each token, if the request asks for them.
+        finish_reason: ``"stop"`` or ``"length"``, see `Completion`; None while the row is unfinished.
         constraint: The state of the request's grammar, if it has one.
     """
 
@@ -82,9 +87,9 @@ class Row:
 
 
 class Batch:
-    """Rows that are continued together by one model, in one thread."""
+    """Rows that one model continues together, in one thread."""
 
-    def __init__(self, engine: TransformersEngine) -> None:
+    def __init__(self, engine: DecodingModel) -> None:
         self.engine = engine
         self.rows: list[Row] = []
         self._cache: DynamicCache = engine.new_cache()
@@ -93,20 +98,20 @@ class Batch:
 
     @property
     def joinable(self) -> bool:
-        """Whether rows may join now: always, but for models that forget positions (sliding windows, recurrent)."""
+        """Whether rows can join now: always, except with layers that forget positions (sliding windows, recurrent)."""
         return not self.rows or all(isinstance(layer, Columns) for layer in self._cache.layers)
 
     @torch.inference_mode()
     def join(self, requests: Sequence[Request]) -> list[Row]:
-        """Read the prompts, each distinct one once, and what begins like one that was read before from there on.
+        """Add a row for each request, and compute its prompt.
 
-        Each request gets a row.
+        Equal prompts are computed once; of a prompt with a known beginning (`Prefixes`), only the rest is.
 
         Returns:
             The rows, in the order of the requests.
 
         Raises:
-            InvalidValue: A prompt that leaves no room in the model's context; then none has joined.
+            InvalidValue: A prompt leaves no room in the model's context; then no row has joined.
             RuntimeError: The batch isn't `joinable`.
         """
         if not self.joinable:
@@ -139,7 +144,7 @@ class Batch:
 
     @torch.inference_mode()
     def step(self) -> list[Row]:
-        """Give each row its next token; returns the rows that are done by it, which have left."""
+        """Sample one token for each row; returns the rows that finished, which are removed from the batch."""
         if not self.rows:
             return []
         logits = self._ruled()
@@ -168,7 +173,7 @@ class Batch:
 
     @torch.inference_mode()
     def leave(self, rows: Sequence[Row]) -> None:
-        """Take rows out that nobody waits for any more; those that aren't in the batch are passed over."""
+        """Remove rows that nobody waits for any more; rows that aren't in the batch are ignored."""
         going = {id(row) for row in rows}
         if any(id(row) in going for row in self.rows):
             self._last = self._last[self._keep([id(row) not in going for row in self.rows], 0)]
@@ -182,7 +187,7 @@ class Batch:
             )
 
     def _end(self, row: Row) -> str | None:
-        """Return why the row ends with its last token, None if it goes on."""
+        """Return the finish reason if the row ends with its last token, else None."""
         if row.tokens[-1] in self.engine.ends:
             return "stop"
         if row.constraint is not None and (why := row.constraint.accept(row.tokens[-1])):
@@ -219,7 +224,15 @@ class Batch:
             self.rows[i].alternatives.append(Alternatives(found.logprob, possible))
 
     def _keep(self, going: list[bool], ahead: int) -> torch.Tensor:
-        """Leave only those rows in the cache, and the columns that they need; returns their indices."""
+        """Keep some rows, and only the columns of the cache that these need.
+
+        Args:
+            going: Whether each of the B rows stays.
+            ahead: 1 if the rows' last tokens aren't in the cache yet, else 0.
+
+        Returns:
+            Indices of the rows kept, int64[K].
+        """
         keep = torch.from_numpy(np.flatnonzero(going)).to(self._mask.device)
         self.rows = [row for row, stays in zip(self.rows, going, strict=True) if stays]
         if not self.rows:
@@ -239,12 +252,12 @@ class Batch:
 
 
 def report(logits: torch.Tensor, tokens: torch.Tensor, most: int) -> list[Alternatives]:
-    """Say what the model thought of tokens and which it thought likeliest.
+    """Report tokens' log-probabilities at temperature 1, and the likeliest tokens in their place.
 
     Args:
         logits: float32[B, V].
         tokens: int64[B].
-        most: How many of the likeliest to name.
+        most: How many of the likeliest tokens to report.
 
     Returns:
         B reports.

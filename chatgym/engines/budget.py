@@ -1,4 +1,4 @@
-"""What requests to a server may cost, and what they did: limits that hold with many requests under way at once."""
+"""Limits on the requests, tokens and cost of a server, which hold with many requests under way at once."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from chatgym.errors import BudgetSpent, InvalidValue
 
 @dataclass(frozen=True)
 class Limits:
-    """What may be used up; None is no limit.
+    """Limits of an engine; None is no limit.
 
     Attributes:
-        max_requests: Requests for completions, those repeated included.
+        max_requests: Requests for completions, repeated ones included.
         max_tokens: Tokens of prompts and completions together.
-        max_cost: Cost, in the currency of the prices.
+        max_cost: Cost in the currency of the prices.
         prompt_price: Price of a million tokens of prompts.
         completion_price: Price of a million tokens of completions.
     """
@@ -31,25 +31,25 @@ class Limits:
         for name in ("max_requests", "max_tokens", "max_cost", "prompt_price", "completion_price"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
-                raise InvalidValue(f"{name} is {value}; it is 0 or more")
+                raise InvalidValue(f"{name} is {value}; set it to a finite number, 0 or more")
         if self.max_cost is not None and not self.prompt_price and not self.completion_price:
-            raise InvalidValue("max_cost needs prompt_price or completion_price, the price of a million tokens")
+            raise InvalidValue("max_cost needs a price: set prompt_price or completion_price, per million tokens")
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """Return the price of that many tokens."""
+        """Return the cost of some tokens."""
         return (prompt_tokens * self.prompt_price + completion_tokens * self.completion_price) / 1e6
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What was used so far.
+    """Requests, tokens and cost so far.
 
     Attributes:
-        requests: Requests for completions that were sent, those repeated included.
-        retries: Those among them that repeated one.
-        prompt_tokens: As the server counts them.
-        completion_tokens: As the server counts them.
-        cost: By the prices at the time, in their currency.
+        requests: Requests for completions that were sent, repeated ones included.
+        retries: Requests among them that repeated another one.
+        prompt_tokens: Tokens of the prompts, as the server counts them.
+        completion_tokens: Tokens of the completions, as the server counts them.
+        cost: Cost at the prices of the time, in their currency.
     """
 
     requests: int = 0
@@ -60,23 +60,28 @@ class Usage:
 
 
 class Budget:
-    """The account of one engine, safe to use from several threads.
+    """The usage of one engine; several threads can use it.
 
-    A request is let through only if the most that it can take still fits beside what is used and what others under
-    way can take; so a limit is never passed. Once it is answered, what it did take counts.
+    A request is reserved at the most that it can use. It is sent only if that fits in the limits beside the usage so
+    far and all other reservations, so a limit is never exceeded. When it is answered, the actual usage is counted.
     """
 
     def __init__(self) -> None:
         self.usage = Usage()
         self._changed = threading.Condition()
-        self._under_way = (0, 0)  # most tokens of prompts and of completions that requests without an answer can take
+        self._under_way = (0, 0)  # reserved tokens of prompts and of completions
         self._pending = 0
 
     def reserve(self, limits: Limits, prompt_tokens: int, completion_tokens: int, *, again: bool = False) -> None:
-        """Let a request through that takes at most so many tokens, waiting for others where only they are in its way.
+        """Reserve a request of at most so many tokens; waits while only other reservations are in its way.
+
+        Args:
+            limits: The limits.
+            prompt_tokens, completion_tokens: The most tokens that it can use.
+            again: Whether it repeats a request.
 
         Raises:
-            BudgetSpent: It doesn't fit, and nothing is under way that could make room.
+            BudgetSpent: It doesn't fit, even without the other reservations.
         """
         with self._changed:
             while reason := self._too_much(limits, prompt_tokens, completion_tokens):
@@ -91,7 +96,7 @@ class Budget:
             )  # fmt: skip
 
     def settle(self, limits: Limits, prompt_tokens: int, completion_tokens: int, used: tuple[int, int]) -> None:
-        """Put what a request did take, tokens of prompt and completion, in the place of what was reserved for it."""
+        """Replace a reservation by the actual usage: `used`, tokens of the prompt and of the completion."""
         with self._changed:
             self._move(-1, -prompt_tokens, -completion_tokens)
             now = self.usage
@@ -104,11 +109,12 @@ class Budget:
             self._changed.notify_all()
 
     def _move(self, requests: int, prompt_tokens: int, completion_tokens: int) -> None:
+        """Add to the reservations."""
         self._pending += requests
         self._under_way = (self._under_way[0] + prompt_tokens, self._under_way[1] + completion_tokens)
 
     def _too_much(self, limits: Limits, prompt_tokens: int, completion_tokens: int) -> str:
-        """Return which limit one more request could pass; empty when none."""
+        """Return which limit one more request could exceed, or an empty text."""
         used = self.usage
         most = prompt_tokens + completion_tokens
         if limits.max_requests is not None and used.requests >= limits.max_requests:
@@ -124,7 +130,7 @@ class Budget:
 
 
 def tokens_used(answer: Any, otherwise: tuple[int, int]) -> tuple[int, int]:
-    """Return the tokens of prompt and completion that a server's answer states; `otherwise` where it doesn't."""
+    """Return the tokens of prompt and completion that a server's answer reports, or `otherwise` if it doesn't."""
     usage = answer.get("usage") if isinstance(answer, dict) else None
     if isinstance(usage, dict):
         prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")

@@ -1,7 +1,7 @@
-"""Chats: messages in, a reply out, whatever engine answers: through its chat endpoint, or its chat template.
+"""Get a model's replies to chats, given as lists of messages.
 
-An engine that has `chat` is asked itself (`chatgym.engines.openai`, `chatgym.engines.recorded`). Of any other one the
-messages become a prompt: by the chat template of its tokenizer, or as ChatML where it has none.
+An engine with a `chat` method (`chatgym.engines.openai`, `chatgym.engines.recorded`) gets the messages as they are. For
+any other engine they are written as a prompt by the tokenizer's chat template, or as ChatML if it has none.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ Message = Mapping[str, Any]
 """As in OpenAI's API: ``role`` and ``content``, perhaps ``tool_calls``, or the ``tool_call_id`` that it answers."""
 
 Answered = Callable[[int, "Reply"], None]
-"""Called with a row and its reply as soon as it is there, from whatever thread it came to."""
+"""Called with a row's number and its reply as soon as that is known, from the thread that received it."""
 
 TOGETHER = 16
-"""Chats that a model of this process holds at once: their keys and values need its memory."""
+"""Most chats that a model in this process answers at once: their keys and values need memory."""
 
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A tool that a model calls; `arguments` is JSON as the model wrote it, which needn't be well formed."""
+    """A call of a tool by a model. `arguments` is JSON as the model wrote it, and may be malformed."""
 
     name: str
     arguments: str
@@ -34,12 +34,12 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model answers in a chat.
+    """A model's reply in a chat.
 
     Attributes:
-        text: Its words; empty when it has none, or refuses.
-        calls: The tools that it calls.
-        finish_reason: ``"stop"``, ``"length"``, or whatever else a server says.
+        text: The reply's words; empty if there are none, or the model refuses.
+        calls: The tool calls.
+        finish_reason: ``"stop"``, ``"length"``, or another reason that a server states.
     """
 
     text: str
@@ -58,24 +58,24 @@ def chat(
     tools: Sequence[Mapping[str, Any]] = (),
     answered: Answered | None = None,
 ) -> list[Reply]:
-    """Let a model answer B chats, each with a seed of its own, see `chatgym.engines.Engine.generate`.
+    """Return a model's replies to B chats, each sampled with its own seed.
 
     Args:
-        engine: Any.
+        engine: The engine.
         chats: B lists of messages.
         max_new_tokens: Most tokens of a reply.
         temperature: 0 takes the likeliest token.
         top_p: Sample among the likeliest tokens that have this probability together.
-        seeds: B numbers; the row's number when None.
-        tools: What it may call (it has to call one), as in OpenAI's API.
+        seeds: B numbers below 2**64; the rows' numbers when None.
+        tools: Tools in the form of OpenAI's API; if there are any, the model has to call one.
         answered: Called with each reply as it comes.
 
     Returns:
         B replies.
 
     Raises:
-        InvalidValue: A number out of its range, or tools for a model that takes none.
-        Unfinished: A server left chats without an answer; the engine keeps the others'.
+        InvalidValue: A number is out of range, or the engine supports no tools.
+        Unfinished: A server didn't answer all chats; the engine keeps the replies that came.
     """
     check_sampling([""] * len(chats), max_new_tokens, temperature, top_p, seeds)
     ask = getattr(engine, "chat", None)
@@ -86,8 +86,8 @@ def chat(
         return replies
     if tools:
         raise InvalidValue(
-            f"the model {engine.identity} takes no tools here; use one of a server that does (openai:URL#MODEL), or "
-            "leave tools out"
+            f"the engine of {engine.identity} supports no tools; use a server that does (openai:URL#MODEL), or leave "
+            "tools out"
         )
     opened = engine.opened() if isinstance(engine, LazyEngine) else engine
     prompts = [_prompt(getattr(opened, "tokenizer", None), messages) for messages in chats]
@@ -102,7 +102,7 @@ def chat(
 
 
 def _prompt(tokenizer: Any, messages: Sequence[Message]) -> str:
-    """Write messages as the prompt that a model continues with its reply."""
+    """Return messages as a prompt that the model continues with its reply."""
     if not getattr(tokenizer, "chat_template", None):
         said = "".join(f"<|im_start|>{message['role']}\n{message['content']}{END}\n" for message in messages)
         return f"{said}<|im_start|>assistant\n"

@@ -1,4 +1,4 @@
-"""The engine for the model that a user named."""
+"""Make the engine that a user names."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from chatgym.engines.protocol import Engine, LazyEngine
 from chatgym.errors import InvalidValue, Unavailable, unknown
 
 DEFAULT_MODEL = "smollm2-135m-partner"
-"""The model that words the partner: SmolLM2 with the voice of `chatgym.words.voice`."""
+"""The model that generates the partner's utterances: SmolLM2 with the adapter below, see `chatgym.words.voice`."""
 PLAIN_MODEL = "smollm2-135m"
-"""SmolLM2 as it is."""
+"""SmolLM2 without the adapter."""
 ADAPTER = Path(__file__).parent / DEFAULT_MODEL
-"""The voice: a LoRA adapter to `PLAIN_MODEL`."""
+"""Folder of the voice: a LoRA adapter to `PLAIN_MODEL`."""
 
 
 def make_engine(llm: str | Engine) -> Engine | None:
-    """Make the engine that `llm` names; no model is loaded before it is used.
+    """Make the engine that `llm` names; its model is loaded at the first use.
 
     Args:
         llm: ``"template"`` (no model), ``"smollm2-135m-partner"`` (SmolLM2 with a partner's voice) and
-            ``"smollm2-135m"`` (SmolLM2 as it is), both by DeepSpeed on CUDA, else by transformers;
+            ``"smollm2-135m"`` (SmolLM2 itself), both by DeepSpeed on CUDA, else by transformers;
             ``"hf:ID-or-folder"``, ``"deepspeed:ID-or-folder"``, ``"openai:URL#MODEL"`` (any compatible server),
             ``"record:FILE,LLM"`` and ``"recorded:FILE"`` (see `chatgym.engines.recorded`), ``"name:spec"`` of an
             engine that a plugin registered, or an `Engine`, which is returned as it is.
 
     Returns:
-        The engine; None for ``"template"``.
+        The engine, or None for ``"template"``.
 
     Raises:
-        InvalidValue: Unknown `llm`, a folder without a model in safetensors, no URL, no record.
-        Unavailable: The model isn't here and can't be fetched, or what its engine needs isn't installed.
+        InvalidValue: `llm` is unknown, or names a folder without safetensors, no URL, or no record.
+        Unavailable: The model can't be fetched, or a package that the engine needs isn't installed.
     """
     if not isinstance(llm, str):
         if callable(getattr(llm, "generate", None)) and callable(getattr(llm, "score", None)):
@@ -58,6 +58,7 @@ def make_engine(llm: str | Engine) -> Engine | None:
 
 
 def _allowed(plugged: Sequence[str] | Any) -> list[str]:
+    """Return the forms of `llm` that `make_engine` accepts, with the names that plugins registered."""
     forms = ["hf:ID-or-folder", "deepspeed:ID-or-folder", "openai:URL#MODEL", "record:FILE,LLM", "recorded:FILE"]
     return ["template", DEFAULT_MODEL, PLAIN_MODEL, *forms, *(f"{name}:..." for name in plugged)]
 
@@ -77,7 +78,7 @@ def _stored(name: str) -> Engine:
 
 
 def _where_it_pays(folder: Path, identity: str, adapter: Path | None = None) -> Engine:
-    """Open a model by DeepSpeed on CUDA, where it is installed, else by transformers."""
+    """Open a model by DeepSpeed if it is installed and there is a GPU, else by transformers."""
     import torch
 
     opener = _deepspeed if torch.cuda.is_available() and find_spec("deepspeed") else _transformers
@@ -120,24 +121,26 @@ def _recorded(spec: str) -> Engine:
 
 
 def _folder(spec: str, opener: Callable[[Path, str], Engine] = _transformers) -> Engine:
-    """Return the engine of a model in a folder or on the hub."""
+    """Return the engine of a model in a folder or on the Hugging Face hub."""
     return _lazy(*find_model(spec), opener)
 
 
 def find_model(spec: str) -> tuple[Path, str]:
-    """Find a model: a folder that exists, or one that the hub has, which is fetched.
+    """Find a model by folder or hub id; a model on the hub is fetched.
 
     Returns:
-        Its folder, and its identity: name and revision.
+        The model's folder, and its identity: name and revision.
 
     Raises:
-        InvalidValue: There is no such folder, or no model in safetensors in it.
-        Unavailable: The hub's can't be fetched.
+        InvalidValue: There is no such folder, or it holds no safetensors.
+        Unavailable: The model can't be fetched from the hub.
     """
     folder = Path(spec).expanduser()
     if not folder.is_dir():
         if not _is_hub_id(spec):
-            raise InvalidValue(f"model {spec!r} names no folder; give a folder that exists or a hub id, 'owner/name'")
+            raise InvalidValue(
+                f"there is no folder {spec!r} with a model; name a folder that exists, or a hub id, 'owner/name'"
+            )
         folder = _from_hub(spec)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights or not (folder / "config.json").is_file():
@@ -155,7 +158,7 @@ def _is_hub_id(spec: str) -> bool:
 
 
 def _from_hub(hub_id: str) -> Path:
-    """Fetch a model's safetensors, configuration and tokenizer; nothing that could hold code or a pickle."""
+    """Fetch a model's safetensors, configuration and tokenizer, but no file that could hold code or a pickle."""
     from huggingface_hub import snapshot_download
 
     from chatgym.storage import model_store
@@ -193,4 +196,4 @@ BUILT_IN: dict[str, Callable[[str], Engine]] = {
     "record": _record,
     "recorded": _recorded,
 }
-"""What makes the engine of ``"kind:spec"``, beside those of plugins."""
+"""Built-in kinds of ``"kind:spec"`` to the functions that make an engine from the spec."""

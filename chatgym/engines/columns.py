@@ -1,7 +1,7 @@
-"""The cache of keys and values, with room behind: a new token is written where it belongs, nothing is copied for it.
+"""A key-value cache with spare columns: a new token is written in place, without copying the cache.
 
-The transformers library's own layer copies all that it holds whenever a token is added. At 64 rows and 100 tokens of a
-model of 135 million parameters that is a fifth of the time of a step.
+The transformers library's own layer copies everything it holds whenever a token is added. With 64 rows of 100 tokens
+and a model of 135 million parameters, that is a fifth of the time of a step.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 ROOM = 32
-"""Columns that a layer takes ahead when it has none left; none for prompts, of which there may be thousands."""
+"""Spare columns that a layer allocates when it is full; none for prompts, which can be thousands of columns long."""
 
 
 class Columns(DynamicLayer):  # type: ignore[misc]
-    """Keys and values of one layer, [B, heads, T, D] each, views of storage that may be longer than T."""
+    """Keys and values of one layer, float[B, heads, T, D] each: views of storage that may have more than T columns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,7 +28,15 @@ class Columns(DynamicLayer):  # type: ignore[misc]
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **more: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append columns, [B, heads, N, D] each; returns all there are now."""
+        """Append N columns.
+
+        Args:
+            key_states, value_states: float[B, heads, N, D] in the model's dtype.
+            args, more: Ignored; the transformers library passes them to other kinds of layers.
+
+        Returns:
+            All keys and values, float[B, heads, T + N, D].
+        """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         states, begin = (key_states, value_states), self._end
@@ -47,34 +55,34 @@ class Columns(DynamicLayer):  # type: ignore[misc]
         return self.keys, self.values
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep these rows only, in this order; a row may be there several times."""
+        """Keep the rows `indices`, int64[K], in this order; a row can be repeated."""
         self.keep(indices, 0)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Have each row several times."""
+        """Repeat each row `repeats` times."""
         self.keep(torch.arange(self.keys.shape[0], device=self.keys.device).repeat_interleave(repeats), 0)
 
     def keep(self, rows: torch.Tensor, cut: int) -> None:
-        """Keep these rows only, without their first `cut` columns."""
+        """Keep `rows`, int64[K], without their first `cut` columns."""
         if self._storage is not None:
             self._take([part[:, :, cut:][rows] for part in self._storage], self._end - cut)
 
     def take(self, other: Columns, rows: torch.Tensor) -> None:
-        """Hold a copy of some rows of another layer."""
+        """Replace the contents by a copy of `rows`, int64[K], of another layer."""
         if other._storage is not None:
             if not self.is_initialized:
                 self.lazy_initialization(other.keys, other.values)
             self._take([part[rows] for part in other._storage], other._end)
 
     def gather(self, columns: torch.Tensor) -> None:
-        """Keep these columns only, int64[B, T] for each row its own."""
+        """Keep some columns, chosen for each row: int64[B, T], indices of columns."""
         if self._storage is not None:
             of = columns[:, None, :, None]
             self._take([part.gather(2, of.expand(-1, part.shape[1], -1, part.shape[3])) for part in self._storage],
                        columns.shape[1])  # fmt: skip
 
     def append(self, other: Columns, longest: int) -> None:
-        """Add the rows of another layer; both then have `longest` columns, zeros on the left."""
+        """Append the rows of another layer; all are padded with zeros on the left to `longest` columns."""
         held = [(self.keys, other.keys), (self.values, other.values)]
         storage = [mine.new_zeros(len(mine) + len(theirs), mine.shape[1], longest + ROOM, mine.shape[-1])
                    for mine, theirs in held]  # fmt: skip
@@ -84,20 +92,21 @@ class Columns(DynamicLayer):  # type: ignore[misc]
         self._take(storage, longest)
 
     def _take(self, storage: Sequence[torch.Tensor], length: int) -> None:
-        """Hold this storage from now on, of which the first columns are filled."""
+        """Replace the storage by keys and values, float[B, heads, >= length, D], `length` columns of them filled."""
         keys, values = storage
         self._storage, self._end = (keys, values), length
         self._look()
 
     def _look(self) -> None:
+        """Point `keys` and `values` at the filled columns of the storage."""
         assert self._storage is not None
         self.keys, self.values = (part[:, :, : self._end] for part in self._storage)
 
 
 def new_cache(config: Any) -> DynamicCache:
-    """Return a cache without rows for a model of this configuration.
+    """Return an empty cache for a model with this configuration.
 
-    Layers that forget positions (sliding windows, recurrent ones) stay the transformers library's own.
+    Layers that forget positions (sliding windows, recurrent) stay those of the transformers library.
     """
     cache = DynamicCache(config=config)
     cache.layers = [Columns() if type(layer) is DynamicLayer else layer for layer in cache.layers]

@@ -1,8 +1,8 @@
-"""An engine on DeepSpeed: one model split over several processes (tensor parallelism), and its kernels on request.
+"""An engine on DeepSpeed: tensor parallelism over several processes, and DeepSpeed's kernels on request.
 
-Started by the DeepSpeed launcher (or any that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT), each process holds
-a part of the model, and all of them have to ask the same of it in the same order: run the same program with the same
-seeds in each, and use the first one's results.
+Start the processes by DeepSpeed's launcher, or another one that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+Each process holds a part of the model, so all have to make the same calls in the same order: run the same program with
+the same seeds in each, and use the results of the first.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from chatgym.engines.transformers import TransformersEngine, pick_device, quiet_
 from chatgym.errors import Unavailable
 
 PROBE = ("One, two, three, four,", "One, two, three, four,", "Hello")
-"""What is continued with and without the kernels, to compare: prompts read once, prompts of two lengths."""
+"""Prompts that are continued with and without the kernels, to compare: equal ones, and ones of two lengths."""
 
 
 class DeepSpeedEngine(TransformersEngine):
-    """A model in a folder, as in `TransformersEngine`; only the model's computing is DeepSpeed's.
+    """A `TransformersEngine` whose model is computed by DeepSpeed.
 
     Attributes:
-        without_kernels: Why the model computes without DeepSpeed's kernels; empty when it uses them.
+        without_kernels: Why the model doesn't use DeepSpeed's kernels; empty if it does.
     """
 
     def __init__(
@@ -41,13 +41,12 @@ class DeepSpeedEngine(TransformersEngine):
 
         Args:
             folder: Configuration, tokenizer and weights, as `save_pretrained` writes them.
-            identity: Name and revision.
-            dtype: Of the weights; `chatgym.engines.transformers.pick_dtype` when None.
+            identity: Name and revision of the model.
+            dtype: Dtype of the weights; `chatgym.engines.transformers.pick_dtype` when None.
             adapter: Folder of a LoRA adapter to merge into them (`chatgym.engines.adapter`).
-            kernels: Whether to try DeepSpeed's own layers (CUDA only; they are compiled first, which takes minutes).
-                They keep the attention's cache to themselves, where our decode loop has its rows join and leave, and
-                don't know every release of transformers; so they are used only if they continue a few prompts as
-                the model itself does.
+            kernels: Whether to try DeepSpeed's own layers (CUDA only; compiling them takes minutes). They manage the
+                key-value cache themselves, while rows join and leave our decode loop, and don't support every release
+                of transformers; so they are used only if they continue a few prompts as the model itself does.
 
         Raises:
             Unavailable: DeepSpeed isn't installed.
@@ -65,7 +64,7 @@ class DeepSpeedEngine(TransformersEngine):
     def _load_model(self, folder: Path, dtype: torch.dtype) -> Any:
         model = super()._load_model(folder, dtype)
         deepspeed = import_deepspeed()
-        # Several processes are given one random state, which isn't ours to change: the caller's is restored.
+        # DeepSpeed sets the same global random state in all processes: the caller's is restored.
         with _quiet(), quiet_loading():
             return deepspeed.init_inference(
                 model,
@@ -76,30 +75,31 @@ class DeepSpeedEngine(TransformersEngine):
             ).module.eval()
 
     def _use_kernels(self, folder: Path) -> None:
-        """Let DeepSpeed replace the model's layers, unless they then say something else."""
+        """Let DeepSpeed replace the model's layers, unless `PROBE` is then continued differently."""
         expected = self._continued(PROBE)
         self.model, self._inject = None, True
         try:
             self.model = self._load_model(folder, self.dtype)
             same = self._continued(PROBE) == expected
-            self.without_kernels = "" if same else "with them the model continues texts otherwise"
-        except Exception as error:  # whatever a layer replaced that isn't the one it was written for
+            self.without_kernels = "" if same else "with them the model continues texts differently"
+        except Exception as error:  # of any type: the kernels get layers that they weren't written for
             self.without_kernels = f"{type(error).__name__}: {error}"
         if self.without_kernels:
             self.model, self._inject = None, False
             self.model = self._load_model(folder, self.dtype)
 
     def _continued(self, prompts: Sequence[str]) -> list[Completion]:
+        """Return the likeliest continuations of prompts."""
         return self.generate(prompts, max_new_tokens=6, temperature=0.0)
 
 
 def import_deepspeed() -> Any:
-    """Import DeepSpeed without the lines that it prints."""
+    """Import DeepSpeed, without printing the lines that it prints."""
     with _quiet():
         import deepspeed
 
         if pick_device().type == "cpu":
-            # It would compile an all-reduce through shared memory, for minutes; the one of torch does.
+            # DeepSpeed would compile its own all-reduce for minutes; torch's does as well.
             from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
             deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
@@ -108,7 +108,7 @@ def import_deepspeed() -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what DeepSpeed prints out of the program's output; its warnings, once it is loaded, go to stderr."""
+    """Suppress what DeepSpeed prints in the block; its later warnings go to stderr."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         yield

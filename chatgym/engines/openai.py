@@ -1,8 +1,8 @@
 """An engine behind a URL: any OpenAI-compatible server, through the official client library.
 
-Each prompt is a request of its own, several at once. A request that fails for now (429, 5xx, no connection) is made
-again after a growing wait, or the one that the server asks for; each prompt is answered once, in its place. When a
-batch breaks off, what was answered is kept, and the same call goes on from there.
+Each prompt is one request, and several are sent at once. A request that fails temporarily (429, 5xx, no connection) is
+repeated after a growing wait, or after the wait that the server asks for. If a batch is interrupted, its answers so far
+are kept, and the same call continues from there.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from chatgym.engines.wire import Job, completion, echoed, replied, sampled
 from chatgym.errors import InvalidValue, Unavailable, Unfinished
 
 FEW = 3
-"""Attempts at what looks like a mistake of the user's: a URL that never answered, or answers no JSON."""
+"""Attempts when the URL looks wrong: it never answered, or doesn't answer in JSON."""
 LONGEST_WAIT = 600.0
-"""Seconds; who is asked to wait longer has it said, rather than a program that seems to hang."""
+"""Seconds; if a server asks to wait longer, the request fails with a message instead of seeming to hang."""
 TEMPLATE_TOKENS = 64
-"""Most tokens that a server's chat template is taken to add to a prompt, where only a bound is known."""
+"""The most tokens that a server's chat template is assumed to add to a prompt, for the budget."""
 
 
 @dataclass(frozen=True)
 class Settings(Limits):
-    """How a server is asked, and its budget; each from ``CHATGYM_OPENAI_<NAME>`` in the environment.
+    """Settings and limits of a server; each can be set as ``CHATGYM_OPENAI_<NAME>`` in the environment.
 
     Attributes:
-        concurrency: Requests under way at once.
-        timeout: Seconds until a request without an answer counts as failed.
-        retries: How often a request is made again.
+        concurrency: Requests at once.
+        timeout: Seconds until an unanswered request fails.
+        retries: How often a failed request is repeated.
     """
 
     concurrency: int = 8
@@ -60,10 +60,10 @@ class Settings(Limits):
 
     @classmethod
     def from_environment(cls) -> Settings:
-        """Read the settings.
+        """Read the settings from the environment.
 
         Raises:
-            InvalidValue: One of them is no number, or out of its range.
+            InvalidValue: One is no number, or out of range.
         """
         given: dict[str, Any] = {}
         for field in fields(cls):
@@ -78,6 +78,7 @@ class Settings(Limits):
 
 
 def _read(job: Job, answer: Any, read: Callable[[Job, Any], Any]) -> Any:
+    """Return `read(job, answer)`; an answer of another form than expected is worth another attempt."""
     try:
         return read(job, answer)
     except (KeyError, TypeError, IndexError, ValueError, AttributeError):
@@ -87,17 +88,17 @@ def _read(job: Job, answer: Any, read: Callable[[Job, Any], Any]) -> Any:
 class OpenAIEngine:
     """A model of an OpenAI-compatible server.
 
-    Prompts go to ``/completions`` as they are, or to ``/chat/completions`` as a user's message where a server has only
-    that, which the first request finds out. Seeds are sent modulo 2**63; whether the server heeds them is its own
-    matter. Log-probabilities are the server's (some give those before temperature and top-p); they are None where it
-    gives none. Token ids are `chatgym.engines.UNKNOWN_TOKEN` unless the server states ``token_ids``.
+    Prompts are sent to ``/completions`` as they are, or, if a server has only ``/chat/completions``, as a user's
+    message to that; the first request finds out. Seeds are sent modulo 2**63; a server may ignore them.
+    Log-probabilities are the server's (some report those before temperature and top-p), or None if it reports none.
+    Token ids are `chatgym.engines.UNKNOWN_TOKEN` unless the server reports ``token_ids``.
 
-    The key is ``OPENAI_API_KEY`` of the environment; without it none is sent. It stands in no error and no identity.
+    The key is ``OPENAI_API_KEY`` of the environment, if set. It appears in no error message and no identity.
 
     Attributes:
-        url: Of the API, such as ``http://127.0.0.1:8000/v1``.
-        model: The model's name there.
-        settings: May be replaced at any time, to raise a limit.
+        url: URL of the API, such as ``http://127.0.0.1:8000/v1``.
+        model: The model's name on the server.
+        settings: Settings; replace them at any time to raise a limit.
     """
 
     def __init__(
@@ -109,17 +110,17 @@ class OpenAIEngine:
         sleep: Callable[[float], object] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Make an engine; the server isn't asked before it is used.
+        """Make an engine; the server is connected to at the first use.
 
         Args:
-            url: Of the API; without a path, ``/v1`` is added.
-            model: A name that the server knows.
-            settings: From the environment when None.
-            sleep: Waits for a number of seconds; None for a wait that ends early when the batch breaks off.
-            clock: Seconds since the epoch, for ``Retry-After`` with a date.
+            url: URL of the API; without a path, ``/v1`` is added.
+            model: The model's name on the server.
+            settings: Settings; read from the environment when None.
+            sleep: Function that waits some seconds; when None, a wait that ends early if the batch is interrupted.
+            clock: Function that returns seconds since the epoch, for ``Retry-After`` with a date.
 
         Raises:
-            InvalidValue: No such URL, one with credentials, or a setting out of range.
+            InvalidValue: The URL is malformed or holds credentials, or a setting is out of range.
             Unavailable: The client library isn't installed.
         """
         if importlib.util.find_spec("openai") is None:
@@ -136,7 +137,7 @@ class OpenAIEngine:
 
     @property
     def identity(self) -> str:
-        """URL and model; the server tells no revision."""
+        """URL and model; a server doesn't report a revision."""
         return f"{self.url}#{self.model}"
 
     @property
@@ -155,12 +156,12 @@ class OpenAIEngine:
         logprobs: bool = False,
         stop: Sequence[str] = (),
     ) -> list[Completion]:
-        """Continue prompts, as `chatgym.engines.Engine.generate`.
+        """Continue prompts, see `chatgym.engines.Engine.generate`.
 
         Raises:
-            InvalidValue: A number out of its range.
-            BudgetSpent: A limit is reached. What was answered is kept: raise the limit and call again.
-            Unfinished: The server refuses, or didn't answer; what was answered is kept.
+            InvalidValue: A number is out of range.
+            BudgetSpent: A limit is reached. The answers so far are kept: raise the limit and call again.
+            Unfinished: The server refuses, or doesn't answer. The answers so far are kept.
             Unavailable: ``CHATGYM_OFFLINE`` forbids the server.
         """
         check_sampling(prompts, max_new_tokens, temperature, top_p, seeds)
@@ -173,17 +174,17 @@ class OpenAIEngine:
     def sample(
         self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, temperature: float, seeds: Sequence[int]
     ) -> list[tuple[list[int], list[float]]]:
-        """Continue prompts of tokens by tokens, so that nothing is lost between text and tokens.
+        """Continue prompts given as token ids by token ids, without converting to text and back.
 
         Args:
             prompts: B lists of token ids.
             max_new_tokens, temperature, seeds: See `generate`.
 
         Returns:
-            B pairs: the tokens, that which ended it included, and their log-probabilities as the server states them.
+            B pairs: token ids, with the end-of-text token, and their log-probabilities as the server reports them.
 
         Raises:
-            Unfinished: The server doesn't state tokens, or as `generate`.
+            Unfinished: The server doesn't report token ids; see also `generate`.
         """
         check_sampling([""] * len(prompts), max_new_tokens, temperature, 1.0, seeds)
         jobs = [
@@ -193,10 +194,10 @@ class OpenAIEngine:
         return self._answers(jobs, sampled)
 
     def take_adapter(self, folder: Path) -> None:
-        """Have the server load a LoRA adapter under the model's name, in the place of the one before.
+        """Have the server load a LoRA adapter under the model's name, in place of the one before.
 
         Raises:
-            Unfinished: It doesn't, or can't be reached.
+            Unfinished: The server refuses, or can't be reached.
         """
         self._server.connect(self.settings.timeout)
         failed = 0
@@ -208,16 +209,18 @@ class OpenAIEngine:
                 self._wait(error, failed, self.settings, self._sleep or time.sleep)
 
     def score(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[list[float]]:
-        """Score continuations, as `chatgym.engines.Engine.score`; a token across the border belongs to them.
+        """Score continuations, see `chatgym.engines.Engine.score`.
+
+        A token that holds the end of a prompt and the beginning of a continuation belongs to the continuation.
 
         Raises:
-            InvalidValue: Not as many continuations as prompts, or an empty prompt.
-            Unfinished: The server doesn't give log-probabilities of a prompt, or as `generate`.
+            InvalidValue: There aren't as many continuations as prompts, or a prompt is empty.
+            Unfinished: The server reports no log-probabilities of a prompt; see also `generate`.
         """
         check_each("continuations", continuations, prompts)
         if not all(prompts):
-            raise InvalidValue("a server scores nothing after an empty prompt; give at least one token of it")
-        # One token more than wanted: some servers refuse to generate none.
+            raise InvalidValue("a server can't score a text after an empty prompt; give a prompt of at least one token")
+        # One new token, which isn't needed: some servers refuse to generate none.
         jobs = [Job(p + c, 1, logprobs=True, echo=True) for p, c in zip(prompts, continuations, strict=True)]
         scored = self._answers(jobs, echoed)
         return [
@@ -236,10 +239,10 @@ class OpenAIEngine:
         tools: Sequence[Mapping[str, Any]] = (),
         answered: Answered | None = None,
     ) -> list[Reply]:
-        """Answer chats, as `chatgym.engines.chat.chat`, each a request to ``/chat/completions``.
+        """Answer chats by requests to ``/chat/completions``, see `chatgym.engines.chat.chat`.
 
         Raises:
-            InvalidValue, BudgetSpent, Unfinished, Unavailable: As `generate`.
+            InvalidValue, BudgetSpent, Unfinished, Unavailable: See `generate`.
         """
         check_sampling([""] * len(chats), max_new_tokens, temperature, top_p, seeds)
         more = {"tools": list(tools), "tool_choice": "required"} if tools else {}
@@ -257,10 +260,10 @@ class OpenAIEngine:
     def _answers(
         self, jobs: list[Job], read: Callable[[Job, Any], Any], answered: Callable[[int, Any], None] | None = None
     ) -> list[Any]:
-        """Return what `read` makes of the server's answer to each job; `answered` is told of each as it comes."""
+        """Return `read(job, answer)` for each job; `answered` is called with each result as it comes."""
         seen: Counter[Job] = Counter()
         keys = []
-        for job in jobs:  # the same one twice is two requests: the server may not heed the seed
+        for job in jobs:  # equal jobs are separate requests: the server may ignore the seed
             keys.append((job, seen[job]))
             seen[job] += 1
         rows = {key: row for row, key in enumerate(keys)}
@@ -281,11 +284,11 @@ class OpenAIEngine:
                 halt.set()
 
         if waiting and not (self._server.chatted if waiting[0][0].chat else self._server.endpoint):
-            answer(waiting.pop(0))  # alone: it finds out which endpoint there is, and what it takes
+            answer(waiting.pop(0))  # alone: it finds out which endpoints and parameters the server supports
         pool = ThreadPoolExecutor(self.settings.concurrency, "chatgym-openai")
         try:
             wait([pool.submit(answer, key) for key in waiting])
-        except BaseException:  # Ctrl-C: end what is under way
+        except BaseException:  # Ctrl-C: end the requests under way
             halt.set()
             self.close()
             raise
@@ -298,7 +301,7 @@ class OpenAIEngine:
         return [self._kept.pop(key) for key in keys]
 
     def _patiently(self, job: Job, read: Callable[[Job, Any], Any], halt: threading.Event) -> Any:
-        """Ask until there is an answer."""
+        """Send a job until it is answered, and return what `read` makes of the answer."""
         failed, most = 0, (job.most_prompt + TEMPLATE_TOKENS, job.most)
         while True:
             limits, used = self.settings, (0, 0)
@@ -317,7 +320,7 @@ class OpenAIEngine:
                 raise Unfinished("another request of the batch failed")
 
     def _wait(self, again: TryAgain, failed: int, limits: Settings, sleep: Callable[[float], object]) -> None:
-        """Wait for the next attempt, or give up."""
+        """Wait for the next attempt, or raise `Unfinished` after the last one."""
         retries = limits.retries
         if again.mistaken or not self._server.reached:
             retries = min(retries, FEW - 1)
@@ -327,6 +330,7 @@ class OpenAIEngine:
         sleep(backoff(failed, jitter) if again.after is None else again.after + jitter / 2)
 
     def _give_up(self, again: TryAgain, failed: int) -> NoReturn:
+        """Raise `Unfinished` after a number of failed attempts."""
         times = "once" if failed == 1 else f"{failed} times"
         remedy = (
             "start the server, or check the URL" if again.mistaken or not self._server.reached else "run it again later"

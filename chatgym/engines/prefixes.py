@@ -1,8 +1,7 @@
-"""Beginnings of prompts that were read before: their keys and values are kept, and only the rest of a prompt is read.
+"""A cache of prompts' keys and values: of a prompt that begins like an earlier one, only the rest is computed.
 
-A conversation with a language model sends the same long instructions and all that was said so far with every turn.
-What a model makes of a prompt doesn't depend on what it remembers but for rounding: the same numbers are added up in
-another order.
+A conversation with a language model sends the same long instructions, and everything said so far, with every turn. A
+cached beginning changes the logits only by rounding, because the same numbers are summed in another order.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import functools
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -19,28 +17,27 @@ import torch
 from transformers import DynamicCache
 
 from chatgym.engines.columns import Columns
-
-if TYPE_CHECKING:
-    from chatgym.engines.transformers import TransformersEngine
+from chatgym.engines.loaded import LoadedModel
 
 Tokens = tuple[int, ...]
 
 LEAST = 128
-"""Tokens that a beginning has at least; shorter ones are read faster than looked for."""
+"""Least tokens of a common beginning; shorter ones are computed faster than they are looked up."""
 LEAST_WHOLE = 16
-"""The same of a whole prompt that is read again; it has the same bits as the first time."""
+"""Least tokens of a whole prompt to keep; when it comes again, its logits have the same bits."""
+
 WHOLE = -1
 MOST_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
 class _Read:
-    """A prompt of T tokens that was read.
+    """Keys, values and logits of a prompt of T tokens.
 
     Attributes:
         ids: int64[T].
-        states: Keys and values of each layer, [heads, T, D].
-        logits: Of the token after it, float32[V].
+        states: Keys and values of each layer, float[heads, T, D] in the model's dtype.
+        logits: float32[V], for the token after the prompt.
     """
 
     ids: npt.NDArray[np.int64]
@@ -49,25 +46,26 @@ class _Read:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the tensors."""
         return self.logits.nbytes + sum(state.nbytes for pair in self.states for state in pair)
 
 
 class Prefixes:
-    """The prompts that a model read last, the least recently used ones forgotten first."""
+    """The last prompts that a model computed, up to `most_bytes`; the least recently used are dropped first."""
 
-    def __init__(self, engine: TransformersEngine, most_bytes: int = MOST_BYTES) -> None:
-        self._engine, self._most = engine, most_bytes
+    def __init__(self, model: LoadedModel, most_bytes: int = MOST_BYTES) -> None:
+        self._model, self._most = model, most_bytes
         self._kept: OrderedDict[Tokens, _Read] = OrderedDict()
         self._bytes = 0
 
     def read(self, prompts: Sequence[Tokens]) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
-        """Read prompts.
+        """Compute prompts, and keep them.
 
         Args:
-            prompts: B of them, all different.
+            prompts: B tuples of token ids, all different.
 
         Returns:
-            A cache of B rows, right-aligned; its mask int64[B, T]; the logits of each row's next token, float32[B, V].
+            A cache of B rows, right-aligned; its mask, int64[B, T]; the logits of each row's next token, float32[B, V].
         """
         self._begin_together(prompts)
         groups: dict[tuple[Tokens, int], list[int]] = {}
@@ -89,7 +87,7 @@ class Prefixes:
         return cache, mask, last
 
     def _begin_together(self, prompts: Sequence[Tokens]) -> None:
-        """Read the beginning that new prompts have in common once, ahead of them."""
+        """Compute the common beginning of new prompts once, and keep it for them."""
         new = [np.asarray(prompt, np.int64) for prompt in prompts if not self._find(prompt)[1]]
         if len(new) > 1:
             common = min(_common(new[0], array) for array in new[1:])
@@ -99,7 +97,7 @@ class Prefixes:
                 self._keep([shared], cache, last)
 
     def _find(self, prompt: Tokens) -> tuple[Tokens, int]:
-        """Return the kept prompt that begins most like this one, and how many tokens of it serve, or `WHOLE`."""
+        """Return the kept prompt with the longest common beginning, and its length in tokens, or `WHOLE` if equal."""
         if prompt in self._kept:
             return prompt, WHOLE
         best: tuple[Tokens, int] = ((), 0)
@@ -115,9 +113,17 @@ class Prefixes:
     def _extend(
         self, known: tuple[Tokens, int], prompts: Sequence[Tokens]
     ) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
-        """Read the rest of prompts that begin alike; see `read`."""
+        """Compute the rest of prompts that have one beginning.
+
+        Args:
+            known: The kept prompt, and how many tokens of it to use, see `_find`.
+            prompts: B tuples of token ids.
+
+        Returns:
+            Cache, mask int64[B, T] and logits float32[B, V], see `read`.
+        """
         tokens, length = known
-        cache = self._engine.new_cache()
+        cache = self._model.new_cache()
         if length:
             self._kept.move_to_end(tokens)
             kept = self._kept[tokens]
@@ -126,12 +132,12 @@ class Prefixes:
                 layer.update(*(state[None] for state in states))
             logits = kept.logits[None]
             return cache, torch.ones(1, len(tokens), dtype=torch.long, device=logits.device), logits
-        ids, mask = self._engine.pad([prompt[length:] for prompt in prompts])
+        ids, mask = self._model.pad([prompt[length:] for prompt in prompts])
         if length:
             for layer, states in zip(cache.layers, kept.states, strict=True):
                 layer.update(*(state[None, :, :length].expand(len(prompts), -1, -1, -1) for state in states))
             mask = torch.cat([mask.new_ones(len(prompts), length), mask], 1)
-        last = self._engine.forward(ids, mask, cache)
+        last = self._model.forward(ids, mask, cache)
         if length and len(set(map(len, prompts))) > 1:  # padding stands in the middle; it goes to the left
             order = mask.argsort(dim=1, stable=True)
             mask = mask.gather(1, order)
@@ -140,6 +146,7 @@ class Prefixes:
         return cache, mask, last
 
     def _keep(self, prompts: Sequence[Tokens], cache: DynamicCache, last: torch.Tensor) -> None:
+        """Keep B prompts: their rows of the cache, and of the next tokens' logits `last`, float32[B, V]."""
         if not self._usable:
             return
         for row, prompt in enumerate(prompts):
@@ -156,17 +163,17 @@ class Prefixes:
 
     @functools.cached_property
     def _usable(self) -> bool:
-        """Whether anything is kept: not of a model that forgets positions (sliding windows, a recurrent one)."""
-        return self._most > 0 and all(isinstance(layer, Columns) for layer in self._engine.new_cache().layers)
+        """Whether prompts are kept: not with layers that forget positions (sliding windows, recurrent)."""
+        return self._most > 0 and all(isinstance(layer, Columns) for layer in self._model.new_cache().layers)
 
 
 def widen(mask: torch.Tensor, longest: int) -> torch.Tensor:
-    """Pad a mask, int64[B, T], with zeros on the left."""
+    """Pad a mask, int64[B, T], with zeros on the left to int64[B, longest]."""
     return torch.nn.functional.pad(mask, (longest - mask.shape[1], 0))
 
 
 def _common(one: npt.NDArray[np.int64], other: npt.NDArray[np.int64]) -> int:
-    """Return how many tokens two prompts begin with alike."""
+    """Return the length of the common beginning of two prompts, int64[T] and int64[U]."""
     length = min(len(one), len(other))
     differ = one[:length] != other[:length]
     return int(differ.argmax()) if differ.any() else length

@@ -1,4 +1,4 @@
-"""The `Engine` protocol: what turns prompts into text."""
+"""The `Engine` protocol: a language model that continues prompts and scores continuations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from chatgym.errors import InvalidValue
 
 UNKNOWN_TOKEN = -1
-"""Stands in `Completion.tokens` for a token whose id a server doesn't tell."""
+"""The id in `Completion.tokens` of a token whose id a server doesn't report."""
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,9 @@ class Completion:
 
     Attributes:
         text: The continuation, without the stop string.
-        tokens: Every token sampled, that of the end of the text and those of the stop string included.
+        tokens: Ids of all sampled tokens, with the end-of-text token and those of the stop string.
         logprobs: Log-probability of each token under the distribution it was sampled from (after temperature and
-            top-p), or None when not asked for, or when a server gives none.
+            top-p); None if not asked for, or if a server reports none.
         finish_reason: ``"stop"`` (end of text or a stop string) or ``"length"`` (`max_new_tokens` reached).
     """
 
@@ -31,11 +31,11 @@ class Completion:
 
 
 class Engine(Protocol):
-    """A language model that is given prompts, knowing nothing of conversations."""
+    """A language model that continues and scores texts; it knows nothing about conversations."""
 
     @property
     def identity(self) -> str:
-        """Name and revision of the model: what completions are stored under."""
+        """Name and revision of the model; part of the key that completions are stored under."""
         ...
 
     def generate(
@@ -49,15 +49,15 @@ class Engine(Protocol):
         logprobs: bool = False,
         stop: Sequence[str] = (),
     ) -> list[Completion]:
-        """Continue each prompt; the same prompt may stand there many times, with different seeds."""
+        """Return a completion of each prompt; prompts can be equal, with different seeds."""
         ...
 
     def score(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[list[float]]:
-        """Log-probabilities of each continuation's tokens after its prompt, at temperature 1."""
+        """Return the log-probabilities of each continuation's tokens after its prompt, at temperature 1."""
         ...
 
     def close(self) -> None:
-        """Let go of the model's memory."""
+        """Free the model's memory."""
         ...
 
 
@@ -67,7 +67,7 @@ def check_sampling(
     """Check the arguments of `Engine.generate`.
 
     Raises:
-        InvalidValue: A number is out of its range, or there aren't as many seeds as prompts.
+        InvalidValue: A number is out of range, or there aren't as many seeds as prompts.
     """
     if max_new_tokens < 1 or not temperature >= 0.0 or not 0.0 < top_p <= 1.0:
         raise InvalidValue(
@@ -78,17 +78,22 @@ def check_sampling(
 
 
 def check_each(what: str, given: Sequence[object] | None, prompts: Sequence[str]) -> None:
-    """Check that there is one of something for each prompt, if it is given at all.
+    """Check that a sequence, unless it is None, has one item for each prompt.
+
+    Args:
+        what: Name of the items, for the message.
+        given: The sequence.
+        prompts: The prompts.
 
     Raises:
-        InvalidValue: There are more or fewer.
+        InvalidValue: It has more or fewer.
     """
     if given is not None and len(given) != len(prompts):
         raise InvalidValue(f"got {len(given)} {what} for {len(prompts)} prompts; give one each")
 
 
 class LazyEngine:
-    """An engine that is opened at its first `generate` or `score`; its identity is known before."""
+    """An engine that opens another one at the first `generate` or `score`; its identity is known before that."""
 
     def __init__(self, identity: str, opener: Callable[[], Engine]) -> None:
         self.identity = identity
@@ -101,21 +106,21 @@ class LazyEngine:
         return self._engine is not None
 
     def opened(self) -> Engine:
-        """Return the engine, opened now if it wasn't."""
+        """Return the engine; opens it the first time."""
         if self._engine is None:
             self._engine = self._open()
         return self._engine
 
     def generate(self, prompts: Sequence[str], **sampling: Any) -> list[Completion]:
-        """Continue each prompt, as `Engine.generate`."""
+        """See `Engine.generate`."""
         return self.opened().generate(prompts, **sampling) if prompts else []
 
     def score(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[list[float]]:
-        """Log-probabilities of continuations, as `Engine.score`."""
+        """See `Engine.score`."""
         return self.opened().score(prompts, continuations) if prompts else []
 
     def close(self) -> None:
-        """Let go of the model's memory; the next use opens it again."""
+        """Free the model's memory; the next use opens it again."""
         if self._engine is not None:
             self._engine.close()
             self._engine = None

@@ -1,8 +1,8 @@
-"""An engine's calls written down, and answered from that record: with no GPU, model or network.
+"""Record an engine's calls in a file, and answer them from it without GPU, model or network.
 
-A record is one SQLite file. ``llm="record:FILE,LLM"`` asks `LLM` and writes down what it answers (what stands there
-already isn't asked again, so a run that was cut off goes on for free); ``llm="recorded:FILE"`` answers from the file
-alone. The same run gives the same conversations and traces both times, whatever the server did with its seeds.
+A record is one SQLite file. ``llm="record:FILE,LLM"`` asks `LLM` and records its answers; calls that are in the record
+aren't made again, so a run that was interrupted continues at no cost. ``llm="recorded:FILE"`` answers only from the
+file. The same run gives the same conversations and traces both times, whether or not the server heeds seeds.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from chatgym.storage.cache import Cache
 
 VERSION = 1
 IDENTITY = "engine"
-"""Key of the identity of the engine that a record is of."""
+"""Key in a record of the recorded engine's identity."""
 
 
 class RecordedEngine:
-    """Answers from a record, and asks another engine for what isn't there.
+    """Answers calls from a record, and makes those that aren't in it by another engine.
 
-    A call is known by the engine's identity, the prompt, the sampling and the row's seed.
+    The key of a call is made of the engine's identity, the prompt, the sampling settings and the row's seed.
 
     Attributes:
-        cache: The record; `chatgym.words.nlg` keeps the banks of wordings made from its completions there too.
-        engine: What is asked; None when the record has to do.
-        identity: That of the engine recorded, so that traces name the same one.
+        cache: The record; `chatgym.words.nlg` also stores the banks of wordings made from its completions there.
+        engine: The engine to record, or None.
+        identity: The recorded engine's identity, so that traces name the same engine.
     """
 
     def __init__(self, path: str | Path, engine: Engine | None = None) -> None:
         """Open a record.
 
         Args:
-            path: Its file; made when there is an engine to record.
-            engine: What to ask for completions that aren't there.
+            path: The file; created if there is an engine to record.
+            engine: The engine that makes calls which aren't in the record.
 
         Raises:
-            InvalidValue: The file is no record, or one of another engine.
+            InvalidValue: The file is no record, or a record of another engine.
             Corrupted, Unavailable: As `chatgym.storage.cache.Cache`.
         """
         self.path, self.engine = Path(path).expanduser(), engine
@@ -70,10 +70,10 @@ class RecordedEngine:
         logprobs: bool = False,
         stop: Sequence[str] = (),
     ) -> list[Completion]:
-        """Continue prompts, as `chatgym.engines.Engine.generate`; a call that was made before isn't made again.
+        """Continue prompts, see `chatgym.engines.Engine.generate`; recorded calls aren't made again.
 
         Raises:
-            InvalidValue: Not as many seeds as prompts.
+            InvalidValue: There aren't as many seeds as prompts.
             Unavailable: A completion isn't in the record, and there is no engine to ask.
         """
         check_each("seeds", seeds, prompts)
@@ -90,7 +90,7 @@ class RecordedEngine:
             try:
                 made = engine.generate([prompts[i] for i in missing], seeds=[seeds[i] for i in missing], **sampling)
                 answered = dict(enumerate(made))
-            except Unfinished as error:  # what was answered, and paid for, is written down
+            except Unfinished as error:  # what was answered, and paid for, is recorded
                 self._write(keys, missing, error.answered)
                 found = self._stored(keys)
                 error.answered = {row: _completion(found[key]) for row, key in enumerate(keys) if key in found}
@@ -99,10 +99,10 @@ class RecordedEngine:
         return [_completion(found[key]) for key in keys]
 
     def score(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[list[float]]:
-        """Score continuations, as `chatgym.engines.Engine.score`; a call that was made before isn't made again.
+        """Score continuations, see `chatgym.engines.Engine.score`; recorded calls aren't made again.
 
         Raises:
-            InvalidValue: Not as many continuations as prompts.
+            InvalidValue: There aren't as many continuations as prompts.
             Unavailable: A score isn't in the record, and there is no engine to ask.
         """
         check_each("continuations", continuations, prompts)
@@ -127,10 +127,10 @@ class RecordedEngine:
         tools: Sequence[Mapping[str, Any]] = (),
         answered: Answered | None = None,
     ) -> list[Reply]:
-        """Answer chats, as `chatgym.engines.chat.chat`; each reply is written down as soon as it comes.
+        """Answer chats, see `chatgym.engines.chat.chat`; each reply is recorded as soon as it comes.
 
         Raises:
-            InvalidValue: Not as many seeds as chats.
+            InvalidValue: There aren't as many seeds as chats.
             Unavailable: A reply isn't in the record, and there is no engine to ask.
         """
         check_each("seeds", seeds, [""] * len(chats))
@@ -153,7 +153,7 @@ class RecordedEngine:
             engine = self._asked(str(chats[missing[0]][-1].get("content")), len(missing))
             asked, their_seeds = [chats[row] for row in missing], [seeds[row] for row in missing]
             for i, reply in enumerate(chat(engine, asked, seeds=their_seeds, answered=write, **sampling)):
-                if keys[missing[i]] not in found:  # kept by the engine from a call that broke off
+                if keys[missing[i]] not in found:  # kept by the engine from a call that was interrupted
                     write(i, reply)
         return [_reply(found[key]) for key in keys]
 
@@ -164,6 +164,7 @@ class RecordedEngine:
             self.engine.close()
 
     def _asked(self, prompt: str, missing: int) -> Engine:
+        """Return the engine that makes `missing` calls, of which one has this prompt."""
         if self.engine is None:
             raise Unavailable(
                 f"the record {str(self.path)!r} has no answer to {missing} of these calls, such as the prompt "
@@ -173,6 +174,7 @@ class RecordedEngine:
         return self.engine
 
     def _stored(self, keys: Sequence[str]) -> dict[str, Any]:
+        """Return the recorded answers by key."""
         found = {}
         for key in dict.fromkeys(keys):
             if (text := self.cache.get(key)) is not None:
@@ -180,7 +182,7 @@ class RecordedEngine:
         return found
 
     def _write(self, keys: Sequence[str], rows: Sequence[int], answered: dict[int, Completion]) -> dict[str, Any]:
-        """Write completions down; returns what is in the record now, another process may have been first."""
+        """Record completions; returns what is in the record now, since another process may have been first."""
         written = {}
         for i, c in answered.items():
             value = {"text": c.text, "tokens": c.tokens, "logprobs": c.logprobs, "finish_reason": c.finish_reason}
@@ -189,6 +191,7 @@ class RecordedEngine:
         return written
 
     def _parsed(self, text: str) -> Any:
+        """Return a recorded answer from its JSON."""
         try:
             return json.loads(text)
         except ValueError as error:
@@ -197,6 +200,7 @@ class RecordedEngine:
             ) from error
 
     def _key(self, *call: Any) -> str:
+        """Return the key of a call: a SHA-256."""
         parts = json.dumps([VERSION, self.identity, *call], sort_keys=True)
         return hashlib.sha256(parts.encode()).hexdigest()
 

@@ -1,9 +1,10 @@
-"""How the next token is chosen: by temperature and nucleus, with draws that are functions of (seed, position, token).
+"""Sample the next token with temperature and top-p; the draws are functions of (seed, position, token).
 
-Each token that may be chosen gets a waiting time, exponential with its probability as rate; the first to come is
-chosen, token i with probability p_i. Rounding, which differs from batch to batch, then tips the scales only where the
-first two come within a millionth of each other, however many tokens there are. Inverting the cumulated probabilities
-would let it shift the border of every token after, and swap those that are nearly equally likely.
+Each token gets a waiting time, exponentially distributed with its probability as the rate, and the token with the
+shortest time is sampled: token i with probability p_i. Probabilities differ by rounding from batch to batch; this
+changes a token only where the two shortest times are within a millionth of each other, however many tokens there are.
+Inverting the cumulative distribution instead would let rounding shift the borders of all later tokens, and swap tokens
+that are nearly equally likely.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ SAMPLE = 0
 """Purpose of the draw that chooses a token, see `chatgym.dynamics.rng`."""
 
 NUCLEUS = 1024
-"""How many of the likeliest tokens leave the GPU at first; they hold nearly always all that top-p keeps."""
+"""How many of the likeliest tokens are first copied from the GPU; nearly always, top-p keeps none but these."""
 
 FAR = ("cuda",)
-"""Kinds of device from which a whole distribution is slow to fetch: there the likeliest tokens are picked first."""
+"""Device types from which copying a whole distribution is slow: there the likeliest tokens are selected first."""
 
 BINS = 4096
-"""A float's sign, exponent and first four digits: bins of probabilities, in their order."""
+"""Bins of probabilities: the 12 highest bits of a float32 (sign, exponent, 3 bits of the fraction)."""
 
 COLDEST = 1e-5
-"""Below this temperature the likeliest token is taken: dividing by it would overflow."""
+"""Below this temperature the likeliest token is taken: dividing logits by it would overflow."""
 
 
 def choose(
@@ -41,19 +42,17 @@ def choose(
     temperatures: npt.NDArray[np.float64],
     top_ps: npt.NDArray[np.float64],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Choose a token for each row.
-
-    What a row gets depends on nothing of the other rows (Holtzman et al. 2020 for `top_ps`).
+    """Sample a token for each row; a row's token doesn't depend on the other rows.
 
     Args:
         logits: float32[B, V].
-        seeds: uint64[B].
-        positions: int64[B], of the token in its continuation.
-        temperatures: float64[B].
-        top_ps: float64[B].
+        seeds: uint64[B], seeds of the rows.
+        positions: int64[B], how many tokens each row has already.
+        temperatures: float64[B]; 0 takes the likeliest token.
+        top_ps: float64[B], see Holtzman et al. 2020.
 
     Returns:
-        Tokens int64[B], and their log-probabilities under what was sampled from, float32[B].
+        Token ids, int64[B], and their log-probabilities under the distribution sampled from, float32[B].
     """
     warm = np.flatnonzero(temperatures >= COLDEST)
     if len(warm) < len(logits):
@@ -69,7 +68,12 @@ def choose(
 
 
 def nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Return the fewest of the likeliest tokens that have `top_p` together, bool[B, V], of float32[B, V]."""
+    """Return which tokens top-p keeps, bool[B, V]: the fewest of the likeliest whose probabilities reach `top_p`.
+
+    Args:
+        probabilities: float32[B, V].
+        top_p: In (0, 1].
+    """
     if top_p >= 1:
         return probabilities > 0
     chances = probabilities.cpu().contiguous().numpy()
@@ -83,6 +87,7 @@ def _draw(
     temperatures: npt.NDArray[np.float64],
     top_ps: npt.NDArray[np.float64],
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sample tokens at temperatures above 0; arguments and results as of `choose`, logits float32[B, V]."""
     everything = (logits / torch.from_numpy(temperatures).to(logits)[:, None]).softmax(-1)  # (B, V)
     every = np.arange(everything.shape[-1])[None]
     if everything.device.type not in FAR:
@@ -102,7 +107,16 @@ def _first(
     probabilities: torch.Tensor, tokens: npt.NDArray[np.int64], top_ps: npt.NDArray[np.float64],
     seeds: npt.NDArray[np.uint64], positions: npt.NDArray[np.int64],
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """Draw from float32[B, K] for tokens int64[B, K] or int64[1, K]; returns tokens and log-probabilities, [B]."""
+    """Sample from K candidates a row.
+
+    Args:
+        probabilities: float32[B, K].
+        tokens: int64[B, K], ids of the candidates; int64[1, K] if all rows have the same.
+        top_ps, seeds, positions: [B], see `choose`.
+
+    Returns:
+        Token ids, int64[B], and log-probabilities, float32[B].
+    """
     chances = probabilities.cpu().contiguous().numpy()
     bits = chances.view(np.int32)
     chosen, logprobs = _race(chances, bits, tokens, top_ps, seeds, positions.astype(np.int64))
@@ -118,6 +132,7 @@ def _race(
     seeds: npt.NDArray[np.uint64],
     positions: npt.NDArray[np.int64],
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Sample as `_first`, int64[B] and float32[B]; `bits` are the bits of `probabilities`, int32[B, K]."""
     chosen = np.zeros(probabilities.shape[0], np.int64)
     logprobs = np.zeros(probabilities.shape[0], np.float32)
     for row in range(probabilities.shape[0]):
@@ -147,10 +162,16 @@ def _race(
 def _nucleus(
     probabilities: npt.NDArray[np.float32], bits: npt.NDArray[np.int32], top_p: float
 ) -> tuple[float, int, float]:
-    """Find the fewest of the likeliest tokens that have `top_p` together, with nothing sorted but those at the edge.
+    """Find the threshold of top-p in one row, sorting only the tokens of the bin that it lies in.
+
+    Args:
+        probabilities: float32[K].
+        bits: int32[K], the probabilities' bits.
+        top_p: Below 1.
 
     Returns:
-        The least probability among them, how many of those that have just it, and their probability together.
+        The least probability kept, how many of the tokens that have exactly this probability are kept, and the sum of
+        the probabilities kept.
     """
     shift = 19  # leaves 12 bits: BINS
     mass = np.zeros(BINS)
@@ -173,6 +194,7 @@ def _nucleus(
 
 @nb.njit(cache=True)
 def _nuclei(probabilities: npt.NDArray[np.float32], bits: npt.NDArray[np.int32], top_p: float) -> npt.NDArray[np.bool_]:
+    """Return which tokens top-p keeps, bool[B, K], of float32[B, K] and its bits, int32[B, K]; see `nucleus`."""
     kept = np.zeros(probabilities.shape, np.bool_)
     for row in range(probabilities.shape[0]):
         least, ties, _ = _nucleus(probabilities[row], bits[row], top_p)

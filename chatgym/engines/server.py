@@ -1,4 +1,4 @@
-"""One request to an OpenAI-compatible server, made once: which endpoint, which key, and what a refusal means."""
+"""Single requests to an OpenAI-compatible server: its endpoints, the key, and what its errors mean."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from chatgym.errors import Unavailable, Unfinished
 from chatgym.storage import model_store
 
 REFUSALS = ("content_filter", "context_length_exceeded")
-"""Codes of errors that are about one chat: it has no answer then, and the others go on."""
+"""Error codes that concern one chat: it gets an empty reply, and the others go on."""
 
 
 class TryAgain(Exception):
-    """A request failed for now.
+    """A request failed temporarily.
 
     Attributes:
-        after: Seconds that the server asks to wait, if it does.
-        mistaken: Whether the URL looks wrong rather than the server busy.
+        after: Seconds that the server asks to wait, or None.
+        mistaken: Whether the URL looks wrong, rather than the server busy.
     """
 
     def __init__(self, message: str, *, after: float | None = None, mistaken: bool = False) -> None:
@@ -32,14 +32,14 @@ class TryAgain(Exception):
 
 
 class Server:
-    """A model behind a URL, asked through the official client library.
+    """A model behind a URL, through the official client library.
 
     Attributes:
-        url: Of the API.
-        model: The model's name there.
-        endpoint: Of prompts: ``"completions"`` or ``"chat"``, empty until one of them answered.
+        url: URL of the API.
+        model: The model's name on the server.
+        endpoint: Endpoint for prompts, ``"completions"`` or ``"chat"``; empty until one of them has answered.
         chatted: Whether a chat was ever answered.
-        reached: Whether anything ever answered.
+        reached: Whether the server ever answered.
     """
 
     def __init__(self, url: str, model: str, clock: Callable[[], float]) -> None:
@@ -55,11 +55,11 @@ class Server:
         self._made_for: tuple[int, float] = (0, 0.0)  # process and timeout
 
     def ask(self, job: Job) -> Any:
-        """Make one request; returns the JSON of the answer.
+        """Send one request, and return its answer, from JSON.
 
         Raises:
-            TryAgain: It failed for now.
-            Unfinished: It is refused, which no repetition mends.
+            TryAgain: It failed temporarily.
+            Unfinished: The server refuses it.
         """
         import openai
 
@@ -75,9 +75,9 @@ class Server:
                         "usage": {"prompt_tokens": 0, "completion_tokens": 0},
                     }
                 if missing and endpoint == "completions" and self.model in (self._models() or [self.model]):
-                    endpoint = "chat"  # of OpenAI's own models, most have but this one
+                    endpoint = "chat"  # most of OpenAI's own models have only this one
                 elif error.status_code == 400 and "max_completion_tokens" in str(error) and self._limit == "max_tokens":
-                    self._limit = "max_completion_tokens"  # the name that OpenAI's reasoning models know
+                    self._limit = "max_completion_tokens"  # the name for OpenAI's reasoning models
                 else:
                     self._refused(error)
             else:
@@ -88,6 +88,7 @@ class Server:
                 return answer
 
     def _post(self, endpoint: str, job: Job) -> Any:
+        """Send a request to an endpoint, and return its answer, from JSON; raises `TryAgain` or the client's error."""
         import openai
 
         body = job.body(endpoint)
@@ -113,7 +114,7 @@ class Server:
         return answer
 
     def _refused(self, error: Any) -> NoReturn:
-        """Say what to do about a status that no repetition mends."""
+        """Raise `Unfinished` with the remedy for a status that repeating doesn't change."""
         status = error.status_code
         if status in (401, 403):
             key = "refuses the key in OPENAI_API_KEY" if api_key() else "wants a key, and OPENAI_API_KEY is not set"
@@ -133,7 +134,7 @@ class Server:
         raise Unfinished(self._clean(f"the server at {self.url} refuses the request: {error}")) from None
 
     def _models(self) -> list[str]:
-        """Return the names of the server's models; empty when it doesn't tell."""
+        """Return the names of the server's models; empty if it doesn't list them."""
         import openai
 
         try:
@@ -143,7 +144,10 @@ class Server:
             return []
 
     def connect(self, timeout: float) -> None:
-        """Open a client, one of its own in a forked child: two processes can't share a connection.
+        """Open a client, unless one is open; a forked child opens its own, since processes can't share connections.
+
+        Args:
+            timeout: Seconds.
 
         Raises:
             Unavailable: ``CHATGYM_OFFLINE`` forbids it.
@@ -155,7 +159,7 @@ class Server:
             )
         if self._client is not None and self._made_for == (os.getpid(), timeout):
             return
-        state = random.getstate()  # which older releases of the library change while they are imported
+        state = random.getstate()  # older releases of the library change it while they are imported
         import openai
 
         random.setstate(state)
@@ -165,14 +169,14 @@ class Server:
             base_url=self.url,
             api_key=key or "none",
             timeout=timeout,
-            max_retries=0,  # the engine repeats: it counts, and waits as long as it is told
-            # A proxy from the environment leads out of this machine.
+            max_retries=0,  # the engine repeats requests itself, and counts them
+            # A proxy of the environment can't reach servers on this machine.
             http_client=openai.DefaultHttpxClient(trust_env=not self._loopback),
         )
         self._made_for = (os.getpid(), timeout)
 
     def take_adapter(self, folder: Path) -> None:
-        """Have the server load a LoRA adapter under the model's name, in the place of the one before.
+        """Have the server load a LoRA adapter under the model's name, in place of the one before.
 
         Raises:
             TryAgain, Unfinished: See `ask`.
@@ -201,6 +205,6 @@ class Server:
         self._client = None
 
     def _clean(self, message: str) -> str:
-        """Return what a server said without the key, which some repeat, on one line."""
+        """Return a server's message on one line, without the key, which some servers repeat."""
         key = api_key()
         return " ".join((message.replace(key, "***") if key else message).split())[:300]

@@ -1,4 +1,4 @@
-"""A model's tokenizer, and the token that ends a turn of a chat."""
+"""A model's tokenizer, without loading the model or the transformers library."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from chatgym.errors import InvalidValue
 from chatgym.storage import model_store
 
 END = "<|im_end|>"
-"""Ends a turn in ChatML."""
+"""The text that ends a turn in ChatML."""
 
 
 class ChatTokenizer:
-    """A model's tokenizer, and how it writes a conversation.
+    """A model's tokenizer, and its token that ends a turn of a chat.
 
     Attributes:
-        name: As in ``tokenizer=...``.
-        sha256: Of its file.
+        name: Its name, as in ``tokenizer=...``.
+        sha256: SHA-256 of its file.
         size: Number of token ids.
-        end: The id that ends a turn.
+        end: Id of the token that ends a turn.
     """
 
     def __init__(self, name: str) -> None:
         """Load ``tokenizer.json`` of a stored model, or of a folder ("hf:" may stand before it).
 
         Raises:
-            InvalidValue: When there is no such file, or it can't be read.
-            Unavailable: When a stored model isn't here and can't be fetched.
+            InvalidValue: There is no such file, or it can't be read.
+            Unavailable: A stored model isn't here and can't be fetched.
         """
         from tokenizers import Tokenizer
 
@@ -50,16 +50,17 @@ class ChatTokenizer:
         self.end = self._end(folder)
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text, without anything added."""
+        """Return a text's token ids, without added special tokens."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids."""
+        """Return the text of token ids, without special tokens."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
     def _end(self, folder: Path) -> int:
+        """Return the id of the token that ends a turn: `END`, else the end-of-text token of the configuration."""
         known = self._tokenizer.token_to_id(END)
         if known is not None:
             return int(known)
@@ -68,10 +69,12 @@ class ChatTokenizer:
             found: Any = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
             if found is not None:
                 return int(found[0] if isinstance(found, list) else found)
-        raise InvalidValue(f"the tokenizer in {folder} names no token that ends a turn (eos_token_id)")
+        raise InvalidValue(
+            f"the tokenizer in {folder} names no token that ends a turn; set eos_token_id in its config.json"
+        )
 
 
 @functools.cache
 def tokenizer_of(name: str) -> ChatTokenizer:
-    """Return the process's tokenizer of a name."""
+    """Return a tokenizer by name, loaded once a process."""
     return ChatTokenizer(name)

@@ -1,6 +1,6 @@
 """An engine in this process: a causal language model of the transformers library.
 
-`chatgym.engines.batch` is its decode loop: each distinct prompt is read once, a row leaves as soon as it is done.
+Its decode loop is `chatgym.engines.batch`.
 """
 
 from __future__ import annotations
@@ -23,25 +23,24 @@ from chatgym.engines.protocol import Completion, check_each, check_sampling
 from chatgym.errors import InvalidValue, unknown
 
 SCORED = 2048
-"""Tokens whose logits are held at once while scoring: 400 MB with 49,152 tokens in the vocabulary."""
-
+"""Most tokens whose logits are in memory at once while scoring: 400 MB with a vocabulary of 49,152."""
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
-"""float64 is for comparing runs: there no rounding ever decides which token is drawn."""
+"""Values of ``CHATGYM_DTYPE``. float64 is for comparing runs: there rounding never decides which token is sampled."""
 
 
 def pick_device() -> torch.device:
-    """Return the GPU, if there is one, else the CPU."""
+    """Return the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def pick_dtype(device: torch.device) -> torch.dtype:
-    """Return bfloat16 where the hardware computes in it, else float32 (emulated bfloat16 is slower).
+    """Return bfloat16 if the hardware computes in it, else float32, which is faster than emulated bfloat16.
 
-    The environment variable ``CHATGYM_DTYPE`` decides it otherwise.
+    The environment variable ``CHATGYM_DTYPE`` overrides this.
 
     Raises:
-        InvalidValue: When it names none of `DTYPES`.
+        InvalidValue: ``CHATGYM_DTYPE`` is none of `DTYPES`.
     """
     asked = os.environ.get("CHATGYM_DTYPE")
     if asked:
@@ -56,7 +55,7 @@ def pick_dtype(device: torch.device) -> torch.dtype:
 
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Load models in it without a progress bar, and without a trace in torch's global random state."""
+    """While the block loads models, show no progress bar, and restore torch's global random state after it."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -70,17 +69,17 @@ def quiet_loading() -> Iterator[None]:
 
 
 class TransformersEngine:
-    """A model in a folder (safetensors; never pickled weights, never code of the model's own).
+    """A causal language model loaded from a folder; it reads only safetensors, and never runs code from the folder.
 
     Attributes:
-        identity: Name and revision.
+        identity: Name and revision of the model.
         device: Where it computes.
-        dtype: Of its weights.
-        model: The causal language model.
+        dtype: Dtype of its weights.
+        model: The model, of the transformers library.
         tokenizer: Its tokenizer.
-        ends: Tokens that end a text.
-        context: Most tokens of a prompt and its continuation together.
-        prefixes: The beginnings of prompts that it read last.
+        ends: Token ids that end a text.
+        context: The most tokens that a prompt and its continuation have together.
+        prefixes: The last prompts, with their keys and values.
     """
 
     def __init__(
@@ -90,8 +89,8 @@ class TransformersEngine:
 
         Args:
             folder: Configuration, tokenizer and weights, as `save_pretrained` writes them.
-            identity: Name and revision.
-            dtype: Of the weights; `pick_dtype` when None.
+            identity: Name and revision of the model.
+            dtype: Dtype of the weights; `pick_dtype` when None.
             adapter: Folder of a LoRA adapter to merge into them (`chatgym.engines.adapter`).
         """
         self.device = pick_device()
@@ -111,7 +110,7 @@ class TransformersEngine:
         self._plain: dict[str, torch.Tensor] = {}  # weights as they were before an adapter was exchanged
 
     def exchange_adapter(self, folder: Path) -> None:
-        """Merge an adapter in the place of the one exchanged before; nothing may be computed meanwhile.
+        """Replace the adapter of the last call by another one. No other thread may use the model meanwhile.
 
         Raises:
             Corrupted: See `chatgym.engines.adapter.merge`.
@@ -120,7 +119,7 @@ class TransformersEngine:
         self.prefixes = Prefixes(self)
 
     def _load_model(self, folder: Path, dtype: torch.dtype) -> Any:
-        """Return the model in evaluation mode, on `self.device`; where another engine hands in its own."""
+        """Return the model in evaluation mode on `self.device`; subclasses load theirs here."""
         with quiet_loading():
             model: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
@@ -148,14 +147,14 @@ class TransformersEngine:
             temperature: 0 takes the likeliest token.
             top_p: Sample among the likeliest tokens that have this probability together (Holtzman et al. 2020).
             seeds: B numbers below 2**64; the row's number when None.
-            logprobs: Whether to return the log-probability of each token, under the distribution sampled from.
+            logprobs: Whether to return each token's log-probability, under the distribution sampled from.
             stop: A continuation ends before the first of these that it contains.
 
         Returns:
             B completions.
 
         Raises:
-            InvalidValue: A number out of its range, or a prompt that leaves no room in the model's context.
+            InvalidValue: A number is out of range, or a prompt leaves no room in the model's context.
         """
         check_sampling(prompts, max_new_tokens, temperature, top_p, seeds)
         if not prompts:
@@ -181,7 +180,7 @@ class TransformersEngine:
         """Score continuations, as `chatgym.engines.Engine.score`.
 
         Raises:
-            InvalidValue: Not as many continuations as prompts.
+            InvalidValue: There aren't as many continuations as prompts.
         """
         check_each("continuations", continuations, prompts)
         if not prompts:
@@ -193,17 +192,17 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def score_tokens(self, sequences: Sequence[Sequence[int]], alternatives: int = 0) -> list[list[Alternatives]]:
-        """Say what the model thinks of each token, at temperature 1, given those before it.
+        """Return the log-probability of each token given those before it, at temperature 1.
 
         Args:
-            sequences: B sequences of tokens.
-            alternatives: How many of the likeliest tokens to name at each position.
+            sequences: B sequences of token ids.
+            alternatives: How many of the likeliest tokens to report at each position.
 
         Returns:
-            For each sequence of n tokens n - 1 reports, of all but the first.
+            For each sequence of n tokens, n - 1 reports, for all tokens but the first.
 
         Raises:
-            InvalidValue: A sequence longer than the model's context.
+            InvalidValue: A sequence is longer than the model's context.
         """
         ids, mask = self.pad(sequences)
         cache, found = self.new_cache(), []
@@ -218,23 +217,23 @@ class TransformersEngine:
         return [row[len(row) - len(sequence) + 1 :] for row, sequence in zip(rows, sequences, strict=True)]
 
     def close(self) -> None:
-        """Let go of the model's memory."""
+        """Free the model's memory."""
         self.model, self.prefixes = None, Prefixes(self)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def tokens(self, text: str) -> list[int]:
-        """Tokenize a prompt; one that is empty becomes a token that ends texts, so that there is one to begin from."""
+        """Return a prompt's token ids; of an empty prompt one end-of-text token, so that there is one to continue."""
         return self.tokenizer(text)["input_ids"] or [min(self.ends, default=0)]
 
     def text(self, tokens: Sequence[int], stop: Sequence[str] = ()) -> str:
-        """Write tokens as text, without those that end it, up to the first stop string."""
+        """Return the text of token ids, without end-of-text tokens, up to the first stop string."""
         text: str = self.tokenizer.decode([token for token in tokens if token not in self.ends])
         found = [at for s in stop if (at := text.find(s)) >= 0]
         return text[: min(found)] if found else text
 
     def pad(self, sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return ids and mask, int64[B, T], padded on the left.
+        """Return B sequences of token ids as ids and mask, int64[B, T], padded on the left.
 
         Raises:
             InvalidValue: A sequence longer than the model's context.
@@ -242,7 +241,7 @@ class TransformersEngine:
         longest = max(map(len, sequences))
         if longest > self.context:
             raise InvalidValue(
-                f"{longest} tokens are more than the model's context of {self.context}; shorten the text"
+                f"a text of {longest} tokens is longer than the model's context of {self.context}; shorten it"
             )
         ids = torch.zeros(len(sequences), longest, dtype=torch.long)
         mask = torch.zeros_like(ids)
@@ -252,22 +251,19 @@ class TransformersEngine:
         return ids.to(self.device), mask.to(self.device)
 
     def new_cache(self) -> DynamicCache:
-        """Return a cache of keys and values without rows."""
+        """Return an empty key-value cache."""
         return new_cache(self.model.config)
 
     def forward(
         self, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache, *, every: bool = False
     ) -> torch.Tensor:
-        """Append tokens to a cache.
+        """Return logits, float32[B, V] (float32[B, N, V] if `every`), see `LoadedModel.forward`.
 
         Args:
-            ids: int64[B, N], the tokens to append.
-            mask: int64[B, T], 0 where padding is, for all tokens with those appended.
-            cache: Of the T - N tokens before.
-            every: Whether to return the logits after every one of the tokens.
-
-        Returns:
-            The logits after the last token, float32[B, V], or after each, float32[B, N, V].
+            ids: int64[B, N], the new tokens.
+            mask: int64[B, T], 0 for padding, the N new columns included.
+            cache: Keys and values of the T - N tokens before; those of the new ones are appended.
+            every: Return the logits after each new token instead of after the last one.
         """
         output = self.model(
             ids,
@@ -282,5 +278,5 @@ class TransformersEngine:
 
 
 def _positions(mask: torch.Tensor) -> torch.Tensor:
-    """Return the position of each token, int64[B, T], padding on the left not counted."""
+    """Return each token's position without the padding, int64[B, T], for a mask int64[B, T]."""
     return (mask.cumsum(-1) - 1).clamp(min=0)

@@ -1,4 +1,4 @@
-"""What is asked of an OpenAI-compatible server, and what its answers say."""
+"""Requests to an OpenAI-compatible server as JSON, and reading its answers."""
 
 from __future__ import annotations
 
@@ -18,10 +18,16 @@ from chatgym.errors import InvalidValue, Unfinished
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked of the server for one row.
+    """The request for one row.
 
-    With `echo`, the prompt's own log-probabilities. In place of a prompt, `chat` has messages and tools as JSON, `ids`
-    the prompt's tokens.
+    Attributes:
+        prompt: Text of the prompt.
+        most: The most new tokens.
+        temperature, top_p, seed, stop: Sampling settings, see `chatgym.engines.Engine.generate`.
+        logprobs: Whether to ask for log-probabilities.
+        echo: Whether to ask for the prompt's own log-probabilities.
+        chat: Messages and tools as JSON, in place of a prompt.
+        ids: The prompt's token ids, in place of its text.
     """
 
     prompt: str
@@ -37,11 +43,11 @@ class Job:
 
     @property
     def most_prompt(self) -> int:
-        """Most tokens of the prompt, but for a server's chat template: no token is shorter than a byte."""
+        """The most tokens that the prompt can have, without a chat template: no token is shorter than a byte."""
         return len(self.ids) or len((self.chat or self.prompt).encode("utf-8", "replace"))
 
     def body(self, endpoint: str) -> dict[str, Any]:
-        """Return the arguments of a request to ``"completions"`` or ``"chat"``, without model and length."""
+        """Return the parameters of a request to ``"completions"`` or ``"chat"``, without model and length."""
         chat = endpoint == "chat"
         body: dict[str, Any] = {"temperature": self.temperature}
         if self.chat:
@@ -51,17 +57,19 @@ class Job:
         else:
             body |= {"messages": [{"role": "user", "content": self.prompt}]} if chat else {"prompt": self.prompt}
         body |= {"seed": self.seed} if self.seed is not None else {}
-        body |= {"top_p": self.top_p} if self.top_p < 1.0 else {}  # what says nothing is left out: some refuse it
-        body |= {"stop": list(self.stop[:4])} if self.stop else {}  # more than four are refused; `completion` cuts
+        body |= (
+            {"top_p": self.top_p} if self.top_p < 1.0 else {}
+        )  # the default is left out: some servers refuse the parameter
+        body |= {"stop": list(self.stop[:4])} if self.stop else {}  # servers refuse more than four; `completion` cuts
         body |= {"logprobs": True if chat else 1} if self.logprobs else {}
         return body | ({"echo": True} if self.echo else {})
 
 
 def api_key() -> str:
-    """Return the key of the environment; empty when there is none.
+    """Return ``OPENAI_API_KEY`` of the environment; empty if it isn't set.
 
     Raises:
-        InvalidValue: It can't stand in a header.
+        InvalidValue: It holds characters that a header can't.
     """
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     if not (key.isascii() and key.isprintable()):
@@ -71,10 +79,10 @@ def api_key() -> str:
 
 @functools.cache
 def checked_url(url: str) -> tuple[str, bool]:
-    """Return a URL as it is used, and whether it is on this machine.
+    """Return a normalised URL, and whether it is on this machine.
 
     Raises:
-        InvalidValue: It is none, or holds credentials.
+        InvalidValue: It is malformed, or holds credentials.
     """
     try:
         parts = urlsplit(url.strip())
@@ -96,7 +104,7 @@ def checked_url(url: str) -> tuple[str, bool]:
 
 
 def completion(job: Job, answer: Any) -> Completion:
-    """Return what an answer says, of either endpoint."""
+    """Return the completion in an answer of either endpoint."""
     choice = answer["choices"][0]
     said = choice["message"]["content"] if "message" in choice else choice["text"]
     text = "" if said is None else said
@@ -112,7 +120,7 @@ def completion(job: Job, answer: Any) -> Completion:
 
 
 def replied(job: Job, answer: Any) -> Reply:
-    """Return what an answer to a chat says; whatever it makes of tools is a call, if only of one without a name."""
+    """Return the reply in an answer to a chat; a malformed tool call becomes a call with an empty name."""
     choice = answer["choices"][0]
     message = choice["message"]
     text, stated = message.get("content"), message.get("tool_calls")
@@ -123,10 +131,10 @@ def replied(job: Job, answer: Any) -> Reply:
 
 
 def sampled(job: Job, answer: Any) -> tuple[list[int], list[float]]:
-    """Return the tokens of a continuation, that which ended it included, and their log-probabilities.
+    """Return a continuation's token ids, with the end-of-text token, and their log-probabilities.
 
     Raises:
-        Unfinished: The server doesn't state them.
+        Unfinished: The server doesn't report them.
     """
     choice = answer["choices"][0]
     ids, likely = choice.get("token_ids"), _logprobs(choice.get("logprobs") or {})
@@ -139,6 +147,7 @@ def sampled(job: Job, answer: Any) -> tuple[list[int], list[float]]:
 
 
 def _logprobs(stated: Any) -> tuple[float, ...] | None:
+    """Return the log-probabilities in an answer of either endpoint, or None."""
     if stated.get("content") is not None:  # of a chat
         return tuple(float(token["logprob"]) for token in stated["content"])
     values = stated.get("token_logprobs")
@@ -146,10 +155,10 @@ def _logprobs(stated: Any) -> tuple[float, ...] | None:
 
 
 def echoed(job: Job, answer: Any) -> list[tuple[int, int, float]]:
-    """Return begin, end (in characters) and log-probability of each token of the prompt but the first.
+    """Return begin and end (in characters) and log-probability of each token of the prompt but the first.
 
     Raises:
-        Unfinished: The server doesn't do that.
+        Unfinished: The server doesn't report them.
     """
     choice = answer["choices"][0]
     stated = choice.get("logprobs") or {}

@@ -1,5 +1,5 @@
-"""Training of language models: from conversations to a model in a folder, by DeepSpeed.
+"""Training of language models by DeepSpeed: from conversations to a model in a folder.
 
-Read in this order: `dialogues` (conversations as messages), `packing` (messages as rows of token ids), `models` (what
-is trained), `loop` (how), `sft` (supervised fine-tuning, the first step of RLHF).
+Read in this order: `dialogues` (conversations as messages), `packing` (messages as rows of token ids), `models` (the
+model and its loss), `loop` (optimizer steps and checkpoints), `sft` (supervised fine-tuning, the first step of RLHF).
 """

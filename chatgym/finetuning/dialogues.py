@@ -1,4 +1,4 @@
-"""Conversations as lists of messages: read from a file, or held by an agent."""
+"""Conversations as lists of messages, read from a file or held by an agent."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ ROLES = ("system", "user", "assistant")
 ROWS = 512
 """Conversations held side by side."""
 
-_WANDER, _WHERE = rng.PURPOSES - 3, rng.PURPOSES - 2  # purposes of the draws that make an agent take another act
+_WANDER, _WHERE = rng.PURPOSES - 3, rng.PURPOSES - 2  # purposes of the draws of random acts
 
 
 def read(path: Path) -> list[Dialogue]:
     """Read conversations, JSON lines of ``{"messages": [...]}``.
 
     Raises:
-        InvalidValue: A line is something else, or no line has a message of the assistant to learn from; names the line.
+        InvalidValue: The file can't be read, or a line is no conversation with a message of the assistant.
     """
     dialogues: list[Dialogue] = []
     try:
@@ -47,7 +47,7 @@ def read(path: Path) -> list[Dialogue]:
 
 
 def write(path: Path, dialogues: Iterable[Dialogue]) -> None:
-    """Write conversations so that `read` reads them."""
+    """Write conversations in the form that `read` reads."""
     lines = [json.dumps({"messages": [dict(one) for one in messages]}, ensure_ascii=False) for messages in dialogues]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -62,19 +62,19 @@ def held_by(
     llm: Any = "template",
     progress: Callable[[int], None] | None = None,
 ) -> list[Dialogue]:
-    """Let an agent hold conversations, and write down what was said.
+    """Let an agent hold conversations, and return them.
 
     Args:
-        agent: Any agent; where it chooses acts, its words are the scenario's own sentences.
-        task: Scenario and arguments.
-        conversations: N, how many.
-        seed: Seed of the first; the i-th has ``seed + i``.
-        wander: Share of turns in which the agent takes any other act that makes sense: an imperfect teacher.
-        llm: Who words the partner, as in `chatgym.envs.chat_env.ChatEnv`.
-        progress: Called with the number of conversations that have ended.
+        agent: The agent; if it chooses acts, its words are the scenario's own sentences.
+        task: Scenario and arguments of the environment.
+        conversations: N, the number of conversations.
+        seed: Seed of the first conversation; the i-th has ``seed + i``.
+        wander: Share of turns in which a random allowed act replaces the agent's, which makes an imperfect teacher.
+        llm: Model that generates the partner's utterances, see `chatgym.envs.chat_env.ChatEnv`.
+        progress: Called with the number of finished conversations.
 
     Returns:
-        N conversations; each begins with the partner and ends with the agent.
+        N conversations, each from the partner's first message to the agent's last.
     """
     dialogues: list[Dialogue] = []
     envs = None
@@ -90,6 +90,7 @@ def held_by(
 def _hold(
     agent: Agent, envs: ChatVectorEnv, seed: int, wander: float, progress: Callable[[int], None] | None
 ) -> list[list[Message]]:
+    """Hold one conversation in each environment; arguments as of `held_by`."""
     room = envs.room
     observations, infos = envs.reset(seed=seed)
     masks, going = infos.get("action_mask"), np.ones(envs.num_envs, bool)
@@ -115,7 +116,7 @@ def _hold(
 
 
 def _checked(line: str, where: str) -> Dialogue:
-    """Return a line's messages."""
+    """Return the messages in a line, or raise `InvalidValue`, which names the line by `where`."""
     try:
         found = json.loads(line)
     except ValueError as error:
@@ -128,5 +129,5 @@ def _checked(line: str, where: str) -> Dialogue:
         if role not in ROLES or not isinstance(content, str):
             raise InvalidValue(f"{where}: a message needs a role ({', '.join(ROLES)}) and a text as content")
     if all(message["role"] != "assistant" for message in messages):
-        raise InvalidValue(f"{where}: no message of the assistant, so there is nothing to learn from")
+        raise InvalidValue(f"{where}: no message of the assistant; SFT learns only those, so leave the line out")
     return messages

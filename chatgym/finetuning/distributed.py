@@ -1,4 +1,4 @@
-"""Several processes that train together: their ranks, and what they agree on.
+"""Processes that train together: their ranks, and values that they exchange.
 
 A launcher starts them (`chatgym.finetuning.launch`) and sets RANK and WORLD_SIZE.
 """
@@ -12,22 +12,22 @@ from chatgym.errors import Unavailable
 
 
 def rank() -> int:
-    """Return the number of this process, as a launcher set it."""
+    """Return this process's rank, from RANK."""
     return int(os.environ.get("RANK", "0"))
 
 
 def processes() -> int:
-    """Return how many processes train together, as a launcher set it."""
+    """Return the number of processes, from WORLD_SIZE."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def first() -> bool:
-    """Tell whether this is the process that keeps the run."""
+    """Return whether this process has rank 0, the one that writes the run folder."""
     return rank() == 0
 
 
 def largest(value: float) -> float:
-    """Return the largest of a number over the processes; each has to ask."""
+    """Return the maximum of a number over the processes; all of them have to call it."""
     if processes() == 1:
         return value
     import torch
@@ -38,12 +38,12 @@ def largest(value: float) -> float:
 
 
 def anywhere(here: bool) -> bool:
-    """Tell whether something is so in any of the processes; each has to ask."""
+    """Return whether `here` is true in any process; all of them have to call it."""
     return bool(largest(float(here)))
 
 
 def join() -> None:
-    """Wait until all processes are here; one alone goes on at once."""
+    """Wait until all processes have called this."""
     if processes() > 1:
         import torch
 
@@ -52,7 +52,7 @@ def join() -> None:
 
 
 def initialize() -> Any:
-    """Import DeepSpeed, join the other processes; a process alone needs no launcher and no port."""
+    """Join the other processes, and return the module deepspeed; a single process needs no launcher and no port."""
     import torch
 
     from chatgym.engines.deepspeed import import_deepspeed
@@ -61,7 +61,7 @@ def initialize() -> Any:
         deepspeed = import_deepspeed()
     except ImportError as error:
         raise Unavailable("training needs DeepSpeed: pip install deepspeed") from error
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed requires it
     if not torch.distributed.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         if torch.cuda.is_available():

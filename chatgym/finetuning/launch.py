@@ -1,4 +1,4 @@
-"""Several processes on one machine, started by DeepSpeed's launcher."""
+"""Start training processes on one machine by DeepSpeed's launcher."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from chatgym.errors import Unavailable
 
 
 def launch(kind: str, folder: Path, processes: int) -> None:
-    """Train the run in a folder by several processes, and wait for them.
+    """Train the run in a folder by several processes, and wait until they end.
 
     On several machines start ``deepspeed --hostfile FILE --module chatgym.cli.worker KIND FOLDER`` instead.
 
     Args:
-        kind: What the folder holds: ``"sft"``, ``"reward"`` or ``"train"``.
-        folder: The run.
-        processes: How many.
+        kind: Kind of the run: ``"sft"``, ``"reward"`` or ``"train"``.
+        folder: The run folder.
+        processes: Number of processes.
 
     Raises:
-        Unavailable: One of them failed; it said why.
+        Unavailable: A process failed; it has printed why.
         KeyboardInterrupt: After Ctrl-C.
     """
     world = base64.urlsafe_b64encode(json.dumps({"localhost": list(range(processes))}).encode()).decode()
@@ -37,14 +37,15 @@ def launch(kind: str, folder: Path, processes: int) -> None:
     with subprocess.Popen(command, env={**threads, **os.environ}, stdout=subprocess.DEVNULL) as process:
         try:
             code = process.wait()
-        except KeyboardInterrupt:  # the processes got it, too, and write a checkpoint
+        except KeyboardInterrupt:  # the processes got the signal, too, and write a checkpoint
             process.wait()
             raise
     if code:
-        raise Unavailable(f"one of the {processes} processes ended with code {code}; what it said stands above")
+        raise Unavailable(f"one of the {processes} processes ended with code {code}; see its message above")
 
 
 def _free_port() -> int:
+    """Return a free TCP port of this machine."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

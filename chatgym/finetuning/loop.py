@@ -1,8 +1,8 @@
-"""The training loop's engine: a module under DeepSpeed, its optimizer, schedule and exact checkpoints.
+"""Optimizer steps of a module under DeepSpeed: the optimizer, the learning rate schedule and exact checkpoints.
 
-What a step learns from is the caller's; this knows modules that return a summed loss. On one process and several, with
-every ZeRO stage (Rajbhandari et al. 2020), a step is the same: the gradient of the loss summed over all rows of all
-processes, divided by one number that all of them know.
+The caller chooses the batches; the module returns a loss summed over its rows. A step is the same on one process and on
+several, with every ZeRO stage (Rajbhandari et al. 2020): it uses the gradient of the loss summed over all rows of all
+processes, divided by a number that the caller gives.
 """
 
 from __future__ import annotations
@@ -12,19 +12,17 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from chatgym.engines.transformers import pick_device
 from chatgym.errors import Corrupted, InvalidValue
-from chatgym.finetuning.distributed import initialize, processes, rank
-from chatgym.storage import atomic
+from chatgym.finetuning.distributed import anywhere, initialize, processes, rank
+from chatgym.storage import atomic, interrupts
 
 BETAS, EPSILON = (0.9, 0.95), 1e-8
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
@@ -33,19 +31,19 @@ WEIGHTS, STATES = "weights.safetensors", "moments.safetensors"
 
 @dataclass(frozen=True)
 class Optimization:
-    """How a module is trained: AdamW (Loshchilov & Hutter 2019), a warmup, then a cosine down to a share of it.
+    """Settings of the optimizer, AdamW (Loshchilov & Hutter 2019), with linear warmup and cosine decay.
 
     Attributes:
         batch: Rows of a step, over all processes.
-        micro_batch: Rows of a forward pass in one process, at most.
-        learning_rate: At its highest.
-        warmup: Share of the steps in which it rises.
-        floor: What it falls to, as a share; 1 keeps it as it is.
-        weight_decay: Share of a weight that is taken off in a step, times the learning rate.
+        micro_batch: The most rows of a forward pass in one process.
+        learning_rate: The highest learning rate.
+        warmup: Share of the steps in which the learning rate rises.
+        floor: Final learning rate as a share of the highest; 1 keeps it constant.
+        weight_decay: AdamW's weight decay.
         clip: Largest norm of a step's gradient.
         zero: ZeRO stage, 0 to 3.
         bf16: Whether to compute in bfloat16; the optimizer's weights stay float32.
-        deepspeed: Further settings in DeepSpeed's own JSON form.
+        deepspeed: Further settings, as in DeepSpeed's JSON file.
     """
 
     batch: int = 16
@@ -61,10 +59,10 @@ class Optimization:
 
 
 def micro_batch_of(settings: Optimization, world: int) -> int:
-    """Return the rows of a forward pass: the most that divide what a process has of a step.
+    """Return the rows of a forward pass: the largest allowed divisor of a process's share of a batch.
 
     Raises:
-        InvalidValue: The processes can't share a batch equally.
+        InvalidValue: `world` processes can't share a batch equally.
     """
     if settings.batch % world:
         raise InvalidValue(f"--batch {settings.batch} can't be shared by {world} processes; choose a multiple of that")
@@ -72,47 +70,28 @@ def micro_batch_of(settings: Optimization, world: int) -> int:
     return max(n for n in range(1, min(settings.micro_batch, share) + 1) if share % n == 0)
 
 
-def rows_of_step(count: int, step: int, batch: int, seed: int) -> npt.NDArray[np.int64]:
-    """Return the numbers of a step's rows, int64[batch]; a step may reach into the next epoch.
-
-    Args:
-        count: How many rows there are; each epoch is a permutation of all of them.
-        step: The first being 0.
-        batch: Rows of a step.
-        seed: Of the permutations; they never use its stream 0.
-    """
-    places = np.arange(step * batch, (step + 1) * batch)
-    picked = np.empty(batch, np.int64)
-    for epoch in np.unique(places // count).tolist():
-        key = np.array([seed, 1 + epoch], np.uint64)
-        order = np.random.Generator(np.random.Philox(key=key)).permutation(count)
-        here = places // count == epoch
-        picked[here] = order[places[here] % count]
-    return picked
-
-
 def read_deepspeed(path: Path | None) -> dict[str, Any]:
-    """Read a user's file of DeepSpeed's settings; nothing without one.
+    """Return the settings in a DeepSpeed JSON file; empty without a file.
 
     Raises:
-        InvalidValue: It holds no JSON object.
+        InvalidValue: The file can't be read, or holds no JSON object.
     """
     if path is None:
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InvalidValue(f"--deepspeed {path} can't be read ({error})") from error
+        raise InvalidValue(f"--deepspeed {path} can't be read ({error}); name a file of JSON") from error
     if not isinstance(found, dict):
-        raise InvalidValue(f"--deepspeed {path} holds no JSON object")
+        raise InvalidValue(f"--deepspeed {path} holds no JSON object; write the settings as {{...}}")
     return found
 
 
 def deepspeed_config(settings: Optimization, world: int) -> dict[str, Any]:
-    """Return DeepSpeed's configuration: ours, and what the user's file adds.
+    """Return DeepSpeed's configuration: that of the settings, and what the user's file adds.
 
     Raises:
-        InvalidValue: The file says something else than the options, or sets what is ChatGym's.
+        InvalidValue: The file contradicts the settings, or sets what ChatGym sets itself.
     """
     micro = micro_batch_of(settings, world)
     # With bfloat16 DeepSpeed keeps float32 weights for the optimizer from stage 1 on.
@@ -138,6 +117,7 @@ def deepspeed_config(settings: Optimization, world: int) -> dict[str, Any]:
 
 
 def _merged(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return `ours` with the keys that `theirs` adds; `where` is the path of both, for the message."""
     merged = dict(ours)
     for name, value in theirs.items():
         mine = ours.get(name)
@@ -154,21 +134,21 @@ def _merged(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str) -> d
 
 
 class Loop:
-    """A module that is trained.
+    """A module under training.
 
     Attributes:
-        module: It, a `torch.nn.Module` that returns a loss summed over the rows that it is given.
-        rank, world: This process's number, and how many there are.
-        steps: How many were taken.
+        module: A `torch.nn.Module` that returns the loss summed over the rows of a batch.
+        rank, world: This process's rank, and the number of processes.
+        steps: Number of steps taken.
     """
 
     def __init__(self, module: torch.nn.Module, settings: Optimization, total_steps: int) -> None:
         """Put a module under DeepSpeed.
 
         Args:
-            module: On the CPU, in float32; the same in every process.
-            settings: See there.
-            total_steps: Where the schedule ends.
+            module: The module, on the CPU in float32, equal in all processes.
+            settings: Settings of the optimizer.
+            total_steps: Steps of the learning rate schedule.
 
         Raises:
             Unavailable: DeepSpeed isn't installed.
@@ -181,7 +161,7 @@ class Loop:
         self.device = pick_device()
         parameters = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         self._names = [name for name, _ in parameters]
-        # One group: DeepSpeed finds the moments of the first only.
+        # One parameter group: DeepSpeed finds the moments of the first one only.
         optimizer = torch.optim.AdamW(
             [p for _, p in parameters], lr=settings.learning_rate, betas=BETAS, eps=EPSILON,
             weight_decay=settings.weight_decay,
@@ -194,7 +174,7 @@ class Loop:
         self.module: Any = self.engine.module
 
     def learning_rate(self, step: int) -> float:
-        """Return the learning rate of a step, the first being 0."""
+        """Return the learning rate of a step, counted from 0."""
         settings = self.settings
         rising = max(1, round(settings.warmup * self.total_steps))
         if step < rising:
@@ -207,11 +187,11 @@ class Loop:
         """Take one step of the optimizer.
 
         Args:
-            batches: What the module is called with, one for each of `passes`; this process's share of the step.
-            weight: What the loss, summed over all processes, is divided by: the number of tokens, say.
+            batches: The module's arguments, one for each of `passes`: this process's share of the step.
+            weight: Divisor of the loss summed over all processes, such as the number of tokens.
 
         Returns:
-            ``loss`` (so divided), ``learning_rate`` and, from ZeRO 1 on, ``grad_norm`` (before clipping).
+            ``loss`` (divided by `weight`), ``learning_rate`` and, from ZeRO 1 on, ``grad_norm`` (before clipping).
         """
         rate = self.learning_rate(self.steps)
         for group in self.optimizer.param_groups:
@@ -222,7 +202,7 @@ class Loop:
             for batch in batches:
                 loss = self.engine(batch)
                 total += loss.detach()
-                # DeepSpeed divides by the passes, and means over the processes.
+                # DeepSpeed divides by the passes, and averages over the processes.
                 self.engine.backward(loss * (self.passes * self.world / weight))
                 self.engine.step()
         self.steps += 1
@@ -230,14 +210,34 @@ class Loop:
         norm = self.engine.get_global_grad_norm()
         return done if norm is None else {**done, "grad_norm": float(norm)}
 
+    def run(self, step: Callable[[], object], checkpoint: Callable[[], object], every: int) -> None:
+        """Take the steps that are left.
+
+        Args:
+            step: Takes a step, by `step` of the loop.
+            checkpoint: Writes a checkpoint; called every few steps, but not after the last one, and after Ctrl-C.
+            every: Steps between two checkpoints.
+
+        Raises:
+            KeyboardInterrupt: After Ctrl-C in any process, once a checkpoint is written.
+        """
+        with interrupts.deferred() as interrupted:
+            while self.steps < self.total_steps:
+                step()
+                stop = anywhere(interrupted())
+                if self.steps < self.total_steps and (stop or self.steps % every == 0):
+                    checkpoint()
+                    if stop:
+                        raise KeyboardInterrupt
+
     @torch.no_grad()
     def measure(self, batches: Sequence[Any]) -> float:
-        """Return the module's loss, summed over batches and processes; all processes need equally many batches."""
+        """Return the loss summed over batches and processes; all processes need the same number of batches."""
         self.engine.eval()
         return self.sum(sum((self.engine(batch).detach() for batch in batches), torch.zeros((), device=self.device)))
 
     def sum(self, value: torch.Tensor | float) -> float:
-        """Return the sum of a number over the processes."""
+        """Return the sum of a number (a scalar of any dtype, or a float) over the processes."""
         total = torch.as_tensor(value, dtype=torch.float64 if self.device.type == "cpu" else torch.float32).clone()
         total = total.to(self.device)
         if self.world > 1:
@@ -245,15 +245,15 @@ class Loop:
         return float(total)
 
     def save(self, folder: Path) -> None:
-        """Write all that a training needs to go on into an existing folder; every process has to call it.
+        """Write a checkpoint into an existing folder; all processes have to call it.
 
-        The form knows neither of processes nor of ZeRO stages: float32 weights and Adam's moments by name.
+        It holds float32 weights and Adam's moments by name, whatever the number of processes and the ZeRO stage.
         """
         from safetensors.torch import save_file
 
         weights, moments = self.weights(), {}
         for name, parameter in self._trained():
-            for moment in MOMENTS:  # before the first step there are none yet
+            for moment in MOMENTS:  # there are none before the first step
                 found = self._moment(parameter, moment) if self.steps else torch.zeros_like(weights[name])
                 moments[f"{name}/{moment}"] = found.detach().cpu().contiguous().clone()
         if self.rank == 0:
@@ -261,31 +261,31 @@ class Loop:
             save_file(moments, folder / STATES, metadata={"steps": str(self.steps)})
 
     def checkpoint(self, folder: Path) -> None:
-        """Replace a folder by what `save` writes, all of it or nothing; every process has to call it."""
+        """Replace a folder by a checkpoint, atomically; all processes have to call it."""
         if self.rank == 0:
             atomic.replace_folder(folder, self.save)
         else:
             self.save(folder)
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """Return copies of the trained weights by name, float32 on the CPU; every process has to call it."""
+        """Return copies of the trained weights by name, float32[...] on the CPU; all processes have to call it."""
         return {name: self._weight(p).detach().cpu().contiguous().clone() for name, p in self._trained()}
 
     def set_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Set the trained weights, as `weights` gave them; the optimizer's moments stay."""
+        """Set the trained weights, float32[...] by name, as `weights` returns them; the moments stay."""
         for name, parameter in self._trained():
             self._set(parameter, weights[name], ())
 
     def restore(self, folder: Path, batches: Sequence[Any]) -> None:
-        """Go on from what `save` wrote; the module has to be new, of `load_weights`.
+        """Continue from a checkpoint; the module has to be new, with weights by `load_weights`.
 
         Args:
-            folder: Where.
-            batches: Any batches of a step. Adam's moments exist only after a first step, so a step is taken that
-                changes nothing.
+            folder: The checkpoint.
+            batches: Batches of any step. Adam's moments exist only after a first step, so one that changes nothing is
+                taken with these.
 
         Raises:
-            Corrupted: A file isn't what it was.
+            Corrupted: A file is damaged.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -307,7 +307,7 @@ class Loop:
 
     @contextlib.contextmanager
     def gathered(self) -> Iterator[None]:
-        """Have the whole weights in the module for the block, where ZeRO 3 has them in parts."""
+        """While the block runs, the module has its whole weights, which ZeRO 3 partitions."""
         if self.settings.zero < 3:
             yield
             return
@@ -315,18 +315,21 @@ class Loop:
             yield
 
     def _trained(self) -> list[tuple[str, Any]]:
+        """Return the trained parameters with their names."""
         parameters = dict(self.module.named_parameters())
         return [(name, parameters[name]) for name in self._names]
 
     def _adam(self) -> Any:
+        """Return the AdamW optimizer itself."""
         return getattr(self.optimizer, "optimizer", self.optimizer)
 
     @property
     def _partitioned(self) -> bool:
-        """Whether DeepSpeed keeps weights for the optimizer apart from the module's."""
+        """Whether DeepSpeed keeps the optimizer's weights apart from the module's."""
         return self.optimizer is not self._adam()
 
     def _weight(self, parameter: Any) -> torch.Tensor:
+        """Return a parameter's whole weight, float32[...]."""
         if not self._partitioned:
             return torch.as_tensor(parameter)
         from deepspeed.utils import safe_get_full_fp32_param
@@ -334,6 +337,7 @@ class Loop:
         return torch.as_tensor(safe_get_full_fp32_param(parameter))
 
     def _moment(self, parameter: Any, moment: str) -> torch.Tensor:
+        """Return a parameter's whole moment of Adam, one of `MOMENTS`, float32[...]."""
         if not self._partitioned:
             return torch.as_tensor(self._adam().state[parameter][moment])
         from deepspeed.utils import safe_get_full_optimizer_state
@@ -341,7 +345,7 @@ class Loop:
         return torch.as_tensor(safe_get_full_optimizer_state(parameter, moment))
 
     def _set(self, parameter: Any, weight: torch.Tensor, moments: Sequence[torch.Tensor]) -> None:
-        """Set a parameter's weight, and its moments unless there are none given."""
+        """Set a parameter's weight, float32[...], and its moments, float32[...] each, unless `moments` is empty."""
         if not self._partitioned:
             with torch.no_grad():
                 parameter.copy_(weight)
@@ -356,10 +360,10 @@ class Loop:
 
 
 def load_weights(module: torch.nn.Module, folder: Path) -> None:
-    """Load the weights of a checkpoint into a module, before it is given to `Loop`.
+    """Load the weights of a checkpoint into a module, before making its `Loop`.
 
     Raises:
-        Corrupted: They aren't there, or not this module's.
+        Corrupted: The weights can't be read, or are another module's.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -374,7 +378,7 @@ def load_weights(module: torch.nn.Module, folder: Path) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what DeepSpeed and torch say about themselves out of the program's output; errors still pass."""
+    """Suppress messages and warnings of DeepSpeed and torch in the block, but not errors."""
     logger = logging.getLogger("DeepSpeed")
     before = logger.level
     logger.setLevel(logging.ERROR)

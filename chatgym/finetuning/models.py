@@ -1,4 +1,4 @@
-"""What is trained: a causal language model by name, perhaps with LoRA, and the loss of its words."""
+"""The model to train: a causal language model by name, with or without LoRA, and its loss."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ ATTENTION_AND_MLP = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_pr
 
 @dataclass(frozen=True)
 class Lora:
-    """LoRA (Hu et al. 2021): W + (alpha / rank) · B · A, of which only B and A are trained.
+    """Settings of LoRA (Hu et al. 2021): W + (alpha / rank) · B · A, with only A and B trained.
 
     Attributes:
         rank: Rows of A.
-        alpha: The scale; twice the rank when None.
+        alpha: Scale; twice the rank when None.
     """
 
     rank: int
@@ -31,7 +31,7 @@ class Lora:
 
 
 def folder_of(model: str) -> Path:
-    """Return the folder of a model to train: a stored model's name, or a folder ("hf:" may stand before it).
+    """Return the folder of a model to train, given as a stored model's name or a folder, with or without "hf:".
 
     Raises:
         InvalidValue: There is no such model.
@@ -48,7 +48,7 @@ def folder_of(model: str) -> Path:
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """Load a causal language model to train; never pickled weights, never code of the model's own."""
+    """Load a causal language model to train, only from safetensors, without running code of the folder."""
     from transformers import AutoModelForCausalLM
 
     with quiet_loading():
@@ -56,17 +56,17 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def with_lora(model: Any, lora: Lora, seed: int, task: str = "CAUSAL_LM") -> Any:
-    """Put LoRA's matrices into a model and freeze the rest; returns peft's model.
+    """Add LoRA's matrices to a model and freeze the other weights; returns peft's model.
 
     Args:
-        model: Which.
-        lora: Of which size.
-        seed: Of A; B is zero.
-        task: peft's name for what the model does; ``"SEQ_CLS"`` trains the head, too.
+        model: The model.
+        lora: Settings of LoRA.
+        seed: Seed of A; B begins at 0.
+        task: peft's name of the model's task; with ``"SEQ_CLS"`` the head is trained, too.
 
     Raises:
         Unavailable: peft isn't installed.
-        InvalidValue: The model has no layer of a known name.
+        InvalidValue: The model has none of the layers `ATTENTION_AND_MLP`.
     """
     try:
         from peft import LoraConfig, get_peft_model
@@ -77,7 +77,7 @@ def with_lora(model: Any, lora: Lora, seed: int, task: str = "CAUSAL_LM") -> Any
         target_modules=ATTENTION_AND_MLP, task_type=task,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of peft's way to ask a model something
+        warnings.simplefilter("ignore", FutureWarning)  # of peft's own calls
         torch.manual_seed(seed)
         try:
             return get_peft_model(model, config)
@@ -86,9 +86,9 @@ def with_lora(model: Any, lora: Lora, seed: int, task: str = "CAUSAL_LM") -> Any
 
 
 class WordLoss(torch.nn.Module):
-    """A causal language model that returns the loss of some of the tokens.
+    """A causal language model that returns the summed loss of the learned tokens.
 
-    The logits, by far the largest tensor, are made of those positions only whose next token counts.
+    Logits, by far the largest tensor, are computed only where the next token is learned.
     """
 
     def __init__(self, model: Any) -> None:
@@ -96,10 +96,11 @@ class WordLoss(torch.nn.Module):
         self.model = model
 
     def forward(self, rows: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return the sum of -log p of the learned tokens, a float32 scalar.
+        """Return the sum of -log p over the learned tokens, a float32 scalar.
 
         Args:
-            rows: A batch as `batch_of` makes it.
+            rows: A batch: ``ids`` and ``positions`` int64[B, T], ``learned`` bool[B, T], ``mask`` bool[B, 1, T, T], see
+                `chatgym.finetuning.sft.batch_of`.
         """
         causal = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         trunk = getattr(causal, causal.base_model_prefix)
@@ -112,12 +113,12 @@ class WordLoss(torch.nn.Module):
 
 
 def save(model: Any, tokenizer_from: Path, folder: Path) -> None:
-    """Write a trained model into an existing folder so that ``llm="hf:FOLDER"`` and `chatgym serve` take it.
+    """Write a trained model into an existing folder, for ``llm="hf:FOLDER"`` and `chatgym serve`.
 
     Args:
-        model: The model, on the CPU; peft's is merged, and its adapter written into ``adapter/`` beside.
+        model: The model, on the CPU. An adapter of peft is merged, and also written into ``adapter/``.
         tokenizer_from: Folder with the tokenizer.
-        folder: Where to write.
+        folder: The folder to write to.
     """
     from transformers import AutoTokenizer
 
@@ -131,6 +132,13 @@ def save(model: Any, tokenizer_from: Path, folder: Path) -> None:
 
 
 def make(source: Path, *, scratch_seed: int | None, lora: Lora | None, seed: int) -> Any:
-    """Make the model of a training: from a folder, or new for the tokenizer in it."""
+    """Return the model to train: loaded from a folder, or a new one for the folder's tokenizer.
+
+    Args:
+        source: The folder.
+        scratch_seed: Seed of a new model's weights; None loads the folder's model.
+        lora: Settings of LoRA; None trains all weights.
+        seed: Seed of LoRA's matrices.
+    """
     model = load(source) if scratch_seed is None else tiny.make_model(source, scratch_seed)
     return model if lora is None else with_lora(model, lora, seed)

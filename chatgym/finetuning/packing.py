@@ -1,4 +1,4 @@
-"""Packing: conversations as rows of token ids, several in a row, none of which sees another."""
+"""Packing: several conversations in each row of token ids, none of which attends to another."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from chatgym.finetuning.dialogues import Dialogue
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """N rows of T tokens; what is left of a row is padding, a document of its own that nothing is learned from.
+    """N rows of T tokens.
 
     Attributes:
-        ids: int32[N, T], the tokens.
-        learned: bool[N, T], those that the model learns to say: the assistant's, the ends of its turns included.
-        documents: int32[N, T], which conversation of the row a token belongs to; -1 is padding.
-        positions: int32[N, T], a token's place in its conversation.
-        cut: How many conversations were longer than a row and lost their end.
+        ids: int32[N, T], token ids; padding is 0.
+        learned: bool[N, T], which tokens are learned: the assistant's words and the ends of its turns.
+        documents: int32[N, T], the number in its row of a token's conversation; -1 for padding.
+        positions: int32[N, T], a token's position in its conversation.
+        cut: Number of conversations that were longer than a row and lost their end.
     """
 
     ids: npt.NDArray[np.int32]
@@ -36,13 +36,10 @@ class Rows:
 
 
 def encode(dialogue: Dialogue, tokenizer: ChatTokenizer) -> tuple[list[int], list[bool]]:
-    """Write a conversation as ChatML.
+    """Return a conversation's token ids in ChatML, and which of them are learned.
 
-    The ids are those that ``observation="token"`` shows an agent of the same conversation (`chatgym.envs.tokens`), so
-    what was learned from files is at home in the environment.
-
-    Returns:
-        The ids, and which of them are the assistant's words and the ends of its turns.
+    The ids are those of ``observation="token"`` for the same conversation (`chatgym.envs.tokens`), so a model that was
+    fine-tuned on files sees the same form in the environment.
     """
     ids: list[int] = []
     learned: list[bool] = []
@@ -59,12 +56,12 @@ def pack(dialogues: Sequence[Dialogue], tokenizer: ChatTokenizer, length: int) -
     """Pack conversations into as few rows as first-fit decreasing needs.
 
     Args:
-        dialogues: What to pack, in any order.
-        tokenizer: Of the model.
+        dialogues: Conversations, in any order.
+        tokenizer: The model's tokenizer.
         length: T, tokens of a row.
 
     Raises:
-        InvalidValue: Nothing to learn is left, since rows are too short.
+        InvalidValue: The rows are too short for any word of the assistant.
     """
     encoded = [encode(dialogue, tokenizer) for dialogue in dialogues]
     cut = sum(len(ids) > length for ids, _ in encoded)

@@ -1,8 +1,8 @@
-"""Preference pairs made from a scenario: what its expert says, and what is worse, in conversations really held.
+"""Preference pairs made from a scenario: replies of its expert, and worse ones, in simulated conversations.
 
-The expert holds conversations with the scenario's partner, in some of them made to act at random now and then. At a
-turn its reply is the better one; the worse one has one of `KINDS` of badness. Nothing is labelled by hand: an act is
-called a violation of policy when the same conversation, gone on with by the expert, ends worse after it.
+The expert holds conversations with the scenario's partner; in every second one, some of its acts are random. At a turn,
+the expert's reply is the better one, and the worse one has one of `KINDS` of badness. Nothing is labelled by hand: an
+act is a policy violation if the same conversation, continued by the expert after it, ends worse.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ KINDS: Mapping[str, str] = {
     "whole": "a whole conversation in which every act is drawn at random",
 }
 TURNS = 6
-"""Turns of a conversation that pairs are made of, at most, drawn at random."""
+"""The most turns of a conversation that pairs are made from, drawn at random."""
 KINDS_A_TURN = 2
 WANDER = 0.25
-"""Share of the acts that are drawn at random, in every second conversation: agents that err are to be judged, too."""
+"""Share of random acts in every second conversation, so that agents that make mistakes are judged, too."""
 WORSE = 0.3
-"""By how much an act's return has to be below that of the expert's to be a violation of policy."""
+"""By how much a policy violation's return is below that of the expert's act, at least."""
 STUCK = 0.25
-"""Share of the pairs in whose conversation the agent said nothing but the worse reply all along."""
+"""Share of the pairs in whose conversation the agent has said only the worse reply at every turn."""
 
 Message: TypeAlias = Mapping[str, str]
 T = TypeVar("T")
@@ -53,8 +53,8 @@ class Situation:
 
     Attributes:
         said: The messages before it.
-        meaning, reply: What the expert means, and its words for that.
-        violations: Meanings of the acts that end worse.
+        meaning, reply: The meaning of the expert's act, and its words.
+        violations: Meanings of the acts that violate the policy.
     """
 
     said: list[Message]
@@ -69,13 +69,13 @@ def pairs_of(
     """Make pairs from a scenario; the same arguments give the same pairs, and more conversations add to them.
 
     Args:
-        scenario: What is talked about.
-        conversations: How many are held with the expert (and as many with an agent that acts at random).
-        seed: Seed of the first; the i-th has ``seed + i``.
-        progress: Called with the number of conversations that are done.
+        scenario: The scenario.
+        conversations: Number of conversations of the expert, and of an agent with random acts.
+        seed: Seed of the first conversation; the i-th has ``seed + i``.
+        progress: Called with the number of conversations done.
 
     Returns:
-        About `TURNS` times `KINDS_A_TURN` pairs, and a whole conversation, for each.
+        For each conversation about `TURNS` times `KINDS_A_TURN` pairs, and for every second one a pair of kind "whole".
     """
     pairs: list[Pair] = []
     for i in range(conversations):
@@ -96,7 +96,7 @@ def pairs_of(
 def _held(
     scenario: Scenario, seed: int, random: np.random.Generator, wander: float
 ) -> tuple[list[Situation], list[Message]]:
-    """Hold a conversation, by the expert but for a share `wander` of its acts."""
+    """Simulate a conversation of the expert, with a share `wander` of random acts; returns its turns and messages."""
     from chatgym.envs.vector_env import ChatVectorEnv
 
     envs = ChatVectorEnv(1, scenario=scenario, llm="template", texts=True, reward_model=None, observation="belief")
@@ -125,7 +125,7 @@ def _held(
 
 
 def _violations(room: ChatRoom, best: int) -> list[int]:
-    """Return the acts after which the same conversation, gone on with by the expert, ends worse by `WORSE`."""
+    """Return the acts whose return, continued by the expert, is lower than that of `best` by more than `WORSE`."""
     count = len(room.scenario.agent_acts)
     fork = room.fork(0, count)
     acts, going = np.arange(count), np.ones(count, bool)
@@ -139,7 +139,7 @@ def _violations(room: ChatRoom, best: int) -> list[int]:
 
 
 def word(scenario: Scenario, meaning: Meaning, random: np.random.Generator) -> str:
-    """Draw words for what an agent means: the scenario's sentences, or how people say it in a chat."""
+    """Return a random wording of an agent's meaning: a sentence of the scenario, or of its NLU training data."""
     wordings = _wordings(scenario, meaning.parts[0])
     fitting = [text for text in wordings if all(name in meaning.slots for name in re.findall(r"\{(\w+)\}", text))]
     return fill(_drawn(fitting, random), meaning.slots)
@@ -147,14 +147,16 @@ def word(scenario: Scenario, meaning: Meaning, random: np.random.Generator) -> s
 
 @functools.cache
 def _wordings(scenario: Scenario, part: str) -> list[str]:
+    """Return the wordings of an agent's part, the scenario's own repeated to be about half of them."""
     own: list[str] = scenario.sentences["agent"][part]
     more: list[str] = scenario.sentences["nlu"]["agent"].get(part, [])
-    return [*(own * max(1, len(more) // len(own))), *more]  # each half of the time
+    return [*(own * max(1, len(more) // len(own))), *more]  # each about half of the time
 
 
 def _of_turn(scenario: Scenario, situation: Situation, random: np.random.Generator, group: str) -> Iterator[Pair]:
+    """Yield up to `KINDS_A_TURN` pairs of one turn."""
     kinds: list[str] = random.permutation(list(_MAKERS)).tolist()
-    if situation.meaning.slots and random.random() < 0.5:  # else facts would be few: most replies name none
+    if situation.meaning.slots and random.random() < 0.5:  # most replies name no fact, so the kind would be rare
         kinds.insert(0, "wrong_fact")
     made = 0
     for kind in dict.fromkeys(kinds):
@@ -181,7 +183,7 @@ def _rude(scenario: Scenario, situation: Situation, random: np.random.Generator)
 
 
 def _wrong_fact(scenario: Scenario, situation: Situation, random: np.random.Generator) -> str | None:
-    """Say it with another value of one of its slots."""
+    """Return the reply with another value of one of its slots, or None if it has none."""
     meaning = situation.meaning
     slots = [name for name, value in meaning.slots.items() if value in situation.reply and not value.endswith("?")]
     if not slots:
@@ -222,7 +224,7 @@ def _empty(scenario: Scenario, reply: str, random: np.random.Generator) -> str:
 
 
 def _endless(scenario: Scenario, reply: str, random: np.random.Generator) -> str:
-    """Say on and on: the reply, or the reply and all kinds of things."""
+    """Return the reply repeated, with or without other sentences, until it is too long to be read."""
     text = reply or "yes"
     while len(text) <= READ_CHARS:
         text += " " + (reply if random.random() < 0.5 else _stuffed(scenario, reply, random))
@@ -235,7 +237,7 @@ def _flattering(scenario: Scenario, reply: str, random: np.random.Generator) -> 
 
 
 def _stuffed(scenario: Scenario, reply: str, random: np.random.Generator) -> str:
-    """Say many things at once: sentences of several acts, or their words."""
+    """Return sentences of several acts at once, or their words in random order."""
     said: dict[str, list[str]] = scenario.sentences["agent"]
     sentences = [
         fill(_drawn(_drawn(list(said.values()), random), random), scenario.examples)
@@ -254,7 +256,7 @@ def _babbled(scenario: Scenario, reply: str, random: np.random.Generator) -> str
 GAMES: Mapping[str, Callable[[Scenario, str, np.random.Generator], str]] = {
     "empty": _empty, "endless": _endless, "flattering": _flattering, "stuffed": _stuffed, "babbled": _babbled,
 }  # fmt: skip
-"""Texts that try to win without saying anything, by name: (scenario, the right reply, generator) to text."""
+"""Texts that try to get a high score without a reply, by name: (scenario, expert's reply, generator) to text."""
 
 _MAKERS: Mapping[str, Callable[[Scenario, Situation, np.random.Generator], str | None]] = {
     "off_topic": _off_topic, "rude": _rude, "wrong_fact": _wrong_fact, "policy_violation": _policy_violation,
@@ -264,16 +266,19 @@ _MAKERS: Mapping[str, Callable[[Scenario, Situation, np.random.Generator], str |
 
 @functools.cache
 def _words() -> dict[str, list[str]]:
-    found: dict[str, list[str]] = json.loads((Path(__file__).parent / "badness.json").read_text(encoding="utf-8"))
+    """Return texts by kind of badness, from ``preferences.json``."""
+    found: dict[str, list[str]] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
     return found
 
 
 @functools.cache
 def _vocabulary(scenario: Scenario) -> list[str]:
+    """Return the words of the agent's sentences and of those out of domain, sorted."""
     sentences = scenario.sentences
     texts = [*(text for said in sentences["agent"].values() for text in said), *sentences["nlu"]["out_of_domain"]]
     return sorted(set(re.findall(r"[a-z']{2,}", " ".join(texts).lower())))
 
 
 def _drawn(things: Sequence[T], random: np.random.Generator) -> T:
+    """Return a random item."""
     return things[int(random.integers(len(things)))]

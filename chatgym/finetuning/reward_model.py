@@ -1,8 +1,8 @@
-"""The llm kind of reward model: a language model whose head gives one number, trained on preference pairs.
+"""Train the llm kind of reward model: a language model with a scalar head, on preference pairs.
 
-The second step of DeepSpeed-Chat and of Ouyang et al. 2022, whose equation 1 is the loss: -log sigmoid(r(chosen) -
-r(rejected)), r being read at a conversation's last token. It trains under DeepSpeed by `chatgym.finetuning.loop`, and
-is saved as a sequence classifier, as `chatgym.rewards.classifier` and the transformers library load it.
+This is the second step of Ouyang et al. 2022 and of DeepSpeed-Chat. The loss is their equation 1, -log
+sigmoid(r(chosen) - r(rejected)), with r at a conversation's last token. The model trains by `chatgym.finetuning.loop`,
+and is saved as a sequence classifier, which `chatgym.rewards.classifier` and the transformers library load.
 """
 
 from __future__ import annotations
@@ -19,32 +19,33 @@ import torch
 
 from chatgym.errors import InvalidValue
 from chatgym.finetuning import models, tiny
-from chatgym.finetuning.loop import Loop, Optimization, load_weights, rows_of_step
+from chatgym.finetuning.epochs import rows_of_step
+from chatgym.finetuning.loop import Loop, Optimization, load_weights
 from chatgym.finetuning.models import Lora
 from chatgym.rewards.classifier import MOST_TOKENS, encode
 from chatgym.rewards.pairs import Pair, read_pairs, write_pairs
 from chatgym.rewards.training import digest_of
-from chatgym.storage import atomic, interrupts
+from chatgym.storage import atomic
 
 SCRATCH = "tiny"
-"""Names a new, small model instead of one that is there."""
+"""Name of a new, small model."""
 FORMAT = "chatgym-reward-training-1"
 CONFIG, PAIRS, BASE, CHECKPOINT, MODEL = "config.json", "pairs.jsonl", "base", "checkpoint", "model"
-"""What is in a training's folder; the tokenizer of a new model is its base."""
+"""Files and folders of a training; ``base`` holds the tokenizer of a new model."""
 CHECKPOINTS = 5
-"""Of a training."""
+"""Checkpoints in a training."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is trained.
+    """Settings of a training, beside those of the optimizer.
 
     Attributes:
         model: A stored model's name, a folder, or `SCRATCH`.
         epochs: How often each pair is seen.
-        length: Tokens of a conversation that are read, the last ones.
+        length: The most tokens of a conversation that are read, its last ones.
         lora: Rank of LoRA's matrices, which are trained with the head; 0 trains all weights.
-        seed: Of everything random.
+        seed: Seed of everything random.
     """
 
     model: str = "smollm2-135m"
@@ -55,7 +56,7 @@ class Settings:
 
 
 class PairLoss(torch.nn.Module):
-    """A sequence classifier with one label that returns the loss of pairs."""
+    """A sequence classifier with one label that returns the summed loss of pairs."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -65,14 +66,14 @@ class PairLoss(torch.nn.Module):
         """Return the sum of -log sigmoid(r(chosen) - r(rejected)), a float32 scalar.
 
         Args:
-            rows: Of 2 N conversations, the chosen ones first: ``ids`` and ``mask`` int64[2 N, T], padded on the right,
-                and ``last`` int64[2 N], the place of the last token.
+            rows: 2 N conversations, the chosen ones first: ``ids`` and ``mask`` int64[2 N, T], padded on the right, and
+                ``last`` int64[2 N], the position of the last token.
         """
         chosen, rejected = self.rewards(rows).chunk(2)
         return torch.nn.functional.softplus(rejected - chosen).sum()
 
     def rewards(self, rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return r at the last token of each conversation, float32[2 N]."""
+        """Return r at the last token of each of 2 N conversations, float32[2 N]; `rows` as of `forward`."""
         model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         trunk = getattr(model, model.base_model_prefix)
         hidden = trunk(rows["ids"], attention_mask=rows["mask"], use_cache=False).last_hidden_state  # (2 N, T, H)
@@ -81,13 +82,13 @@ class PairLoss(torch.nn.Module):
 
 
 def prepare(folder: Path, pairs: Sequence[Pair], settings: Settings, optimization: Optimization) -> None:
-    """Begin a training in a folder, unless the same one is there already: then `train` goes on with it.
+    """Begin a training in a folder, unless it holds the same one, which `train` then continues.
 
     Args:
-        folder: New, or of a training; one of something else is begun anew.
-        pairs: See `chatgym.rewards.pairs.split` for those to hold out.
-        settings: What.
-        optimization: How; a row of a batch is a pair.
+        folder: A new folder, or that of a training, which another training replaces.
+        pairs: Training pairs; hold some out by `chatgym.rewards.pairs.split`.
+        settings: Settings of the training.
+        optimization: Settings of the optimizer; a row of a batch is a pair.
 
     Raises:
         InvalidValue: The folder holds something else, or there is no such model.
@@ -116,20 +117,19 @@ def prepare(folder: Path, pairs: Sequence[Pair], settings: Settings, optimizatio
 
 
 def train(folder: Path, progress: Callable[[int, int, Mapping[str, float]], None] | None = None) -> None:
-    """Train what `prepare` began, from its last checkpoint if there is one, and write it into ``FOLDER/model``.
+    """Run the training that `prepare` began, from its last checkpoint, and write the model into ``FOLDER/model``.
 
-    Under a launcher every process calls it, and the first one writes. On one process the same training gives the same
-    bytes, interrupted or not. `chatgym.rewards.classifier.ClassifierRewardModel` and ``reward_model="hf:FOLDER/model"``
-    load the model.
+    Under a launcher all processes call it, and the first one writes. On one process the same training gives the same
+    bytes, interrupted or not. Load the model by ``reward_model="hf:FOLDER/model"``.
 
     Args:
-        folder: Where.
-        progress: Called with steps done, steps in all, and the step's ``loss`` (mean of a pair).
+        folder: Folder of the training.
+        progress: Called with the steps done, all steps, and the step's ``loss`` (mean over its pairs).
 
     Raises:
-        InvalidValue: The model takes no such head, or its context is shorter than ``settings.length``.
+        InvalidValue: The model can't have such a head, or its context is shorter than ``settings.length``.
         Unavailable: DeepSpeed isn't installed.
-        Corrupted: A file isn't what it was.
+        Corrupted: A file is damaged.
         KeyboardInterrupt: After Ctrl-C, once a checkpoint is written.
     """
     out, checkpoint = folder / MODEL, folder / CHECKPOINT
@@ -150,7 +150,7 @@ def train(folder: Path, progress: Callable[[int, int, Mapping[str, float]], None
     )
 
     def batches(step: int) -> list[dict[str, torch.Tensor]]:
-        """Return this process's share of a step, one batch a pass."""
+        """Return this process's share of a step: a batch a pass, of int64[2 N, T] and int64[2 N], see `batch_of`."""
         picked = rows_of_step(len(pairs), step, optimization.batch, settings.seed)
         return [
             batch_of([*(better[i] for i in part), *(worse[i] for i in part)], tokenizer.pad_token_id, loop.device)
@@ -165,22 +165,20 @@ def train(folder: Path, progress: Callable[[int, int, Mapping[str, float]], None
     loop = Loop(module, optimization, total)
     if resumed:
         loop.restore(checkpoint, batches(0))
-    with interrupts.deferred() as interrupted:
-        while loop.steps < total:
-            done = loop.step(batches(loop.steps), optimization.batch)
-            if progress is not None and loop.rank == 0:
-                progress(loop.steps, total, done)
-            stop = loop.sum(float(interrupted())) > 0
-            if loop.steps < total and (stop or loop.steps % math.ceil(total / CHECKPOINTS) == 0):
-                loop.checkpoint(checkpoint)
-                if stop:
-                    raise KeyboardInterrupt
+
+    def step() -> None:
+        done = loop.step(batches(loop.steps), optimization.batch)
+        if progress is not None and loop.rank == 0:
+            progress(loop.steps, total, done)
+
+    loop.run(step, lambda: loop.checkpoint(checkpoint), math.ceil(total / CHECKPOINTS))
     with loop.gathered():
         if loop.rank == 0:
             atomic.replace_folder(out, lambda new: _save(module.model, tokenizer, new))
 
 
 def _save(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write model and tokenizer into a folder, with an adapter of peft merged."""
     model = model.to("cpu", torch.float32)
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
@@ -189,7 +187,7 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    """Return what a training is of; nothing where there is none."""
+    """Return a training's record; empty if there is none."""
     try:
         found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -198,7 +196,12 @@ def _record(folder: Path) -> dict[str, Any]:
 
 
 def batch_of(conversations: Sequence[Sequence[int]], pad: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """Return conversations as tensors, see `PairLoss.forward`."""
+    """Return a batch of N conversations, given as token ids.
+
+    Returns:
+        ``ids`` and ``mask`` int64[N, T], padded on the right by `pad`, and ``last`` int64[N], the last token's
+        position.
+    """
     lengths = torch.tensor([len(ids) for ids in conversations])
     ids = torch.full((len(conversations), int(lengths.max())), pad)
     for row, tokens in enumerate(conversations):
@@ -208,6 +211,7 @@ def batch_of(conversations: Sequence[Sequence[int]], pad: int, device: torch.dev
 
 
 def _tokenizer(folder: Path) -> Any:
+    """Return the tokenizer in a folder, with a token for padding."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -217,13 +221,13 @@ def _tokenizer(folder: Path) -> Any:
 
 
 def _model(folder: Path, settings: Settings) -> Any:
-    """Return the model with a new head, drawn from the seed."""
+    """Return the model with a new head; the seed determines the head's weights."""
     from transformers import AutoModelForSequenceClassification, LlamaForSequenceClassification
 
     from chatgym.engines.transformers import quiet_loading
 
     with quiet_loading():
-        torch.manual_seed(settings.seed)  # the block gives the global state back
+        torch.manual_seed(settings.seed)  # `quiet_loading` restores the global state
         if settings.model == SCRATCH:
             shape = tiny.make_model(folder, settings.seed).config
             shape.num_labels = 1

@@ -1,8 +1,8 @@
-"""Supervised fine-tuning, the first step of RLHF (Ouyang et al. 2022): a model learns to say what a teacher said.
+"""Supervised fine-tuning (SFT) on conversations, the first step of RLHF (Ouyang et al. 2022).
 
-A run folder holds ``config.json`` (everything to repeat it), ``conversations.jsonl`` (what an agent said, when one was
-the teacher), ``base/`` (the tokenizer of a model made from nothing), ``metrics.jsonl`` (a step a line), ``checkpoint/``
-(while it lasts), then ``model/``, which ``llm="hf:FOLDER/model"`` and `chatgym serve` take.
+A run folder holds ``config.json`` (all settings), ``conversations.jsonl`` (if an agent held the conversations),
+``base/`` (the tokenizer of a new model), ``metrics.jsonl`` (one line a step), ``checkpoint/`` (until the training
+ends), and at the end ``model/``, for ``llm="hf:FOLDER/model"`` and `chatgym serve`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from chatgym.engines.tokenizer import ChatTokenizer
 from chatgym.errors import Corrupted, InvalidValue
 from chatgym.finetuning import dialogues, models, tiny
 from chatgym.finetuning.dialogues import Dialogue
-from chatgym.finetuning.loop import Loop, Optimization, load_weights, rows_of_step
+from chatgym.finetuning.epochs import rows_of_step
+from chatgym.finetuning.loop import Loop, Optimization, load_weights
 from chatgym.finetuning.models import Lora, WordLoss
 from chatgym.finetuning.packing import Rows, pack
-from chatgym.storage import atomic, interrupts, model_store
+from chatgym.storage import atomic, model_store
 
 FORMAT, VERSION = "chatgym-sft", 1
 
@@ -37,19 +38,19 @@ Progress = Callable[[int, Mapping[str, float]], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """What is trained, and on what.
+    """Settings of a run, beside those of the optimizer.
 
     Attributes:
         model: A stored model's name or a folder; empty for a new, small model.
         data: A file of conversations, see `chatgym.finetuning.dialogues.read`; empty for ``conversations.jsonl``.
-        data_sha256: Of that file.
+        data_sha256: SHA-256 of that file.
         epochs: How often each conversation is seen.
         length: Tokens of a row.
-        validation: Share of the conversations that is kept apart for the perplexity.
-        evaluations: How often the perplexity is measured, the one before the first step not counted.
+        validation: Share of the conversations that is held out for measuring perplexity.
+        evaluations: How often perplexity is measured after the first step.
         lora: Rank of LoRA; 0 trains all weights.
-        gradient_checkpointing: Whether to compute activations twice rather than keep them.
-        seed: Of everything random.
+        gradient_checkpointing: Whether to recompute activations instead of storing them.
+        seed: Seed of everything random.
     """
 
     model: str
@@ -65,15 +66,15 @@ class Settings:
 
 
 class SFT:
-    """A run of supervised fine-tuning in its folder.
+    """A run of supervised fine-tuning.
 
     Attributes:
-        folder: Where.
-        settings, optimization: What `prepare` was given.
+        folder: The run folder.
+        settings, optimization: The run's settings, see `prepare`.
     """
 
     def __init__(self, folder: Path, settings: Settings, optimization: Optimization) -> None:
-        """Use `prepare` or `open`."""
+        """Make a run without checks; use `prepare` or `open`."""
         self.folder, self.settings, self.optimization = folder, settings, optimization
 
     @classmethod
@@ -90,15 +91,15 @@ class SFT:
         """Begin a run in a folder.
 
         Args:
-            folder: New or empty, or with a run that `overwrite` lets it replace.
-            settings: Without ``data_sha256``, which is filled in.
-            optimization: How.
-            said: The conversations, when there is no file of them.
-            about: Where they come from, for the record.
-            overwrite: Whether to replace the run that is there.
+            folder: A new or empty folder, or one with a run to overwrite.
+            settings: The settings; ``data_sha256`` is computed.
+            optimization: Settings of the optimizer.
+            said: The conversations, if ``settings.data`` is empty.
+            about: Where the conversations come from, for the record.
+            overwrite: Whether to replace a run in the folder.
 
         Raises:
-            InvalidValue: Something else is in the way.
+            InvalidValue: The folder holds something else.
         """
         check_free(folder, overwrite)
         with atomic.disk_space(folder, "free some, or name another folder (--run)"):
@@ -124,10 +125,10 @@ class SFT:
 
     @classmethod
     def open(cls, folder: Path) -> SFT:
-        """Open a run that is there.
+        """Open the run in a folder.
 
         Raises:
-            InvalidValue: There is none, or its data changed.
+            InvalidValue: The folder holds no run, or its data changed.
             Corrupted: Its configuration can't be read.
         """
         path = folder / "config.json"
@@ -153,12 +154,12 @@ class SFT:
 
     @property
     def model(self) -> Path:
-        """The folder of the trained model, there once the training has ended."""
+        """Folder of the trained model; it exists once the training has ended."""
         return self.folder / "model"
 
     @property
     def checkpoint(self) -> Path:
-        """The folder of the last checkpoint, there until the training has ended."""
+        """Folder of the last checkpoint; it exists until the training has ended."""
         return self.folder / "checkpoint"
 
     def metrics(self) -> list[dict[str, float]]:
@@ -171,11 +172,11 @@ class SFT:
             raise Corrupted(f"{path} can't be read ({error}); train again (--overwrite)") from error
 
     def train(self, progress: Callable[[int, int], Progress | None] | None = None) -> None:
-        """Train, from the last checkpoint if there is one; every process calls it.
+        """Train, from the last checkpoint if there is one; all processes have to call it.
 
         Args:
-            progress: Called once with steps done and steps in all; returns what is called after each step with their
-                number and the metrics.
+            progress: Called once with the steps done and all steps; returns a function that is called after each step
+                with the steps done and the step's metrics.
 
         Raises:
             KeyboardInterrupt: After Ctrl-C, once a checkpoint is written.
@@ -192,27 +193,22 @@ class SFT:
         if loop.rank == 0:
             atomic.write_text(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
         every = max(1, math.ceil(loop.total_steps / self.settings.evaluations))
-        with interrupts.deferred() as interrupted:
-            while loop.steps < loop.total_steps:
-                line = self._step(loop, training)
-                stop = loop.sum(float(interrupted())) > 0
-                due = loop.steps % every == 0 or loop.steps == loop.total_steps
-                if due:
-                    line["perplexity"] = self._perplexity(loop, held_out)
-                lines.append(line)
-                if loop.rank == 0:
-                    with self._writing():
-                        atomic.append_text(self.folder / "metrics.jsonl", json.dumps(line) + "\n")
-                if report is not None:
-                    report(loop.steps, line)
-                if (due or stop) and loop.steps < loop.total_steps:
-                    self._save_checkpoint(loop)
-                if stop and loop.steps < loop.total_steps:
-                    raise KeyboardInterrupt
+
+        def step() -> None:
+            line = self._step(loop, training)
+            if loop.steps % every == 0 or loop.steps == loop.total_steps:
+                line["perplexity"] = self._perplexity(loop, held_out)
+            if loop.rank == 0:
+                with self._writing():
+                    atomic.append_text(self.folder / "metrics.jsonl", json.dumps(line) + "\n")
+            if report is not None:
+                report(loop.steps, line)
+
+        loop.run(step, lambda: self._save_checkpoint(loop), every)
         self._finish(loop, module)
 
     def _rows(self) -> tuple[Rows, Rows]:
-        """Return the rows to learn from and those kept apart; whole conversations are."""
+        """Return training rows and validation rows; each conversation is in one of them."""
         said = dialogues.read(self.data)
         apart = max(1, round(self.settings.validation * len(said)))
         if len(said) <= apart:
@@ -229,7 +225,7 @@ class SFT:
         return ChatTokenizer(str(self._base()))
 
     def _loop(self, rows: Rows) -> tuple[WordLoss, Loop]:
-        """Make the model and put it under DeepSpeed, as of the last checkpoint."""
+        """Make the model and its `Loop`, from the last checkpoint if there is one."""
         settings = self.settings
         model = models.make(
             self._base(), scratch_seed=None if settings.model else settings.seed,
@@ -252,21 +248,23 @@ class SFT:
         return module, loop
 
     def _batches(self, loop: Loop, rows: Rows, picked: npt.NDArray[np.int64]) -> list[dict[str, torch.Tensor]]:
-        """Return this process's share of a step, one batch a pass."""
+        """Return this process's share of the rows `picked`, int64[batch], one batch a pass, see `batch_of`."""
         share = picked[loop.rank :: loop.world]
         return [batch_of(rows, part, loop.device) for part in np.split(share, loop.passes)]
 
     def _picked(self, rows: Rows, step: int) -> npt.NDArray[np.int64]:
+        """Return the indices of a step's rows, int64[batch]."""
         return rows_of_step(len(rows), step, self.optimization.batch, self.settings.seed)
 
     def _step(self, loop: Loop, rows: Rows) -> dict[str, float]:
+        """Take one step; returns its metrics."""
         picked = self._picked(rows, loop.steps)
         tokens = int(rows.learned[picked].sum())
         done = loop.step(self._batches(loop, rows, picked), tokens)
         return {"step": loop.steps, **done, "tokens": tokens}
 
     def _perplexity(self, loop: Loop, rows: Rows) -> float:
-        """Return exp of the mean loss of a token that was kept apart."""
+        """Return the perplexity of validation rows: exp of the mean loss of a learned token."""
         size = max(1, self.optimization.micro_batch)
         count = math.ceil(len(rows) / (size * loop.world)) * size * loop.world
         share = np.arange(count)[loop.rank :: loop.world]
@@ -274,11 +272,12 @@ class SFT:
         return math.exp(loop.measure(batches) / int(rows.learned.sum()))
 
     def _save_checkpoint(self, loop: Loop) -> None:
-        """Write a checkpoint; all processes gather it, the first one writes."""
+        """Write a checkpoint; all processes have to call it, and the first one writes."""
         with self._writing():
             loop.checkpoint(self.checkpoint)
 
     def _finish(self, loop: Loop, module: WordLoss) -> None:
+        """Write the trained model, and delete the checkpoint."""
         with loop.gathered(), self._writing():
             if loop.rank == 0:
                 model = module.model.to("cpu", torch.float32)
@@ -287,24 +286,30 @@ class SFT:
             shutil.rmtree(self.checkpoint, ignore_errors=True)
 
     def _writing(self) -> Any:
+        """Return a context manager that turns a full disk into an error with the remedy."""
         return atomic.disk_space(self.folder, f"free some, then go on with `{self.resume_command()}`")
 
     def resume_command(self) -> str:
-        """Return the command line that goes on with the run."""
+        """Return the command that continues the run."""
         return f"chatgym sft --run {shlex.quote(str(self.folder))} --resume"
 
 
 def default_rate(model: str, lora: int) -> float:
-    """Return the learning rate for a model (empty: a new one), trained by LoRA of some rank or, at 0, whole."""
+    """Return the default learning rate for a model (empty: a new one) and a rank of LoRA (0: all weights)."""
     return 3e-3 if not model else 5e-4 if lora else 5e-5
 
 
 def batch_of(rows: Rows, picked: Sequence[int] | npt.NDArray[np.int64], device: torch.device) -> dict[str, Any]:
-    """Return rows as tensors; a number past the last row stands for one that nothing is learned from.
+    """Return a batch of rows for `WordLoss.forward`.
+
+    Args:
+        rows: All rows.
+        picked: int64[B], indices of rows; from an index past the last row, nothing is learned.
+        device: Device of the tensors.
 
     Returns:
-        ``ids`` and ``positions`` int64[B, T], ``learned`` bool[B, T], ``mask`` bool[B, 1, T, T]: which tokens each
-        one attends to, itself and those before it in its own conversation.
+        ``ids`` and ``positions`` int64[B, T], ``learned`` bool[B, T], and ``mask`` bool[B, 1, T, T]: whether the first
+        token attends to the second, which is the same one or an earlier one of its conversation.
     """
     picked = np.asarray(picked)
     known = np.minimum(picked, len(rows) - 1)
@@ -320,10 +325,10 @@ def batch_of(rows: Rows, picked: Sequence[int] | npt.NDArray[np.int64], device: 
 
 
 def check_free(folder: Path, overwrite: bool) -> None:
-    """Check that a run may begin in a folder.
+    """Check that a run can begin in a folder.
 
     Raises:
-        InvalidValue: It holds a run already, or something else.
+        InvalidValue: The folder holds something else, or a run and `overwrite` is false.
     """
     if (folder / "config.json").is_file():
         if not overwrite:

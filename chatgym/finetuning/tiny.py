@@ -1,4 +1,4 @@
-"""A small language model made from nothing: its tokenizer from the words of conversations, its weights from a seed."""
+"""A new, small language model: a tokenizer trained on conversations, and random weights from a seed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + "
     "'\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-"""ChatML, for programs that take messages."""
+"""ChatML as a chat template, for programs that give messages."""
 
 
 def save_tokenizer(texts: Iterable[str], folder: Path) -> None:
-    """Learn a byte-level BPE (Sennrich et al. 2016) of at most `VOCABULARY` tokens from texts, and save it.
+    """Train a byte-level BPE tokenizer (Sennrich et al. 2016) of at most `VOCABULARY` tokens on texts, and save it.
 
-    Digits are tokens of their own, so that a number can be repeated that was never seen.
+    Each digit is a token, so that a model can repeat numbers that it has never seen.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -39,12 +39,12 @@ def save_tokenizer(texts: Iterable[str], folder: Path) -> None:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, bos_token=None)
     fast.chat_template = TEMPLATE
     fast.save_pretrained(folder)
-    # What `chatgym.envs.tokens` and generation read to know the end of a turn.
+    # `chatgym.engines.tokenizer` and engines read the token that ends a turn from this file.
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": fast.eos_token_id}), encoding="utf-8")
 
 
 def make_model(folder: Path, seed: int) -> Any:
-    """Make an untrained Llama (about 1.7 million weights) for the tokenizer in a folder."""
+    """Return an untrained Llama of about 1.7 million weights for the tokenizer in a folder."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 

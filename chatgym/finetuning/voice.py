@@ -1,7 +1,7 @@
-"""How a voice is made: lists of wordings as conversations, then supervised fine-tuning with LoRA.
+"""Train a voice: lists of wordings as conversations, then supervised fine-tuning with LoRA.
 
-It is taught twice: by what people wrote, then also by what it says itself and the guard lets pass, which is rejection
-sampling fine-tuning (Dong et al. 2023, "RAFT"; Yuan et al. 2023). So it learns what the guard wants.
+The first training uses the wordings that people wrote. Later ones add the voice's own wordings that pass the wording
+guard, which is rejection sampling fine-tuning (Dong et al. 2023, "RAFT"; Yuan et al. 2023).
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from typing import Any
 import numpy as np
 
 from chatgym import plugins
+from chatgym.engines import PLAIN_MODEL
 from chatgym.errors import InvalidValue
 from chatgym.finetuning.dialogues import Dialogue
 from chatgym.finetuning.loop import Optimization
 from chatgym.finetuning.sft import SFT, Settings
 from chatgym.scenarios import Scenario, fill, find_scenario
-from chatgym.words.voice import BASE
 from chatgym.words.voice.prompts import LINES, messages
 from chatgym.words.voice.wordings import FILE, Asked, wordings
 
 PLAIN = 3
-"""Wordings that fit after any act, put among those that answer one."""
+"""How many wordings that fit after any act are added to those that answer one act."""
 BOUND = ("state_feeling",)
-"""Acts of which a wording that answers another act would be wrong: one still feels what one felt before."""
+"""Acts of the partner for which wordings that fit after any act aren't added to those that answer one."""
 
 
 def lessons(
     scenario: Scenario, rounds: int = 1, seed: int = 0, more: Mapping[Asked, Sequence[str]] | None = None
 ) -> Iterator[Dialogue]:
-    """Yield what a voice learns of a scenario: for each bank, its wordings in lists of up to `LINES`.
+    """Yield a voice's training conversations: for each bank of a scenario, its wordings in lists of up to `LINES`.
 
     Args:
-        scenario: With a ``voice.json``.
-        rounds: How often each bank is shown, each time in another order.
-        seed: Of the orders.
-        more: Further wordings, as of `chatgym.words.voice.practice.passed`.
+        scenario: A scenario with a ``voice.json``.
+        rounds: How often each bank is used, each time in another order.
+        seed: Seed of the orders.
+        more: Further wordings, see `chatgym.finetuning.voice_practice.passed`.
     """
     draws = np.random.Generator(np.random.Philox(key=[seed, 0]))
     partner, written, more = scenario.sentences["partner"], {}, more or {}
@@ -61,17 +61,17 @@ def lessons(
 
 
 def _chunks(texts: Sequence[str]) -> list[Sequence[str]]:
-    """Cut a list into as few parts as possible that are about equally long and none longer than `LINES`."""
+    """Split texts into the fewest parts of at most `LINES` texts, about equally long."""
     parts = -(-len(texts) // LINES)
     ends = [round(len(texts) * i / parts) for i in range(parts + 1)]
     return [texts[a:b] for a, b in itertools.pairwise(ends)]
 
 
 def scenarios_of(names: Sequence[str] | None) -> list[Scenario]:
-    """Return the scenarios of these names; all that have wordings when None.
+    """Return scenarios by name, or, when None, all that have a ``voice.json``.
 
     Raises:
-        InvalidValue: There is no such scenario.
+        InvalidValue: There is no scenario of a name.
     """
     if names is not None:
         return [find_scenario(name) for name in names]
@@ -85,15 +85,15 @@ def prepare(
     """Begin the training of a voice.
 
     Args:
-        run: Its run folder.
-        scenarios: Whose partners it words.
-        rounds: How often each bank is shown, each time in another order.
-        practised: Scenario to further wordings, as of `chatgym.words.voice.practice.passed`.
-        seed: Of everything random.
-        overwrite: Whether to replace the run that is there.
+        run: The run folder.
+        scenarios: The scenarios whose partners it words.
+        rounds: How often each bank is used, each time in another order.
+        practised: Scenario to further wordings, see `chatgym.finetuning.voice_practice.passed`.
+        seed: Seed of everything random.
+        overwrite: Whether to replace a run in the folder.
 
     Raises:
-        InvalidValue: No scenario of these has wordings; and see `SFT.prepare`.
+        InvalidValue: None of the scenarios has wordings; see also `SFT.prepare`.
     """
     said = [
         lesson for scenario in scenarios
@@ -102,9 +102,9 @@ def prepare(
     if not said:
         names = ", ".join(scenario.name for scenario in scenarios)
         raise InvalidValue(f"no wordings in {names or 'any scenario'}; write a {FILE} in its folder first")
-    settings = Settings(BASE, "", "", epochs=1, validation=0.02, evaluations=3, lora=8, seed=seed)
+    settings = Settings(PLAIN_MODEL, "", "", epochs=1, validation=0.02, evaluations=3, lora=8, seed=seed)
     optimization = Optimization(
         batch=2, micro_batch=2, learning_rate=1e-3, bf16=practised is not None
-    )  # that one is long
+    )  # the later trainings are long
     about = {"voice": [scenario.name for scenario in scenarios], "rounds": rounds, "practised": practised is not None}
     return SFT.prepare(run, settings, optimization, said=said, about=about, overwrite=overwrite)

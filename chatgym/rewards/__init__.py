@@ -1,4 +1,4 @@
-"""Reward models: what judges conversations, and `make_reward_model` for the one that a user named."""
+"""Reward models, which score conversations, and `make_reward_model`, which makes one by name."""
 
 from chatgym.rewards.choose import make_reward_model
 from chatgym.rewards.protocol import Conversation, RewardModel, identity_of

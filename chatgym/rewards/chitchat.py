@@ -1,7 +1,7 @@
-"""Preference pairs from people: ratings of open-domain chats, ``chatgym reward pairs --from chitchat``.
+"""Preference pairs from people's ratings of open-domain chats: ``chatgym reward pairs --from chitchat``.
 
-The chats are those of the package chitchat-dataset (MIT licence): two people each, of whom one rated the chat as
-interesting, upbeat and witty, 1 to 10 each. The form began at 5, 5, 5; such ratings may be no ratings and are left out.
+The chats are those of the package chitchat-dataset (MIT licence), between two people each. One of them rated how
+interesting, upbeat and witty the chat was, from 1 to 10. The form was preset to 5, 5, 5, so such ratings are left out.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from chatgym.rewards.pairs import Pair, is_held_out, message
 QUALITIES = ("interesting", "upbeat", "witty")
 UNTOUCHED = 5
 DIFFERENCE = 3
-"""Points of 30 by which the chats of a pair differ at least; nearer ones are ties."""
+"""Least difference between the ratings of a pair, in points of 30; smaller ones are ties."""
 MESSAGES = 4
-"""A chat has at least so many messages, two of each person."""
+"""Least messages of a chat: two of each person."""
 
 
 def pairs_of(most: int | None = None, *, seed: int = 0) -> list[Pair]:
-    """Pair chats that were rated differently; a chat stands in one pair at most.
+    """Return pairs of chats that were rated differently; a chat is in one pair at most.
 
-    The one who answers is the agent. Chats are paired at random with those on the same side of the split
-    (`chatgym.rewards.pairs.split`), so no chat is both learned from and tested.
+    The person who answers first is the agent. Chats are paired at random within each side of the split
+    (`chatgym.rewards.pairs.split`), so no chat is in both training and test pairs.
 
     Args:
-        most: How many pairs at most.
-        seed: Of the pairing.
+        most: The most pairs; None for all.
+        seed: Seed of the pairing.
 
     Raises:
-        Unavailable: The package isn't installed.
+        Unavailable: The package chitchat-dataset isn't installed.
     """
     try:
         from chitchat_dataset import Dataset
@@ -43,7 +43,7 @@ def pairs_of(most: int | None = None, *, seed: int = 0) -> list[Pair]:
 
 
 def pair(chats: Mapping[str, Mapping[str, Any]], *, seed: int = 0) -> list[Pair]:
-    """Pair chats in the package's form, by their names, see `pairs_of`."""
+    """Return pairs of chats, given by name in the package's form, see `pairs_of`."""
     rated = []
     for name, chat in chats.items():
         rating, said = _rating(chat.get("ratings")), _messages(chat)
@@ -57,15 +57,16 @@ def pair(chats: Mapping[str, Mapping[str, Any]], *, seed: int = 0) -> list[Pair]
             if second is not None and abs(first[1] - second[1]) >= DIFFERENCE:
                 better, worse = (first, second) if first[1] > second[1] else (second, first)
                 pairs.append(Pair([], better[2], worse[2], "rating", better[0]))
-    return sorted(pairs, key=lambda one: _place(one.group, seed))  # both sides mixed: any part has some of each
+    return sorted(pairs, key=lambda one: _place(one.group, seed))  # both sides mixed, in any first part
 
 
 def _place(name: str, seed: int) -> bytes:
+    """Return the key that orders chats at random."""
     return hashlib.sha256(f"{seed}/{name}".encode()).digest()
 
 
 def _rating(ratings: Any) -> int | None:
-    """Return the sum of a chat's ratings, None where there is none, or nobody touched it."""
+    """Return the sum of a chat's ratings, or None if there are none, or all are as preset."""
     try:
         values = [int(ratings[quality]) for quality in QUALITIES]
     except (TypeError, KeyError, ValueError):
@@ -74,7 +75,7 @@ def _rating(ratings: Any) -> int | None:
 
 
 def _messages(chat: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Return a chat of two people as messages in turn, none where there are fewer people."""
+    """Return a chat of two people as alternating messages; an empty list if there aren't two."""
     lines = [(line["sender"], line["text"].strip()) for lines in chat["messages"] for line in lines]
     lines = [(sender, text) for sender, text in lines if text]
     if len({sender for sender, _ in lines}) != 2:

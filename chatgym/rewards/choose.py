@@ -1,4 +1,4 @@
-"""The reward model for what a user named."""
+"""Make the reward model that a user names."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from chatgym.scenarios import Scenario
 
 
 def make_reward_model(reward_model: str | RewardModel | None, scenario: Scenario) -> RewardModel | None:
-    """Make the reward model that a user named.
+    """Make the reward model that a user names.
 
     Args:
-        reward_model: ``"default"`` (the scenario's own, None where it has none), a folder that `chatgym reward train`
-            made, ``"hf:ID-or-folder"`` (a sequence classifier, safetensors only), ``"judge:LLM"`` (a language model,
-            named as for ``llm=``, with a rubric), ``"name:spec"`` of one that a plugin registered, a `RewardModel`,
-            which is returned as it is, or None.
-        scenario: What is talked about.
+        reward_model: ``"default"`` (the scenario's own, or None if it has none), a folder of `chatgym reward train`,
+            ``"hf:ID-or-folder"`` (a sequence classifier, safetensors only), ``"judge:LLM"`` (a language model, named
+            as for ``llm=``, with a rubric), ``"name:spec"`` of a plugin's reward model, a `RewardModel`, which is
+            returned as it is, or None.
+        scenario: The scenario of the conversations.
 
     Raises:
-        InvalidValue: Unknown `reward_model`, or a folder without one.
-        Corrupted: A file isn't what it was.
-        Unavailable: A model isn't here and can't be fetched.
+        InvalidValue: `reward_model` is unknown, or a folder that holds none.
+        Corrupted: A file is damaged.
+        Unavailable: A model can't be fetched.
     """
     if reward_model is None:
         return None
@@ -53,12 +53,14 @@ def make_reward_model(reward_model: str | RewardModel | None, scenario: Scenario
 
 
 def _classifier(spec: str, scenario: Scenario) -> RewardModel:
+    """Make a sequence classifier from ``ID-or-folder``."""
     from chatgym.rewards.classifier import ClassifierRewardModel
 
     return ClassifierRewardModel(*find_model(spec))
 
 
 def _judge(spec: str, scenario: Scenario) -> RewardModel:
+    """Make a judge from the name of a language model."""
     from chatgym.rewards.judge import JudgeRewardModel
 
     engine = make_engine(spec)

@@ -1,7 +1,7 @@
-"""Sequence classifiers as reward models: ``reward_model="hf:ID-or-folder"``, and what the llm kind of training makes.
+"""Sequence classifiers as reward models: ``reward_model="hf:ID-or-folder"``, and those of ``--kind llm``.
 
-The conversation is written by the model's chat template, or as lines where it has none, and read to its last token.
-Each is read by itself, without padding, so its score doesn't depend on others.
+A conversation is written by the model's chat template, or as lines if it has none. Each one is computed alone, without
+padding, so its score doesn't depend on other conversations.
 """
 
 from __future__ import annotations
@@ -18,27 +18,31 @@ from chatgym.rewards.features import one_thread
 from chatgym.rewards.protocol import Conversation
 
 MOST_TOKENS = 2048
-"""The last so many tokens of a conversation are read, or as many as the model's context or its tokenizer allows."""
+"""The most tokens of a conversation that are read, its last ones; fewer if the model's context is shorter."""
 REMEMBERED = 65_536
-"""Scores that are kept in memory."""
+"""Conversations whose scores are kept in memory."""
 
 
 class ClassifierRewardModel:
     """Scores conversations by a model with a classification head.
 
-    One label is log-odds r: the score is ``2 sigmoid(r) - 1``. Several are taken as grades from the worst to the best:
-    the score is the expected grade, from -1 to 1 (of two labels: the probability of the second, less the first's).
+    With one label, the logit r is log-odds: the score is ``2 sigmoid(r) - 1``. Several labels are grades from the worst
+    to the best: the score is the expected grade, scaled to -1 to 1.
 
     Attributes:
-        identity: Name and content of the weights.
-        labels: How many.
+        identity: What identifies the model: its name, with a digest of the weights.
+        labels: Number of labels.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
-        """Load the model of a folder (safetensors; never pickled weights, never code of the model's own).
+        """Load a model from a folder; it reads only safetensors, and never runs code from the folder.
+
+        Args:
+            folder: The model's folder.
+            name: Its name and revision.
 
         Raises:
-            InvalidValue: It has no classification head, or no tokenizer.
+            InvalidValue: The folder holds no tokenizer, or no model with a classification head.
         """
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -69,14 +73,15 @@ class ClassifierRewardModel:
         self._known: dict[tuple[int, ...], float] = {}
 
     def score(self, conversations: Sequence[Conversation]) -> npt.NDArray[np.float32]:
-        """Score B conversations: float32[B] from -1 to 1; 0 where the agent said nothing yet."""
+        """Score B conversations: float32[B] from -1 to 1; 0 if the agent has said nothing."""
         return np.tanh(self.margins(conversations) / 2).astype(np.float32)
 
     def margins(self, conversations: Sequence[Conversation]) -> npt.NDArray[np.float64]:
-        """Return the unbounded scores, float64[B]: differences are log-odds of a preference."""
+        """Return B unbounded scores, float64[B]; the difference of two is the log-odds that one is preferred."""
         return np.array([self._margin(one) for one in conversations], np.float64)
 
     def _margin(self, conversation: Conversation) -> float:
+        """Return a conversation's unbounded score."""
         if not any(message["role"] == "assistant" for message in conversation):
             return 0.0
         ids = tuple(encode(self._tokenizer, conversation, self._most))
@@ -88,6 +93,7 @@ class ClassifierRewardModel:
         return known
 
     def _judge(self, ids: Sequence[int]) -> float:
+        """Compute the unbounded score of token ids."""
         import torch
 
         rows = torch.tensor([ids], device=self._device)
@@ -100,12 +106,12 @@ class ClassifierRewardModel:
 
 
 def encode(tokenizer: Any, conversation: Conversation, most: int) -> list[int]:
-    """Write a conversation as token ids, its last `most` ones.
+    """Return the last `most` token ids of a conversation.
 
     Args:
-        tokenizer: Of the transformers library.
+        tokenizer: A tokenizer of the transformers library.
         conversation: ChatML messages.
-        most: Tokens that are kept, counted from the end.
+        most: The most tokens.
     """
     text = _written(tokenizer, conversation)
     ids: list[int] = tokenizer(text[-20 * most :], add_special_tokens=not tokenizer.chat_template)["input_ids"]
@@ -113,11 +119,12 @@ def encode(tokenizer: Any, conversation: Conversation, most: int) -> list[int]:
 
 
 def _written(tokenizer: Any, conversation: Conversation) -> str:
+    """Return a conversation as text, by the chat template or as lines."""
     if tokenizer.chat_template:
         from jinja2.exceptions import TemplateError
 
         try:
             return str(tokenizer.apply_chat_template([dict(message) for message in conversation], tokenize=False))
         except TemplateError:
-            pass  # it wants roles in turn, say
+            pass  # such as one that requires alternating roles
     return "".join(f"{message['role'].capitalize()}: {message['content']}\n" for message in conversation)

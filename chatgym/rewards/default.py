@@ -9,15 +9,15 @@ from chatgym.scenarios import Scenario
 
 
 def exists(scenario: Scenario) -> bool:
-    """Tell whether a scenario has one."""
+    """Return whether a scenario has a default reward model."""
     return (scenario.folder / FILE).is_file()
 
 
 @functools.cache
 def load(scenario: Scenario) -> EncoderRewardModel:
-    """Return the process's default reward model of a scenario.
+    """Return a scenario's default reward model, loaded once a process.
 
     Raises:
-        Corrupted: When the file isn't what it was.
+        Corrupted: The file is damaged.
     """
     return EncoderRewardModel.load(scenario.folder / FILE)

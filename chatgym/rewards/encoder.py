@@ -26,18 +26,18 @@ _CUTS = tuple(np.cumsum([384, RANK, 3 * RANK * RANK, len(SIGNALS)]).tolist())
 class EncoderRewardModel:
     """Scores conversations by a linear head over their features; several heads (an ensemble) are averaged.
 
-    A score is ``2 P - 1``, P being the probability that the conversation is preferred to a typical good one of the
-    training pairs: 0 for what is as good as those, towards -1 for what is worse, never above 1.
+    A score is ``2 P - 1``, where P is the probability that the conversation is preferred to a typical better
+    conversation of the training pairs: 0 if it is as good as those, towards -1 if it is worse, towards 1 if better.
 
     Attributes:
-        space: What the features are computed in.
-        heads: float32[K, `SIZE`], K heads.
-        typical: float32[K], what the better conversations of the training pairs get in the mean, by each head.
-        made_from: SHA-256 of what it was trained on.
+        space: The space of the features.
+        heads: float32[K, `SIZE`], weights of K heads.
+        typical: float32[K], mean margin of the better conversations in the training pairs, by head.
+        made_from: SHA-256 of the training pairs.
     """
 
     def __init__(self, space: Space, heads: Floats, typical: Floats, made_from: str = "") -> None:
-        """Use `load`, or `chatgym.rewards.training.train`."""
+        """Make a model of float32[K, `SIZE`] and float32[K]; use `load`, or `chatgym.rewards.training.train`."""
         self.space, self.heads, self.typical, self.made_from = space, heads, typical, made_from
         self.reader = Reader(space)
         parts = np.split(heads, _CUTS[:-1], axis=1)
@@ -47,23 +47,23 @@ class EncoderRewardModel:
         self._known: dict[tuple[str, ...], Floats] = {}
 
     def score(self, conversations: Sequence[Conversation]) -> npt.NDArray[np.float32]:
-        """Score B conversations: float32[B] from -1 to 1; 0 where the agent said nothing yet.
+        """Score B conversations: float32[B] from -1 to 1; 0 if the agent has said nothing.
 
-        A score depends on its conversation alone, to the last bit. Only the last `chatgym.rewards.features.WINDOW`
-        agent turns are looked at.
+        A score depends only on its conversation, to the last bit, and of that on the last
+        `chatgym.rewards.features.WINDOW` turns of the agent.
         """
         return np.array([_bounded(self._margins(one)).mean() for one in conversations], np.float32)
 
     def disagreement(self, conversations: Sequence[Conversation]) -> npt.NDArray[np.float32]:
-        """Return by how much the heads differ (standard deviation of their scores), float32[B]; 0 for one head."""
+        """Return the standard deviation over the heads of B scores, float32[B]; 0 for one head."""
         return np.array([_bounded(self._margins(one)).std() for one in conversations], np.float32)
 
     def margins(self, conversations: Sequence[Conversation]) -> Doubles:
-        """Return the unbounded scores, float64[B], mean over the heads: differences are log-odds of a preference."""
+        """Return B unbounded scores, float64[B], mean over the heads; differences are log-odds of a preference."""
         return np.array([self._margins(one).mean() for one in conversations], np.float64)
 
     def _margins(self, conversation: Conversation) -> Doubles:
-        """Return float64[K], relative to a typical good conversation."""
+        """Return the unbounded scores by head, float64[K], relative to `typical`."""
         found = [self._turn(turn) for turn in turns(conversation, self.reader)]
         if not found:
             return np.zeros(len(self.heads))
@@ -71,7 +71,7 @@ class EncoderRewardModel:
         return result
 
     def _turn(self, turn: Turn) -> Floats:
-        """Return what each head makes of a turn, float32[K]; the last ones are remembered."""
+        """Return a turn's scores by head, float32[K]; those of the last turns are in memory."""
         key = (turn.reply.masked, *sorted(turn.reply.numbers), "<",
                *(text for said in (*turn.partner, None, *turn.agent)
                  for text in (("|",) if said is None else (said.masked, *sorted(said.numbers)))))  # fmt: skip
@@ -83,6 +83,7 @@ class EncoderRewardModel:
         return known
 
     def _judge(self, turn: Turn) -> Floats:
+        """Compute a turn's scores by head, float32[K]."""
         place = turn.reply.place
         # As `Turn.features` @ heads, without making the products: (K, 3, RANK, RANK) . (RANK) . (3, RANK)
         products = ((self._products @ place) * turn.contexts).sum((1, 2))
@@ -93,22 +94,22 @@ class EncoderRewardModel:
 
     @property
     def members(self) -> int:
-        """K, how many heads."""
+        """K, the number of heads."""
         return len(self.heads)
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
-        """Name it by content."""
+        """What identifies the model: a digest of its content."""
         digest = hashlib.sha256()
         for array in (self.space.mean, self.space.basis, self.space.scale, self.heads, self.typical):
             digest.update(np.ascontiguousarray(array).tobytes())
         return {"name": "encoder", "version": VERSION, "sha256": digest.hexdigest()}
 
     def save(self, path: Path) -> None:
-        """Write it as one npz file; the same model gives the same bytes.
+        """Write the model as an npz file; the same model gives the same bytes.
 
         Raises:
-            OSError: When it can't be written.
+            OSError: The file can't be written.
         """
         from chatgym.storage import atomic
 
@@ -121,11 +122,11 @@ class EncoderRewardModel:
 
     @classmethod
     def load(cls, path: Path) -> EncoderRewardModel:
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
-            Corrupted: When the file isn't what it was.
-            InvalidValue: When it is of another version.
+            Corrupted: The file is damaged.
+            InvalidValue: The file is of another version or encoder.
         """
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -146,12 +147,13 @@ class EncoderRewardModel:
 
 
 def _bounded(margins: Doubles) -> Doubles:
-    """Return 2 P - 1, P = sigmoid(margin)."""
+    """Return 2 P - 1, float64[K], with P = sigmoid(margins), float64[K]."""
     result: Doubles = np.tanh(margins / 2)
     return result
 
 
 def _encoder_sha256() -> str:
-    from chatgym.words.nlu import ENCODER
+    """Return the SHA-256 of the encoder's wheel."""
+    from chatgym.words.encoder import ENCODER
 
     return model_store.MODELS[ENCODER].sha256

@@ -1,15 +1,15 @@
-"""What the default reward model sees of a conversation: features of each agent turn, from a sentence encoder.
+"""Features of conversations for the default reward model: those of each agent turn, from a sentence encoder.
 
-The encoder is that of `chatgym.words.nlu`; numbers are put out of sight before it looks, so a sentence with another
-order number is the same sentence, and which numbers were said is a feature of its own. A turn's features are
+The encoder is `chatgym.words.encoder`. Numbers are masked before encoding, so that the same sentence with another order
+number has the same vector; which numbers were said are features of their own. The features of a turn are
 
 - the reply's vector, and the squares of its coordinates in a small space that is fitted to the training texts;
-- products of its coordinates with those of the partner's last turn, of all the partner said, of all the agent said
-  before: what fits to what, and what is to come after what;
-- `SIGNALS`: repetition, echo, numbers that nobody named, text that isn't read, and the like.
+- products of its coordinates with the mean coordinates of the partner's last turn, of all turns of the partner, and of
+  all earlier turns of the agent, which show whether the reply fits there;
+- `SIGNALS`, such as repetition, or numbers that the partner didn't say.
 
-The length of a reply is not among them. A conversation's features are the mean over its last `WINDOW` agent turns, each
-weighing `RECENCY` of the next one: of two conversations with one beginning only the last reply differs.
+The length of a reply is no feature. A conversation's features are the weighted mean over its last `WINDOW` agent turns;
+a turn has `RECENCY` of the weight of the next one.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
 WINDOW = 6
-"""Agent turns that are looked at, counted from the last; as many of the partner's."""
+"""The last agent turns that are used, and before each as many of the partner and of the agent."""
 RECENCY = 0.5
 RANK = 24
 """Dimensions of the small space."""
 READ_CHARS = 280
-"""Characters of a text that are read, which the encoder's 64 tokens hold; the rest makes the text one that isn't."""
+"""Characters of a text that are encoded, about the encoder's 64 tokens; a longer text has the signal `unread`."""
 REMEMBERED = 16_384
 """Texts whose vectors are kept in memory (30 MB)."""
 
 SIGNALS = ("repeats", "repeats_exactly", "echoes", "fits", "foreign", "stray_numbers", "shared_numbers", "empty",
            "unread", "babble", "glue")  # fmt: skip
-"""Names of the plain numbers among a turn's features, each from 0 to 1 (`fits` and the like from -1):
+"""Names of a turn's scalar features, from 0 to 1 (similarities from -1):
 
-repeats, repeats_exactly: likeness to the most similar of the agent's turns before, and whether they are the same.
-echoes: likeness to the most similar of the partner's turns. fits: likeness to its last one.
-foreign: how much of the reply's vector lies outside of the small space.
-stray_numbers, shared_numbers: share of the reply's numbers that the partner didn't say, that it did.
-empty, unread: whether there are no words in it, whether it is longer than what is read.
-babble: share of its words that it said before. glue: share of its words that hold sentences together (the, is, you).
+repeats, repeats_exactly: similarity to the most similar earlier turn of the agent, and whether one is equal.
+echoes: similarity to the most similar turn of the partner. fits: similarity to the partner's last turn.
+foreign: norm of the part of the reply's vector outside the small space.
+stray_numbers, shared_numbers: share of the reply's numbers that the partner didn't say, and that it did.
+empty, unread: whether the reply has no text, and whether it is longer than `READ_CHARS`.
+babble: share of repeated words in the reply. glue: share of function words (the, is, you).
 """
 
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
@@ -63,7 +63,7 @@ _NUMBER = re.compile(r"\d+(?:[.,/]\d+)*")
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch compute by one thread in the block: more of them add up in another order, to other last bits."""
+    """Let torch compute by one thread in the block: several threads sum in another order, and change the last bits."""
     import torch
 
     before = torch.get_num_threads()
@@ -81,7 +81,7 @@ class Space:
     Attributes:
         mean: float32[384].
         basis: float32[RANK, 384], rows divided by their component's standard deviation.
-        scale: float32[RANK], those standard deviations.
+        scale: float32[RANK], the components' standard deviations.
     """
 
     mean: Floats
@@ -90,7 +90,7 @@ class Space:
 
     @classmethod
     def fit(cls, vectors: Doubles) -> Space:
-        """Fit it to float64[N, 384]; the sign of a component is such that its largest entry is positive."""
+        """Fit the space to vectors float64[N, 384]. The sign of a component makes its largest entry positive."""
         import torch
 
         mean = vectors.mean(0)
@@ -107,14 +107,14 @@ class Space:
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """What is known of one text.
+    """A text with its vector and signals.
 
     Attributes:
-        masked: It with other numbers in the place of its own.
-        vector: float32[384], length 1.
-        place: float32[RANK], its coordinates in the small space; foreign: how much of the vector lies outside.
-        numbers: Those in it.
-        empty, unread, babble, glue: See `SIGNALS`.
+        masked: The text with masked numbers.
+        vector: float32[384], of length 1.
+        place: float32[RANK], its coordinates in the small space.
+        numbers: Its numbers.
+        foreign, empty, unread, babble, glue: See `SIGNALS`.
     """
 
     masked: str
@@ -129,16 +129,16 @@ class Text:
 
 
 def masked(text: str) -> str:
-    """Return what the encoder sees of a text: its first `READ_CHARS` characters, with 482913 and 12 for numbers."""
+    """Return the first `READ_CHARS` characters of a text, with long numbers replaced by 482913, short ones by 12."""
     return _NUMBER.sub(lambda found: "482913" if len(found[0]) > 4 else "12", text[:READ_CHARS])
 
 
 class Reader:
-    """Reads texts, each once, and each by itself: its vector depends on no other text, to the last bit."""
+    """Encodes texts, each once and alone, so that a vector depends on no other text, to the last bit."""
 
     def __init__(self, space: Space | None = None) -> None:
-        """Read into a space; without one, `Text.place` is empty."""
-        from chatgym.words.nlu import encoder
+        """Make a reader; without a space, `Text.place` is empty."""
+        from chatgym.words.encoder import encoder
 
         self._space = space
         self._encode = encoder().encode_alone
@@ -150,15 +150,16 @@ class Reader:
         return Reader, (self._space,)
 
     def preload(self, vectors: Mapping[str, Floats]) -> None:
-        """Take the vectors of masked texts from elsewhere."""
+        """Use known vectors, float32[384] each, by masked text."""
         self._vectors.update(vectors)
 
     def vector(self, seen: str) -> Floats:
-        """Return the vector of a masked text."""
+        """Return a masked text's vector, float32[384]."""
         known = self._vectors.get(seen)
         return self._encode(seen) if known is None else known
 
     def _read(self, text: str) -> Text:
+        """Return a text with its vector and signals."""
         seen = masked(text)
         vector = self.vector(seen)
         place, foreign = np.zeros(0, np.float32), 0.0
@@ -178,7 +179,7 @@ class Reader:
 
 @dataclass(frozen=True, eq=False)
 class Turn:
-    """An agent turn: its reply, and what was said before it, the last `WINDOW` turns of each."""
+    """An agent turn: its reply, and the last `WINDOW` earlier turns of the partner and of the agent."""
 
     reply: Text
     partner: Sequence[Text]
@@ -186,7 +187,7 @@ class Turn:
 
     @functools.cached_property
     def contexts(self) -> Floats:
-        """Coordinates of the partner's last turn, of all its turns and of all the agent's before: [3, RANK]."""
+        """Mean coordinates of the partner's last turn, its turns, and the agent's earlier ones, float32[3, RANK]."""
         none = np.zeros_like(self.reply.place)
         return np.stack([
             self.partner[-1].place if self.partner else none,
@@ -196,7 +197,7 @@ class Turn:
 
     @functools.cached_property
     def signals(self) -> Floats:
-        """The `SIGNALS`, float32[S]."""
+        """The `SIGNALS`, float32[len(SIGNALS)]."""
         reply = self.reply
         before = [_likeness(reply, text) for text in self.agent]
         theirs = [_likeness(reply, text) for text in self.partner]
@@ -209,13 +210,14 @@ class Turn:
         return np.array(values, np.float32)
 
     def features(self) -> Floats:
-        """All features, float32[`size`]: vector, squares, products, signals."""
+        """Return all features, float32[`SIZE`]: vector, squares, products, signals."""
         place = self.reply.place
         products = self.contexts[:, :, None] * place  # (3, RANK, RANK)
         return np.concatenate([self.reply.vector, place * place, products.ravel(), self.signals])
 
 
 def _likeness(a: Text, b: Text) -> float:
+    """Return the cosine similarity of two texts."""
     return float(a.vector @ b.vector)
 
 
@@ -224,7 +226,7 @@ SIZE = 384 + RANK + 3 * RANK * RANK + len(SIGNALS)
 
 
 def turns(conversation: Sequence[Mapping[str, Any]], reader: Reader) -> list[Turn]:
-    """Return the last `WINDOW` agent turns of a conversation (ChatML messages), the last one last."""
+    """Return the last `WINDOW` agent turns of a conversation (ChatML messages), in their order."""
     return [
         Turn(reader.read(reply), [reader.read(text) for text in partner], [reader.read(text) for text in agent])
         for reply, partner, agent in _replies(conversation)
@@ -232,6 +234,7 @@ def turns(conversation: Sequence[Mapping[str, Any]], reader: Reader) -> list[Tur
 
 
 def _replies(conversation: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yield (reply, partner's earlier texts, agent's earlier texts) for the last `WINDOW` agent turns."""
     said = [(message["role"], message["content"]) for message in conversation if message["role"] != "system"]
     mine = [i for i, (role, _) in enumerate(said) if role == "assistant"]
     for i in mine[-WINDOW:]:
@@ -241,14 +244,14 @@ def _replies(conversation: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, l
 
 
 def weights(count: int) -> Floats:
-    """Return what each of the last `count` agent turns weighs, float32[count], in sum 1."""
+    """Return the weights of `count` agent turns, float32[count], whose sum is 1."""
     raw = RECENCY ** np.arange(count - 1, -1, -1, dtype=np.float64)
     result: Floats = (raw / raw.sum()).astype(np.float32)
     return result
 
 
 def texts(conversations: Iterable[Sequence[Mapping[str, Any]]]) -> list[str]:
-    """Return the masked texts that are read of conversations, each once, sorted."""
+    """Return the masked texts that the features of conversations are computed from, each once, sorted."""
     found = {
         masked(text)
         for conversation in conversations

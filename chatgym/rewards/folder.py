@@ -1,4 +1,4 @@
-"""A trained reward model in its folder: the model, ``config.json`` (what made it) and ``report.json``."""
+"""Folders of trained reward models: the model, ``config.json`` (how it was made) and ``report.json``."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from chatgym.rewards.encoder import FILE, EncoderRewardModel
 FORMAT, VERSION = "chatgym-reward", 1
 KINDS = ("encoder", "llm")
 MODEL = "model"
-"""Folder of the llm kind's weights."""
+"""Subfolder with the weights of the llm kind."""
 
 
 def check_free(folder: Path, overwrite: bool) -> None:
-    """Refuse a folder that holds something else than what may be replaced.
+    """Check that a reward model can be written into a folder.
 
     Raises:
-        InvalidValue: It isn't empty.
+        InvalidValue: The folder holds something else, or a reward model and `overwrite` is false.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
@@ -31,23 +31,23 @@ def check_free(folder: Path, overwrite: bool) -> None:
 
 
 def write_config(folder: Path, kind: str, about: Mapping[str, Any]) -> None:
-    """Write what made a model."""
+    """Write ``config.json``: the kind of model, and how it was made."""
     record = {"format": FORMAT, "version": VERSION, "kind": kind, **about}
     (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def write_encoder(folder: Path, model: EncoderRewardModel, about: Mapping[str, Any]) -> None:
-    """Write an encoder model and what made it."""
+    """Write an encoder model with its ``config.json``."""
     write_config(folder, "encoder", about)
     model.save(folder / FILE)
 
 
 def load(folder: Path) -> Any:
-    """Load what `chatgym reward train` made.
+    """Load the reward model in a folder of `chatgym reward train`.
 
     Raises:
         InvalidValue: The folder holds no reward model, or one of another version.
-        Corrupted: It isn't what it was.
+        Corrupted: A file is damaged.
     """
     if not (folder / "config.json").is_file():
         raise InvalidValue(f"{folder} holds no reward model; `chatgym reward train --out {folder}` makes one")
@@ -65,6 +65,7 @@ def load(folder: Path) -> Any:
 
 
 def _config(folder: Path) -> dict[str, Any]:
+    """Return the content of ``config.json``; empty if it is no JSON object."""
     path = folder / "config.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
 """A language model as the judge of conversations, ``reward_model="judge:LLM"`` (Zheng et al. 2023).
 
-It is given a rubric and the conversation, each message as a JSON line: words that look like another message, or like
-instructions, stay within their quotes. Its answer counts only if it is what was asked for.
+The prompt holds a rubric and the conversation, each message as a JSON line, so that text that looks like another
+message or an instruction stays in quotes. An answer counts only if it has the form that was asked for.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from chatgym.engines.chat import chat
 from chatgym.rewards.protocol import Conversation
 
 LOW, HIGH = 1, 10
-"""The grades."""
+"""The worst and the best grade."""
 ATTEMPTS = 3
-"""How often a judge is asked until its answer can be read; from the second time on its answers are sampled."""
+"""How often a judge is asked until its answer is valid; from the second time on, answers are sampled."""
 MOST_CHARS, MOST_SHOWN = 1000, 6000
-"""Characters of a message that a judge sees, and of a conversation: its last messages."""
+"""The most characters in the prompt of a message, and of a conversation, which keeps its last messages."""
 
 _GRADE = re.compile(r"\s*(10|[1-9])(?:\s*/\s*10)?\s*\.?\s*")
 _LETTER = re.compile(r"\s*([AB])\s*\.?\s*")
@@ -33,22 +33,22 @@ Answer = TypeVar("Answer")
 
 
 class JudgeRewardModel:
-    """Asks a language model how well the agent (the assistant) does.
+    """Asks a language model for a grade of the agent (the assistant).
 
-    Grades from 1 to 10 become scores from -1 to 1. A grade is asked for greedily, and again, sampled, where the answer
-    is something else than a number; after `ATTEMPTS` it counts as a failure, and as a score of 0.
+    Grades from 1 to 10 become scores from -1 to 1. The first answer is decoded greedily; if it is no grade, more are
+    sampled. After `ATTEMPTS` invalid answers the score is 0, and counts as a failure.
 
     Attributes:
-        asked: Questions put to the model.
-        failures: Conversations or comparisons without an answer that can be read.
+        asked: Number of questions to the model.
+        failures: Number of conversations or comparisons without a valid answer.
     """
 
     def __init__(self, engine: Engine, task: str = "") -> None:
-        """Judge by a model.
+        """Make a judge.
 
         Args:
-            engine: The model.
-            task: What the agent has to do, such as `chatgym.scenarios.Scenario.instructions`.
+            engine: The language model.
+            task: The agent's task, such as `chatgym.scenarios.Scenario.instructions`.
         """
         self._engine, self._task = engine, task
         self.asked = self.failures = 0
@@ -56,14 +56,14 @@ class JudgeRewardModel:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Name the model and the rubric."""
+        """What identifies the judge: the model and the rubric."""
         return {"name": "judge", "version": 1, "model": self._engine.identity, "rubric": self._rubric()}
 
     def score(self, conversations: Sequence[Conversation]) -> npt.NDArray[np.float32]:
-        """Score B conversations: float32[B] from -1 to 1; 0 where the agent said nothing yet.
+        """Score B conversations: float32[B] from -1 to 1; 0 if the agent has said nothing.
 
         Raises:
-            Unfinished: A server left some without an answer; asked again, it goes on where it stopped.
+            Unfinished: A server didn't answer all; call again to continue.
         """
         shown = [_shown(one) if _spoke(one) else "" for one in conversations]
         new = [one for one in dict.fromkeys(shown) if one and one not in self._known]
@@ -76,8 +76,8 @@ class JudgeRewardModel:
         """Compare B pairs of conversations, each in both orders.
 
         Returns:
-            float64[B]: 1 where the model prefers that of `a` wherever it stands, 0 where that of `b`, 0.5 where it
-            prefers a place, or gives no answer that can be read.
+            float64[B]: 1 if the model prefers the conversation of `a` in both orders, 0 if that of `b`, and 0.5 if its
+            answer depends on the order, or is invalid.
         """
         both = list(zip(map(_shown, a), map(_shown, b), strict=True))
         asked = [self._comparison(*pair) for pair in both] + [self._comparison(*pair[::-1]) for pair in both]
@@ -87,6 +87,7 @@ class JudgeRewardModel:
         return np.array([verdicts.get(answers, 0.5) for answers in zip(first, second, strict=True)], np.float64)
 
     def _rubric(self) -> str:
+        """Return the instructions for grading."""
         task = f" This is what the assistant has been told:\n{self._task}\n" if self._task else " "
         return (
             f"You grade how well an assistant does in a conversation with a user.{task}"
@@ -97,13 +98,14 @@ class JudgeRewardModel:
         )
 
     def _comparison(self, first: str, second: str) -> str:
+        """Return the question which of two conversations is better."""
         return (
             f"{self._rubric()}\n\nConversation A:\n{first}\n\nConversation B:\n{second}\n\n"
             "In which one does the assistant do better? Answer with one letter, A or B:"
         )
 
     def _ask(self, questions: Sequence[str], read: Callable[[str], Answer | None]) -> list[Answer | None]:
-        """Return the answers, None where there is none after all attempts."""
+        """Ask questions until `read` finds an answer; returns the answers, None after `ATTEMPTS` invalid ones."""
         found: list[Answer | None] = [None] * len(questions)
         for attempt in range(ATTEMPTS):
             open_ = [i for i, answer in enumerate(found) if answer is None]
@@ -128,20 +130,24 @@ class JudgeRewardModel:
 
 
 def _grade(text: str) -> int | None:
+    """Return the grade in an answer, or None."""
     found = _GRADE.fullmatch(text)
     return int(found[1]) if found else None
 
 
 def _letter(text: str) -> str | None:
+    """Return ``A`` or ``B`` in an answer, or None."""
     found = _LETTER.fullmatch(text)
     return found[1] if found else None
 
 
 def _spoke(conversation: Conversation) -> bool:
+    """Return whether the agent has said something."""
     return any(message["role"] == "assistant" for message in conversation)
 
 
 def _shown(conversation: Conversation) -> str:
+    """Return the last messages of a conversation as JSON lines, at most about `MOST_SHOWN` characters."""
     lines: list[str] = []
     left = MOST_SHOWN
     for message in reversed([message for message in conversation if message["role"] != "system"]):
@@ -153,4 +159,5 @@ def _shown(conversation: Conversation) -> str:
 
 
 def _cut(text: str) -> str:
+    """Return the first `MOST_CHARS` characters of a text."""
     return text if len(text) <= MOST_CHARS else f"{text[:MOST_CHARS]} [cut]"

@@ -1,11 +1,11 @@
-"""Preference pairs: what a reward model learns from. JSON lines, one pair each::
+"""Preference pairs, the training data of reward models: JSON lines, one pair each::
 
     {"prompt": [{"role": "user", "content": "..."}], "chosen": [...], "rejected": [...], "kind": "rude", "group": "17"}
 
-``prompt`` (it may be empty), ``chosen`` and ``rejected`` are ChatML messages; of two conversations with the same
-beginning the one that goes on with ``chosen`` is the better one. ``kind`` says what is wrong with the other (reports
-count by it), ``group`` which conversation the pair is made from: whole groups are held out, so that nothing of a
-conversation is both learned and tested. Both may be left out.
+``prompt`` (can be empty), ``chosen`` and ``rejected`` are ChatML messages: the conversation of ``prompt`` and
+``chosen`` is better than that of ``prompt`` and ``rejected``. ``kind`` says what is wrong with the worse one; reports
+count by it. ``group`` names the conversation that the pair is made from: whole groups are held out, so that no
+conversation is in both training and test pairs. Both keys are optional.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from chatgym.rewards.protocol import Conversation
 ROLES = ("system", "user", "assistant")
 KEYS = ("prompt", "chosen", "rejected", "kind", "group")
 HELD_OUT = 5
-"""One group in so many is held out."""
+"""One of so many groups is held out."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Pair:
     """Two conversations with the same beginning, of which one is better.
 
     Attributes:
-        prompt: How both begin; the agent is the ``assistant``.
-        chosen, rejected: How the better and the worse one go on.
+        prompt: The common beginning; the agent is the ``assistant``.
+        chosen, rejected: The rest of the better and of the worse conversation.
         kind: What is wrong with the worse one.
-        group: The conversation that it comes from.
+        group: The conversation that the pair is made from.
     """
 
     prompt: Conversation
@@ -55,12 +55,12 @@ class Pair:
 
     @property
     def held_out(self) -> bool:
-        """Whether it is for testing, not for learning: a matter of its group alone."""
+        """Whether the pair is for testing, which depends only on its group."""
         return is_held_out(self.group)
 
 
 def is_held_out(group: str) -> bool:
-    """Tell whether the pairs of a group are for testing."""
+    """Return whether the pairs of a group are for testing."""
     return hashlib.sha256(group.encode()).digest()[0] % HELD_OUT == 0
 
 
@@ -68,7 +68,7 @@ def read_pairs(path: str | Path) -> list[Pair]:
     """Read pairs from a file.
 
     Raises:
-        InvalidValue: When there is no such file, or a line is no pair; it names the line and what is wrong with it.
+        InvalidValue: There is no such file, or a line is no pair; the message names the line and what is wrong with it.
     """
     path = Path(path)
     try:
@@ -92,7 +92,7 @@ def read_pairs(path: str | Path) -> list[Pair]:
 
 
 def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
-    """Write pairs to a file, all of them or none."""
+    """Write pairs to a file, atomically."""
     from chatgym.storage import atomic
 
     text = "".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in pairs)
@@ -100,6 +100,7 @@ def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
 
 
 def _pair(record: Any, number: int) -> Pair:
+    """Return the pair in a line's JSON value, or raise `InvalidValue`."""
     if not isinstance(record, dict):
         raise InvalidValue(f"a pair is an object with {', '.join(KEYS)}, not a {type(record).__name__}")
     if extra := sorted(set(record) - set(KEYS)):
@@ -122,10 +123,10 @@ def _pair(record: Any, number: int) -> Pair:
 
 
 def check_messages(messages: Any, name: str) -> list[dict[str, str]]:
-    """Return ChatML messages as they are.
+    """Check ChatML messages, and return them.
 
     Raises:
-        InvalidValue: When they aren't ``{"role": ..., "content": ...}`` with a known role and a text.
+        InvalidValue: One isn't ``{"role": ..., "content": ...}`` with a known role and a text.
     """
     if not isinstance(messages, list):
         raise InvalidValue(f"{name} is a list of messages, not a {type(messages).__name__}")
@@ -140,10 +141,10 @@ def check_messages(messages: Any, name: str) -> list[dict[str, str]]:
 
 
 def split(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
-    """Return the pairs to learn from and those held out.
+    """Return the training pairs and the test pairs, which are held out.
 
     Raises:
-        InvalidValue: When either has none: there are too few groups.
+        InvalidValue: One of them is empty, because there are too few groups.
     """
     learned, tested = [pair for pair in pairs if not pair.held_out], [pair for pair in pairs if pair.held_out]
     if not learned or not tested:

@@ -1,4 +1,4 @@
-"""The `RewardModel` protocol: what judges conversations."""
+"""The `RewardModel` protocol: a model that scores conversations."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ Conversation: TypeAlias = Sequence[Mapping[str, str]]
 
 
 class RewardModel(Protocol):
-    """Says how good conversations are, each by itself.
+    """Scores conversations, each independently.
 
-    One that also has an ``identity`` (what JSON can hold) is named by it where runs are recorded.
+    If it has an attribute ``identity`` (a JSON value), records of runs name it by that.
     """
 
     def score(self, conversations: Sequence[Conversation]) -> npt.NDArray[np.float32]:
-        """Score B conversations, perhaps unfinished ones: float32[B], more is better."""
+        """Return the scores of B conversations, finished or not: float32[B], higher is better."""
         ...
 
 
 def identity_of(model: RewardModel) -> Any:
-    """Return what names a reward model in records: its ``identity``, or its class."""
+    """Return what identifies a reward model in records: its ``identity``, or the name of its class."""
     return getattr(model, "identity", None) or {"name": f"{type(model).__module__}.{type(model).__qualname__}"}

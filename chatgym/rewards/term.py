@@ -1,7 +1,7 @@
-"""A reward model's term of the reward: what it makes of each agent turn of an environment.
+"""The reward term of a reward model: a score of each agent turn.
 
-The model reads the conversation up to the agent's words, the partner's answer not included. Its score is the term
-``reward_model``, beside the scenario's own terms; its weight is small, so the outcome decides.
+The model reads the conversation up to the agent's reply, without the partner's answer. Its score is the reward term
+``reward_model`` beside the scenario's own terms. Its weight is small, so that the outcome dominates.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from chatgym.rewards.protocol import RewardModel, identity_of
 from chatgym.scenarios import Scenario
 
 NAME = "reward_model"
-"""Of the term, in ``info["reward_terms"]`` and in ``reward_weights``."""
+"""Name of the term in ``info["reward_terms"]`` and in ``reward_weights``."""
 WEIGHT = 0.05
-"""Of the term, unless ``reward_weights`` says otherwise."""
+"""Default weight of the term."""
 
 
 class ModelTerm:
-    """B conversations as a reward model reads them; it is asked when the reward is looked at, and only then.
+    """The term of B conversations; the model is called only when the reward is read.
 
     Attributes:
-        model: It.
-        weight: Of the term.
+        model: The reward model.
+        weight: The term's weight.
     """
 
     def __init__(self, model: RewardModel, size: int, weight: float) -> None:
-        """Begin with B conversations in which nothing was said."""
+        """Begin `size` empty conversations."""
         self.model, self.weight = model, weight
         self._said: list[list[dict[str, str]]] = [[] for _ in range(size)]
-        self._open: dict[int, list[dict[str, str]]] = {}  # row to what is to be judged
+        self._open: dict[int, list[dict[str, str]]] = {}  # row to the conversation to score
         self._scores = np.zeros(size)
 
     def begin(self, row: int, partner: str) -> None:
@@ -46,7 +46,7 @@ class ModelTerm:
         self._said[row] = [message("user", partner)]
 
     def say(self, rows: Sequence[int], texts: Iterable[str]) -> None:
-        """Append what the agents of some rows say: the turns that are to be judged."""
+        """Append the agent's texts in some rows; these are the turns to score."""
         for row, text in zip(rows, texts, strict=True):
             self._said[row].append(message("assistant", text))
         self._open = {row: list(self._said[row]) for row in rows}
@@ -54,10 +54,10 @@ class ModelTerm:
 
     @property
     def scores(self) -> npt.NDArray[np.float64]:
-        """What the model makes of the last turns, float64[B]; 0 where none was taken.
+        """Scores of the last turns, float64[B]; 0 in rows without one.
 
         Raises:
-            InvalidValue: When it gives something else than a finite number for each.
+            InvalidValue: The model doesn't return a finite number for each conversation.
         """
         if self._open:
             rows = list(self._open)
@@ -76,15 +76,15 @@ class ModelTerm:
         self._said[row].append(message("user", partner))
 
     def rewards(self, rewards: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Return float64[B], the task's own rewards with the term's share."""
+        """Return rewards float64[B] of the scenario plus the weighted scores, float64[B]."""
         return rewards + self.weight * self.scores
 
     def terms(self, terms: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Return float64[B, T + 1], the task's own terms and the scores."""
+        """Return terms float64[B, T] of the scenario with the scores, float64[B, T + 1]."""
         return np.column_stack([terms, self.scores])
 
     def identity(self) -> Any:
-        """Name the model."""
+        """Return what identifies the model."""
         return identity_of(self.model)
 
     def dump(self) -> dict[str, npt.NDArray[Any]]:
@@ -92,7 +92,7 @@ class ModelTerm:
         return {"said": np.array([json.dumps(said) for said in self._said], np.str_)}
 
     def load(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Go back to what was said at `dump`; the scores of the last turn are 0."""
+        """Restore the state of `dump`: ``said``, str[B]. The scores of the last turn become 0."""
         self._said = [json.loads(said) for said in state["said"].tolist()]
         self._open, self._scores = {}, np.zeros(len(self._said))
 
@@ -106,11 +106,11 @@ def make_term(
 ) -> tuple[ModelTerm | None, dict[str, float]]:
     """Make the term of an environment, and return the weights of the scenario's own terms.
 
-    ``"default"`` judges agents that choose words (`action` other than ``"act"``): there the words of an act are the
-    scenario's own, and cost more than the turn. Any other reward model judges whatever the interface is.
+    ``"default"`` is off with ``action="act"``: there the agent's words are the scenario's own, and scoring them takes
+    longer than the turn. Any other reward model is used with every interface.
 
     Raises:
-        InvalidValue: A weight is given for the term, but no model judges; see also `make_reward_model`.
+        InvalidValue: `reward_weights` has the term, but there is no reward model; see also `make_reward_model`.
     """
     weights = check_weights(reward_weights)
     own = {name: one for name, one in weights.items() if name != NAME}

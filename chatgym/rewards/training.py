@@ -1,4 +1,4 @@
-"""Training the encoder kind of reward model: features of the pairs, then a Bradley–Terry head, or several."""
+"""Train the encoder kind of reward model: compute the pairs' features, then fit Bradley–Terry heads."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def train(
     """Train a reward model; the same pairs give the same bytes.
 
     Args:
-        pairs: All of them are learned from; see `chatgym.rewards.pairs.split` for those to hold out.
-        ensemble: K, how many heads: one learns from all the pairs, each of several from a bootstrap sample of the
-            groups (Efron 1979), so that where the pairs don't decide, the heads differ.
-        seed: Of the samples.
-        progress: Called with the number of texts that were read, and of all.
+        pairs: Training pairs; hold some out by `chatgym.rewards.pairs.split`.
+        ensemble: K, the number of heads. One head is fitted to all pairs; several, each to a bootstrap sample of the
+            groups (Efron 1979), so that the heads differ where the pairs don't decide.
+        seed: Seed of the samples.
+        progress: Called with the number of texts encoded, and of all texts.
     """
     better, worse = [pair.better for pair in pairs], [pair.worse for pair in pairs]
     with one_thread():
@@ -57,7 +57,7 @@ def train(
 
 
 def features_of(conversations: Sequence[Conversation], reader: Reader) -> Doubles:
-    """Return the features of conversations, float64[N, `SIZE`]."""
+    """Return the features of N conversations, float64[N, `SIZE`]."""
     result = np.zeros((len(conversations), SIZE))
     for row, conversation in enumerate(conversations):
         if found := turns(conversation, reader):
@@ -66,7 +66,7 @@ def features_of(conversations: Sequence[Conversation], reader: Reader) -> Double
 
 
 def digest_of(pairs: Sequence[Pair]) -> str:
-    """SHA-256 of pairs, in their order."""
+    """Return the SHA-256 of pairs, in their order."""
     digest = hashlib.sha256()
     for pair in pairs:
         digest.update(json.dumps(asdict(pair), sort_keys=True).encode() + b"\n")

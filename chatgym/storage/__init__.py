@@ -1,1 +1,1 @@
-"""Files on disk: atomic writes, the SQLite cache of wordings, and the models that come with ChatGym."""
+"""Files on disk: atomic writes, the SQLite cache of wordings, and the stored models."""

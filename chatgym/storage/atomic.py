@@ -1,4 +1,4 @@
-"""Writing files so that a reader, after a kill at any moment, finds the old content or the new one, never half."""
+"""Atomic writes: after a kill at any moment, a file or folder has its old content or the new one, never a part."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
 @contextlib.contextmanager
 def disk_space(path: Path, remedy: str) -> Iterator[None]:
-    """Turn a full disk into an error that names `path` and the remedy."""
+    """Turn a full disk in the block into `Unavailable`, which names `path` and the remedy."""
     try:
         yield
-    except Exception as error:  # of any type: a library reports it in its own, or fails again while closing a file
+    except Exception as error:  # of any type: libraries raise their own, or fail again while closing a file
         if not _no_space(error):
             raise
         raise Unavailable(f"no space left on the disk of {path}; {remedy}") from error
 
 
 def _no_space(error: BaseException | None) -> bool:
+    """Return whether an error, or one that it came from, means a full disk."""
     while error is not None:
         if getattr(error, "errno", None) in NO_SPACE or os.strerror(errno.ENOSPC) in str(error):
             return True
@@ -34,21 +35,21 @@ def _no_space(error: BaseException | None) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file: into a temporary one beside it, to the disk, then renamed."""
+    """Write a text file in UTF-8, atomically."""
     write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file of the same suffix under a temporary name, and rename it to `path`."""
+    """Call `write` with a temporary path of the same suffix beside `path`, sync the file, and rename it to `path`."""
     temporary = path.with_name(f".new-{path.name}")
     try:
         write(temporary)
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def append_text(path: Path, text: str) -> None:
@@ -70,27 +71,27 @@ def append_bytes(path: Path, data: bytes) -> None:
 
 
 def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a new, empty folder, and put it in the place of `folder`."""
+    """Call `write` with a new, empty folder, and replace `folder` by it."""
     new, old = folder.with_name(f".new-{folder.name}"), folder.with_name(f".old-{folder.name}")
     recover_folder(folder)
     try:
         new.mkdir()
         write(new)
         for path in new.rglob("*"):
-            _sync(path)
-        _sync(new)
+            sync(path)
+        sync(new)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
     if folder.exists():
         os.rename(folder, old)
     os.rename(new, folder)
-    _sync(folder.parent)
+    sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def recover_folder(folder: Path) -> None:
-    """Tidy up after a `replace_folder` that was killed: the old folder comes back if the new one wasn't in place."""
+    """Clean up after a killed `replace_folder`: restore the old folder unless the new one is in place."""
     new, old = folder.with_name(f".new-{folder.name}"), folder.with_name(f".old-{folder.name}")
     if old.exists() and not folder.exists():
         os.rename(old, folder)
@@ -98,9 +99,10 @@ def recover_folder(folder: Path) -> None:
     shutil.rmtree(new, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
-        return  # Windows can't open a folder
+def sync(path: Path) -> None:
+    """Write a file or folder from the system's cache to the disk."""
+    if path.is_dir() and os.name == "nt":  # Windows can't open a folder
+        return
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""Words kept between runs: a SQLite file of key and value that several processes read and write at once."""
+"""A cache of texts in a SQLite file, which several processes can read and write at once."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from chatgym.errors import Corrupted, Unavailable
 from chatgym.storage import model_store
 
 BUSY_SECONDS = 30.0
-"""How long an access waits for another process to finish its own."""
+"""How long an access waits for another process's."""
 
 _LEFT_ALONE: list[object] = []
-"""Connections that a forked child has from its parent: SQLite forbids it even to close them, so they stay."""
+"""Connections that a forked child inherited: SQLite forbids using them, even closing, so they are kept."""
 
 _T = TypeVar("_T")
 
 
 def default_path() -> Path:
-    """Where words are kept unless told otherwise."""
+    """Return the default file of the cache."""
     return model_store.cache_root() / "words.sqlite"
 
 
 class Cache:
-    """Text values under text keys, in one file.
+    """Text values by text key, in one file.
 
-    Safe to use from several threads and processes, forked ones included: each process has its own connection.
+    Several threads and processes can use it, forked ones included: each process has its own connection.
 
     Args:
-        path: The file; made, with its folder, when absent.
+        path: The file; it is created, with its folder, if it doesn't exist.
 
     Raises:
-        Corrupted: The file is no SQLite database, or a damaged one.
+        Corrupted: The file is no SQLite database, or damaged.
         Unavailable: The file can't be opened or written.
     """
 
@@ -48,18 +48,18 @@ class Cache:
         self._guarded(lambda connection: None)
 
     def get(self, key: str) -> str | None:
-        """Return the value stored under `key`, None when there is none."""
+        """Return the value of a key, or None."""
         row = self._guarded(
             lambda connection: connection.execute("SELECT value FROM words WHERE key = ?", (key,)).fetchone()
         )
         return None if row is None else str(row[0])
 
     def put(self, key: str, value: str) -> None:
-        """Store `value` under `key`, in place of what was there."""
+        """Store a value, replacing the key's earlier one."""
         self._guarded(lambda connection: connection.execute("INSERT OR REPLACE INTO words VALUES (?, ?)", (key, value)))
 
     def add(self, key: str, value: str) -> str:
-        """Store `value` under `key` unless there is one, and return what is stored."""
+        """Store a value unless the key has one; returns the stored value."""
 
         def insert(connection: sqlite3.Connection) -> str:
             connection.execute("INSERT OR IGNORE INTO words VALUES (?, ?)", (key, value))
@@ -68,7 +68,7 @@ class Cache:
         return self._guarded(insert)
 
     def close(self) -> None:
-        """Close the file; using the cache again opens it again."""
+        """Close the file; the next access opens it again."""
         self._leave_parent()
         with self._lock:
             if self._connection is not None:
@@ -76,12 +76,13 @@ class Cache:
             self._connection = None
 
     def _leave_parent(self) -> None:
-        """In a forked child: begin without the parent's connection, and without its lock, which may be held."""
+        """In a forked child, drop the parent's connection, and its lock, which may be held."""
         if self._pid != os.getpid():
             _LEFT_ALONE.append(self._connection)
             self._lock, self._connection, self._pid = threading.Lock(), None, os.getpid()
 
     def _guarded(self, action: Callable[[sqlite3.Connection], _T]) -> _T:
+        """Return `action(connection)`, with SQLite's errors turned into ours."""
         self._leave_parent()
         try:
             with self._lock:
@@ -99,6 +100,7 @@ class Cache:
             ) from error
 
     def _open(self) -> sqlite3.Connection:
+        """Open the file in WAL mode, and create the table."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
@@ -114,7 +116,7 @@ class Cache:
 
 
 def _patiently(action: Callable[[], object]) -> None:
-    """Repeat `action` while another process is in its way: a change of journal mode doesn't wait by itself."""
+    """Repeat `action` while the database is locked: changing the journal mode ignores the connection's timeout."""
     give_up = time.monotonic() + BUSY_SECONDS
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Ctrl-C in long work: it waits until what was begun can be kept."""
+"""Ctrl-C in long work: it is deferred until a checkpoint can be written."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from types import FrameType
 
 @contextmanager
 def deferred() -> Iterator[Callable[[], bool]]:
-    """Let the first Ctrl-C in the block only be noted, for the work to stop when it can; the second one is as usual.
+    """Defer the first Ctrl-C in the block; the second one raises `KeyboardInterrupt` as usual.
 
     Yields:
-        Tells whether there was one. Always false outside the main thread, which gets the signal instead.
+        A function that returns whether there was one; outside the main thread, which gets the signal, always false.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False

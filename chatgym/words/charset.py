@@ -1,4 +1,4 @@
-"""Which characters texts hold, and how many."""
+"""The characters of texts in observations and actions, and their longest length."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ MAX_CHARS = 2000
 """Longest text of an observation or an action, in characters."""
 
 CHARSET = frozenset(string.ascii_letters + string.digits + string.punctuation + " \n€£’‘“”…–—éèêëàâäáíìîïóòôöúùûüñç")
-"""Characters of an observed text; NLG says nothing else."""
+"""Characters of an observed text; NLG uses no others."""
 
 
 def clean(text: str) -> str:
-    """Return a text that can be stored and printed: no lone surrogates, no control characters."""
+    """Return a text that can be stored and printed: without lone surrogates and control characters."""
     text = text.encode("utf-8", "replace").decode("utf-8")
     return "".join(c if c.isprintable() or c == "\n" else " " for c in text).strip()

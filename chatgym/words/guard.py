@@ -1,9 +1,9 @@
-"""The wording guard: a language model's words are heard only if they say what was meant.
+"""The wording guard: it rejects a language model's wordings that don't say what was meant.
 
-A weak model flips roles, drops numbers and makes things up. A wording passes when it is one that a person wrote for the
-part and the tone; or when the model itself finds it likely, it is plain English in the scenario's vocabulary, denies
-nothing that the part's own sentences don't deny, speaks of nothing that answers another act of the agent's, and names
-exactly the slots that it should; and NLU recognises the part, the role and the tone in it.
+A weak model swaps roles, drops numbers and makes things up. A wording passes if a person wrote it for the part and the
+tone. Any other wording passes if the model finds it likely; it is plain English in the scenario's vocabulary; it denies
+nothing that the part's own sentences don't deny; it doesn't answer another act of the agent; it names exactly the
+part's slots; and NLU recognises the part, the role and the tone.
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ from chatgym.words.voice.wordings import wordings
 VERSION = 5
 MAX_CHARS = 120
 MIN_LOGPROB = -1.1
-"""Least mean log-probability of a wording's tokens, under the distribution that they were sampled from."""
+"""Least mean log-probability of a wording's tokens, under the distribution they were sampled from."""
 MIN_CONFIDENCE = 0.45
-"""Least probability of the parts that name the intended value, …"""
+"""Least probability of the parts about the intended value, in sum."""
 MIN_ACT = 0.2
-"""… and of the intended one among them: to inform of a value and to correct it sound much alike."""
+"""Least probability of the intended part: informing of a value and correcting it sound much alike."""
+
 MAX_OTHER_ROLE = 0.5
 MIN_TONE = 0.2
 MIN_SIMILARITY = 0.5
-"""Least cosine to the nearest of the part's own sentences in the tone."""
+"""Least cosine similarity to the nearest of the part's own sentences in the tone."""
 TOGETHER = 16
-"""Sentences that are encoded at once."""
+"""Sentences that are encoded at once; it decides their last bits."""
 TELLING = 2
-"""How many wordings that answer an act of the agent's have to use a word for it to tell of that act."""
+"""A word is typical of answers to an act of the agent if so many wordings that answer it use the word."""
 COMMON = 0.25
-"""Least share of a scenario's parts whose sentences use a word for it to tell of none of them."""
+"""A word is typical of no part if at least this share of a scenario's parts use it."""
 DENYING = 0.4
-"""Least share of a part's sentences that deny something for it to be free in what it denies: then NLU decides."""
+"""If at least this share of a part's sentences deny something, wordings may deny anything, and NLU decides."""
 
 _MARKS = re.compile(r"^(?:[\s\-*•(\"'“”‘’]|\d+[.)]\s)+(?=\S)|[\s\"“”]+$")
 _STRANGE = re.compile(r"[\[\]{}<>|_#*=\\/@:;\"()]|\.\.|…|https?|www", re.I)
@@ -47,22 +48,22 @@ _SPAN = re.compile(r"\b(?:days|weeks|months|years|hours|minutes|dollars?|euros?|
 _DENIAL = re.compile(r"\b(?:\w+n't|not|never|nothing|nobody|none|cannot|without|hardly)\b(?: [\w']+){0,2}", re.I)
 _HARMLESS = re.compile(r"not (?:sure|happy|okay|fair|right|working|possible)\b", re.I)
 _LINKS = frozenset(("is", "it's", "said", "that's", "was"))
-"""Words that may stand before any value; so may whatever ends with a comma."""
+"""Words that can precede any value; so can any word with a comma."""
 _CLAUSE = re.compile(r"\b(?:how|what|where|who|why) (?:it|that|this) (?:is|was)[.!?]+$", re.I)
 _UNFINISHED = re.compile(r"\b(?:of|to|for|with|at|from|the|an?|and|or|but|my|your|is|was|it's|i'm)[.!?]+$", re.I)
 _POLITE = re.compile(r"\b(?:sorry|please|thank\w*|appreciate|glad|afraid)\b", re.I)
-_HABITS = re.compile(  # of weak models: they say little, or the other one's part
+_HABITS = re.compile(  # what weak models often write: it says little, or belongs to the other role
     r"\bgoing to\b|\byou're\b|\bI'm here\b|\btell you\b|\bwhat do you mean\b|\bsaid sorry\b|\bwe\b|\bour\b|"
     r"\bhelp you\b|\bto help\b|\bcan i do\b|\bmay i help\b|\bi can help\b|\bfor you\b|\byou an?\b|\byou said\b|"
     r"\bi should be\b|\bmeant no\b", re.I,
 )  # fmt: skip
-_OPENING = re.compile(r"(?:no|yes)\b|you(?:'re)? \w+\b")  # decides what the rest means
+_OPENING = re.compile(r"(?:no|yes)\b|you(?:'re)? \w+\b")  # the first words decide the meaning of the rest
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`wording` with ``{name}`` for slot values if it passed; else None and the `reason`."""
+    """The guard's verdict: the `wording` with ``{name}`` for slot values, or None and the `reason` it was rejected."""
 
     wording: str | None
     reason: str = ""
@@ -70,18 +71,18 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _Part:
-    """What a part's own sentences say.
+    """What the guard takes from a part's own sentences, for a tone and an act of the agent.
 
     Attributes:
-        known: Those in the tone asked for that fit after the act asked for, as `_plain` to their form with ``{name}``.
-        in_tone: Those in the tone.
-        text: Those of all tones, in lower case.
-        words: Their words.
-        last_words: The words that they end with.
-        denials: What they deny.
-        denying: Whether it is in its nature to deny something.
-        slots: The slots that they name.
-        elsewhere: Words of answers to other acts of the agent's.
+        known: Sentences in the tone that fit after the act: in the form of `_plain`, to that with ``{name}``.
+        in_tone: Sentences in the tone.
+        text: Sentences in all tones, in lower case.
+        words: Words that a wording may use.
+        last_words: Words that sentences end with.
+        denials: Denials in the sentences, such as "not working".
+        denying: Whether wordings may deny anything, see `DENYING`.
+        slots: Names of the slots in the sentences.
+        elsewhere: Words that are typical of answers to other acts of the agent.
     """
 
     known: dict[str, str]
@@ -96,10 +97,10 @@ class _Part:
 
 
 class Guard:
-    """Checks wordings of one scenario's partner."""
+    """Checks wordings of the partner in one scenario."""
 
     def __init__(self, scenario: Scenario, nlu: NLU, *, margin: float = 0.0) -> None:
-        """Make a guard that understands by `nlu`, and has it be surer by `margin` than it has to be."""
+        """Make a guard that uses `nlu`; `margin` is added to the probabilities that a wording needs."""
         self.scenario, self.nlu, self.margin = scenario, nlu, margin
         self._sentences: dict[str, list[str]] = {}
         for head, label, text in labelled(scenario):
@@ -113,14 +114,14 @@ class Guard:
     def check(
         self, texts: Sequence[str], part: str, tone: str, logprobs: Sequence[float] | None = None, act: str = ""
     ) -> list[Verdict]:
-        """Judge wordings.
+        """Check wordings.
 
         Args:
-            texts: N of them; slots stand there as `Scenario.examples`.
-            part: What they should say.
-            tone: And how.
-            logprobs: The mean log-probability of each one's tokens, if it is to count.
-            act: The agent's act that they answer, if that is known.
+            texts: N wordings, with `Scenario.examples` as the values of slots.
+            part: The part that they should say.
+            tone: The tone that they should have.
+            logprobs: N mean log-probabilities of the wordings' tokens, or None.
+            act: The agent's act that they answer, or empty.
 
         Returns:
             N verdicts.
@@ -153,7 +154,7 @@ class Guard:
                 fitting += bank.texts if bank.act in ("", act) else ()
         text = " \n ".join(self._sentences[part]).lower()
         slots = frozenset(name for name in scenario.examples if "{" + name + "}" in templates[0])
-        if slots:  # a wording around a value says nothing that isn't said around it in some part
+        if slots:  # around a value, only words that some part uses around it
             same = [" ".join(texts) for label, texts in self._sentences.items() if _same_value(label, part)]
             words = frozenset(_WORD.findall(" ".join(same).lower())) | self._common
         else:
@@ -169,7 +170,7 @@ class Guard:
         )  # fmt: skip
 
     def _form(self, text: str, own: _Part, tone: str) -> Verdict:
-        """Check what can be seen without understanding."""
+        """Check the form of a wording, without NLU."""
         low = text.lower()
         strange = not 2 <= len(text) <= MAX_CHARS or not set(text) <= CHARSET or _STRANGE.search(text)
         unfinished = (
@@ -193,7 +194,7 @@ class Guard:
         return self._slots(text, own)
 
     def _slots(self, text: str, own: _Part) -> Verdict:
-        """Check that the text names the slots that it should, and put their names in the values' place."""
+        """Check that a text names exactly the part's slots, and replace the values by ``{name}``."""
         named, _ = self.scenario.find_slots(text)
         if set(named) != own.slots:
             return Verdict(None, f"names {', '.join(sorted(named)) or 'no value'}")
@@ -212,7 +213,7 @@ class Guard:
         return Verdict(text)
 
     def _meaning(self, texts: list[str], part: str, tone: str, own: _Part) -> list[str]:
-        """Check what NLU hears; returns a reason for each text, empty where it passes."""
+        """Check part, role and tone by NLU; returns a reason for each text, empty if it passes."""
         if not texts:
             return []
         heads = self.nlu.heads
@@ -239,31 +240,33 @@ class Guard:
 
 
 def _same_value(one: str, other: str) -> bool:
-    """Tell whether two parts are the same, or two acts about the same value (``inform/date``, ``correct/date``)."""
+    """Return whether two parts are equal, or about the same value (``inform/date``, ``correct/date``)."""
     return one == other or ("/" in one and one.partition("/")[2] == other.partition("/")[2])
 
 
 def _plain(text: str) -> str:
-    """Return a sentence as it is compared: in lower case, without the marks at its end."""
+    """Return a sentence in lower case without the punctuation at its end, for comparing."""
     return text.lower().rstrip(".!? ")
 
 
 def _share_that_denies(texts: Sequence[str]) -> float:
+    """Return the share of texts that deny something."""
     return sum(bool(_DENIAL.search(text)) for text in texts) / len(texts)
 
 
 def _words(texts: Iterable[str]) -> frozenset[str]:
+    """Return the words of texts, in lower case."""
     return frozenset(_WORD.findall(" ".join(texts).lower()))
 
 
 def _telling(texts: Sequence[str]) -> list[str]:
-    """Return the words that `TELLING` of some wordings use."""
+    """Return the words that at least `TELLING` of some wordings use."""
     counts = Counter(word for text in texts for word in _words([text]))
     return [word for word, count in counts.items() if count >= TELLING]
 
 
 def tidy(text: str) -> str:
-    """Take list marks and quotes off a model's line, and end it like a sentence."""
+    """Return a model's line without list marks and quotes, with a capital letter and punctuation at the end."""
     text = _MARKS.sub("", text.strip()).strip().replace("’", "'").replace("‘", "'")
     text = re.sub(r"!{2,}", "!", re.sub(r"\s+", " ", text))
     if text and text[-1] not in ".!?":

@@ -1,12 +1,10 @@
-"""NLG: from what an utterance means to words.
+"""NLG: from an utterance's meaning to its words.
 
-A part of an utterance (``"inform/reference"``) in a tone has a bank of wordings. Without a model that is the
-scenario's own sentences. With one, a plain model continues a list of those sentences, several times; a voice
-(`chatgym.words.voice`) is asked for a list of its own, for some parts one that answers the agent's last act. The
-wording guard (`chatgym.words.guard`) keeps what says the right thing, and that is the bank. Slots are filled in
-afterwards, so a bank serves every conversation, and after it was made once no model is needed. The default model's
-banks ship with the scenarios (`chatgym.words.banks`); those of other models are kept in a cache. Which wording of a
-bank is said is a draw of the conversation's key.
+Each part of an utterance (``"inform/reference"``) in each tone has a bank of wordings. Without a model, a bank holds
+the scenario's own sentences. A plain model fills it by continuing a list of those sentences, several times; a voice
+(`chatgym.words.voice`) by listing wordings itself, for some parts as answers to the agent's last act. The bank keeps
+the wordings that pass the wording guard (`chatgym.words.guard`). Slots are filled in afterwards, so all conversations
+share the banks, and a filled bank needs no model. The conversation's key determines which wording is said.
 """
 
 from __future__ import annotations
@@ -36,30 +34,31 @@ from chatgym.words.voice.wordings import answers, askable, banks_of
 
 VERSION = 2
 CANDIDATES = 16
-"""Continuations sampled at once for a bank: a batch of its own, so a bank depends on nothing but its prompt."""
+"""Continuations sampled at once for a bank, as a batch of their own, so that a bank depends only on its prompt."""
 ENOUGH = 2
-"""With fewer accepted wordings than that, as many candidates are sampled once more."""
+"""If fewer wordings are accepted, as many candidates are sampled once more."""
 SAMPLING: dict[str, Any] = {"max_new_tokens": 24, "temperature": 0.7, "top_p": 0.9, "stop": ("\n",)}
 LISTS = 2
-"""Lists that a voice says for a bank, …"""
+"""Lists that a voice generates for a bank."""
 LIST_SAMPLING: dict[str, Any] = {"max_new_tokens": 160, "temperature": 0.6, "top_p": 0.95}
 TOGETHER = 8
-"""… and banks asked for in one call; what it says of each doesn't hang on the others."""
+"""Banks that are filled in one call of a voice; they don't depend on each other."""
+
 AGENT = 100
-"""Offset of the purposes that choose the agent's wordings from the partner's."""
+"""Purposes of the draws of the agent's wordings are those of the partner's plus this."""
 
 
 @dataclass(frozen=True)
 class WordingReport:
-    """How a speaker's utterances of the partner came about.
+    """Statistics of a speaker's utterances of the partner.
 
     Attributes:
-        utterances: How many.
-        by_model: Share that is wholly the model's.
-        without_call: Share that needed no call of the model at its turn.
-        candidates: Continuations sampled for the banks in use, now or in a run before.
-        accepted: Share of them that the guard let pass.
-        distinct: Dialogue act to number of distinct wordings in use.
+        utterances: Number of utterances.
+        by_model: Share of utterances that the model wrote wholly.
+        without_call: Share of utterances for which the model wasn't called.
+        candidates: Number of wordings sampled for the banks in use, in this run or earlier.
+        accepted: Share of the candidates that passed the guard.
+        distinct: Dialogue act to its number of distinct wordings.
     """
 
     utterances: int
@@ -71,13 +70,13 @@ class WordingReport:
 
 
 class Speaker:
-    """Gives the utterances of one scenario their words.
+    """Turns the utterances of one scenario into words.
 
     Attributes:
-        voice: Whether the engine's model was taught to word partners.
-        answers: (part, agent's act) whose wordings are that act's own.
-        used: Name to wordings of the banks that a model filled and that were drawn from: what a replay needs.
-        progress: Called with how many banks the model filled so far, after each one; it takes a second or two.
+        voice: Whether the engine's model is a voice, see `chatgym.words.voice`.
+        answers: Pairs (part, agent's act) that have banks of their own.
+        used: Name to wordings of the banks that a model filled and that were drawn from; a replay needs them.
+        progress: Called after each bank with the number of banks that the model has filled; a bank takes seconds.
     """
 
     def __init__(self, scenario: Scenario, engine: Engine | None = None, *, cache: Cache | None = None) -> None:
@@ -100,14 +99,14 @@ class Speaker:
         self, meanings: Sequence[Meaning], keys: npt.NDArray[np.uint64], turns: npt.NDArray[np.int64],
         role: str = "partner", acts: Sequence[str] = (),
     ) -> list[str]:  # fmt: skip
-        """Word utterances.
+        """Return utterances' words.
 
         Args:
-            meanings: What to say, B of them.
+            meanings: B meanings.
             keys: uint64[B], the conversations' keys.
             turns: int64[B], their turns.
-            role: ``"partner"``, or ``"agent"``, whose words are always the scenario's own.
-            acts: The acts that the utterances answer, B of the agent's, where that is known.
+            role: ``"partner"``, or ``"agent"``, whose words are always the scenario's own sentences.
+            acts: B acts of the agent that the utterances answer, or empty.
 
         Returns:
             B texts.
@@ -134,13 +133,13 @@ class Speaker:
         return texts
 
     def prepare(self, names: Sequence[str] | None = None) -> set[str]:
-        """Fill banks by the engine ahead of their use.
+        """Fill banks by the engine before they are used.
 
         Args:
-            names: Their names; None for all that the partner could ever draw from.
+            names: Names of banks; None for all that the partner can use.
 
         Returns:
-            The names of those for which the model was called; the others were known or stored.
+            Names of the banks for which the model was called; the others were known or stored.
         """
         if self.engine is None:
             return set()
@@ -170,7 +169,7 @@ class Speaker:
         return hashlib.sha256("".join(keys).encode()).hexdigest()
 
     def preload(self, banks: Mapping[str, Sequence[str]]) -> None:
-        """Take banks from elsewhere, such as a trace; they go before any others."""
+        """Use banks from elsewhere, such as a trace, in place of the speaker's own."""
         for name, wordings in banks.items():
             self.banks[name] = Bank(tuple(wordings))
             part, _, act = _named(name)
@@ -179,12 +178,12 @@ class Speaker:
             self._in_use.pop(("partner", name), None)
 
     def identity(self) -> dict[str, Any]:
-        """Name all that decides the words, by version and content."""
+        """Return what determines the words: versions and digests."""
         model = {"engine": self.engine.identity, "guard": GUARD_VERSION} if self.engine else {"engine": "template"}
         return {"version": VERSION, "sentences_sha256": self.scenario.sentences_digest, **model}
 
     def report(self) -> WordingReport:
-        """Say how the utterances so far came about."""
+        """Return statistics of the utterances so far."""
         said = max(self._utterances, 1)
         accepted = sum(len(bank.accepted) for bank in self.banks.values())
         candidates = sum(bank.candidates for bank in self.banks.values())
@@ -197,7 +196,7 @@ class Speaker:
         )  # fmt: skip
 
     def prompt(self, name: str) -> str:
-        """Return what the engine continues to fill a bank; slots stand there as their examples."""
+        """Return the prompt that fills a bank, with slots replaced by their examples."""
         part, tone, act = _named(name)
         if self.voice:
             return prompts.prompt(prompts.messages(self.scenario, part, tone, act))
@@ -212,14 +211,14 @@ class Speaker:
         )
 
     def _answering(self, meaning: Meaning, act: str) -> tuple[str, ...]:
-        """Return the names of an utterance's banks; what it says first is what answers the agent."""
+        """Return the names of an utterance's banks; its first part is the one that answers the agent's act."""
         if (meaning.parts[0], act) not in self.answers:
             return meaning.banks
         first, *more = meaning.banks
         return (f"{first}|{act}", *more)
 
     def _wordings(self, role: str, part: str, tone: str, name: str) -> Sequence[str]:
-        """Look up what is drawn from, and remember it."""
+        """Return the wordings to draw from, and remember them."""
         wordings: Sequence[str]
         if role == "agent":
             wordings = self.scenario.sentences["agent"][part]
@@ -233,6 +232,7 @@ class Speaker:
 
     @functools.cached_property
     def _guard(self) -> Guard:
+        """The scenario's wording guard."""
         from chatgym.words.nlu import nlu_of
 
         return Guard(self.scenario, nlu_of(self.scenario))
@@ -251,7 +251,7 @@ class Speaker:
         return self._cache or Cache(default_path())
 
     def _stored(self, name: str, engine: Engine) -> Bank | None:
-        """Return a bank that was made before."""
+        """Return a stored bank, or None."""
         key = self._key(self.prompt(name), engine)
         try:
             return None if (stored := self._store.get(key)) is None else Bank.from_json(stored)
@@ -260,7 +260,7 @@ class Speaker:
                             "delete the file: its words are made again") from error  # fmt: skip
 
     def _make(self, names: Sequence[str], engine: Engine) -> dict[str, Bank]:
-        """Have the model fill banks, in one call or two, and store them."""
+        """Fill banks by one or two calls of the model, and store them."""
         made = {name: _Making(self.prompt(name)) for name in names}
         for round_ in range(2):
             asked = [name for name in names if len(made[name].accepted) < ENOUGH]
@@ -277,7 +277,7 @@ class Speaker:
         return banks
 
     def _judge(self, name: str, completions: Sequence[Completion], found: _Making) -> None:
-        """Let the guard look at what a model said for a bank."""
+        """Let the guard check a model's completions for a bank, and add the verdicts to `found`."""
         part, tone, act = _named(name)
         likely = None
         if self.voice:
@@ -295,6 +295,7 @@ class Speaker:
                 found.rejected.append((text.strip(), verdict.reason or "said before"))
 
     def _key(self, prompt: str, engine: Engine) -> str:
+        """Return the key of a bank in the store: a SHA-256 of everything that determines it."""
         guard = [GUARD_VERSION, data_digest(self.scenario)]
         parts: list[Any] = [VERSION, guard, self.scenario.sentences_digest, engine.identity, prompt]
         parts += [LISTS, LIST_SAMPLING] if self.voice else [CANDIDATES, SAMPLING]
@@ -302,7 +303,13 @@ class Speaker:
 
 
 class _Making:
-    """A bank while it is made: what it is asked with, the root of its seeds, what was said so far."""
+    """A bank while it is filled.
+
+    Attributes:
+        prompt: The model's prompt.
+        root: Root of the seeds.
+        accepted, rejected: See `Bank`.
+    """
 
     def __init__(self, prompt: str) -> None:
         self.prompt = prompt
@@ -312,17 +319,18 @@ class _Making:
 
 
 def _named(name: str) -> tuple[str, str, str]:
-    """Return a bank's part, tone, and the agent's act that it answers, empty where it answers any."""
+    """Return the part, the tone and the agent's act in a bank's name; the act is empty if there is none."""
     part, tone, *act = name.split("|")
     return part, tone, act[0] if act else ""
 
 
 def list_lines(completion: Completion) -> list[str]:
-    """Return the wordings in a list; one that was cut off is none."""
+    """Return the wordings in a completion, one a line, without a last one that was cut off."""
     lines = completion.text.split("\n")
     return [line for line in (lines[:-1] if completion.finish_reason == "length" else lines) if line.strip()]
 
 
 def _sentences(scenario: Scenario, part: str, tone: str) -> list[str]:
+    """Return the partner's own sentences of a part in a tone, or in the calm one if there are none."""
     tones: dict[str, list[str]] = scenario.sentences["partner"][part]
     return tones.get(tone) or tones["calm"]

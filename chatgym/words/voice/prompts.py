@@ -1,4 +1,4 @@
-"""How a voice is asked for wordings, in ChatML: who speaks, in which tone and situation, what the agent said last."""
+"""A voice's prompts in ChatML: the role, the tone, the situation, and what the agent said last."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from chatgym.scenarios import Scenario, fill
 from chatgym.words.voice.wordings import said_by_agent
 
 LINES = 8
-"""Wordings that a voice is used to say in one go."""
+"""Wordings in a list: a voice is trained on lists of up to so many."""
 
 
 def messages(scenario: Scenario, part: str, tone: str, act: str = "") -> list[dict[str, str]]:
-    """Return what a voice is asked for a bank: a system's and a user's message, slots as their examples.
+    """Return the messages of system and user that ask a voice for a bank, with slots replaced by their examples.
 
     Args:
-        scenario: Whose partner.
-        part: What is to be said.
-        tone: And how.
-        act: The agent's last act, where the wordings should answer it.
+        scenario: The scenario.
+        part: The part to word.
+        tone: Its tone.
+        act: The agent's last act, if the wordings should answer it.
     """
     role = scenario.partner_role
     situation = fill(scenario.sentences["situations"][part], scenario.examples)
@@ -30,6 +30,6 @@ def messages(scenario: Scenario, part: str, tone: str, act: str = "") -> list[di
 
 
 def prompt(asked: Sequence[dict[str, str]]) -> str:
-    """Write messages as ChatML up to where the voice begins to speak."""
+    """Return messages as a ChatML prompt, up to the beginning of the assistant's reply."""
     said = "".join(f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n" for message in asked)
     return f"{said}<|im_start|>assistant\n"

@@ -1,8 +1,8 @@
-"""How people word the partner: what a voice learns from, read from a scenario's ``voice.json``.
+"""Wordings of the partner that people wrote, from a scenario's ``voice.json``: the training data of a voice.
 
-The file holds, written by hand, ``wordings`` (part -> tone -> wordings), ``answers`` (part -> agent act -> tone ->
-wordings that fit after that act only) and ``agent`` (agent act -> what a voice is told that the agent said, where the
-act's first sentence won't do). Slots stand in wordings as ``{name}``.
+The file holds ``wordings`` (part -> tone -> wordings), ``answers`` (part -> agent's act -> tone -> wordings that fit
+only after that act) and ``agent`` (agent's act -> its words in a voice's prompt, if not the act's first sentence).
+Slots in wordings are ``{name}``.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from chatgym.scenarios import Scenario
 FILE = "voice.json"
 
 Asked = tuple[str, str, str]
-"""What a voice is asked for: part, tone, and the agent's act, empty where it makes no difference."""
+"""Part, tone, and the agent's act, which is empty if it makes no difference."""
 
 
 @dataclass(frozen=True)
 class Wordings:
-    """Wordings of one part in one tone; those with an `act` of the agent's answer it."""
+    """Wordings of one part in one tone; if `act` isn't empty, they answer that act of the agent."""
 
     part: str
     tone: str
@@ -33,10 +33,10 @@ class Wordings:
 
 
 def wordings(scenario: Scenario) -> Iterator[Wordings]:
-    """Yield a scenario's wordings, none when it has no ``voice.json``.
+    """Yield a scenario's wordings; none if it has no ``voice.json``.
 
     Raises:
-        Corrupted: The file isn't as the module says.
+        Corrupted: The file can't be read.
     """
     said = _read(scenario)
     for part, tones in said.get("wordings", {}).items():
@@ -49,16 +49,16 @@ def wordings(scenario: Scenario) -> Iterator[Wordings]:
 
 
 def answers(scenario: Scenario) -> dict[str, tuple[str, ...]]:
-    """Return the parts whose wordings hang on the agent's last act, each with the acts that make a difference."""
+    """Return the parts whose wordings depend on the agent's last act, with the acts that make a difference."""
     return {part: tuple(acts) for part, acts in _read(scenario).get("answers", {}).items()}
 
 
 def askable(scenario: Scenario, answering: Iterable[tuple[str, str]]) -> list[Asked]:
-    """Return all that a partner can be asked to word: part, tone, and the agent's act where it makes a difference.
+    """Return everything that a partner can say: part, tone, and the agent's act where it makes a difference.
 
     Args:
-        scenario: Whose partner.
-        answering: Pairs of a part and an act that its wordings hang on.
+        scenario: The scenario.
+        answering: Pairs of a part and an act that its wordings depend on.
     """
     partner = scenario.sentences["partner"]
     plain = [(part, tone, "") for part, tones in partner.items() for tone in tones]
@@ -66,12 +66,12 @@ def askable(scenario: Scenario, answering: Iterable[tuple[str, str]]) -> list[As
 
 
 def banks_of(scenario: Scenario) -> list[Asked]:
-    """Return all that a scenario's voice may be asked for."""
+    """Return everything that the voice of a scenario can be asked for."""
     return askable(scenario, [(part, act) for part, acts in answers(scenario).items() for act in acts])
 
 
 def said_by_agent(scenario: Scenario, act: str) -> str:
-    """Return what a voice is told that the agent said, when it took an act."""
+    """Return the agent's words for an act in a voice's prompt."""
     known: str | None = _read(scenario).get("agent", {}).get(act)
     sentences: Mapping[str, list[str]] = scenario.sentences["agent"]
     return known or sentences[act][0]
@@ -79,6 +79,7 @@ def said_by_agent(scenario: Scenario, act: str) -> str:
 
 @functools.cache
 def _read(scenario: Scenario) -> dict[str, Any]:
+    """Return the content of a scenario's ``voice.json``; empty if there is none."""
     path = scenario.folder / FILE
     if not path.is_file():
         return {}

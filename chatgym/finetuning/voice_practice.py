@@ -1,6 +1,6 @@
-"""How a voice practises: it says lists of its own, and learns from what is right in them beyond doubt.
+"""Practice of a voice: it generates lists of wordings, and those that pass a strict guard become training data.
 
-What it says is kept as it comes, a line of JSON for each bank, so that a practice that was interrupted goes on.
+The lists are appended to a file, one line of JSON a bank, so that an interrupted practice can continue.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from chatgym.words.voice.prompts import messages, prompt
 from chatgym.words.voice.wordings import Asked, banks_of
 
 SAMPLING: dict[str, Any] = {**LIST_SAMPLING, "temperature": 1.0}
-"""How a voice says what it may learn from: more freely than when it is used."""
+"""Sampling in a practice, at a higher temperature than in use."""
 MARGIN = 0.15
-"""By how much NLU has to be surer of a wording that is learned from than of one that is only heard."""
+"""Margin of the guard in a practice, see `Guard`: training data has to be surer than wordings in use."""
 
 
 def practise(
     path: Path, scenarios: Sequence[Scenario], engine: Engine, lists: int, seed: int = 0,
     progress: Callable[[int], Any] | None = None,
 ) -> None:  # fmt: skip
-    """Have a voice say lists for each bank, and append them to a file; those that stand there aren't said again.
+    """Generate lists for each bank, and append them to a file; banks that are in the file aren't repeated.
 
     Args:
-        path: Of the file.
-        scenarios: Whose partners.
-        engine: With the voice.
-        lists: How many lists it says for a bank.
-        seed: Of what it says.
-        progress: Called with the number of banks that are done.
+        path: The file.
+        scenarios: The scenarios.
+        engine: The voice.
+        lists: Number of lists for a bank.
+        seed: Seed of the sampling.
+        progress: Called with the number of banks done.
     """
     banks = [(scenario, *asked) for scenario in scenarios for asked in banks_of(scenario)]
     there = [json.dumps(line) + "\n" for line in _read(path)]
     done = len(there) if len(there) == len(banks) else len(there) // TOGETHER * TOGETHER
-    atomic.write_text(path, "".join(there[:done]))  # a kill may have left a part of what one call said
+    atomic.write_text(path, "".join(there[:done]))  # a kill can leave a part of one call's banks
     for first in range(done, len(banks), TOGETHER):
         together = banks[first : first + TOGETHER]
         prompts = [prompt(messages(*bank)) for bank in together for _ in range(lists)]
@@ -63,14 +63,14 @@ def practise(
 
 
 def passed(paths: Sequence[Path], scenario: Scenario) -> dict[Asked, list[str]]:
-    """Return what was said of each of a scenario's banks and is right beyond doubt, each wording once.
+    """Return the wordings of practices that pass the guard with `MARGIN`, each once, by bank.
 
     Args:
         paths: Files of practices.
         scenario: The scenario.
 
     Raises:
-        Corrupted: One of the files isn't what `practise` writes.
+        Corrupted: A file can't be read.
     """
     guard = Guard(scenario, nlu_of(scenario), margin=MARGIN)
     said: dict[Asked, list[str]] = {}
@@ -85,12 +85,12 @@ def passed(paths: Sequence[Path], scenario: Scenario) -> dict[Asked, list[str]]:
 
 
 def _read(path: Path) -> list[tuple[str, str, str, str, list[str]]]:
-    """Return the lines of a practice, without one that was cut off."""
+    """Return the lines of a practice (scenario, part, tone, act, wordings), without a last one that was cut off."""
     lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
     try:
         found = [json.loads(line) for line in lines]
         if any(len(one) != 5 for one in found):
-            raise ValueError("a line of other things than a scenario, a part, a tone, an act and wordings")
+            raise ValueError("a line isn't a scenario, a part, a tone, an act and wordings")
     except (ValueError, TypeError) as error:
         raise Corrupted(f"{path} can't be read ({error}); train again (--overwrite)") from error
     return found

@@ -1,0 +1,109 @@
+"""The sentence encoder: texts to vectors, by all-MiniLM-L6-v2 (Reimers & Gurevych 2019, "Sentence-BERT")."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from chatgym.storage import model_store
+
+Floats = npt.NDArray[np.float32]
+
+ENCODER = "all-minilm-l6-v2"
+REMEMBERED = 65_536
+"""Texts whose vectors are kept in memory (100 MB)."""
+MAX_TOKENS = 64
+"""Tokens of a text that are encoded; the rest is cut off."""
+
+SHORT_FORMS = {
+    "acct": "account", "arent": "aren't", "brb": "be right back", "btw": "by the way", "cant": "can't",
+    "couldnt": "couldn't", "cya": "see you", "didnt": "didn't", "doesnt": "doesn't", "dont": "don't",
+    "dunno": "don't know", "gimme": "give me", "gonna": "going to", "gotta": "have to", "hasnt": "hasn't",
+    "havent": "haven't", "idk": "I don't know", "ill": "I'll", "im": "I'm", "isnt": "isn't", "its": "it's",
+    "ive": "I've", "k": "okay", "kk": "okay", "lemme": "let me", "n": "and", "nah": "no", "noone": "no one",
+    "nope": "no", "nr": "number", "ok": "okay", "omg": "oh my god", "pls": "please", "plz": "please",
+    "pw": "password", "r": "are", "sec": "second", "shouldnt": "shouldn't", "tbh": "to be honest", "thats": "that's",
+    "theres": "there's", "theyre": "they're", "thx": "thanks", "ttyl": "talk to you later", "ty": "thank you",
+    "tysm": "thank you so much", "u": "you", "ur": "your", "wanna": "want to", "wasnt": "wasn't",
+    "wdym": "what do you mean", "whats": "what's", "wheres": "where's", "wont": "won't", "wouldnt": "wouldn't",
+    "y": "why", "yea": "yes", "yeah": "yes", "yep": "yes", "youre": "you're", "youve": "you've", "yup": "yes",
+}  # fmt: skip
+"""Spellings of chats to those that the encoder was trained on."""
+
+_WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
+_STRETCHED = re.compile(r"([a-z])\1{2,}")
+
+
+class Encoder:
+    """Encodes texts as vectors of length 1; the model is loaded at the first use.
+
+    A vector is the mean of the last layer over the tokens of `written_out(text)`, normalised, as the model was trained.
+    """
+
+    def __init__(self) -> None:
+        """Make an encoder without loading its model."""
+        self._known: dict[str, Floats] = {}
+
+    @functools.cached_property
+    def _model(self) -> tuple[Any, Any]:
+        """Return the tokenizer and the model, of the transformers library."""
+        import torch
+        from transformers import AutoModel, AutoTokenizer
+
+        from chatgym.engines.transformers import quiet_loading
+
+        folder = model_store.path(ENCODER)
+        with quiet_loading():
+            model = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
+        return AutoTokenizer.from_pretrained(folder), model
+
+    def encode(self, texts: Sequence[str], together: int = 64) -> Floats:
+        """Return texts' vectors, float32[B, 384]; those of the last `REMEMBERED` texts are in memory.
+
+        Args:
+            texts: B texts.
+            together: How many are encoded at once, padded to the longest.
+        """
+        new = sorted({text for text in texts if text not in self._known}, key=lambda text: (len(text), text))
+        if len(self._known) + len(new) > REMEMBERED:
+            self._known = {text: self._known[text] for text in texts if text in self._known}
+        for first in range(0, len(new), together):
+            batch = new[first : first + together]
+            self._known.update(zip(batch, self._forward(batch), strict=True))
+        return np.stack([self._known[text] for text in texts]) if texts else np.zeros((0, 384), np.float32)
+
+    def encode_alone(self, text: str) -> Floats:
+        """Return a text's vector, float32[384], encoded alone: the bits don't depend on other texts."""
+        vector: Floats = self._forward([text])[0]
+        return vector
+
+    def _forward(self, texts: list[str]) -> Floats:
+        """Encode B texts in one batch; returns float32[B, 384]."""
+        import torch
+
+        tokenizer, model = self._model
+        texts = [written_out(text) for text in texts]
+        inputs = tokenizer(texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+        with torch.inference_mode():
+            hidden = model(**inputs).last_hidden_state  # (B, T, 384)
+        mask = inputs["attention_mask"][..., None].to(hidden.dtype)
+        mean = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+        vectors: Floats = torch.nn.functional.normalize(mean, dim=1).numpy()
+        return vectors
+
+
+def written_out(text: str) -> str:
+    """Return a text in lower case, with `SHORT_FORMS` and stretched words ("heyyy") in their usual spelling."""
+    text = _STRETCHED.sub(r"\1", text.lower().replace("’", "'"))
+    return _WORD.sub(lambda word: SHORT_FORMS.get(word[0], word[0]), text)
+
+
+@functools.cache
+def encoder() -> Encoder:
+    """Return the encoder, one a process."""
+    return Encoder()
