@@ -17,7 +17,7 @@ from chatgym.errors import Corrupted
 from chatgym.evaluation.bank_audit import misheard_wordings
 from chatgym.scenarios import find_scenario
 from chatgym.storage.cache import Cache
-from chatgym.words import banks, nlg
+from chatgym.words import banks, nlg, shipping
 from chatgym.words.banks import DROPPED, FILE, Bank
 from chatgym.words.nlg import Speaker
 
@@ -122,16 +122,16 @@ def test_the_same_words_make_the_same_file_without_what_was_dropped(copied, tmp_
     voice = Voice({})
     speaker = Speaker(copied, voice, cache=Cache(tmp_path / "words.sqlite"))
     voice.said = {speaker.prompt("greet|calm"): "Hello.\nHi.\nBananas."}
-    path, made = banks.write(speaker)
+    path, made = shipping.write(speaker)
     assert made["greet|calm"].accepted == ("Hello.", "Hi.")
     assert banks.shipped(copied).banks == made
     first, calls = path.read_bytes(), len(voice.calls)
     (copied.folder / DROPPED).write_text('{"greet|calm": ["Hi."]}')
     again = Speaker(copied, voice, cache=Cache(tmp_path / "words.sqlite"))
-    assert banks.write(again)[1]["greet|calm"].accepted == ("Hello.",)
+    assert shipping.write(again)[1]["greet|calm"].accepted == ("Hello.",)
     assert path.read_bytes() != first
     (copied.folder / DROPPED).unlink()
-    banks.write(Speaker(copied, voice, cache=Cache(tmp_path / "words.sqlite")))
+    shipping.write(Speaker(copied, voice, cache=Cache(tmp_path / "words.sqlite")))
     assert path.read_bytes() == first
     assert len(voice.calls) == calls  # what was made before was kept
 
@@ -146,10 +146,10 @@ def test_an_interrupted_run_goes_on_where_it_stopped(copied, tmp_path):
     cache = Cache(tmp_path / "words.sqlite")
     seen = []
     with pytest.raises(KeyboardInterrupt):
-        banks.write(Speaker(copied, Stopped({}), cache=cache), seen.append)
+        shipping.write(Speaker(copied, Stopped({}), cache=cache), seen.append)
     assert seen
     assert not (copied.folder / FILE).exists()
-    banks.write(Speaker(copied, Voice({}), cache=cache), seen.append)
+    shipping.write(Speaker(copied, Voice({}), cache=cache), seen.append)
     assert seen == [*range(1, len(seen) + 1)]
 
 

@@ -158,12 +158,12 @@ def _fill_banks(scenario: Scenario, as_json: bool) -> dict[str, Any]:
     from chatgym.engines import DEFAULT_MODEL, make_engine
     from chatgym.evaluation.bank_audit import misheard_wordings
     from chatgym.storage.cache import Cache, default_path
-    from chatgym.words import banks
+    from chatgym.words import shipping
     from chatgym.words.nlg import Speaker
 
     speaker = Speaker(scenario, make_engine(DEFAULT_MODEL), cache=Cache(default_path()))
     with progress_bar(scenario.name, len(speaker.askable()), "banks") as progress:
-        path, found = banks.write(speaker, None if progress is None else lambda there: progress(there, {}))
+        path, found = shipping.write(speaker, None if progress is None else lambda there: progress(there, {}))
     wrong = misheard_wordings(scenario, found)
     count = sum(len(bank.accepted) for bank in found.values())
     if not as_json:

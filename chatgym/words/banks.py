@@ -2,8 +2,7 @@
 
 A scenario's ``banks.json`` holds the wordings of the default model for every bank that its partner can ask for, so that
 a user's machine needs no model to speak them. ``chatgym scenarios NAME --fill-banks`` writes it: the model generates
-lines, the wording guard checks them, and the wordings in ``dropped.json``, which a person read and rejected, are left
-out. ``key`` is a digest of everything that the wordings are made with (`chatgym.words.nlg.Speaker.digest`); a speaker
+lines, the wording guard checks them, and the wordings in ``dropped.json``, which were read and rejected, are left out. ``key`` is a digest of everything that the wordings are made with (`chatgym.words.nlg.Speaker.digest`); a speaker
 with another digest does not use the file.
 """
 
@@ -11,16 +10,11 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from chatgym.errors import Corrupted, Unavailable
+from chatgym.errors import Corrupted
 from chatgym.scenarios import Scenario
-
-if TYPE_CHECKING:
-    from chatgym.words.nlg import Speaker
 
 FILE, DROPPED = "banks.json", "dropped.json"
 
@@ -75,7 +69,7 @@ def shipped(scenario: Scenario) -> Shipped | None:
     """Read the banks that ship with a scenario; None if there are none.
 
     Raises:
-        Corrupted: The file is not as `write` writes it.
+        Corrupted: The file is not as `chatgym.words.shipping.write` writes it.
     """
     path = scenario.folder / FILE
     if not path.is_file():
@@ -92,7 +86,7 @@ def shipped(scenario: Scenario) -> Shipped | None:
 
 
 def dropped(scenario: Scenario) -> dict[str, list[str]]:
-    """Return the wordings that a person read and rejected, by the name of their bank.
+    """Return the wordings that were read and rejected, by the name of their bank.
 
     Raises:
         Corrupted: The file cannot be read.
@@ -103,43 +97,6 @@ def dropped(scenario: Scenario) -> dict[str, list[str]]:
         return {name: list(map(str, wordings)) for name, wordings in found.items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise Corrupted(f"{path} can't be read ({error}); restore it, or delete it to drop nothing") from error
-
-
-def write(speaker: Speaker, progress: Callable[[int], None] | None = None) -> tuple[Path, dict[str, Bank]]:
-    """Fill all banks of a speaker that has a model, and write them beside its scenario's sentences.
-
-    The cache keeps each bank that the model filled, so an interrupted run continues where it stopped.
-
-    Args:
-        speaker: The speaker; it must not use the shipped banks itself (give it a cache).
-        progress: Called with the number of banks that are there.
-
-    Returns:
-        The file, and what stands in it.
-
-    Raises:
-        Unavailable: The folder cannot be written to.
-    """
-    assert speaker.engine is not None
-    scenario, names = speaker.scenario, speaker.askable()
-    if progress is not None:
-        speaker.progress = lambda _: progress(len(speaker.banks))
-    speaker.prepare(names)
-    unwanted, banks = dropped(scenario), {}
-    for name in names:
-        bank = speaker.banks[name]
-        kept = tuple(wording for wording in bank.accepted if wording not in unwanted.get(name, ()))
-        banks[name] = Bank(kept, sampled=bank.candidates)
-    content = {
-        "engine": speaker.engine.identity, "key": speaker.digest,
-        "banks": {name: {"candidates": bank.sampled, "wordings": bank.accepted} for name, bank in banks.items()},
-    }  # fmt: skip
-    path = scenario.folder / FILE
-    try:
-        path.write_text(json.dumps(content, indent=0, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise Unavailable(f"{path} can't be written ({error.strerror}); install the scenario editable") from error
-    return path, banks
 
 
 def _remedy(scenario: Scenario) -> str:
