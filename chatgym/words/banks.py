@@ -2,8 +2,9 @@
 
 A scenario's ``banks.json`` holds the wordings of the default model for every bank that its partner can ask for, so that
 a user's machine needs no model to speak them. ``chatgym scenarios NAME --fill-banks`` writes it: the model generates
-lines, the wording guard checks them, and the wordings in ``dropped.json``, which were read and rejected, are left out. ``key`` is a digest of everything that the wordings are made with (`chatgym.words.nlg.Speaker.digest`); a speaker
-with another digest does not use the file.
+lines, the wording guard checks them, and the wordings in ``dropped.json``, which were read and rejected, are left out.
+``key`` is a digest of everything that the wordings are made with (`chatgym.words.nlg.Speaker.digest`); a speaker with
+another digest does not use the file.
 """
 
 from __future__ import annotations
