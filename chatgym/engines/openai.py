@@ -219,9 +219,7 @@ class OpenAIEngine:
         """
         check_each("continuations", continuations, prompts)
         if not all(prompts):
-            raise InvalidValue(
-                "a server can't score a text after an empty prompt; give a prompt of at least one token"
-            )
+            raise InvalidValue("a server can't score a text after an empty prompt; give a prompt of at least one token")
         # One new token, which isn't needed: some servers refuse to generate none.
         jobs = [Job(p + c, 1, logprobs=True, echo=True) for p, c in zip(prompts, continuations, strict=True)]
         scored = self._answers(jobs, echoed)
