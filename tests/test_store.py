@@ -22,23 +22,23 @@ model_store.MODELS["tiny"] = StoredModel(**json.loads(sys.argv[1]))
 """
 
 WATCHED = """
-unpack = store._unpack
+unpack = model_store._unpack
 def unpack_and_say(*arguments):
     print("unpacking", flush=True)
     time.sleep(0.5)  # long enough for the other one to come
     unpack(*arguments)
-store._unpack = unpack_and_say
+model_store._unpack = unpack_and_say
 model_store.pull("tiny")
 """
 
 STUCK = """
-work = getattr(store, {step!r})
+work = getattr(model_store, {step!r})
 def stuck(*arguments):
     if {after}:
         work(*arguments)
     print("stuck", flush=True)
     time.sleep(600)
-store.{step} = stuck
+model_store.{step} = stuck
 model_store.pull("tiny", force={force})
 """
 

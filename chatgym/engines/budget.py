@@ -33,7 +33,7 @@ class Limits:
             if value is not None and not 0 <= value < float("inf"):
                 raise InvalidValue(f"{name} is {value}; set it to a finite number, 0 or more")
         if self.max_cost is not None and not self.prompt_price and not self.completion_price:
-            raise InvalidValue("max_cost needs a price: set prompt_price or completion_price, per million tokens")
+            raise InvalidValue("max_cost needs prompt_price or completion_price, the price of a million tokens")
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         """Return the cost of some tokens."""
