@@ -15,6 +15,8 @@ $(STAMP): pyproject.toml constraints/cpu.txt
 	@echo "Installing ChatGym into $(VENV) (the first time takes some minutes) ..."
 	@$(BIN)/python -m pip install --quiet --upgrade pip
 	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints/cpu.txt --editable '.[dev]'
+	@echo "Compiling the scenarios (about a minute) ..."
+	@$(BIN)/chatgym scenarios --compile
 	@touch $(STAMP)
 
 demo: setup

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import textwrap
+import time
 import warnings
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 
 from chatgym.cli.options import AsJson, print_json
@@ -59,6 +61,9 @@ def scenarios(
     fill_banks: Annotated[
         bool, typer.Option("--fill-banks", help="Make the default model's wordings of its partner, and store them.")
     ] = False,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Compile its dynamics ahead of their first use; about 20 s each.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the scenarios, or show one in detail.
@@ -76,10 +81,12 @@ def scenarios(
     found = plugins.load().scenarios
     if name is not None and name not in found:
         raise unknown("scenario", name, found)
-    if measure or train_nlu or train_reward or fill_banks:
+    if measure or train_nlu or train_reward or fill_banks or compile_:
         made: dict[str, dict[str, Any]] = {}
         for one in found if name is None else (name,):
             made[one] = {}
+            if compile_:
+                made[one]["seconds"] = _compile(one, as_json)
             if train_nlu:
                 made[one]["nlu"] = _train_nlu(found[one], as_json)
             if train_reward:
@@ -124,6 +131,26 @@ def _measure(name: str, as_json: bool) -> dict[str, Any]:
         out.print(_reference_table(found))
         out.print(f"\n{found.conversations:,} conversations each; stored in {path}")
     return {"stored": path, "measured": found}
+
+
+def _compile(name: str, as_json: bool) -> float:
+    """Compile the dynamics of a scenario into numba's cache, by a few steps of both environments; returns seconds."""
+    from chatgym.envs.chat_env import ChatEnv
+    from chatgym.envs.vector_env import ChatVectorEnv
+
+    start = time.monotonic()
+    for observation in ("embedding", "discrete"):
+        env = ChatEnv(scenario=name, observation=observation, llm="template")
+        env.reset(seed=0)
+        env.step(0)
+        envs = ChatVectorEnv(2, scenario=name, observation=observation, llm="template")
+        envs.reset(seed=0)
+        envs.step([0, 0], active=np.array([True, False]))
+        envs.step(envs.expert_acts())
+    seconds = time.monotonic() - start
+    if not as_json:
+        console().print(f"Compiled {name} in {seconds:.1f} s")
+    return round(seconds, 1)
 
 
 def _train_nlu(scenario: Scenario, as_json: bool) -> dict[str, Any]:
