@@ -38,6 +38,11 @@ PURPOSE = rng.WORDING + 500
 """Purpose of the draws that seed the model."""
 
 
+def llm_simulator_digest(played: LLMPartner) -> str:
+    """Return the SHA-256 of the code that turns a model's words into the partner's turns."""
+    return code_digest(inspect.getsource(inspect.getmodule(played.brief) or LLMPartner), inspect.getsource(LLMSimulator))
+
+
 class LLMSimulator:
     """Plays the partners of B conversations by a language model.
 
@@ -107,9 +112,7 @@ class LLMSimulator:
 
     def identity(self) -> dict[str, Any]:
         """Name all that decides what the partner says and what its words do."""
-        code = code_digest(
-            inspect.getsource(inspect.getmodule(self.played.brief) or LLMPartner), inspect.getsource(LLMSimulator)
-        )
+        code = llm_simulator_digest(self.played)
         return {"version": VERSION, "sha256": code, "model": self.engine.identity, "sampling": SAMPLING}
 
     def _told(self, hidden: Any) -> str:
