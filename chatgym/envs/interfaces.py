@@ -11,6 +11,7 @@ from gymnasium import spaces
 
 from chatgym.dynamics.room import ChatRoom
 from chatgym.engines.tokenizer import ChatTokenizer
+from chatgym.envs.text_space import ChatText
 from chatgym.envs.tokens import TokenHistory, token_space
 from chatgym.errors import InvalidValue, unknown
 from chatgym.scenarios import Scenario
@@ -35,7 +36,7 @@ def observation_space(scenario: Scenario, observation: str, tokenizer: ChatToken
     if observation == "discrete":
         return spaces.Discrete(scenario.n_beliefs)
     if observation == "text":
-        return spaces.Text(MAX_CHARS, min_length=0, charset=CHARSET)
+        return ChatText(MAX_CHARS, min_length=0, charset=CHARSET)
     if observation == "token" and tokenizer is not None:
         return token_space(tokenizer)
     if observation == "belief":
