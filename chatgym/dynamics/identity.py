@@ -102,8 +102,8 @@ def _statements(body: list[ast.stmt], imports: bool) -> Iterator[str]:
     for statement in body:
         if isinstance(statement, (ast.Import, ast.ImportFrom)) and not imports:
             if isinstance(statement, ast.ImportFrom):
-                renamed = (f"{one.name} as {one.asname};" for one in statement.names if one.asname not in (None, one.name))
-                yield from renamed
+                renamed = [one for one in statement.names if one.asname not in (None, one.name)]
+                yield from (f"{one.name} as {one.asname};" for one in renamed)
         elif not (isinstance(statement, ast.Expr) and _is_text(statement.value)):
             yield _dump(statement, imports) + ";"
 

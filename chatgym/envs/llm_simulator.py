@@ -40,7 +40,8 @@ PURPOSE = rng.WORDING + 500
 
 def llm_simulator_digest(played: LLMPartner) -> str:
     """Return the SHA-256 of the code that turns a model's words into the partner's turns."""
-    return code_digest(inspect.getsource(inspect.getmodule(played.brief) or LLMPartner), inspect.getsource(LLMSimulator))
+    told = inspect.getmodule(played.brief) or LLMPartner
+    return code_digest(inspect.getsource(told), inspect.getsource(LLMSimulator))
 
 
 class LLMSimulator:

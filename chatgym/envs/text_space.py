@@ -25,8 +25,8 @@ class _SharedTexts(Sequence[str]):
         self._space, self._memory, self._rows = space, memory, rows
 
     def _read(self) -> tuple[str, ...]:
-        texts: tuple[str, ...] = read_from_shared_memory.dispatch(spaces.Text)(self._space, self._memory, self._rows)
-        return texts
+        read = read_from_shared_memory.dispatch(spaces.Text)
+        return tuple(map(str, read(self._space, self._memory, self._rows)))
 
     def __len__(self) -> int:
         return self._rows

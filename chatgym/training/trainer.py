@@ -128,8 +128,8 @@ def resume(folder: str | Path, *, total_steps: int | None = None, progress: Prog
     before, here = run.config["identity"]["sha256"], run.task.identity()
     if not same_simulator(before, here):
         raise InvalidValue(
-            f"{folder} was trained with another simulator ({before[:12]}, here {here['sha256'][:12]}); its scores wouldn't go "
-            "together: train again (--overwrite), or install the versions in its config.json"
+            f"{folder} was trained with another simulator ({before[:12]}, here {here['sha256'][:12]}); its scores "
+            "wouldn't go together: train again (--overwrite), or install the versions in its config.json"
         )
     with lock(run.folder) if distributed.first() else contextlib.nullcontext():
         if total_steps is not None and total_steps != run.config["total_steps"]:
