@@ -1,25 +1,157 @@
-"""Hash the code that decides the course of a conversation."""
+"""Hash the code that decides the course of a conversation, and recognise digests recorded by earlier versions.
+
+Needs the standard library only: ``python3.12 chatgym/dynamics/identity.py FILE…`` prints the digest of some files.
+"""
 
 from __future__ import annotations
 
+import ast
 import hashlib
-import io
-import tokenize
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+DECIDING = ("scenario", "simulator", "error_model", "nlu", "reward", "max_turns")
+"""The keys of an environment's identity that its ``sha256`` covers: what decides outcomes and rewards."""
+
+SUPERSEDED: Mapping[str, tuple[str, str]] = {
+    # customer_service
+    "8dc436af5d6cc627d640986dcb1c0598ee9384bc30f2f9179c5c53bb21818584": (
+        "0335e6a4b93bc6db9f3eadf6e0a20bf51e813301df0216477441a4c2674ea003",
+        "0335e6a4b93bc6db9f3eadf6e0a20bf51e813301df0216477441a4c2674ea003",
+    ),
+    # education
+    "ade7060ea7b71d1b2214bcd0db6318b4db27742527b304a55207f1691ad4047f": (
+        "156c6508c613217a0cba09d9473abe09b469917aca8b4e09203232c16def86e5",
+        "51d08583e659cb394192b788018d2aaadf9b0d5e459e6664d23c185445cfcafb",
+    ),
+    # social
+    "f82ca881e38679c0164e08c70fcb79b1dce8fe9e1848b6b2cf1dc2403d38d0d5": (
+        "94763641dd5d879bb4503bc53384aba58363dfeb8f7cca1b5e6f6ac9ca46d73d",
+        "94763641dd5d879bb4503bc53384aba58363dfeb8f7cca1b5e6f6ac9ca46d73d",
+    ),
+    # the loops and the draws
+    "0108bc06a1f48fc08a91a5e87c33999915ef16ded8f5ae6159ba1bcb05d934fd": (
+        "d00ec4c38e0703412e183558b67a766f3e9e2656affc4df257e7ac1d2f6050b0",
+        "d00ec4c38e0703412e183558b67a766f3e9e2656affc4df257e7ac1d2f6050b0",
+    ),
+    # llm_simulator in customer_service
+    "4e090a9f9e4bb8be24bd9e74a34863bbe60e284f8e58d887a10f9e8249f00379": (
+        "9bc551f31c1e9539845bcb89d6c4aaaa79b726c2f09a0b001300505c4d3f4a3e",
+        "32a910467794807678e9c346c2f5f55dbc164e29d24d82ea253c461a5d120c7b",
+    ),
+    # llm_simulator in education
+    "3f919a2289d02b9d3ef7047575b81254a288d75ddeb68593994ed0de6b536d95": (
+        "67b7a09cedb47162576b721f246a557a218e1fe5dd281d5bd80ba921bf78c346",
+        "9b7e171d110cca029128f51578d9e53a776a3fdfece917443328d8beb41eecc2",
+    ),
+    # llm_simulator in social
+    "b9fbecb663e4cc7abc52f21f40b981c621802c116761c6721b20affc4ee7379e": (
+        "fc1376823ba50b9cbb7f218aae479fac5a51f661ebebe8b56c0f2d694a2a2e3b",
+        "943bd811f3f456045527e6fbf13094f6ba5a057401c69a6e96e8da53cd2b447e",
+    ),
+}
+"""SHA-256 of code to what earlier versions of ChatGym recorded for the same code, which hashed its tokens: under
+Python 3.10 and 3.11, and under 3.12 and 3.13."""
+
+_UNUSED = {"annotation", "returns", "kind", "type_comment", "type_ignores", "ctx"}
 
 
-def code_digest(*sources: str) -> str:
-    """SHA-256 over the tokens of Python sources, blind to comments, docstrings and layout."""
-    skip = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.ENCODING, tokenize.ENDMARKER}
+def code_digest(*sources: str, imports: bool = False) -> str:
+    """Return the SHA-256 of the syntax trees of Python sources, the same under every Python.
+
+    Comments, docstrings, layout, imports and the annotations of functions don't change it, so modules may move; a
+    name that an import gives to a thing (``from x import a as b``) does. With `imports`, all import statements count.
+    """
     digest = hashlib.sha256()
     for source in sources:
-        statement_starts = True
-        for token in tokenize.generate_tokens(io.StringIO(source).readline):
-            docstring = token.type == tokenize.STRING and statement_starts
-            statement_starts = token.type in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT) or (
-                statement_starts and token.type in skip
-            )
-            if token.type in skip or docstring:
-                continue
-            text = {tokenize.INDENT: "{", tokenize.DEDENT: "}"}.get(token.type, token.string)
-            digest.update(text.encode() + b"\n")
+        for piece in _statements(ast.parse(source).body, imports):
+            digest.update(piece.encode())
+        digest.update(b"\n")
     return digest.hexdigest()
+
+
+def identity_digest(identity: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of the parts of an environment's identity that decide outcomes and rewards."""
+    return hashlib.sha256(_deciding(identity).encode()).hexdigest()
+
+
+def same_simulator(recorded: str, here: Mapping[str, Any]) -> bool:
+    """Tell whether a recorded ``identity["sha256"]`` names the simulator with the identity `here`.
+
+    It does if it is the same, or is what an earlier version recorded for the same code and arguments (`SUPERSEDED`).
+    """
+    if recorded == here["sha256"]:
+        return True
+    for python in range(2):
+        text = _deciding(here)
+        for digest, earlier in SUPERSEDED.items():
+            text = text.replace(digest, earlier[python])
+        if recorded == hashlib.sha256(text.encode()).hexdigest():
+            return True
+    return False
+
+
+def _deciding(identity: Mapping[str, Any]) -> str:
+    return json.dumps({key: identity[key] for key in DECIDING}, sort_keys=True)
+
+
+def _statements(body: list[ast.stmt], imports: bool) -> Iterator[str]:
+    for statement in body:
+        if isinstance(statement, (ast.Import, ast.ImportFrom)) and not imports:
+            if isinstance(statement, ast.ImportFrom):
+                renamed = [one for one in statement.names if one.asname not in (None, one.name)]
+                yield from (f"{one.name} as {one.asname};" for one in renamed)
+        elif not (isinstance(statement, ast.Expr) and _is_text(statement.value)):
+            yield _dump(statement, imports) + ";"
+
+
+def _dump(value: Any, imports: bool) -> str:
+    """Return a node, a list of nodes or a plain value as ASCII text; what is empty is left out of a node.
+
+    `ast.dump` would differ: Pythons differ in the fields that they know and in those that they print.
+    """
+    if isinstance(value, list):
+        if value and isinstance(value[0], ast.stmt):
+            return "{" + "".join(_statements(value, imports)) + "}"
+        return "[" + ",".join(_dump(one, imports) for one in value) + "]"
+    if isinstance(value, ast.JoinedStr):
+        value = ast.JoinedStr(_joined(value))
+    if not isinstance(value, ast.AST):
+        return ascii(value)  # not repr: which characters are printable depends on the Python's Unicode
+    fields = [(name, getattr(value, name, None)) for name in sorted(value._fields) if _counts(value, name)]
+    inner = ",".join(f"{name}={_dump(one, imports)}" for name, one in fields if one is not None and one != [])
+    # None is left out where it stands for "nothing there", not where it is the value.
+    if isinstance(value, ast.Constant) and value.value is None:
+        inner = "None"
+    return f"{type(value).__name__}({inner})"
+
+
+def _counts(node: ast.AST, field: str) -> bool:
+    """Tell whether a field of a node changes what the code does; the annotations in a class may (a dataclass's)."""
+    return field not in _UNUSED or (field == "annotation" and isinstance(node, ast.AnnAssign))
+
+
+def _joined(text: ast.JoinedStr) -> list[ast.expr]:
+    """Return the parts of an f-string, its literal parts merged: Pythons split them at different places."""
+    parts: list[ast.expr] = []
+    for part in text.values:
+        for one in _joined(part) if isinstance(part, ast.JoinedStr) else [part]:
+            if isinstance(one, ast.FormattedValue) and isinstance(one.format_spec, ast.JoinedStr):
+                spec = ast.JoinedStr(_joined(one.format_spec)) if _joined(one.format_spec) else None
+                one = ast.FormattedValue(one.value, one.conversion, spec)
+            if _is_text(one) and parts and _is_text(parts[-1]):
+                parts[-1] = ast.Constant(parts[-1].value + one.value)  # type: ignore[attr-defined]
+            elif not _is_text(one) or one.value:  # type: ignore[attr-defined]
+                parts.append(one)
+    return parts
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+if __name__ == "__main__":
+    print(code_digest(*(Path(name).read_text(encoding="utf-8") for name in sys.argv[1:])))

@@ -8,7 +8,6 @@ never on the rows beside it.
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 import math
 import sys
@@ -30,7 +29,7 @@ Snapshot = dict[str, npt.NDArray[Any]]
 
 
 class _ScenarioCache(FunctionCache):
-    """numba's cache on disk, keyed by the scenario's digest.
+    """numba's cache on disk, keyed by a digest of the scenario's code, the loops and the draws, imports included.
 
     numba can't cache a closure over compiled functions (their identity is random in each process), nor does it notice a
     change of a function in another file. The digest covers both.
@@ -77,7 +76,7 @@ _compiled: dict[Scenario, Kernels] = {}
 def kernels(scenario: Scenario) -> Kernels:
     """Return a scenario's compiled loops: compiled at the first use, later read from numba's cache on disk."""
     if scenario not in _compiled:
-        digest = hashlib.sha256((scenario.digest + loops_digest()).encode()).hexdigest()
+        digest = code_digest(*scenario.sources, *_sources(), imports=True)
         loops = _loops(scenario)
         for loop in loops.values():
             loop._cache = _ScenarioCache(loop.py_func, digest, scenario.name)
@@ -88,7 +87,11 @@ def kernels(scenario: Scenario) -> Kernels:
 @functools.cache
 def loops_digest() -> str:
     """Return the SHA-256 of the code that all scenarios share: the random draws and the loops over the batch."""
-    return code_digest(inspect.getsource(rng), inspect.getsource(_loops))
+    return code_digest(*_sources())
+
+
+def _sources() -> tuple[str, str]:
+    return inspect.getsource(rng), inspect.getsource(_loops)
 
 
 def _loops(scenario: Scenario) -> dict[str, Any]:  # noqa: C901 (six loops, each trivial)

@@ -188,8 +188,13 @@ class Scenario:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 of the files in `code`, without comments and layout; another digest means another simulator."""
-        return code_digest(*(path.read_text(encoding="utf-8") for path in self.code))
+        """SHA-256 of the scenario's `code` (see `code_digest`): another digest, another simulator."""
+        return code_digest(*self.sources)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The text of the files in `code`."""
+        return tuple(path.read_text(encoding="utf-8") for path in self.code)
 
 
 def fill(template: str, slots: Mapping[str, str]) -> str:

@@ -6,14 +6,13 @@ Data takes one path: actions -> codec -> room -> NLG -> observation.
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from chatgym.dynamics.identity import identity_digest
 from chatgym.dynamics.room import ChatRoom, Snapshot, loops_digest
 from chatgym.engines import DEFAULT_MODEL, PLAIN_MODEL, Engine, make_engine
 from chatgym.engines.tokenizer import tokenizer_of
@@ -234,7 +233,7 @@ class Conversations:
             },
             "max_turns": room.max_turns,
         }
-        digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+        digest = identity_digest(deciding)
         words = self.speaker.identity() if self.speaker else None
         tokenizer = self.tokenizer and {"name": self.tokenizer.name, "sha256": self.tokenizer.sha256}
         return {"env": "ChatEnv-v0", "sha256": digest, **deciding, "action": self.action,

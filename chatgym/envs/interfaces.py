@@ -9,6 +9,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from chatgym.engines.tokenizer import ChatTokenizer
+from chatgym.envs.text_space import ChatText
 from chatgym.envs.tokens import token_space
 from chatgym.errors import unknown
 from chatgym.scenarios import Scenario
@@ -33,7 +34,7 @@ def observation_space(scenario: Scenario, observation: str, tokenizer: ChatToken
     if observation == "discrete":
         return spaces.Discrete(scenario.n_beliefs)
     if observation == "text":
-        return spaces.Text(MAX_CHARS, min_length=0, charset=CHARSET)
+        return ChatText(MAX_CHARS, min_length=0, charset=CHARSET)
     if observation == "token" and tokenizer is not None:
         return token_space(tokenizer)
     if observation == "belief":

@@ -38,6 +38,12 @@ PURPOSE = rng.WORDING + 500
 """Purpose of the draws that seed the model."""
 
 
+def llm_simulator_digest(played: LLMPartner) -> str:
+    """Return the SHA-256 of the code that turns a model's words into the partner's turns."""
+    told = inspect.getmodule(played.brief) or LLMPartner
+    return code_digest(inspect.getsource(told), inspect.getsource(LLMSimulator))
+
+
 class LLMSimulator:
     """The partners of B conversations, played by a language model.
 
@@ -107,9 +113,7 @@ class LLMSimulator:
 
     def identity(self) -> dict[str, Any]:
         """Return versions and hashes of all that determines the partner's words and their effects."""
-        code = code_digest(
-            inspect.getsource(inspect.getmodule(self.played.brief) or LLMPartner), inspect.getsource(LLMSimulator)
-        )
+        code = llm_simulator_digest(self.played)
         return {"version": VERSION, "sha256": code, "model": self.engine.identity, "sampling": SAMPLING}
 
     def _told(self, hidden: Any) -> str:

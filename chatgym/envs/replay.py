@@ -18,6 +18,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from chatgym.dynamics.identity import same_simulator
 from chatgym.envs.codecs import Spoken
 from chatgym.errors import Corrupted, InvalidValue, ReplayMismatch
 from chatgym.rewards import Conversation, RewardModel
@@ -217,7 +218,7 @@ def replay(path: str | Path) -> Replay:
     identity = records[0]["identity"]
     env = gym.make("ChatEnv-v0", **_arguments(identity), disable_env_checker=True)
     chat: Any = env.unwrapped
-    if chat.identity()["sha256"] != identity["sha256"]:
+    if not same_simulator(identity["sha256"], chat.identity()):
         raise ReplayMismatch(
             f"{path} was recorded with another simulator ({identity['sha256'][:12]}, here "
             f"{chat.identity()['sha256'][:12]}); install the version of ChatGym or of the plugin that recorded it"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from chatgym.agent import Agent, make_config
+from chatgym.dynamics.identity import same_simulator
 from chatgym.envs.task import Task
 from chatgym.errors import InvalidValue
 from chatgym.evaluation.evaluation import evaluate
@@ -123,11 +124,11 @@ def resume(folder: str | Path, *, total_steps: int | None = None, progress: Prog
         raise InvalidValue(f"total_steps is a number from 1 on, not {total_steps}")
     run = Run.open(folder)
     logs.formats(run.log)
-    before, here = run.config["identity"]["sha256"], run.task.identity()["sha256"]
-    if before != here:
+    before, here = run.config["identity"]["sha256"], run.task.identity()
+    if not same_simulator(before, here):
         raise InvalidValue(
-            f"{folder} was trained with another simulator ({before[:12]}, here {here[:12]}), so its scores couldn't be "
-            "compared: train again (--overwrite), or install the versions in its config.json"
+            f"{folder} was trained with another simulator ({before[:12]}, here {here['sha256'][:12]}); its scores "
+            "wouldn't go together: train again (--overwrite), or install the versions in its config.json"
         )
     with lock(run.folder) if distributed.first() else contextlib.nullcontext():
         if total_steps is not None and total_steps != run.config["total_steps"]:

@@ -23,6 +23,7 @@ from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 
 from chatgym.agent import Range, make_config
+from chatgym.dynamics.identity import same_simulator
 from chatgym.errors import InvalidValue
 from chatgym.evaluation.evaluation import evaluate
 from chatgym.storage import atomic
@@ -122,7 +123,10 @@ def _join(plan: Plan, name: str, storage: optuna.storages.RDBStorage) -> optuna.
     there = study.user_attrs.get("plan")
     if there is None:
         study.set_user_attr("plan", here)
-    elif differing := sorted(key for key in here if here[key] != there.get(key)):
+        return study
+    if same_simulator(there["identity"], plan.task.identity()):
+        there = {**there, "identity": here["identity"]}
+    if differing := sorted(key for key in here if here[key] != there.get(key)):
         what = ", ".join(f"{key} is {there.get(key)!r} there and {here[key]!r} here" for key in differing)
         raise InvalidValue(f"the study {name!r} was begun with another plan: {what}; name another study (--study)")
     return study

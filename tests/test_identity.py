@@ -1,0 +1,186 @@
+"""The digests of code are the same under every Python, and what earlier versions recorded is recognised."""
+
+import copy
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import chatgym
+from chatgym.dynamics import identity, rng, room
+from chatgym.dynamics.identity import SUPERSEDED, code_digest, same_simulator
+from chatgym.dynamics.room import loops_digest
+from chatgym.envs.llm_simulator import llm_simulator_digest
+from chatgym.envs.task import Task
+from chatgym.errors import ReplayMismatch
+from chatgym.scenarios import find_scenario
+
+DATA = Path(__file__).parent / "data"
+SCENARIOS = ("customer_service", "education", "social")
+GOLDEN = {
+    "customer_service": "8dc436af5d6cc627d640986dcb1c0598ee9384bc30f2f9179c5c53bb21818584",
+    "education": "ade7060ea7b71d1b2214bcd0db6318b4db27742527b304a55207f1691ad4047f",
+    "social": "f82ca881e38679c0164e08c70fcb79b1dce8fe9e1848b6b2cf1dc2403d38d0d5",
+    "loops": "0108bc06a1f48fc08a91a5e87c33999915ef16ded8f5ae6159ba1bcb05d934fd",
+}
+TRICKY = '''
+"""Doc."""
+import numpy as np
+from a.b import c as d, e
+def f(x: int, *rest: str, flag: bool = None, **more) -> str:
+    """Doc."""
+    empty = [], {}, (), "", None, {**more, "k": None}, 1e400, 0x1F, 1_000, b"\\xff", u"\\u00e9\\u0378"
+    a = f"{x}" "" f"b{x!r:>{rest[0]}}c" "d" f"{x=}" f"{{}}" f"{x:}" f"{x:%d.%m}{'n'}"
+    match x:
+        case {"k": [1, *_], **others} if flag: return lambda y, /, *, z=None: (yield)
+    with (open("a") as one, open("b")): pass
+    return a
+class C(list, metaclass=type):
+    field: int = 3
+    other: "str"
+    async def g(self): return [i async for i in self if i]
+'''
+
+
+def interpreters():
+    """Yield the interpreters of other Pythons, from PATH and from pyenv."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    for minor in range(10, 14):
+        found = [shutil.which(f"python3.{minor}"), *map(str, sorted(pyenv.glob(f"3.{minor}.*/bin/python")))]
+        for path in filter(None, found):  # pyenv's shims stand on PATH for versions that aren't chosen, too
+            if subprocess.run([path, "-c", ""], capture_output=True, check=False).returncode == 0:
+                yield pytest.param(path, id=f"3.{minor}")
+                break
+
+
+@pytest.mark.parametrize("python", interpreters())
+def test_every_python_gives_code_the_same_digest(python, tmp_path):
+    (tmp_path / "tricky.py").write_text(TRICKY, encoding="utf-8")
+    everything = [*sorted(Path(chatgym.__file__).parent.rglob("*.py")), *sorted(Path(__file__).parent.glob("*.py"))]
+    for files in [[tmp_path / "tricky.py"], everything]:
+        done = subprocess.run([python, identity.__file__, *files], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == code_digest(*(path.read_text(encoding="utf-8") for path in files))
+
+
+def test_the_digests_of_the_scenarios_and_loops_are_these():
+    assert {**{name: find_scenario(name).digest for name in SCENARIOS}, "loops": loops_digest()} == GOLDEN
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('"""Doc."""', '"""Otherwise."""'),
+        ("import numpy as np\n", ""),
+        ("from a.b import", "from other.place import"),
+        ("c as d, e", "e, c as d"),
+        ("x: int", "x"),
+        ("1_000", "1000  # a thousand\n"),
+        ("\ndef f", "\n\n\n# why\ndef f"),
+        ('"" f"b', 'f"b'),
+    ],
+)
+def test_a_digest_is_blind_to(before, after):
+    assert before in TRICKY
+    assert code_digest(TRICKY.replace(before, after)) == code_digest(TRICKY)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("c as d", "c2 as d"),
+        ("flag: bool = None", "flag: bool = False"),
+        ("flag: bool = None", "flag: bool"),
+        ("1_000", "1_000.0"),
+        ("{**more,", "{None: more,"),
+        ("{x!r:", "{x!s:"),
+        ('"d"', '"e"'),
+        ("%d.%m", "%d-%m"),
+        ("x, *rest", "x, rest"),
+        ("y, /, *", "y, *"),
+        ("field: int", "field: float"),
+        ("field: int = 3", "field: int = 4"),
+        ("if i]", "if not i]"),
+        ("    return a\n", ""),
+        ("async def g", "async def h"),
+    ],
+)
+def test_a_digest_sees(before, after):
+    code = TRICKY.replace("x: int, *rest: str", "x, *rest")
+    assert before in code
+    assert code_digest(code.replace(before, after, 1)) != code_digest(code)
+
+
+def test_kernels_are_compiled_anew_when_an_import_names_another_module():
+    assert code_digest(TRICKY, imports=True) != code_digest(TRICKY.replace("a.b", "a.c"), imports=True)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_the_code_of_a_scenario_is_all_that_its_code_imports(name):
+    import ast
+
+    scenario = find_scenario(name)
+    allowed = {"chatgym.dynamics.rng", "chatgym.dynamics.scenario"}
+    allowed |= {f"chatgym.scenarios.{name}.{path.stem}" for path in scenario.code}
+    for source in scenario.sources:
+        imported = [one.module for one in ast.walk(ast.parse(source)) if isinstance(one, ast.ImportFrom)]
+        assert {one for one in imported if one.startswith("chatgym")} <= allowed
+
+
+@pytest.mark.parametrize("trace", sorted(DATA.glob("*.jsonl")), ids=lambda path: path.stem)
+def test_a_trace_that_version_0_1_recorded_is_replayed(trace):
+    assert chatgym.replay(trace).conversations == 1
+
+
+def test_superseded_digests_belong_to_code_that_is_here():
+    """If this fails for a change that can't alter a conversation, put the new digest in the old one's place."""
+    partners = [llm_simulator_digest(find_scenario(name).llm_partner) for name in SCENARIOS]
+    assert set(SUPERSEDED) == {*GOLDEN.values(), *partners}
+
+
+@pytest.mark.parametrize("python", range(2))
+def test_an_earlier_identity_is_the_same_simulator_only_with_the_same_arguments(python):
+    here = Task("education").identity()
+    earlier = copy.deepcopy(here)
+    for part in ("scenario", "simulator", "error_model", "reward"):
+        earlier[part]["sha256"] = SUPERSEDED[here[part]["sha256"]][python]
+    recorded = identity.identity_digest(earlier)
+    assert recorded != here["sha256"]
+    assert same_simulator(recorded, here)
+    assert not same_simulator(recorded, Task("education", {"max_turns": 7}).identity())
+    assert not same_simulator(recorded, Task("social").identity())
+    earlier["scenario"]["sha256"] = "0" * 64
+    assert not same_simulator(identity.identity_digest(earlier), here)
+
+
+def test_the_module_needs_nothing_but_the_standard_library(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["identity.py", rng.__file__, room.__file__])
+    for name in [one for one in sys.modules if one.startswith(("chatgym", "numpy", "numba"))]:
+        monkeypatch.setitem(sys.modules, name, None)
+    assert "code_digest" in runpy.run_path(identity.__file__)
+
+
+def test_a_run_of_an_earlier_version_is_resumed(tmp_path):
+    import json
+
+    from chatgym.errors import InvalidValue
+    from chatgym.training import resume, train
+
+    run = train("qlearning", Task("social"), tmp_path / "run", total_steps=200, conversations=20)
+    path = run.folder / "config.json"
+    config = json.loads(path.read_text())
+    recorded = json.loads((DATA / "social.jsonl").read_text().splitlines()[0])["identity"]["sha256"]
+    path.write_text(json.dumps({**config, "identity": {**config["identity"], "sha256": recorded}}))
+    assert resume(run.folder, total_steps=400).config["total_steps"] == 400
+    path.write_text(json.dumps({**config, "identity": {**config["identity"], "sha256": "0" * 64}}))
+    with pytest.raises(InvalidValue, match="another simulator"):
+        resume(run.folder, total_steps=600)
+
+
+def test_a_trace_of_changed_code_is_refused(monkeypatch):
+    monkeypatch.setattr(identity, "SUPERSEDED", {})
+    with pytest.raises(ReplayMismatch, match="another simulator"):
+        chatgym.replay(DATA / "social.jsonl")
