@@ -214,7 +214,7 @@ def test_an_utterance_survives_being_worded_understood_and_parsed():
     room.begin()
     for _ in range(8):
         for said in room.said:
-            meaning = cs.partner_meaning(said)
+            meaning = cs.words.partner_meaning(said)
             slots = dict(meaning.slots)
             parsed = np.zeros(1, cs.SAID)[0]
             values = {"reference": said["reference"], "date": said["date"], "amount": said["amount"]}
@@ -223,7 +223,7 @@ def test_an_utterance_survives_being_worded_understood_and_parsed():
                 heard["topic"] = cs.TOPICS[said["topic"]]
             if said["slots"] & (1 << cs.PROOF):
                 heard["proof"] = bool(said["proof"])
-            cs.parse(meaning.act, meaning.parts[0], heard, parsed)
+            cs.words.parse(meaning.act, meaning.parts[0], heard, parsed)
             assert parsed["act"] == said["act"]
             assert parsed["slots"] == said["slots"]
             assert all(parsed[name] == said[name] for name in heard if name not in ("topic", "proof"))
@@ -239,10 +239,10 @@ def test_every_part_that_is_ever_said_has_sentences_in_every_tone_it_is_said_in(
     for _ in range(15):
         acts = np.where(generator.random(room.size) < 0.5, uniform(room, generator), room.expert_acts())
         for act, belief in zip(acts[:500], room.belief[:500], strict=True):
-            assert all(sentences["agent"][part] for part in cs.agent_meaning(int(act), belief).parts)
+            assert all(sentences["agent"][part] for part in cs.words.agent_meaning(int(act), belief).parts)
         room.step(acts)
         for said in room.said[:1000]:
-            meaning = cs.partner_meaning(said)
+            meaning = cs.words.partner_meaning(said)
             for part in meaning.parts:
                 assert any(sentences["partner"][part].values())
         room.begin(room.terminations | room.truncations)

@@ -85,7 +85,7 @@ def test_what_students_answer_is_right_when_they_know_it_and_plausible_when_not(
             room.step(np.full(room.size, ASKING[difficulty]))
             for i in np.flatnonzero(room.said["act"] == ed.ANSWER):
                 asked = words.agent_meaning(ASKING[difficulty], belief[i]).slots["question"]
-                given = Fraction(ed.partner_meaning(room.said[i]).slots["answer"])
+                given = Fraction(ed.words.partner_meaning(room.said[i]).slots["answer"])
                 assert (given == solve(asked)) == bool(room.hidden["succeeded"][i])
                 assert room.belief["answered"][i] == (ed.RIGHT if room.hidden["succeeded"][i] else ed.WRONG)
                 seen += 1
@@ -119,13 +119,13 @@ def test_everything_that_is_ever_said_has_words_with_every_value_filled_in():
         mixed = generator.random(room.size) < 0.5
         acts = np.where(mixed, uniform(room, generator), room.expert_acts())
         for act, belief in zip(acts, room.belief, strict=True):
-            meaning = ed.agent_meaning(int(act), belief)
+            meaning = ed.words.agent_meaning(int(act), belief)
             for part in meaning.parts:
                 agent_parts.add(part)
                 assert all("{" not in fill(text, meaning.slots) for text in sentences["agent"][part])
         room.step(acts)
         for said in room.said:
-            meaning = ed.partner_meaning(said)
+            meaning = ed.words.partner_meaning(said)
             said_parts.update(meaning.parts)
             texts = sentences["partner"][meaning.parts[0]][meaning.tone]
             assert all("{" not in fill(text, meaning.slots) for text in texts)
@@ -139,12 +139,12 @@ def test_an_utterance_survives_being_worded_read_and_parsed():
     room.begin()
     for _ in range(10):
         for said in room.said:
-            meaning = ed.partner_meaning(said)
+            meaning = ed.words.partner_meaning(said)
             for text in ed.SCENARIO.sentences["partner"][meaning.parts[0]][meaning.tone]:
-                slots, _ = ed.find_slots(fill(text, meaning.slots))
+                slots, _ = ed.words.find_slots(fill(text, meaning.slots))
                 assert ("answer" in slots) == ("answer" in meaning.slots)
                 parsed = np.zeros(1, ed.SAID)[0]
-                ed.parse(meaning.act, meaning.parts[0], slots, parsed)
+                ed.words.parse(meaning.act, meaning.parts[0], slots, parsed)
                 for name in ("act", "goal", "num", "den", "about"):
                     assert parsed[name] == said[name]
         room.step(room.expert_acts(), room.outcomes == 0)
@@ -157,7 +157,7 @@ def test_an_utterance_survives_being_worded_read_and_parsed():
      ("1/0", None), ("no idea", None)],
 )  # fmt: skip
 def test_numbers_are_read_as_people_write_them(text, answer):
-    assert ed.find_slots(text)[0].get("answer") == answer
+    assert ed.words.find_slots(text)[0].get("answer") == answer
 
 
 def test_the_student_is_understood_in_words_of_its_own():

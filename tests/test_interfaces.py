@@ -289,7 +289,7 @@ def test_the_agent_says_the_candidate_that_it_chose():
 def test_a_choice_of_padding_says_nothing():
     env = make(action="candidate")
     _, info = env.reset(seed=3)
-    padding = int(np.flatnonzero(~info["action_mask"])[0])
+    padding = int(np.flatnonzero(info["action_mask"] == 0)[0])
     assert env.step(padding)[4]["agent_act"] == "unclear"
 
 

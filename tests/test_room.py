@@ -138,7 +138,7 @@ def test_values_out_of_range_are_refused_with_the_remedy(arguments, words):
 
 
 def test_a_room_needs_somebody():
-    with pytest.raises(InvalidValue, match="at least one conversation"):
+    with pytest.raises(InvalidValue, match="an integer of at least 1"):
         ChatRoom(SCENARIO, 0)
 
 

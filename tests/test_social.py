@@ -238,10 +238,10 @@ def test_an_utterance_survives_being_worded_understood_and_parsed():
     room.begin()
     for _ in range(10):
         for said in room.said:
-            meaning = so.partner_meaning(said)
+            meaning = so.words.partner_meaning(said)
             parsed = np.zeros(1, so.SAID)[0]
             heard = {name: words.NAMES[i][said[name]] for i, name in enumerate(so.FACTS) if said["slots"] & (1 << i)}
-            so.parse(meaning.act, meaning.parts[0], heard, parsed)
+            so.words.parse(meaning.act, meaning.parts[0], heard, parsed)
             assert parsed["act"] == said["act"]
             assert parsed["slots"] == said["slots"]
             assert all(parsed[name] == said[name] for name in heard)
@@ -257,12 +257,12 @@ def test_every_part_that_is_ever_said_has_six_sentences_in_every_tone():
     for _ in range(15):
         acts = np.where(generator.random(room.size) < 0.5, uniform(room, generator, False), room.expert_acts())
         for act, belief in zip(acts, room.belief, strict=True):
-            meaning = so.agent_meaning(int(act), belief)
+            meaning = so.words.agent_meaning(int(act), belief)
             for part in meaning.parts:
                 assert all("{" not in fill(text, meaning.slots) for text in sentences["agent"][part])
         room.step(acts)
         for said in room.said:
-            for part in so.partner_meaning(said).parts:
+            for part in so.words.partner_meaning(said).parts:
                 assert [len(sentences["partner"][part][tone]) >= 6 for tone in TONES] == [True] * 3
         room.begin(room.terminations | room.truncations)
     assert all(len(texts) >= 10 for texts in sentences["nlu"]["partner"].values())
@@ -376,7 +376,7 @@ def test_a_picture_is_chosen_by_the_believed_feeling_and_the_turn_and_its_captio
         for turn in range(8):
             belief = np.zeros(1, so.BELIEF)[0]
             belief["feeling"], belief["turn"], belief["sure"] = feeling, turn, [0, 2, 0]
-            caption = so.agent_meaning(ACT["share_picture"], belief).slots["picture"]
+            caption = so.words.agent_meaning(ACT["share_picture"], belief).slots["picture"]
             (picture,) = [picture for picture in pictures.PICTURES.values() if picture.caption == caption]
             assert picture.mood == pictures.MOODS[name]
             seen.add(caption)

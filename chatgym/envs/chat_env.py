@@ -345,9 +345,10 @@ class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
 
     def _hear(self, info: dict[str, Any]) -> None:
         """Append the partner's turn to the transcript; with ``render_mode="human"``, print the last two turns."""
-        turn: Turn = {"role": self.scenario.partner_role, "act": info["user_act"], "text": info["text"]}
+        scenario = self._conversations.scenario
+        turn: Turn = {"role": scenario.partner_role, "act": info["user_act"], "text": info["text"]}
         if self.render_mode == "rgb_array":  # the tone colours the bubble
-            turn["tone"] = self.scenario.partner_meaning(self.room.said[0]).tone
+            turn["tone"] = scenario.partner_meaning(self.room.said[0]).tone
         self._turns.append(turn)
         if self.render_mode == "human":
-            print_turns(self._worded_turns()[-2:], self.scenario)
+            print_turns(self._worded_turns()[-2:], scenario)

@@ -136,7 +136,8 @@ class ChatVectorEnv(ConversationEnv, VectorEnv[Any, Any, Any]):
         """
         if not self._started:
             raise ChatGymError("call reset() before the first step()")
-        room, ended, conversations = self.room, self._ended, self._conversations
+        ended, conversations = self._ended, self._conversations
+        room = conversations.room
         if active is not None:
             _check_mask("active", active, self.num_envs)
             ended = ended & active
@@ -237,33 +238,33 @@ class ChatVectorEnv(ConversationEnv, VectorEnv[Any, Any, Any]):
         infos.update(final_obs=final, _final_obs=ended, final_info=final_info, _final_info=ended)
         return self._conversations.observe(), rewards, terminations, truncations, infos
 
-    def _names(self, acts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return indices into the acts' names, int64[B], for acts, int64[B], that may include slots."""
-        return acts if self._conversations.action == "act" else np.where(acts < 0, acts, acts % ABOUT)
-
     def _infos(self, acts: npt.NDArray[np.int64], where: BoolArray, terms: npt.NDArray[np.float64]) -> dict[str, Any]:
         """Return Gymnasium's vector infos: an array for each name, and its mask `where`, bool[B].
 
         `acts` is int64[B], `terms` float64[B, T].
         """
-        room = self.room
+        conversations = self._conversations
+        room = conversations.room
+        names = acts  # without the slots that words may add to an act
+        if conversations.action != "act":
+            names = np.where(acts < 0, acts, acts % ABOUT)
         reward_terms: dict[str, Any] = {}
-        for i, name in enumerate(self._conversations.reward_weights):
+        for i, name in enumerate(conversations.reward_weights):
             reward_terms[name], reward_terms[f"_{name}"] = terms[:, i], where
         infos: dict[str, Any] = {
             "reward_terms": reward_terms,
-            "agent_act": self._agent_acts[self._names(acts)],
+            "agent_act": self._agent_acts[names],
             "user_act": self._user_acts[room.said["act"]],
         }
-        masks = self._conversations.action_masks()
+        masks = conversations.action_masks()
         if masks is not None:
             infos["action_mask"] = masks
-        if self._conversations.worded:
-            infos["text"] = np.array(self._conversations.texts, object)
-        if self._conversations.action == "candidate":
+        if conversations.worded:
+            infos["text"] = np.array(conversations.texts, object)
+        if conversations.action == "candidate":
             infos["candidates"] = np.full(self.num_envs, None, object)
             for i in np.flatnonzero(where).tolist():
-                infos["candidates"][i] = self._conversations.candidates(i)
+                infos["candidates"][i] = conversations.candidates(i)
         for name in tuple(infos):
             infos[f"_{name}"] = where
         over = room.outcomes > 0

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from chatgym.dynamics.scenario import Scenario
 from chatgym.scenarios.customer_service import audit, belief, customer, llm_partner, policy, words
+from chatgym.scenarios.customer_service.policy import *
 
 FOLDER = Path(__file__).parent
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from chatgym.dynamics.scenario import Scenario
 from chatgym.scenarios.education import audit, belief, llm_partner, policy, student, words
+from chatgym.scenarios.education.policy import *
 
 FOLDER = Path(__file__).parent
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from chatgym.dynamics.scenario import Scenario
 from chatgym.scenarios.social import audit, belief, llm_partner, person, pictures, policy, words
+from chatgym.scenarios.social.policy import *
 
 FOLDER = Path(__file__).parent
 
