@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from openai_server import LocalServer
 
+from chatgym.dynamics import trace
 from chatgym.envs import replay
 from chatgym.envs.codecs import Spoken
 from chatgym.envs.llm_simulator import NOTHING, STOP
@@ -196,7 +197,7 @@ def test_a_replay_needs_no_model_and_finds_a_changed_reply(tmp_path):
         assert replay.replay(path).conversations == 4
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     for change, error in (("Hello.", ReplayMismatch), (None, InvalidValue)):
-        with replay.TraceWriter(path, lines[0]["identity"]) as writer:
+        with trace.TraceWriter(path, lines[0]["identity"]) as writer:
             for number, line in enumerate(lines[1:-1]):
                 writer.write({**line, "reply": change} if number == 1 else line)
         with pytest.raises((error, Corrupted)):

@@ -4,6 +4,7 @@ import gymnasium as gym
 import pytest
 
 import chatgym
+from chatgym.dynamics import trace
 from chatgym.envs import replay
 from chatgym.errors import Corrupted, InvalidValue, ReplayMismatch
 
@@ -19,7 +20,7 @@ def reseal(path, change):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     change(lines)
     path.write_text("")
-    with replay.TraceWriter(path, lines[0]["identity"]) as writer:
+    with trace.TraceWriter(path, lines[0]["identity"]) as writer:
         for line in lines[1:-1]:
             writer.write(line)
     return path
@@ -113,7 +114,7 @@ def test_what_is_no_trace_is_refused(tmp_path, content, error, words):
     path = tmp_path / "t.jsonl"
     path.write_text(content)
     with pytest.raises(error, match=words):
-        replay.read(path)
+        trace.read(path)
 
 
 def test_a_trace_that_was_cut_off_is_refused(tmp_path):

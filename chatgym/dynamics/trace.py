@@ -1,0 +1,102 @@
+"""Traces: the JSON lines in which conversations are recorded, with a SHA-256 as their seal.
+
+The first line is a header (format, version, identity of the environment, which includes its arguments). Each
+conversation has a ``start`` line with its key and a ``turn`` line per agent turn; ``words`` lines hold the banks of
+wordings that a language model made, so that a replay needs no model. The last line is the SHA-256 of all before it.
+`chatgym.envs.replay` records and replays them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+
+from chatgym.errors import Corrupted, InvalidValue
+
+FORMAT = "chatgym-trace"
+VERSION = 1
+
+
+def encode_line(record: dict[str, Any]) -> str:
+    """Return a line of JSON with sorted keys."""
+    return json.dumps(record, ensure_ascii=False, sort_keys=True, separators=(",", ":")) + "\n"
+
+
+def encode_observation(observation: Any) -> int | str:
+    """Return an observation as JSON: numbers and texts unchanged, arrays as SHA-256 of their bytes."""
+    if isinstance(observation, (int, np.integer)):
+        return int(observation)
+    if isinstance(observation, str):
+        return observation
+    if isinstance(observation, dict):
+        observation = np.concatenate([np.ascontiguousarray(observation[name]).ravel() for name in sorted(observation)])
+    return "sha256:" + hashlib.sha256(np.ascontiguousarray(observation).tobytes()).hexdigest()
+
+
+class TraceWriter:
+    """Writes a trace line by line; `close` appends its SHA-256. Use it as a context manager, or call `close`."""
+
+    def __init__(self, path: str | Path, identity: dict[str, Any]) -> None:
+        """Begin a trace of an environment with this identity (``env.unwrapped.identity()``)."""
+        self.path = Path(path)
+        self._file: IO[str] = self.path.open("w", encoding="utf-8", newline="\n")
+        self._digest = hashlib.sha256()
+        self._banks: set[str] = set()
+        self.write({"type": "header", "format": FORMAT, "version": VERSION, "identity": identity})
+
+    def words(self, banks: dict[str, list[str]]) -> None:
+        """Write the banks of wordings (``speaker.used``) that aren't in the trace yet."""
+        for bank in sorted(set(banks) - self._banks):
+            self._banks.add(bank)
+            self.write({"type": "words", "bank": bank, "wordings": banks[bank]})
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Write one line, see `start_record` and `turn_record`."""
+        line = encode_line(record)
+        self._digest.update(line.encode())
+        self._file.write(line)
+
+    def close(self) -> None:
+        """Append the SHA-256 of all lines and close the file."""
+        if not self._file.closed:
+            self._file.write(encode_line({"type": "end", "sha256": self._digest.hexdigest()}))
+            self._file.close()
+
+    def __enter__(self) -> TraceWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def read(path: str | Path) -> list[dict[str, Any]]:
+    """Read a trace's lines, and check that it is complete.
+
+    Raises:
+        InvalidValue: It is no trace, or one of another version.
+        Corrupted: It was cut off, or a line isn't JSON.
+    """
+    try:
+        # Not splitlines: it splits at characters that stand unescaped in what people write.
+        lines = [line for line in Path(path).read_text(encoding="utf-8").split("\n") if line]
+    except UnicodeDecodeError:
+        raise InvalidValue(f"{path} is no ChatGym trace: it isn't text") from None
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise Corrupted(f"{path}, line {number} is not JSON: {error.msg}") from None
+    header = records[0] if records and isinstance(records[0], dict) else {}
+    if header.get("format") != FORMAT:
+        raise InvalidValue(f"{path} is no ChatGym trace; `chatgym evaluate ... --trace FILE` writes one")
+    if header.get("version") != VERSION:
+        raise InvalidValue(f"{path} is a trace of version {header.get('version')}; this ChatGym reads {VERSION}")
+    if records[-1].get("type") != "end":
+        raise Corrupted(f"{path} was cut off: it has no end line; record it again")
+    return records
