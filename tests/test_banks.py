@@ -75,7 +75,7 @@ def test_a_fresh_machine_speaks_the_models_words_without_torch_or_a_download(nam
     code = (
         "import sys, gymnasium as gym, chatgym, numpy as np\n"
         f"for env in (gym.make('ChatEnv-v0', scenario={name!r}),\n"
-        f"            gym.make_vec('ChatEnv-v0', num_envs=4, scenario={name!r}, vector_kwargs={{'texts': True}})):\n"
+        f"            gym.make_vec('ChatEnv-v0', 4, 'vector_entry_point', scenario={name!r}, texts=True)):\n"
         "    env.reset(seed=1)\n"
         "    for _ in range(5):\n"
         "        env.step(env.action_space.sample())\n"
