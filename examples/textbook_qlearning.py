@@ -13,7 +13,7 @@ import gymnasium as gym
 from chatgym_agents.qlearning import QLearningAgent
 
 import chatgym  # noqa: F401  registers ChatEnv-v0
-from chatgym.envs.wrappers import LegacyAPI
+from chatgym.wrappers import LegacyAPI
 
 
 def main() -> None:

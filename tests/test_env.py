@@ -189,7 +189,7 @@ def test_the_docstrings_tables_say_what_is_so():
 
 
 def test_legacy_api_returns_plain_python_values():
-    from chatgym.envs.wrappers import LegacyAPI
+    from chatgym.wrappers import LegacyAPI
 
     env = LegacyAPI(make(observation="discrete"))
     assert (type(env.state_space), type(env.action_space)) == (int, int)
@@ -202,7 +202,7 @@ def test_legacy_api_returns_plain_python_values():
 
 
 def test_legacy_api_refuses_what_no_table_can_hold():
-    from chatgym.envs.wrappers import LegacyAPI
+    from chatgym.wrappers import LegacyAPI
 
     with pytest.raises(chatgym.InvalidValue, match='observation="discrete"'):
         LegacyAPI(make(observation="embedding"))

@@ -12,7 +12,7 @@ from chatgym.engines.tokenizer import tokenizer_of
 from chatgym.envs import replay
 from chatgym.envs.tokens import CONTEXT, TokenHistory
 from chatgym.envs.vector_env import ChatVectorEnv
-from chatgym.envs.wrappers import ChatMLMessages, FlatTokens
+from chatgym.wrappers import ChatMLMessages, FlatTokens
 from chatgym.errors import InvalidValue
 from chatgym.scenarios import fill
 from chatgym.scenarios.customer_service import SCENARIO
