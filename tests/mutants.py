@@ -64,8 +64,14 @@ FAULTS = [
     Fault("terms are not cleared where a conversation begins", ROOM, "terms[i, term] = 0.0", "pass", "vector"),
     Fault("a new conversation goes on counting turns", ROOM,
           "episodes[i] += 1\n                turns[i] = 0", "episodes[i] += 1", "vector"),
-    Fault("a fork has the first row's hidden state", ROOM, "getattr(room, name)[...] = getattr(self, name)[index]",
-          "getattr(room, name)[...] = getattr(self, name)[0 if name == 'hidden' else index]", "room"),
+    Fault("a fork has the first row's hidden state", ROOM,
+          "{name: array[[index] * copies] for name, array in self.dump().items()}",
+          "{name: array[[0 if name == 'hidden' else index] * copies] for name, array in self.dump().items()}", "room"),
+    # Copies
+    Fault("a snapshot leaves the unfinished turn's tokens out", CODECS, 'self.tokens = decode_rows(state["tokens"])',
+          'self.tokens = [[] for _ in decode_rows(state["tokens"])]', "state"),
+    Fault("a row that is not active takes its act", VECTOR, "acts = conversations.step(actions, active, fresh)",
+          "acts = conversations.step(actions, None, fresh)", "boundary"),
     # Partners
     Fault("date and amount are swapped", CUSTOMER, "if slot == DATE and hidden.misremembers & (1 << DATE):",
           "if slot == AMOUNT and hidden.misremembers & (1 << DATE):", "customer_service"),

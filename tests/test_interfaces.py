@@ -12,11 +12,11 @@ from chatgym.engines.tokenizer import tokenizer_of
 from chatgym.envs import replay
 from chatgym.envs.tokens import CONTEXT, TokenHistory
 from chatgym.envs.vector_env import ChatVectorEnv
-from chatgym.wrappers import ChatMLMessages, FlatTokens
 from chatgym.errors import InvalidValue
 from chatgym.scenarios import fill
 from chatgym.scenarios.customer_service import SCENARIO
 from chatgym.words.charset import MAX_CHARS
+from chatgym.wrappers import ChatMLMessages, FlatTokens
 
 ACTS = SCENARIO.agent_acts
 SCENARIOS = ("customer_service", "education", "social")

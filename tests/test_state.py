@@ -159,6 +159,19 @@ def test_a_restored_vector_environment_offers_the_candidates_of_then():
     assert same(first, envs.step(np.zeros(100, int)))
 
 
+def test_a_turn_of_tokens_is_copied_in_its_middle():
+    env = gym.make("ChatEnv-v0", action="token", observation="discrete", llm="template", reward_model=None)
+    env.reset(seed=2)
+    tokenizer = env.unwrapped.tokenizer
+    tokens = [*tokenizer.encode("What is your order number?"), tokenizer.end]
+    for token in tokens[:4]:
+        env.step(token)
+    copies = [env, *(verb(env) for verb in VERBS.values()), env.unwrapped.fork()]
+    for token in tokens[4:]:
+        heard = [one.step(token)[-1]["agent_act"] for one in copies]
+    assert heard == ["ask_reference"] * len(copies)
+
+
 def test_a_partner_that_a_model_plays_is_copied_with_its_chat():
     env = gym.make("ChatEnv-v0", simulator="llm", llm=Chatty(), action="text", observation="text", reward_model=None)
     env.reset(seed=2)
