@@ -1,5 +1,6 @@
 """A Python started in the folder above a clone named ``chatgym`` imports the package, not the clone's root."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,9 @@ def clone(folder):
 
 
 def run(folder, path):
+    agents = folder / "agents"
+    shutil.copytree(ROOT / "agents", agents / "chatgym_agents", ignore=shutil.ignore_patterns("__pycache__"))
+    path = os.pathsep.join(filter(None, (path, str(agents))))
     environment = {"PYTHONPATH": path, "PATH": "/usr/bin:/bin", "HOME": str(folder)}
     program = [sys.executable, "-c", PROGRAM]
     done = subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True, check=False)
