@@ -29,14 +29,10 @@ def clone(folder):
 
 
 def run(folder, path):
-    plugins = folder / "plugins"
-    shutil.copytree(ROOT / "agents", plugins / "chatgym_agents", ignore=shutil.ignore_patterns("__pycache__"))
-    path = os.pathsep.join(filter(None, (path, str(plugins))))
-    environment = {
-        "PYTHONPATH": path,
-        "PATH": "/usr/bin:/bin",
-        "HOME": str(folder),
-    }
+    agents = folder / "agents"
+    shutil.copytree(ROOT / "agents", agents / "chatgym_agents", ignore=shutil.ignore_patterns("__pycache__"))
+    path = os.pathsep.join(filter(None, (path, str(agents))))
+    environment = {"PYTHONPATH": path, "PATH": "/usr/bin:/bin", "HOME": str(folder)}
     program = [sys.executable, "-c", PROGRAM]
     done = subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
