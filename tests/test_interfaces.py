@@ -15,7 +15,6 @@ from chatgym.envs.vector_env import ChatVectorEnv
 from chatgym.errors import InvalidValue
 from chatgym.scenarios import fill
 from chatgym.scenarios.customer_service import SCENARIO
-from chatgym.words.charset import MAX_CHARS
 from chatgym.wrappers import ChatMLMessages, FlatTokens
 
 ACTS = SCENARIO.agent_acts
@@ -319,7 +318,6 @@ def test_a_long_conversation_keeps_its_end():
 @pytest.mark.parametrize(
     ("action", "given", "words"),
     [
-        ("text", "x" * (MAX_CHARS + 1), "too long"),
         ("text", 7, "1 strings"),
         ("token", 10**6, "there is no token"),
         ("token", -1, "there is no token"),

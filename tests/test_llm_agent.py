@@ -125,7 +125,7 @@ def test_a_model_of_this_process_answers_by_its_chat_template(engine):
         evaluate(agent, TASK, conversations=1, references=False)
     agent.config = LLM.Config(tools=True)
     agent._tools = tools_of(SCENARIO)
-    with pytest.raises(InvalidValue, match="takes no tools"):
+    with pytest.raises(InvalidValue, match="supports no tools"):
         evaluate(agent, TASK, conversations=1, references=False)
 
 
@@ -143,7 +143,7 @@ def test_an_act_that_is_spoken_is_replayed(tmp_path):
     assert '"act":2' in (tmp_path / "t.jsonl").read_text()
     assert replay.replay(tmp_path / "t.jsonl").conversations == 1
     env.reset(seed=1)
-    with pytest.raises(InvalidValue, match="no act 99"):
+    with pytest.raises(InvalidValue, match="no agent act 99"):
         env.step(Spoken("x", 99))
 
 

@@ -224,7 +224,9 @@ def test_who_asks_for_what_cannot_be_is_told_what_can():
     with pytest.raises(InvalidValue, match="needs a model"):
         gym.make("ChatEnv-v0", llm="template", **words)
     with pytest.raises(InvalidValue, match=r"Scenario\.played"):
-        gym.make("ChatEnv-v0", scenario=dataclasses.replace(DESK, played=None), llm="openai:http://x/v1#y", **words)
+        gym.make(
+            "ChatEnv-v0", scenario=dataclasses.replace(DESK, llm_partner=None), llm="openai:http://x/v1#y", **words
+        )
 
 
 def test_the_model_is_part_of_what_two_scores_are_compared_by():
