@@ -223,7 +223,7 @@ def test_who_asks_for_what_cannot_be_is_told_what_can():
     words = {"simulator": "llm", "action": "text", "observation": "text"}
     with pytest.raises(InvalidValue, match="needs a model"):
         gym.make("ChatEnv-v0", llm="template", **words)
-    with pytest.raises(InvalidValue, match=r"Scenario\.played"):
+    with pytest.raises(InvalidValue, match=r"Scenario\.llm_partner"):
         gym.make(
             "ChatEnv-v0", scenario=dataclasses.replace(DESK, llm_partner=None), llm="openai:http://x/v1#y", **words
         )
