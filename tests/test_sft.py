@@ -72,7 +72,7 @@ def test_the_ids_are_those_that_the_environment_shows(said, base):
     history.begin(0, said[0][0]["content"])
     for agent, partner in zip(said[0][1::2], said[0][2::2], strict=False):
         history.say(0, agent["content"])
-        history.hear(0, partner["content"])
+        history.step(0, partner["content"])
     ids, learned = encode(said[0], tokenizer)
     shown = history.ids[0]
     assert ids[: len(shown)] == shown

@@ -162,7 +162,7 @@ class Turns(abc.ABC):
     def hear(self, row: int, text: str) -> None:
         """Append the partner's words to a conversation."""
         if self.history.ids[row]:
-            self.history.hear(row, text)
+            self.history.step(row, text)
         else:
             self.history.begin(row, text)
 

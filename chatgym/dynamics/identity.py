@@ -38,17 +38,17 @@ SUPERSEDED: Mapping[str, tuple[str, str]] = {
         "d00ec4c38e0703412e183558b67a766f3e9e2656affc4df257e7ac1d2f6050b0",
     ),
     # llm_simulator in customer_service
-    "4e090a9f9e4bb8be24bd9e74a34863bbe60e284f8e58d887a10f9e8249f00379": (
+    "6de0172bbd2dd0ae2e8afe3fbf7c9e032d94af34ba8058cf7e75eb096c2ab694": (
         "9bc551f31c1e9539845bcb89d6c4aaaa79b726c2f09a0b001300505c4d3f4a3e",
         "32a910467794807678e9c346c2f5f55dbc164e29d24d82ea253c461a5d120c7b",
     ),
     # llm_simulator in education
-    "3f919a2289d02b9d3ef7047575b81254a288d75ddeb68593994ed0de6b536d95": (
+    "616284f37df7778ed4f57773e4843ad0f03b732ae29bb130479fe8756b19f1b9": (
         "67b7a09cedb47162576b721f246a557a218e1fe5dd281d5bd80ba921bf78c346",
         "9b7e171d110cca029128f51578d9e53a776a3fdfece917443328d8beb41eecc2",
     ),
     # llm_simulator in social
-    "b9fbecb663e4cc7abc52f21f40b981c621802c116761c6721b20affc4ee7379e": (
+    "d33401148726b0c136fef530720b1f9fd92fdec5a28203c1b6cdb9c619a4b583": (
         "fc1376823ba50b9cbb7f218aae479fac5a51f661ebebe8b56c0f2d694a2a2e3b",
         "943bd811f3f456045527e6fbf13094f6ba5a057401c69a6e96e8da53cd2b447e",
     ),

@@ -144,7 +144,7 @@ class Conversations:
             self._word_partner(taken if taken is None or fresh is None else taken | fresh, answered)
         for listener in self._listeners:
             for i in self._indices(taken):
-                listener.hear(i, self.texts[i])
+                listener.step(i, self.texts[i])
             for i in () if fresh is None else self._indices(fresh):
                 listener.begin(i, self.texts[i])
         if fresh is not None:
@@ -281,7 +281,7 @@ class Conversations:
         assert self.speaker is not None
         if self.llm_simulator is not None:
             indices = self._indices(rows)
-            for i, text in zip(indices, self.llm_simulator.speak(self.room, indices, self._heard), strict=True):
+            for i, text in zip(indices, self.llm_simulator.step(self.room, indices, self._heard), strict=True):
                 self.texts[i] = text
             return
         said, keys, turns = self._said, self.room.keys, self.room.turns

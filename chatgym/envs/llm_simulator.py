@@ -74,7 +74,11 @@ class LLMSimulator:
         self._goodbye = Speaker(scenario)
         self._chats: list[list[Message]] = [[] for _ in range(size)]
 
-    def speak(self, room: ChatRoom, rows: Sequence[int], heard: Mapping[int, str]) -> list[str]:
+    def begin(self, room: ChatRoom, row: int) -> None:
+        """Begin a new chat in a row: the model is told who it plays."""
+        self._chats[row] = [{"role": "system", "content": self._told(room.hidden[row])}]
+
+    def step(self, room: ChatRoom, rows: Sequence[int], heard: Mapping[int, str]) -> list[str]:
         """Generate the partners' utterances after the room advanced; a partner that leaves ends its conversation.
 
         Args:
@@ -87,7 +91,7 @@ class LLMSimulator:
         """
         for row in rows:
             if room.turns[row] == 0:
-                self._chats[row] = [{"role": "system", "content": self._told(room.hidden[row])}]
+                self.begin(room, row)
         going = [row for row in rows if room.outcomes[row] == 0]
         asked = [[*self._chats[row], self._cue(room, row, heard.get(row, ""), now=True)] for row in going]
         replies = self._ask(asked, [int(rng.bits(room.keys[row], int(room.turns[row]), PURPOSE)) for row in going])

@@ -43,13 +43,13 @@ class TokenHistory:
     def begin(self, row: int, partner: str) -> None:
         """Begin a conversation with the partner's utterance."""
         self.ids[row] = []
-        self.hear(row, partner)
+        self.step(row, partner)
 
     def say(self, row: int, agent: str | Sequence[int]) -> None:
         """Append the agent's utterance: a text, or tokens without the end token."""
         self.ids[row] += self.tokenizer.encode(agent) if isinstance(agent, str) else agent
 
-    def hear(self, row: int, partner: str) -> None:
+    def step(self, row: int, partner: str) -> None:
         """End the agent's turn, if there is one, and append the partner's utterance."""
         ids = self.ids[row]
         if ids:

@@ -71,7 +71,7 @@ class ModelTerm:
             self._open = {}
         return self._scores
 
-    def hear(self, row: int, partner: str) -> None:
+    def step(self, row: int, partner: str) -> None:
         """Append the partner's answer."""
         self._said[row].append(message("user", partner))
 
