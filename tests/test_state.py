@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from chatgym.engines import Completion
 from chatgym.envs.interfaces import ACTIONS
 from chatgym.envs.vector_env import ChatVectorEnv
-from chatgym.errors import InvalidValue
+from chatgym.errors import ChatGymError, InvalidValue
 from chatgym.rewards import default
 from chatgym.scenarios import find_scenario
 
@@ -201,6 +201,19 @@ def test_generators_and_spaces_are_copied_where_they_stand():
         other = verb(env)
         assert other.unwrapped.np_random.bit_generator.state == env.unwrapped.np_random.bit_generator.state
         assert copy.deepcopy(env.action_space).sample() == other.action_space.sample()
+
+
+@pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
+def test_a_copy_of_an_environment_that_never_began_begins_as_the_first_one_would(verb):
+    for env in (gym.make("ChatEnv-v0", llm="template").unwrapped, ChatVectorEnv(2, llm="template")):
+        assert env.np_random is not None
+        copied = verb(env)
+        with pytest.raises(ChatGymError, match="reset"):
+            copied.step(0 if env.room.size == 1 else [0, 0])
+        env.reset()
+        copied.reset()
+        assert env.room.keys.tolist() == copied.room.keys.tolist()
+        assert env.room.roots.all()
 
 
 def test_a_snapshot_of_another_environment_is_refused():

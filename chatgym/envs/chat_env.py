@@ -270,8 +270,11 @@ class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
 
     def snapshot(self) -> Snapshot:
         """Copy the state of the conversation, for `restore`: name to array with a leading axis 1."""
-        turns = {"turns": self._worded_turns(), "going": self._going, "last_act": int(self._last_act)}
-        return {**self._conversations.dump(), "transcript": encode_rows([turns])}
+        state = {
+            "turns": self._worded_turns(), "going": self._going, "last_act": int(self._last_act),
+            "seeded": self._seeded_by is not None and self._seeded_by is self._np_random,
+        }  # fmt: skip
+        return {**self._conversations.dump(), "transcript": encode_rows([state])}
 
     def restore(self, snapshot: Snapshot) -> None:
         """Restore a snapshot, arrays with a leading axis 1, at any moment of a conversation.
@@ -284,7 +287,7 @@ class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
         state = decode_rows(snapshot["transcript"])[0]
         self._turns, self._going, self._last_act = state["turns"], state["going"], state["last_act"]
         self._unworded = []
-        self._seeded_by = self.np_random
+        self._seeded_by = self.np_random if state["seeded"] else None
 
     def fork(self) -> ChatEnv:
         """Return a copy of the environment; both continue alike as long as the actions are the same."""

@@ -166,7 +166,8 @@ class ChatVectorEnv(ConversationEnv, VectorEnv[Any, Any, Any]):
 
     def snapshot(self) -> Snapshot:
         """Copy the state of all conversations for `restore`: name to array with a leading axis B."""
-        return {**self._conversations.dump(), "ended": self._ended.copy()}
+        started = np.full(self.num_envs, self._started)
+        return {**self._conversations.dump(), "ended": self._ended.copy(), "started": started}
 
     def restore(self, snapshot: Snapshot) -> None:
         """Restore a snapshot, arrays with a leading axis B, at any moment of the conversations.
@@ -177,7 +178,7 @@ class ChatVectorEnv(ConversationEnv, VectorEnv[Any, Any, Any]):
         check_snapshot(snapshot, ("ended",))
         self._conversations.load(snapshot)
         self._ended = np.array(snapshot["ended"], bool)
-        self._started = True
+        self._started = bool(snapshot["started"].all()) if "started" in snapshot else True  # saved before it was kept
 
     def fork(self, row: int, copies: int) -> ChatVectorEnv:
         """Return an environment with B = `copies` copies of one conversation.
