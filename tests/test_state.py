@@ -97,7 +97,7 @@ def test_copies_of_an_environment_go_on_as_it_does_in_every_interface(action, ob
     check_copies((SCENARIOS[len(observation) % 3], action, observation, False), 3, 5)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(cases, st.integers(0, 8), st.integers(0, 1000))
 def test_copies_of_an_environment_go_on_as_it_does(case, turns, seed):
     check_copies(case, turns, seed)
@@ -125,7 +125,7 @@ def check_copies(case, turns, seed):
             assert all(same(first, other.reset()) for other in (*copies, forked, restored))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(cases, st.sampled_from(("NextStep", "SameStep")), st.integers(0, 8), st.integers(0, 1000))
 def test_copies_of_a_vector_environment_go_on_as_it_does(case, autoreset, turns, seed):
     how = {**arguments(case), "autoreset_mode": autoreset}
