@@ -289,3 +289,13 @@ def test_global_randomness_is_left_alone(pairs):
     train(pairs[:40], ensemble=2)
     assert torch.equal(torch.get_rng_state(), state[0])
     assert (np.random.get_state()[1] == state[1]).all()  # noqa: NPY002
+
+
+@pytest.mark.parametrize("name", ["customer_service", "education", "social"])
+def test_a_pickled_reward_model_scores_the_same_to_the_last_bit(name):
+    import pickle
+
+    model = default.load.__wrapped__(find_scenario(name))  # one that has read nothing yet
+    copied = pickle.loads(pickle.dumps(model))
+    said = [[{"role": "user", "content": "Hi."}, {"role": "assistant", "content": text}] for text in ("Hello!", "No.")]
+    assert model.margins(said).tolist() == copied.margins(said).tolist()

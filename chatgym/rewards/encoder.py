@@ -46,6 +46,10 @@ class EncoderRewardModel:
         self._signals = parts[3]
         self._known: dict[tuple[str, ...], Floats] = {}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the constructor's arguments: copies of the views above would be laid out, and sum up, otherwise."""
+        return EncoderRewardModel, (self.space, self.heads, self.typical, self.made_from)
+
     def score(self, conversations: Sequence[Conversation]) -> npt.NDArray[np.float32]:
         """Score B conversations: float32[B] from -1 to 1; 0 if the agent has said nothing.
 
