@@ -44,7 +44,7 @@ def run_conversations(
 
     Args:
         agent: Any agent.
-        envs: N conversations with the interface that the agent requires, made with autoreset disabled.
+        envs: N conversations with the interface that the agent requires, in any autoreset mode but same-step.
         seed: Row i has seed ``seed + i``.
         deterministic: Whether the agent takes its best action; else it samples or explores as in training.
         progress: Called with the number of conversations that have ended.

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from chatgym.errors import Unavailable
+from chatgym.storage.atomic import write_text
 from chatgym.words.banks import FILE, Bank, dropped
 from chatgym.words.nlg import Speaker
 
@@ -42,7 +43,7 @@ def write(speaker: Speaker, progress: Callable[[int], None] | None = None) -> tu
     }  # fmt: skip
     path = scenario.folder / FILE
     try:
-        path.write_text(json.dumps(content, indent=0, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(content, indent=0, ensure_ascii=False, sort_keys=True) + "\n")
     except OSError as error:
         raise Unavailable(f"{path} can't be written ({error.strerror}); install the scenario editable") from error
     return path, banks
