@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 from chatgym.dynamics.scenario import ABOUT, TONES, Meaning
 from chatgym.scenarios.customer_service.belief import least_sure
 from chatgym.scenarios.customer_service.customer import say
 from chatgym.scenarios.customer_service.policy import *
+from chatgym.scenarios.mentions import Mention, meant, only_value
+from chatgym.scenarios.numbers import Number, find_numbers, mask, plain
 
 
 def surface(slot: int, value: int) -> str:
@@ -94,50 +97,120 @@ AGENT_CODES = {
 EXAMPLES = {"reference": "482913", "date": "3 days ago", "amount": "40 euros"}
 """Words for a value of each slot. Models see only these, so their wordings fit every value."""
 
-_WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
-_NUMBERS = {word: n for n, word in enumerate(_WORDS, 1)}
-_NUMBERS["a couple of"] = 2
-_COUNT = rf"(?P<count>\d{{1,3}}|{'|'.join(_NUMBERS)}|an?)"
-_SUM = r"\d{1,3}(?:[.,]\d{3})+|\d{1,6}"
-_PATTERNS = {
-    "date": re.compile(
-        rf"\b(?:(?P<yesterday>yesterday)|last (?P<last>week|month)|{_COUNT} (?P<unit>day|week|month)s? ago)\b", re.I
-    ),
-    "amount": re.compile(
-        rf"(?:[€$£]\s?|\bEUR\s?)(?P<before>{_SUM})(?:[.,]\d\d)?\b|"
-        rf"\b(?P<after>{_SUM})(?:[.,]\d\d)?\s?(?:euros?\b|eur\b|dollars?\b|pounds?\b|bucks\b|[€$£])", re.I),
-    "reference": re.compile(r"(?<![\w.,])\d{6}(?![\w€$£])"),
-}  # fmt: skip
-_DENIED = re.compile(r"\b(?:not|isn't|wasn't) $", re.I)
-_DAYS = {"day": 1, "week": 7, "month": 30}
-
-
-def _read(slot: str, found: re.Match[str]) -> int:
-    """Return the number that a match of a slot's pattern means: days, euros or the reference."""
-    if slot == "reference":
-        return int(found[0])
-    if slot == "amount":
-        return int(re.sub(r"\D", "", found["before"] or found["after"]))
-    if found["yesterday"]:
-        return 1
-    if found["last"]:
-        return _DAYS[found["last"].lower()]
-    count = found["count"].lower()
-    return _DAYS[found["unit"].lower()] * (int(count) if count.isdigit() else _NUMBERS.get(count, 1))
+MAX_DAYS = 9999
+_NUMBER = "#~*"
+"""A number in a masked text, see `chatgym.scenarios.numbers.mask`."""
+_DAYS = {"day": 1, "week": 7, "fortnight": 14, "month": 30, "year": 365}
+_NAMED = {"yesterday": 1, "last week": 7, "last month": 30, "day before yesterday": 2, "week before last": 14}
+_UNIT = "|".join(_DAYS)
+_COUNT = rf"(?:{_NUMBER}(?: an?)?|\b(?:a )?couple(?: of)?|\ban?)"
+_TIME = rf"{_COUNT} ?(?:{_UNIT})s?"
+_DATE = re.compile(
+    rf"{_TIME}(?:(?:,|,? and)? (?:{_TIME}|{_NUMBER}))* ago\b|"
+    rf"\b(?:the )?(?P<named>{'|'.join(sorted(_NAMED, key=len, reverse=True))})\b"
+)
+_STEP = re.compile(rf"(?P<count>{_COUNT}) ?(?P<unit>{_UNIT})|{_NUMBER}")
+_CURRENCY = r"(?:euros?\b|eur\b|dollars?\b|pounds?\b|bucks\b|[€$£])"
+_AMOUNT = re.compile(
+    rf"(?:(?:[€$£]|\beur) ?(?P<before>{_NUMBER})|(?P<after>{_NUMBER}) ?{_CURRENCY})"
+    rf"(?: (?:and )?(?P<cents>{_NUMBER}) cents?\b)?"
+)
+_UNSURE_BEFORE = re.compile(
+    r"(?:\b(?:(?:more|less|fewer|longer|later|earlier|other) than|over|under|above|below|within|at (?:least|most)|up to|"
+    r"almost|nearly|barely|minus|plus|max|min|every|each|or|till|until|by|before|after|half|early|late|mid|twice|"
+    r"(?:end|beginning|middle|start|half|third|most|some|part) of|days? \w+|(?:hour|minute|day|week|month|year)s?,?"
+    rf"(?: and)?|and a half,?)|[x*×]|{_NUMBER} times|{_NUMBER} ?(?:%|percent)? of|{_NUMBER},? (?:maybe|perhaps|even)|"
+    rf"{_NUMBER} ?[-/])\s?$"
+)
+_UNSURE_AFTER = re.compile(
+    r"'s\b|-|/|,? ?\bor\b|\s?(?:to|till|until) ?[€$£]?#|,? (?:maybe|perhaps|possibly|even)\b[^.!?#]*#| ?[x*×] ?#|"
+    r" (?:before|from|last|next|yesterday|tomorrow|week|of|plus|minus|each|apiece|per|times|twice|an?|more|less|extra|"
+    r"off|cheaper|too|and a|(?:on )?(?:mon|tues|wednes|thurs|fri|satur|sun)day)\b"
+)
+"""What stands before or after a value that is a bound, a range, a share or a rate, or that isn't the whole value."""
+_MEASURED = re.compile(rf" ?(?:{_CURRENCY}|%|percent|(?:{_UNIT}|hour|minute|cent|point|time|km|kg)s?\b)")
+_NO_ORDER = re.compile(r"\b(?:(?:tele)?phone|tel|mobile|fax|zip|pin|(?:post)?code)\b[^\d.!?,]{0,12}$")
 
 
 def find_slots(text: str) -> tuple[dict[str, int], str]:
-    """Find reference, date (in days ago) and amount (in euros) in a text, and replace them by `EXAMPLES`.
+    """Find reference, date (in days ago) and amount (in whole euros) in a text, and replace them by `EXAMPLES`.
 
-    Of several values the first that isn't negated counts ("not 5 days ago, 8 days ago").
+    A value that isn't read whole or for sure isn't found: if it is a range or a bound ("over 100 euros"), if it is
+    denied, or if there are several of which none is corrected.
     """
-    slots: dict[str, int] = {}
-    for slot, pattern in _PATTERNS.items():
-        if found := list(pattern.finditer(text)):
-            meant = [match for match in found if not _DENIED.search(text, 0, match.start())]
-            slots[slot] = _read(slot, (meant or found)[0])
-            text = pattern.sub(EXAMPLES[slot], text)
+    found_numbers = find_numbers(low := plain(text), thousands=".,' ")
+    masked, numbers = mask(low, found_numbers), {number.start: number for number in found_numbers}
+    mentions = {slot: [*find(masked, numbers)] for slot, find in (("date", _dates), ("amount", _amounts))}
+    taken = [mention for found in mentions.values() for mention in found]
+    free = [n for n in numbers.values() if not any(one.start <= n.start < one.end for one in taken)]
+    mentions["reference"] = [*_references(masked, free)]
+    orders = {mention.start for mention in mentions["reference"]}
+    bare = [Mention(n.start, n.end, None, True) for n in free if n.start not in orders]
+    bare = [mention for mention in bare if not _MEASURED.match(masked, mention.end)]
+    slots, spans = {}, []
+    for slot, found in mentions.items():
+        value = only_value(meant(masked, sorted(found + bare), strict=slot != "reference")) if found else None
+        if value is not None:
+            slots[slot] = value
+        spans += [(mention.start, mention.end, EXAMPLES[slot]) for mention in found]
+    for start, end, example in sorted(spans, reverse=True):
+        text = text[:start] + example + text[end:]
     return slots, text
+
+
+def _dates(masked: str, numbers: Mapping[int, Number]) -> Iterator[Mention[int]]:
+    """Yield the dates in a masked text."""
+    for found in _DATE.finditer(masked) if " ago" in masked or "yesterday" in masked or "last" in masked else ():
+        yield Mention(*found.span(), None if _unsure(masked, *found.span()) else _days(found, numbers))
+
+
+def _days(found: re.Match[str], numbers: Mapping[int, Number]) -> int | None:
+    """Return how many days ago a date is; None if they aren't whole days."""
+    if found["named"]:
+        return None if found[0].startswith("the last") else _NAMED[found["named"]]
+    total, unit = Fraction(0), max(_DAYS.values()) + 1
+    for step in _STEP.finditer(found.string, *found.span()):
+        words, name = step["count"] or "#", step["unit"]
+        count = numbers[step.start()].value if words[0] == "#" else Fraction(2 if "couple" in words else 1)
+        part = not name or words.endswith("a")  # "a week and a half", "half a week"
+        if count is None or (part and words[0] == "#" and count >= 1) or (name and _DAYS[name] >= unit):
+            return None
+        unit = _DAYS[name] if name else unit
+        total += count * unit
+    return int(total) if total.denominator == 1 and 1 <= total <= MAX_DAYS else None
+
+
+def _amounts(masked: str, numbers: Mapping[int, Number]) -> Iterator[Mention[int]]:
+    """Yield the amounts in a masked text."""
+    for found in _AMOUNT.finditer(masked) if numbers else ():
+        yield Mention(*found.span(), None if _unsure(masked, *found.span()) else _euros(found, numbers))
+
+
+def _euros(found: re.Match[str], numbers: Mapping[int, Number]) -> int | None:
+    """Return the whole euros of an amount; None if the cents decide its case of the policy."""
+    euros = numbers[found.start("before" if found["before"] else "after")].value
+    cents = numbers[found.start("cents")].value if found["cents"] else Fraction(0)
+    if euros is None or cents is None or not 0 <= cents < 100:
+        return None
+    euros += cents / 100
+    same = case.py_func(AMOUNT, euros) == case.py_func(AMOUNT, int(euros))
+    return int(euros) if same and 1 <= euros < 10**6 else None
+
+
+def _references(masked: str, free: Sequence[Number]) -> Iterator[Mention[int]]:
+    """Yield the order numbers among numbers that are no part of a date or an amount."""
+    for number in free:
+        if len(number.code) != 6 or _MEASURED.match(masked, number.end):
+            continue
+        beside = any(masked[one.end : number.start] in (" ", "-") or masked[number.end : one.start] in (" ", "-")
+                     for one in free if one.start != number.start)  # fmt: skip
+        sure = number.code[0] != "0" and not beside and not _NO_ORDER.search(masked, 0, number.start)
+        yield Mention(number.start, number.end, int(number.code) if sure else None)
+
+
+def _unsure(masked: str, start: int, end: int) -> bool:
+    """Tell whether the words around a value make it another value, or one of several."""
+    return bool(_UNSURE_BEFORE.search(masked, max(start - 30, 0), start) or _UNSURE_AFTER.match(masked, end))
 
 
 def parse(act: str, part: str, slots: Mapping[str, int], said: Any) -> None:
