@@ -16,7 +16,7 @@ class Mention(NamedTuple, Generic[T]):
         start: Where its words begin.
         end: Where they end.
         value: The value; None if it can't be read.
-        bare: Whether it is a number that means the same kind of value only where it corrects one ("5 days ago, no, 8").
+        bare: Whether it is a number that counts only beside another value ("5 days ago, no, 8", "5 days ago, maybe 6").
     """
 
     start: int
@@ -25,11 +25,18 @@ class Mention(NamedTuple, Generic[T]):
     bare: bool = False
 
 
+BOUND_BEFORE = (
+    r"\b(?:(?:more|less|fewer|longer|later|earlier|other|bigger|greater|smaller|higher|lower) than|over|under|above|"
+    r"below|within|at (?:least|most)|up to|almost|nearly|barely|max|min|till|until|either)|[<>≤≥±]"
+)
+"""What stands before a value that is only a bound."""
+BOUND_AFTER = r"\+| ?(?:or (?:more|less)|at (?:least|most|the (?:latest|earliest))|tops|max|maximum|minimum)\b"
+"""What stands after it."""
 _NOT = (
     r"\b(?:not\b(?! (?:certain|mistaken|wrong|sure\b(?! (?:if|it|whether|that)\b)))|"
     r"(?!(?:can'?t|don'?t|couldn'?t) (?:believe|know|remember|recall|forget)\b)"
     r"(?:\w+n't|(?:is|was|are|were|did|do|does|have|has|ca|wo)nt)\b|cannot\b(?! (?:believe|remember)\b)|"
-    r"(?:never|neither|nor|without|forget|ignore|wrong|instead of|rather than)\b)"
+    r"(?:never|neither|nor|without|(?<!n't )(?<!not )forget|ignore|instead of|rather than|wrong (?:\w+ )?(?:is|was))\b)"
 )
 _FILLS = (
     r"(?:(?:it|that)(?:'?s)?|is|was|be|been|ha(?:ve|s|d)|the|a|my|your|this|order(?:ed)?|number|ref|reference|no|nr|"
@@ -45,15 +52,22 @@ _CLAUSE = re.compile(
 )
 _WRONG = r"(?:wrong|incorrect|false|a typo|a mistake|(?:the|a|my) (?:wrong|old|previous|former|other))\b"
 _RIGHT = r"(?:the )?(?:right|correct|mine|ours|true|accurate|it)\b(?!\?)"
+_OF_IT = r"(?:my|our|the|what|me)\b"
 _DENIED = re.compile(
-    rf"\s(?:is|was|are|were|seems|looks) (?:\w+ly |just )?(?:{_WRONG}|not (?:{_RIGHT}|my\b|our\b|the\b|what\b|me\b))|"
-    rf"\s?,?\s?(?:that|this|which)(?: i|'?)s (?:{_WRONG}|not {_RIGHT})|"
-    rf"\s(?:(?:is|was|are|were|does|ca|could)n'?t|cannot) (?:be |sound |look |seem )?(?:{_RIGHT}|my\b|our\b|the\b|what\b)|"
-    r"(?:\s?[,?-]|\.\.+|…)?\s?(?:no|nope|nah|wrong|incorrect)\b(?=\s?(?:$|[,.!?…-]|#|wait|sorry|it|that|i m|actually|make))"
+    rf"\s(?:is|was|are|were|seems|looks) (?:\w+ly |just )?(?:{_WRONG}|not (?:{_RIGHT}|{_OF_IT}))|"
+    rf"\s?[,?]?\s?(?:that|this|which)(?: i|'?)s (?:{_WRONG}|not {_RIGHT})|"
+    rf"\s(?:(?:is|was|are|were|does|ca|could)n'?t|cannot) (?:be |sound |look |seem )?(?:{_RIGHT}|{_OF_IT})|"
+    r"(?:\s?[,?-]|\.\.+|…)?\s?(?:no|nope|nah|wrong|incorrect)\b"
+    r"(?=\s?(?:$|[,.!?…-]|#|wait|way|sorry|it|that|i m|actually|make))"
 )
+_TAG = re.compile(r"\s(?:is|was)n'?t it\b")
+_VERB = re.compile(r"\b(?:is|be|was|it'?s|that'?s|say|think|get|got)\b[^.,;:!?]*$")
 _CORRECTS = re.compile(
-    rf"\b(?:no|nope|nah|sorry|wait|oops|ah|actually|rather|correction|meant?|make|scratch|instead|better|pardon|typo|now|"
-    rf"but (?:it|that|not|i))\b(?:\W+{_FILLS})*\W*$"
+    r"\b(?:no|nope|nah|sorry|wait|oops|ah|actually|rather|correction|meant?|make|scratch|instead|better|pardon|typo|now|"
+    rf"but (?:it|that|not|i)(?:'?s)?)\b(?:\W+{_FILLS})*\W*$"
+)
+_OR = re.compile(
+    rf"\b(?:or|says?|thinks?|maybe|perhaps|possibly|probably|even|(?:might|could|may) be)(?:\W+{_FILLS})*[^\w.!?]*$"
 )
 
 
@@ -69,8 +83,10 @@ def meant(text: str, mentions: Sequence[Mention[T]], strict: bool = True) -> lis
     left: list[Mention[T]] = []
     for i, mention in enumerate(mentions):
         before = text[mentions[i - 1].end if i else 0 : mention.start]
-        corrects = bool(_CORRECTS.search(before)) and i > 0
-        if (mention.bare and not corrects) or _denied(before, text, mention.end, strict):
+        corrects = i > 0 and bool(_CORRECTS.search(before))
+        if (mention.bare and not corrects and not (i and _OR.search(before))) or _denied(
+            before, text, mention.end, strict
+        ):
             continue
         left = [mention] if corrects else [*left, mention]
     return left
@@ -84,6 +100,7 @@ def only_value(mentions: Sequence[Mention[T]]) -> T | None:
 
 def _denied(before: str, text: str, end: int, strict: bool) -> bool:
     """Tell whether a value is denied by the words before it, or by those after it, which begin at `end` in `text`."""
-    if _GOVERNED.search(before) or _DENIED.match(text, end):
+    tag = _TAG.match(text, end) and _VERB.search(before)  # "that would be 12 isn't it"
+    if _GOVERNED.search(before) or (_DENIED.match(text, end) and not tag):
         return True
     return strict and bool(re.search(_NOT, _CLAUSE.split(before)[-1]))

@@ -13,6 +13,9 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
+MAX_DIGITS = 15
+"""Length of the longest number in digits that has a value."""
+
 _TO_NINETEEN = (
     "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen",
     "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
@@ -49,15 +52,18 @@ _AFTER_A = "|".join(word for word, (kind, _) in _KINDS.items() if kind in "HKLF"
 _WORD = "|".join(word for word, (kind, _) in _KINDS.items() if kind not in "ANPS")
 _ATOM = rf"(?:{_DIGITS}|[{_VULGAR}]|\b(?:{_WORD})\b)"
 _A = rf"(?:\ban?\s(?=(?:{_AFTER_A})\b))?"
-_BETWEEN = (
-    rf"(?:\s?/\s?|\s?-\s?|:(?=\d)|(?<!\d{{4}})\s(?:(?:and|to|or|by|over|till|until|point)\s)?{_A}|(?=[{_VULGAR}]))"
-)
+_BETWEEN = rf"(?:\s?/\s?|\s?-\s?|:(?=\d)|(?<!\d{{6}})\s{{1,3}}(?:(?:and|to|or|by|over|till|until|point)\s)?{_A}|(?=[{_VULGAR}]))"
 _RUN = re.compile(
     rf"(?:(?<![\w.,/^√±])|(?<=[a-z],)|(?<=\bn[or]\.)|(?<=\.\.))"
-    rf"(?P<sign>(?<![\dx)])(?<![\dx)] )(?:-\s?|\+|\b(?:minus|negative)\s))?{_A}(?:\bpoint\s)?{_ATOM}(?:{_BETWEEN}{_ATOM})*"
+    r"(?P<sign>(?<![\dx)])(?<![\dx)] )(?:-\s?|\+|\b(?:minus|negative)\s))?"
+    rf"{_A}(?:\bpoint\s)?{_ATOM}(?:{_BETWEEN}{_ATOM})*"
 )
+_DIGIT, _LETTERS = re.compile(rf"[\d{_VULGAR}]"), re.compile("[a-z]{3,}")
 _TOKEN = re.compile(rf"{_DIGITS}|[a-z]+|[/:{_VULGAR}-]")
 _GROUPED = re.compile(r"([1-9]\d{0,2})((?:([.,' ])\d{3})(?:\3\d{3})*)((?!\3)[.,]\d+)?")
+_BEFORE_A_SIGN = re.compile(
+    r"(?:^|[^\w\s]|\b(?:is|it'?s|that'?s|be|was|to|say|said|gets?|got|equals?|makes?|about|think|guess|maybe|answer|just|x))\s*$"
+)
 _NAMES_AN_ORDER = re.compile(r"\b(?:order|number|no|nr|ref|reference|id)-$")
 
 
@@ -69,14 +75,16 @@ class Number(NamedTuple):
         end: Where it ends.
         value: What it means; None if it can't be read as one value.
         code: Its digits if it can be read as a code, such as an order number ("482 913", "4-8-2-9-1-3"); else empty.
-        word: Its only word ("one", "a half"), which may be something else than a number; empty if it has more or digits.
+        words: How many words it is written in, "a" not counted; 0 if there are digits in it.
+        fraction: Whether there is one in it, such as "3/4" or "a half".
     """
 
     start: int
     end: int
     value: Fraction | None
     code: str
-    word: str
+    words: int
+    fraction: bool
 
 
 @functools.cache
@@ -104,6 +112,8 @@ def find_numbers(text: str, thousands: str = ",' ") -> list[Number]:
         text: The text.
         thousands: The marks that part thousands where a number has only one mark, three digits from its end.
     """
+    if not _DIGIT.search(text) and _KINDS.keys().isdisjoint(_LETTERS.findall(text)):
+        return []  # most texts
     return [_number(text, found, thousands) for found in _RUN.finditer(text)]
 
 
@@ -118,21 +128,30 @@ def mask(text: str, numbers: Sequence[Number]) -> str:
 
 
 def _number(text: str, found: re.Match[str], thousands: str) -> Number:
-    """Return the number of a run."""
+    """Return the number of a run, by its words and by what stands beside it."""
     start, end = found.span()
     sign = found["sign"] or ""
-    tokens = _TOKEN.findall(found[0], len(sign) if sign[:1] in "-+" else 0)
-    tokens = tokens[1:] if sign[:1].isalpha() else tokens
-    glued = text[start - 1 : start] == "-"  # "AB-482913", "x-3"
-    loose = sign == "- "  # a dash or a minus
-    value = None if glued or loose or text[end : end + 1] in ("^", "²") else _value(tokens, thousands)
-    if value is not None and sign[:1] in ("-", "m", "n"):
+    value, code, words, fraction = _read(text[start + len(sign) : end], thousands)
+    difference = sign[:1].isalpha() and not _BEFORE_A_SIGN.search(text, 0, start)  # "60 euros minus 20"
+    if difference:
+        start += len(sign)
+    glued = start > 0 and text[start - 1] == "-"  # "AB-482913", "x-3"
+    if difference or glued or sign == "- " or text[end : end + 1] in ("^", "/"):
+        value = None
+    elif value is not None and sign[:1] in ("-", "m", "n"):
         value = -value
-    code = "" if sign and not loose else _code(tokens)
-    if glued and not _NAMES_AN_ORDER.search(text, 0, start):
+    if sign not in ("", "- ") or (glued and not _NAMES_AN_ORDER.search(text, 0, start)):
         code = ""
-    words = tokens[1:] if tokens[0] in ("a", "an") else tokens
-    return Number(start, end, value, code, words[0] if len(words) == 1 and words[0] in _KINDS and not sign else "")
+    return Number(start, end, value, code, words, fraction)
+
+
+@functools.lru_cache(maxsize=4096)
+def _read(run: str, thousands: str) -> tuple[Fraction | None, str, int, bool]:
+    """Return what `Number` says about a run without a sign: value, code, words, fraction."""
+    tokens = _TOKEN.findall(run)
+    words = 0 if any(map(str.isnumeric, run)) else sum(token not in ("a", "an", "-") for token in tokens)
+    fraction = any(token in _VULGAR or _KINDS.get(token, "?")[0] in "FLS" for token in tokens)
+    return _value(tokens, thousands), _code(tokens), words, fraction
 
 
 def _value(tokens: list[str], thousands: str) -> Fraction | None:
@@ -167,6 +186,8 @@ def _value(tokens: list[str], thousands: str) -> Fraction | None:
 
 def _digits(token: str, thousands: str) -> tuple[str, Fraction]:
     """Return the kind and the value of a token that isn't a word of `_KINDS`."""
+    if len(token) > MAX_DIGITS:
+        return "X", Fraction(0)
     if token in _VULGAR:
         return "V", Fraction(unicodedata.numeric(token)).limit_denominator(8)
     grouped = _GROUPED.fullmatch(token)

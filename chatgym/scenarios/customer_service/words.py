@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
@@ -11,7 +12,7 @@ from chatgym.dynamics.scenario import ABOUT, TONES, Meaning
 from chatgym.scenarios.customer_service.belief import least_sure
 from chatgym.scenarios.customer_service.customer import say
 from chatgym.scenarios.customer_service.policy import *
-from chatgym.scenarios.mentions import Mention, meant, only_value
+from chatgym.scenarios.mentions import BOUND_AFTER, BOUND_BEFORE, Mention, meant, only_value
 from chatgym.scenarios.numbers import Number, find_numbers, mask, plain
 
 
@@ -102,34 +103,42 @@ _NUMBER = "#~*"
 """A number in a masked text, see `chatgym.scenarios.numbers.mask`."""
 _DAYS = {"day": 1, "week": 7, "fortnight": 14, "month": 30, "year": 365}
 _NAMED = {"yesterday": 1, "last week": 7, "last month": 30, "day before yesterday": 2, "week before last": 14}
+_WORDS_OF_DATES = (" ago", "yesterday", "last")
 _UNIT = "|".join(_DAYS)
 _COUNT = rf"(?:{_NUMBER}(?: an?)?|\b(?:a )?couple(?: of)?|\ban?)"
 _TIME = rf"{_COUNT} ?(?:{_UNIT})s?"
 _DATE = re.compile(
     rf"{_TIME}(?:(?:,|,? and)? (?:{_TIME}|{_NUMBER}))* ago\b|"
-    rf"\b(?:the )?(?P<named>{'|'.join(sorted(_NAMED, key=len, reverse=True))})\b"
+    rf"\b(?:the (?=day|week))?(?P<named>{'|'.join(sorted(_NAMED, key=len, reverse=True))})\b"
 )
 _STEP = re.compile(rf"(?P<count>{_COUNT}) ?(?P<unit>{_UNIT})|{_NUMBER}")
 _CURRENCY = r"(?:euros?\b|eur\b|dollars?\b|pounds?\b|bucks\b|[€$£])"
 _AMOUNT = re.compile(
     rf"(?:(?:[€$£]|\beur) ?(?P<before>{_NUMBER})|(?P<after>{_NUMBER}) ?{_CURRENCY})"
-    rf"(?: (?:and )?(?P<cents>{_NUMBER}) cents?\b)?"
+    rf"(?: (?:and )?(?P<cents>{_NUMBER}) cents?\b| (?P<more>#~{{0,4}})(?=[,.?!]|$))?"
 )
 _UNSURE_BEFORE = re.compile(
-    r"(?:\b(?:(?:more|less|fewer|longer|later|earlier|other) than|over|under|above|below|within|at (?:least|most)|up to|"
-    r"almost|nearly|barely|minus|plus|max|min|every|each|or|till|until|by|before|after|half|early|late|mid|twice|"
-    r"(?:end|beginning|middle|start|half|third|most|some|part) of|days? \w+|(?:hour|minute|day|week|month|year)s?,?"
-    rf"(?: and)?|and a half,?)|[x*×]|{_NUMBER} times|{_NUMBER} ?(?:%|percent)? of|{_NUMBER},? (?:maybe|perhaps|even)|"
-    rf"{_NUMBER} ?[-/])\s?$"
+    rf"(?:{BOUND_BEFORE}|\b(?:minus|plus|every|each|or|by|before|after|half|early|late|mid|twice|and a half,?|days? \w+|"
+    rf"(?:end|beginning|middle|start|half|third|most|some|part) of|"
+    rf"(?:{_COUNT}|few|several|some|many) (?:hour|minute|{_UNIT})s?,?(?: and)?)|[x*×/-]|{_NUMBER} times|"
+    rf"{_NUMBER} ?(?:%|percent) (?:off?|on|from)|{_NUMBER} off?|#~{{0,4}} \w+s of|{_NUMBER},? (?:maybe|perhaps|even)|"
+    r"(?<!not )(?<!n't )#~{0,2},|#~{0,4}(?:[.']+ ?|[,. ]*'+)|\d[ .,'-]+) ?$"
 )
 _UNSURE_AFTER = re.compile(
-    r"'s\b|-|/|,? ?\bor\b|\s?(?:to|till|until) ?[€$£]?#|,? (?:maybe|perhaps|possibly|even)\b[^.!?#]*#| ?[x*×] ?#|"
-    r" (?:before|from|last|next|yesterday|tomorrow|week|of|plus|minus|each|apiece|per|times|twice|an?|more|less|extra|"
-    r"off|cheaper|too|and a|(?:on )?(?:mon|tues|wednes|thurs|fri|satur|sun)day)\b"
+    rf"[-/]|{BOUND_AFTER}|,? ?\bor (?!so\b|something)|\s?(?:to|till|until) ?[€$£]?#|"
+    r"(?: ?[,.?!…]+| and) ?#~{0,4}(?=[,.?!]|$)"
 )
-"""What stands before or after a value that is a bound, a range, a share or a rate, or that isn't the whole value."""
+"""What stands before and after a value that is a bound, in a range, a share, or only a part of the value."""
+_NOT_THE_DAY = re.compile(
+    r"'s\b| (?:before|from|last|next|yesterday|tomorrow|week|of|(?:on )?(?:mon|tues|wednes|thurs|fri|satur|sun)day)\b"
+)
+_NOT_THE_SUM = re.compile(r" ?[x*×] ?#| (?:plus|minus|each|apiece|times|twice|more|less|extra|off|cheaper|too)\b")
 _MEASURED = re.compile(rf" ?(?:{_CURRENCY}|%|percent|(?:{_UNIT}|hour|minute|cent|point|time|km|kg)s?\b)")
-_NO_ORDER = re.compile(r"\b(?:(?:tele)?phone|tel|mobile|fax|zip|pin|(?:post)?code)\b[^\d.!?,]{0,12}$")
+_NO_ORDER = re.compile(
+    r"(?:\b(?:(?:tele)?phone|tel|mobile|fax|zip|pin|(?:post)?code|(?:end|start|begin)s? (?:in|with)|digits)\b"
+    r"[^\d!?,]{0,12}|\d[ -])$"
+)
+_GLUED = re.compile(r"[-/]\w")
 
 
 def find_slots(text: str) -> tuple[dict[str, int], str]:
@@ -138,18 +147,33 @@ def find_slots(text: str) -> tuple[dict[str, int], str]:
     A value that isn't read whole or for sure isn't found: if it is a range or a bound ("over 100 euros"), if it is
     denied, or if there are several of which none is corrected.
     """
-    found_numbers = find_numbers(low := plain(text), thousands=".,' ")
-    masked, numbers = mask(low, found_numbers), {number.start: number for number in found_numbers}
-    mentions = {slot: [*find(masked, numbers)] for slot, find in (("date", _dates), ("amount", _amounts))}
+    slots, canonical = _found(text)
+    return dict(slots), canonical
+
+
+@functools.lru_cache(maxsize=4096)  # agents and partners repeat themselves
+def _found(text: str) -> tuple[Mapping[str, int], str]:
+    """Return what `find_slots` does."""
+    read = find_numbers(low := plain(text), thousands=".,' ")
+    if not read and not any(word in low for word in _WORDS_OF_DATES):
+        return {}, text
+    masked, numbers = mask(low, read), {number.start: number for number in read}
+    mentions = {"date": [*_dates(masked, numbers)], "amount": [*_amounts(masked, numbers)]}
     taken = [mention for found in mentions.values() for mention in found]
-    free = [n for n in numbers.values() if not any(one.start <= n.start < one.end for one in taken)]
+    free = [n for n in read if not any(one.start <= n.start < one.end for one in taken)]
     mentions["reference"] = [*_references(masked, free)]
     orders = {mention.start for mention in mentions["reference"]}
-    bare = [Mention(n.start, n.end, None, True) for n in free if n.start not in orders]
-    bare = [mention for mention in bare if not _MEASURED.match(masked, mention.end)]
-    slots, spans = {}, []
+    bare = [
+        Mention[int](n.start, n.end, None, bare=True)
+        for n in free
+        if n.start not in orders and not _MEASURED.match(masked, n.end)
+    ]
+    slots: dict[str, int] = {}
+    spans: list[tuple[int, int, str]] = []
     for slot, found in mentions.items():
-        value = only_value(meant(masked, sorted(found + bare), strict=slot != "reference")) if found else None
+        if not found:
+            continue
+        value = only_value(meant(masked, sorted(found + bare), strict=slot != "reference"))
         if value is not None:
             slots[slot] = value
         spans += [(mention.start, mention.end, EXAMPLES[slot]) for mention in found]
@@ -160,14 +184,16 @@ def find_slots(text: str) -> tuple[dict[str, int], str]:
 
 def _dates(masked: str, numbers: Mapping[int, Number]) -> Iterator[Mention[int]]:
     """Yield the dates in a masked text."""
-    for found in _DATE.finditer(masked) if " ago" in masked or "yesterday" in masked or "last" in masked else ():
-        yield Mention(*found.span(), None if _unsure(masked, *found.span()) else _days(found, numbers))
+    for found in _DATE.finditer(masked) if any(word in masked for word in _WORDS_OF_DATES) else ():
+        lasting = found[0].startswith("last") and masked.endswith("the ", 0, found.start())  # "the last month"
+        unsure = lasting or _unsure(masked, *found.span(), _NOT_THE_DAY)
+        yield Mention(*found.span(), None if unsure else _days(found, numbers))
 
 
 def _days(found: re.Match[str], numbers: Mapping[int, Number]) -> int | None:
     """Return how many days ago a date is; None if they aren't whole days."""
     if found["named"]:
-        return None if found[0].startswith("the last") else _NAMED[found["named"]]
+        return _NAMED[found["named"]]
     total, unit = Fraction(0), max(_DAYS.values()) + 1
     for step in _STEP.finditer(found.string, *found.span()):
         words, name = step["count"] or "#", step["unit"]
@@ -183,16 +209,18 @@ def _days(found: re.Match[str], numbers: Mapping[int, Number]) -> int | None:
 def _amounts(masked: str, numbers: Mapping[int, Number]) -> Iterator[Mention[int]]:
     """Yield the amounts in a masked text."""
     for found in _AMOUNT.finditer(masked) if numbers else ():
-        yield Mention(*found.span(), None if _unsure(masked, *found.span()) else _euros(found, numbers))
+        unsure = _unsure(masked, *found.span(), _NOT_THE_SUM)
+        yield Mention(*found.span(), None if unsure else _euros(found, numbers))
 
 
 def _euros(found: re.Match[str], numbers: Mapping[int, Number]) -> int | None:
     """Return the whole euros of an amount; None if the cents decide its case of the policy."""
-    euros = numbers[found.start("before" if found["before"] else "after")].value
-    cents = numbers[found.start("cents")].value if found["cents"] else Fraction(0)
-    if euros is None or cents is None or not 0 <= cents < 100:
+    number = numbers[found.start("before" if found["before"] else "after")]
+    at = max(found.start("cents"), found.start("more"))
+    cents = numbers[at].value if at >= 0 else Fraction(0)
+    if number.value is None or number.fraction or cents is None or not 0 <= cents < 100:
         return None
-    euros += cents / 100
+    euros = number.value + cents / 100
     same = case.py_func(AMOUNT, euros) == case.py_func(AMOUNT, int(euros))
     return int(euros) if same and 1 <= euros < 10**6 else None
 
@@ -202,15 +230,16 @@ def _references(masked: str, free: Sequence[Number]) -> Iterator[Mention[int]]:
     for number in free:
         if len(number.code) != 6 or _MEASURED.match(masked, number.end):
             continue
-        beside = any(masked[one.end : number.start] in (" ", "-") or masked[number.end : one.start] in (" ", "-")
-                     for one in free if one.start != number.start)  # fmt: skip
-        sure = number.code[0] != "0" and not beside and not _NO_ORDER.search(masked, 0, number.start)
+        gaps = (masked[min(one.end, number.end) : max(one.start, number.start)] for one in free if one is not number)
+        part = _GLUED.match(masked, number.end) or _NO_ORDER.search(masked, 0, number.start)
+        sure = number.code[0] != "0" and not part and not any(gap in (" ", "-") for gap in gaps)
         yield Mention(number.start, number.end, int(number.code) if sure else None)
 
 
-def _unsure(masked: str, start: int, end: int) -> bool:
+def _unsure(masked: str, start: int, end: int, after: re.Pattern[str]) -> bool:
     """Tell whether the words around a value make it another value, or one of several."""
-    return bool(_UNSURE_BEFORE.search(masked, max(start - 30, 0), start) or _UNSURE_AFTER.match(masked, end))
+    before = _UNSURE_BEFORE.search(masked, max(start - 30, 0), start)
+    return bool(before or _UNSURE_AFTER.match(masked, end) or after.match(masked, end))
 
 
 def parse(act: str, part: str, slots: Mapping[str, int], said: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
@@ -11,7 +12,7 @@ from chatgym.dynamics.scenario import TONES, Meaning
 from chatgym.scenarios.education.policy import *
 from chatgym.scenarios.education.problems import TEXTS, question, surface
 from chatgym.scenarios.education.student import say
-from chatgym.scenarios.mentions import Mention, meant, only_value
+from chatgym.scenarios.mentions import BOUND_AFTER, BOUND_BEFORE, Mention, meant, only_value
 from chatgym.scenarios.numbers import Number, find_numbers, mask, plain
 
 SKILL_NAMES = tuple(name.replace("_", " ") for name in SKILLS)
@@ -124,18 +125,25 @@ _NO_ANSWER_AFTER = re.compile(
     r"\b(?:step|question|exercise|problem|part|page|task|chapter|lesson|line|point|attempt|try|level|section|rule|hint|"
     r"example|q)(?: number| no\.?| nr\.?)? ?#?$"
 )
-_NO_ANSWER_BEFORE = re.compile(r" ?%| (?:percent|more|times|questions?|steps?|tries|try|attempts?|exercises?)\b")
+_NO_ANSWER_BEFORE = re.compile(
+    r" ?(?:%|(?:[ap]\.?m|o'clock|percent|more|times|questions?|steps?|tries|try|attempts?|exercises?|years? old)\b)"
+)
+_BOUND_BEFORE, _BOUND_AFTER = re.compile(rf"(?:{BOUND_BEFORE}) ?$"), re.compile(BOUND_AFTER)
 _WORD_AFTER = re.compile(
     r"(?:(?:^|[.,!?:;=…]|\b(?:is|it'?s|that'?s|be|are|get|got|gets|say|said|think|guess|makes?|equals?|so|then|maybe|"
-    r"about|answer|yes|yeah|no|um+|h+m+|like|still)) ?)$"
+    r"about|around|roughly|answer|yes|yeah|no|um+|h+m+|like|still)) ?)$"
 )
-_WORD_BEFORE = re.compile(r"\s*(?:$|[.,!?;)…]|(?:i|right|maybe|again|is|euros?|days?|or am)\b)")
+_WORD_BEFORE = re.compile(r"\s*(?:$|[.,!?;)…]|(?:i|right|maybe|again|is (?:my|it|what)|euros?|days?|or am)\b)")
+_WORDS_BEFORE = re.compile(r"(?! (?:of|is an?|are an?)\b)")
 _ALONE = re.compile(r"[\s.!?…]*$")
 _SURE = re.compile(
-    r"(?:(?:answer|result|solution|total)(?: (?:would|should|must|has to|could) be| is| was|'s|:)?|=) ?"
+    r"(?:(?:answer|result|solution|total)(?: (?:would|should|must|has to|could) be| is| was|'s|:)?|"
+    r"\b[xyz] is|=) ?"
     r"(?:about |just |only |exactly )?$"
 )
-_LIKELY = re.compile(r"\b(?:is|it'?s|that'?s|be|gets?|got|makes?|gives?|equals?|so),? (?:about |just |only |exactly )?$")
+_LIKELY = re.compile(
+    r"\b(?:is|it'?s|that'?s|be|gets?|got|makes?|gives?|equals?|so),? (?:about |just |only |exactly )?$"
+)
 _ANOTHER = re.compile(r"\b(?:or|maybe|perhaps|possibly|either|could be)\b[^.!?#]*$")
 _SUMS = re.compile(
     r"-?(?:#~*|\bx\b)(?:\s*(?:[-+*×x÷=]|times|plus|minus|divided by|(?:%|percent)? of)\s*-?(?:#~*|\bx\b))+"
@@ -150,6 +158,13 @@ def find_slots(text: str) -> tuple[dict[str, str], str]:
     one: ...", "watch how I do one: ..."). A number that isn't read whole or for sure isn't found: a range, one that
     is denied, or one of several of which none is said to be the answer.
     """
+    answer, canonical = _found(text)
+    return {} if answer is None else {"answer": str(answer)}, canonical
+
+
+@functools.lru_cache(maxsize=4096)  # tutors and students repeat themselves
+def _found(text: str) -> tuple[Fraction | None, str]:
+    """Return what `find_slots` does."""
     numbers = find_numbers(low := plain(text))
     answer = _answer(low, numbers) if numbers else None
     canonical = text
@@ -162,13 +177,14 @@ def find_slots(text: str) -> tuple[dict[str, str], str]:
             words = canonical[number.start : number.end]
             words = _DIGITS.sub(EXAMPLES["answer"], words) if number.value is None else EXAMPLES["answer"]
             canonical = canonical[: number.start] + words + canonical[number.end :]
-    return {} if answer is None else {"answer": str(answer)}, canonical
+    return answer, canonical
 
 
 def _counts(text: str, number: Number) -> bool:
-    """Tell whether a number is meant as one: of single words only those that stand where an answer does."""
-    if number.word:
-        after = _ALONE if number.word == "one" else _WORD_BEFORE
+    """Tell whether a number is meant as one: words only where an answer stands ("one" may be a pronoun)."""
+    if number.words:
+        one = text[number.start : number.end] == "one"
+        after = _ALONE if one else _WORD_BEFORE if number.words == 1 else _WORDS_BEFORE
         return bool(_WORD_AFTER.search(text, 0, number.start) and after.match(text, number.end))
     return number.value is not None or any(char.isdecimal() for char in text[number.start : number.end])
 
@@ -178,7 +194,7 @@ def _answer(text: str, numbers: Sequence[Number]) -> Fraction | None:
     masked = mask(text, numbers)
     terms = [span for found in _SUMS.finditer(masked) for span in _terms(found, text, numbers)]
     candidates = [
-        Mention(n.start, n.end, n.value)
+        Mention(n.start, n.end, None if _bound(text, n) else n.value)
         for n in numbers
         if _counts(text, n)
         and not any(start <= n.start < end for start, end in terms)
@@ -189,11 +205,16 @@ def _answer(text: str, numbers: Sequence[Number]) -> Fraction | None:
     if len({mention.value for mention in left}) > 1:
         if any(_ANOTHER.search(masked, left[0].end, mention.start) for mention in left[1:]):
             return None
-        left = [mention for mention in left if _SURE.search(masked, 0, mention.start)] or [
-            mention for mention in left[-1:] if _LIKELY.search(masked, 0, mention.start)
-        ]
+        sure = [mention for mention in left if _SURE.search(masked, 0, mention.start)]
+        likely = [mention for mention in left if _LIKELY.search(masked, 0, mention.start)]
+        left = sure or (likely if left[-1:] == likely[-1:] else [])
     value = only_value(left)
     return value if value is not None and max(abs(value.numerator), value.denominator) <= LARGEST else None
+
+
+def _bound(text: str, number: Number) -> bool:
+    """Tell whether a number is a bound ("more than 7")."""
+    return bool(_BOUND_BEFORE.search(text, 0, number.start) or _BOUND_AFTER.match(text, number.end))
 
 
 def _terms(found: re.Match[str], text: str, numbers: Sequence[Number]) -> Iterator[tuple[int, int]]:
