@@ -27,10 +27,10 @@ class Mention(NamedTuple, Generic[T]):
 
 BOUND_BEFORE = (
     r"\b(?:(?:more|less|fewer|longer|later|earlier|other|bigger|greater|smaller|higher|lower) than|over|under|above|"
-    r"below|within|at (?:least|most)|up to|almost|nearly|barely|max|min|till|until|either)|[<>≤≥±]"
+    r"below|within|at (?:least|most)|up to|almost|nearly|barely|m(?:ax|in)(?:imum)?(?: of)?|till|until|either)|[<>≤≥±]"
 )
 """What stands before a value that is only a bound."""
-BOUND_AFTER = r"\+| ?(?:or (?:more|less)|at (?:least|most|the (?:latest|earliest))|tops|max|maximum|minimum)\b"
+BOUND_AFTER = r"\+| ?(?:or (?:more|less)|at (?:the )?(?:least|most|latest|earliest)|tops|max|maximum|minimum)\b"
 """What stands after it."""
 _NOT = (
     r"\b(?:not\b(?! (?:certain|mistaken|wrong|sure\b(?! (?:if|it|whether|that)\b)))|"
@@ -44,7 +44,7 @@ _FILLS = (
     r"date|price|more|like|around|should|must|would|rather|correct|right|real|full|new|so)"
 )
 """Words that may stand between "not", "no" or "I meant" and the value that it is about."""
-_GOVERNED = re.compile(rf"{_NOT}(?:[^\w.,;:!?]+{_FILLS})*[^\w.,;:!?]*$")
+_GOVERNED = re.compile(rf"\bwrong: ?$|{_NOT}(?:[^\w.,;:!?]+{_FILLS})*[^\w.,;:!?]*$")
 _CLAUSE = re.compile(
     r"[;:!?,]|\.(?!\d)|\b(?:and|but|because|since|when|which|who|while|though|although)\b|"
     r"(?<!think )(?<!believe )(?<!said )(?<!say )(?<!sure )(?<!that )(?<!if )(?<!whether )(?<!n't )(?<!not )"
@@ -88,6 +88,8 @@ def meant(text: str, mentions: Sequence[Mention[T]], strict: bool = True) -> lis
             before, text, mention.end, strict
         ):
             continue
+        if i > 0 and _OR.search(before):
+            mention = mention._replace(value=None)
         left = [mention] if corrects else [*left, mention]
     return left
 

@@ -52,7 +52,8 @@ _AFTER_A = "|".join(word for word, (kind, _) in _KINDS.items() if kind in "HKLF"
 _WORD = "|".join(word for word, (kind, _) in _KINDS.items() if kind not in "ANPS")
 _ATOM = rf"(?:{_DIGITS}|[{_VULGAR}]|\b(?:{_WORD})\b)"
 _A = rf"(?:\ban?\s(?=(?:{_AFTER_A})\b))?"
-_BETWEEN = rf"(?:\s?/\s?|\s?-\s?|:(?=\d)|(?<!\d{{6}})\s{{1,3}}(?:(?:and|to|or|by|over|till|until|point)\s)?{_A}|(?=[{_VULGAR}]))"
+_LINK = r"(?:(?:and|to|or|by|over|till|until|point)\s)?"
+_BETWEEN = rf"(?:\s?/\s?|\s?-\s?|:(?=\d)|(?<!\d{{6}})\s{{1,3}}{_LINK}{_A}|(?=[{_VULGAR}]))"
 _RUN = re.compile(
     rf"(?:(?<![\w.,/^√±])|(?<=[a-z],)|(?<=\bn[or]\.)|(?<=\.\.))"
     r"(?P<sign>(?<![\dx)])(?<![\dx)] )(?:-\s?|\+|\b(?:minus|negative)\s))?"
@@ -197,7 +198,7 @@ def _digits(token: str, thousands: str) -> tuple[str, Fraction]:
             return "D", Fraction(re.sub(r"\D", "", first + groups) + (decimals or "").replace(",", "."))
         if token.endswith("0"):  # "1.000": 1 or a thousand
             return "X", Fraction(0)
-    if re.fullmatch(r"\d*[.,]\d+|\d+", token):
+    if re.fullmatch(r"(?:0|[1-9]\d*)?[.,]\d+|\d+", token):
         return "D", Fraction(token.replace(",", "."))
     return "X", Fraction(0)
 
@@ -231,6 +232,6 @@ def _code(tokens: list[str]) -> str:
     pieces = [piece for token in tokens if token != "-" for piece in token.split(" ")]
     if not all(piece.isdecimal() for piece in pieces) or len({len(piece) for piece in pieces}) > 1:
         return ""
-    if len(pieces) == 3 and len(pieces[0]) == 2 and min(int(pieces[0]), int(pieces[1])) <= 12:
+    if len(pieces) == 3 and len(pieces[0]) == 2 and any(1 <= int(piece) <= 12 for piece in pieces[:2]):
         return ""  # it may be a date
     return "".join(pieces)

@@ -118,11 +118,11 @@ _AMOUNT = re.compile(
     rf"(?: (?:and )?(?P<cents>{_NUMBER}) cents?\b| (?P<more>#~{{0,4}})(?=[,.?!]|$))?"
 )
 _UNSURE_BEFORE = re.compile(
-    rf"(?:{BOUND_BEFORE}|\b(?:minus|plus|every|each|or|by|before|after|half|early|late|mid|twice|and a half,?|days? \w+|"
-    rf"(?:end|beginning|middle|start|half|third|most|some|part) of|"
-    rf"(?:{_COUNT}|few|several|some|many) (?:hour|minute|{_UNIT})s?,?(?: and)?)|[x*×/-]|{_NUMBER} times|"
+    rf"(?:{BOUND_BEFORE}|\b(?:minus|plus|every|each|or|by|before|after|half|early|late|mid|twice|and a half,?|"
+    r"days? \w+|(?:end|beginning|middle|start|half|third|most|some|part) of|"
+    rf"(?:{_COUNT}|few|several|some|many) (?:hour|minute|{_UNIT})s?,?(?: and| to)?)|[x*×/-]|{_NUMBER} times|"
     rf"{_NUMBER} ?(?:%|percent) (?:off?|on|from)|{_NUMBER} off?|#~{{0,4}} \w+s of|{_NUMBER},? (?:maybe|perhaps|even)|"
-    r"(?<!not )(?<!n't )#~{0,2},|#~{0,4}(?:[.']+ ?|[,. ]*'+)|\d[ .,'-]+) ?$"
+    r"(?<!not )(?<!n't )#~{0,4} *[.,'][.,' ]*|\d[ .,'-]+) ?$"
 )
 _UNSURE_AFTER = re.compile(
     rf"[-/]|{BOUND_AFTER}|,? ?\bor (?!so\b|something)|\s?(?:to|till|until) ?[€$£]?#|"
@@ -132,12 +132,16 @@ _UNSURE_AFTER = re.compile(
 _NOT_THE_DAY = re.compile(
     r"'s\b| (?:before|from|last|next|yesterday|tomorrow|week|of|(?:on )?(?:mon|tues|wednes|thurs|fri|satur|sun)day)\b"
 )
-_NOT_THE_SUM = re.compile(r" ?[x*×] ?#| (?:plus|minus|each|apiece|times|twice|more|less|extra|off|cheaper|too)\b")
+_NOT_THE_SUM = re.compile(
+    r" ?[x*×] ?#| (?:plus|minus|each|apiece|times|twice|more|less|extra|off|cheaper|too|"
+    r"(?:per|an?) (?:item|piece|unit|person|head|pair))\b"
+)
 _MEASURED = re.compile(rf" ?(?:{_CURRENCY}|%|percent|(?:{_UNIT}|hour|minute|cent|point|time|km|kg)s?\b)")
 _NO_ORDER = re.compile(
     r"(?:\b(?:(?:tele)?phone|tel|mobile|fax|zip|pin|(?:post)?code|(?:end|start|begin)s? (?:in|with)|digits)\b"
     r"[^\d!?,]{0,12}|\d[ -])$"
 )
+_SAME_CLAUSE = re.compile(r"(?:(?!\b(?:but|and|no|not|sorry|wait|rather)\b)[^,.;:!?(])*")
 _GLUED = re.compile(r"[-/]\w")
 
 
@@ -167,6 +171,10 @@ def _found(text: str) -> tuple[Mapping[str, int], str]:
         Mention[int](n.start, n.end, None, bare=True)
         for n in free
         if n.start not in orders and not _MEASURED.match(masked, n.end)
+    ]
+    mentions["amount"] = [
+        one._replace(value=None) if any(_SAME_CLAUSE.fullmatch(masked, n.end, one.start) for n in bare) else one
+        for one in mentions["amount"]  # "3 vouchers at 40 euros"
     ]
     slots: dict[str, int] = {}
     spans: list[tuple[int, int, str]] = []
