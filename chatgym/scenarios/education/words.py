@@ -126,9 +126,10 @@ _NO_ANSWER_AFTER = re.compile(
     r"example|q)(?: number| no\.?| nr\.?)? ?#?$"
 )
 _NO_ANSWER_BEFORE = re.compile(
-    r" ?(?:%|(?:[ap]\.?m|o'clock|percent|more|times|questions?|steps?|tries|try|attempts?|exercises?|years? old)\b)"
+    r" ?(?:%|(?:[ap]\.?m|o'clock|percent|more|times|questions?|steps?|tries|try|attempts?|exercises?|years? old|"
+    r"(?:second|minute|hour|week|month)s?)\b)"
 )
-_BOUND_BEFORE, _BOUND_AFTER = re.compile(rf"(?:{BOUND_BEFORE}) ?$"), re.compile(BOUND_AFTER)
+_BOUND_BEFORE, _BOUND_AFTER = re.compile(rf"(?:{BOUND_BEFORE}) ?$"), re.compile(rf"{BOUND_AFTER}| (?:repeating|recurring|below)\b")
 _WORD_AFTER = re.compile(
     r"(?:(?:^|[.,!?:;=…]|\b(?:is|it'?s|that'?s|be|are|get|got|gets|say|said|think|guess|makes?|equals?|so|then|maybe|"
     r"about|around|roughly|answer|yes|yeah|no|um+|h+m+|like|still)) ?)$"
