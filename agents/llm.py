@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -25,8 +24,6 @@ from .scripted import Scripted
 
 NOTHING = "..."
 """Replaces an empty message in the history, because some servers refuse empty messages."""
-
-_THOUGHT = re.compile(r"^.*</think>", re.S)
 
 
 class LLM(Scripted):
@@ -147,7 +144,7 @@ class LLM(Scripted):
 
     def _take(self, reply: Reply, call: str) -> tuple[str, dict[str, Any]]:
         """Return the action of a reply, and its message for the history; update `counts`."""
-        text = clean(_THOUGHT.sub("", reply.text))[:MAX_CHARS]
+        text = clean(reply.text)[:MAX_CHARS]
         self.counts.update(["replies", *(["cut"] if reply.finish_reason == "length" else [])])
         if not (self._tools and reply.calls):
             if not text:

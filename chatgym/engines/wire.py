@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from chatgym.engines.budget import tokens_used
 from chatgym.engines.chat import Reply, ToolCall
 from chatgym.engines.protocol import UNKNOWN_TOKEN, Completion
+from chatgym.engines.spoken import text_of, without_thoughts
 from chatgym.errors import InvalidValue, Unfinished
 
 
@@ -106,10 +107,12 @@ def checked_url(url: str) -> tuple[str, bool]:
 def completion(job: Job, answer: Any) -> Completion:
     """Return the completion in an answer of either endpoint."""
     choice = answer["choices"][0]
-    said = choice["message"]["content"] if "message" in choice else choice["text"]
-    text = "" if said is None else said
+    if "message" in choice:
+        text, cut = without_thoughts(text_of(choice["message"].get("content")))
+    else:
+        text, cut = text_of(choice["text"]), False
     ends = [found for s in job.stop if (found := text.find(s)) >= 0]
-    why = "length" if choice.get("finish_reason") == "length" and not ends else "stop"
+    why = "length" if (cut or choice.get("finish_reason") == "length") and not ends else "stop"
     likely = _logprobs(choice.get("logprobs") or {}) if job.logprobs else None
     ids = choice.get("token_ids") or ()
     if not ids:
@@ -123,11 +126,11 @@ def replied(job: Job, answer: Any) -> Reply:
     """Return the reply in an answer to a chat; a malformed tool call becomes a call with an empty name."""
     choice = answer["choices"][0]
     message = choice["message"]
-    text, stated = message.get("content"), message.get("tool_calls")
+    stated = message.get("tool_calls")
     functions = [call.get("function") for call in stated if isinstance(call, dict)] if isinstance(stated, list) else []
     named = [function if isinstance(function, dict) else {} for function in functions]
     calls = [ToolCall(str(call.get("name") or ""), str(call.get("arguments") or "")) for call in named]
-    return Reply(text if isinstance(text, str) else "", tuple(calls), str(choice.get("finish_reason") or "stop"))
+    return Reply(text_of(message.get("content")), tuple(calls), str(choice.get("finish_reason") or "stop"))
 
 
 def sampled(job: Job, answer: Any) -> tuple[list[int], list[float]]:
