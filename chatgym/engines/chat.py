@@ -62,10 +62,9 @@ class Reply:
         text, cut = without_thoughts(self.text)
         return replace(self, text=text, finish_reason="length" if cut else self.finish_reason)
 
-    @property
-    def cut_thought(self) -> bool:
-        """Whether the reply was cut before the model said anything."""
-        return self.finish_reason == "length" and not self.text.strip() and not self.calls
+    def only_thought(self, written: Reply) -> bool:
+        """Return whether a reply, of which this is what is said, was cut before the model said anything."""
+        return bool(written.text.strip()) and not self.text and not self.calls and self.finish_reason == "length"
 
 
 def chat(
@@ -96,8 +95,9 @@ def chat(
     """
     seeds = list(range(len(chats)) if seeds is None else seeds)
     told = answered and (lambda row, reply: answered(row, reply.said()))
-    replies = [reply.said() for reply in ask(engine, chats, seeds=seeds, answered=told, **sampling)]
-    again = [row for row, reply in enumerate(replies) if reply.cut_thought] if thoughts else []
+    written = ask(engine, chats, seeds=seeds, answered=told, **sampling)
+    replies = [reply.said() for reply in written]
+    again = [row for row, reply in enumerate(replies) if reply.only_thought(written[row])] if thoughts else []
     if again:
         sampling["max_new_tokens"] += thoughts
         asked = ask(engine, [chats[row] for row in again], seeds=[seeds[row] for row in again], **sampling)

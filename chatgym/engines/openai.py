@@ -128,8 +128,8 @@ class OpenAIEngine:
         """
         if importlib.util.find_spec("openai") is None:
             raise Unavailable("llm 'openai:...' needs the openai library: pip install 'chatgym[openai]'")
-        self._server = Server(url, model, clock)
-        self.url, self.model = self._server.url, model
+        self._server = Server(valid(url), valid(model), clock)
+        self.url, self.model = self._server.url, self._server.model
         if not model:
             raise InvalidValue(f"llm 'openai:{self.url}' names no model; write 'openai:{self.url}#MODEL'")
         self.settings = Settings.from_environment() if settings is None else settings

@@ -33,6 +33,11 @@ _ANSWER = re.compile(
     r"(?:</(?P=name)>|<\|END_RESPONSE\|>)?\s*", re.I | re.S,
 )  # fmt: skip
 _END = re.compile(r"(?:<\|(?:im_end|end|eot_id|eom_id|endoftext|end_of_text|return|END_OF_TURN_TOKEN)\|>|</s>)+\Z")
+_UNUSABLE = {
+    "empty": "without words outside of thoughts",
+    "unknown_tools": "with calls of no known tool",
+    "cut": "cut off after the most tokens that they may have",
+}
 _WORDS = ("text", "output_text", "input_text")
 """Types of parts that hold words; other parts are thoughts, pictures, or calls."""
 
@@ -63,6 +68,22 @@ def without_thoughts(text: str) -> tuple[str, bool]:
     if not thinking:
         said.append(text[at:])
     return _unwrapped("".join(said)).strip(), thinking
+
+
+def why_wordless(model: str, counts: Mapping[str, int], remedy: str) -> str:
+    """Return what to say of a model of whose replies none can be used; empty if one can, or there are none.
+
+    Args:
+        model: Its identity.
+        counts: ``replies``, and of them ``empty``, ``unknown_tools`` and ``cut``.
+        remedy: What to do if they were cut.
+    """
+    replies = counts.get("replies", 0)
+    if not replies or counts.get("empty", 0) + counts.get("unknown_tools", 0) < replies:
+        return ""
+    told = [f"{counts[name]:,} {what}" for name, what in _UNUSABLE.items() if counts.get(name)]
+    advice = remedy if counts.get("cut") else "look at what it writes (--out), and take another model"
+    return f"none of the {replies:,} replies of {model} could be used ({', '.join(told)}); {advice}"
 
 
 def opened_thought(prompt: str) -> str:

@@ -15,6 +15,7 @@ from chatgym.engines.chat import Reply, ToolCall
 from chatgym.engines.protocol import UNKNOWN_TOKEN, Completion
 from chatgym.engines.spoken import text_of, without_thoughts
 from chatgym.errors import InvalidValue, Unfinished
+from chatgym.storage.utf8 import MARK
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def api_key() -> str:
     Raises:
         InvalidValue: It holds characters that a header can't.
     """
-    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    key = os.environ.get("OPENAI_API_KEY", "").removeprefix(MARK).strip()
     if not (key.isascii() and key.isprintable()):
         raise InvalidValue("OPENAI_API_KEY holds characters that no key has; copy it again")
     return key
@@ -123,14 +124,21 @@ def completion(job: Job, answer: Any) -> Completion:
 
 
 def replied(job: Job, answer: Any) -> Reply:
-    """Return the reply in an answer to a chat; a malformed tool call becomes a call with an empty name."""
+    """Return the reply in an answer to a chat; a malformed tool call becomes a call with an empty name.
+
+    Of a reply without words, a thought that was cut off stands in its text, as a thought.
+    """
     choice = answer["choices"][0]
     message = choice["message"]
     stated = message.get("tool_calls")
     functions = [call.get("function") for call in stated if isinstance(call, dict)] if isinstance(stated, list) else []
     named = [function if isinstance(function, dict) else {} for function in functions]
     calls = [ToolCall(str(call.get("name") or ""), str(call.get("arguments") or "")) for call in named]
-    return Reply(text_of(message.get("content")), tuple(calls), str(choice.get("finish_reason") or "stop"))
+    text, why = text_of(message.get("content")), str(choice.get("finish_reason") or "stop")
+    thought = text_of(message.get("reasoning_content") or message.get("reasoning"))
+    if thought and not text.strip() and why == "length":
+        text = f"<think>{thought}"
+    return Reply(text, tuple(calls), why)
 
 
 def sampled(job: Job, answer: Any) -> tuple[list[int], list[float]]:
