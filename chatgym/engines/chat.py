@@ -16,7 +16,7 @@ from chatgym.engines.protocol import Engine, LazyEngine, check_sampling
 from chatgym.engines.spoken import opened_thought, text_of, without_thoughts
 from chatgym.engines.tokenizer import END
 from chatgym.errors import InvalidValue
-from chatgym.storage.utf8 import valid, valid_json
+from chatgym.storage.utf8 import valid
 
 Message = Mapping[str, Any]
 """As in OpenAI's API: ``role`` and ``content``, perhaps ``tool_calls``, or the ``tool_call_id`` that it answers."""
@@ -137,7 +137,6 @@ def ask(
         Unfinished: A server didn't answer all chats; the engine keeps the replies that came.
     """
     check_sampling([""] * len(chats), max_new_tokens, temperature, top_p, seeds)
-    chats = valid_json(chats)
     own = getattr(engine, "chat", None)
     sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
     seeds = list(range(len(chats)) if seeds is None else seeds)

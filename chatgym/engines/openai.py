@@ -258,7 +258,7 @@ class OpenAIEngine:
         """
         check_sampling([""] * len(chats), max_new_tokens, temperature, top_p, seeds)
         more = {"tools": list(tools), "tool_choice": "required"} if tools else {}
-        asked = [json.dumps({"messages": list(messages), **more}, ensure_ascii=False) for messages in chats]
+        asked = [valid(json.dumps({"messages": list(messages), **more}, ensure_ascii=False)) for messages in chats]
         jobs = [
             Job("", max_new_tokens, temperature, top_p, int(seed) % 2**63, chat=text)
             for text, seed in zip(asked, range(len(chats)) if seeds is None else seeds, strict=True)
