@@ -16,7 +16,7 @@ from chatgym.agent import Interface, setting
 from chatgym.dynamics import rng
 from chatgym.engines import Engine, make_engine
 from chatgym.engines.chat import Message, Reply, chat
-from chatgym.engines.spoken import why_wordless
+from chatgym.engines.spoken import why_wordless, without_thoughts
 from chatgym.envs.codecs import Spoken
 from chatgym.errors import InvalidValue
 from chatgym.scenarios import UNCLEAR_ACT, Scenario, fill
@@ -227,4 +227,4 @@ def _words(arguments: str) -> str | None:
     except ValueError:
         return None
     said = read.get("say", "") if isinstance(read, dict) else None
-    return clean(said)[:MAX_CHARS] if isinstance(said, str) else None
+    return clean(without_thoughts(said)[0])[:MAX_CHARS] if isinstance(said, str) else None

@@ -84,7 +84,8 @@ def test_a_field_that_a_server_refuses_is_left_out_and_said_once(picky, name, fo
     status, told = FORMS[form]
     server, engine = picky(lambda body: (status, told(name)) if name in body else None)
     with warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always")
+        warnings.simplefilter("ignore", ResourceWarning)
+        warnings.simplefilter("always", RuntimeWarning)
         assert [reply.text for reply in chat(engine, [ASK], **SAMPLING)] == ["Hello."]
         assert [reply.text for reply in chat(engine, [ASK] * 3, **{**SAMPLING, "seeds": [1, 2, 3]})] == ["Hello."] * 3
     assert [str(one.message).partition(" (")[0].split()[-1] for one in warned] == [f"'{name}'"]
@@ -110,7 +111,8 @@ def test_all_that_is_refused_is_left_out_one_by_one_and_the_length_gets_its_othe
 
     server, engine = picky(refuse)
     with warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always")
+        warnings.simplefilter("ignore", ResourceWarning)
+        warnings.simplefilter("always", RuntimeWarning)
         chat(engine, [ASK], **SAMPLING)
         chat(engine, [ASK], **SAMPLING)
     assert len(warned) == 3
@@ -140,7 +142,7 @@ def test_a_field_that_was_not_the_trouble_is_sent_again(picky):
     told = {"error": {"message": "the words 'my temperature is 40' are refused"}}
     server, engine = picky(lambda body: (400, told))
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", RuntimeWarning)
         with pytest.raises(Unfinished, match="my temperature is 40"):
             chat(engine, [ASK], **SAMPLING)
         server.refuse = lambda body: None

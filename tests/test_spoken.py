@@ -285,7 +285,8 @@ def test_a_judge_that_thinks_gets_the_tokens_for_it():
 
 def test_a_judge_without_a_grade_says_what_it_wrote_instead():
     with Writer(lambda body: "Grade: 11") as server, warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
+        warnings.simplefilter("ignore", ResourceWarning)
+        warnings.simplefilter("always", RuntimeWarning)
         judge = JudgeRewardModel(make_engine(server.llm))
         judge.score([GOOD])
     assert (judge.failures, judge.asked) == (1, ATTEMPTS)

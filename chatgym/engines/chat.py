@@ -8,6 +8,7 @@ any other engine they are written as a prompt by the tokenizer's chat template, 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -96,14 +97,14 @@ def chat(
     seeds = list(range(len(chats)) if seeds is None else seeds)
     told = answered and (lambda row, reply: answered(row, reply.said()))
     written = ask(engine, chats, seeds=seeds, answered=told, **sampling)
-    replies = [reply.said() for reply in written]
-    again = [row for row, reply in enumerate(replies) if reply.only_thought(written[row])] if thoughts else []
+    replies = {row: reply.said() for row, reply in enumerate(written)}
+    again = [row for row, reply in replies.items() if reply.only_thought(written[row])] if thoughts else []
     if again:
         sampling["max_new_tokens"] += thoughts
-        asked = ask(engine, [chats[row] for row in again], seeds=[seeds[row] for row in again], **sampling)
-        for row, reply in zip(again, asked, strict=True):
-            replies[row] = reply.said()
-    return replies
+        with contextlib.suppress(InvalidValue):  # the context of a model of this process has no room for so many
+            asked = ask(engine, [chats[row] for row in again], seeds=[seeds[row] for row in again], **sampling)
+            replies |= {row: reply.said() for row, reply in zip(again, asked, strict=True)}
+    return list(replies.values())
 
 
 def ask(

@@ -82,7 +82,7 @@ def why_wordless(model: str, counts: Mapping[str, int], remedy: str) -> str:
     if not replies or counts.get("empty", 0) + counts.get("unknown_tools", 0) < replies:
         return ""
     told = [f"{counts[name]:,} {what}" for name, what in _UNUSABLE.items() if counts.get(name)]
-    advice = remedy if counts.get("cut") else "look at what it writes (--out), and take another model"
+    advice = remedy if counts.get("cut") else "look at what it writes, and take another model"
     return f"none of the {replies:,} replies of {model} could be used ({', '.join(told)}); {advice}"
 
 
