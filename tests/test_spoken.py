@@ -101,6 +101,7 @@ def test_parts_are_joined(content, text):
     [
         {"content": None, "reasoning_content": "So."},
         {"content": "", "reasoning": "So."},
+        {"content": "", "thinking": "So."},
         "<think>So.",
         {"content": [{"type": "text", "text": "<think>So."}]},
     ],

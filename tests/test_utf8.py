@@ -22,7 +22,7 @@ from chatgym.errors import InvalidValue
 from chatgym.evaluation.rollouts import converse
 from chatgym.finetuning import dialogues
 from chatgym.rewards.judge import JudgeRewardModel
-from chatgym.rewards.pairs import read_pairs
+from chatgym.rewards.pairs import Pair, read_pairs, write_pairs
 from chatgym.scenarios import find_scenario
 from chatgym.serving.access import VARIABLE, Access, read_tokens
 from chatgym.serving.bodies import ChatBody, CompletionBody, read
@@ -131,14 +131,17 @@ def test_prompts_conversations_and_words_with_halves_are_read(tmp_path):
         assert make_engine(server.llm).generate([HALF], max_new_tokens=4)[0].text == WHOLE
 
 
-def test_files_of_conversations_and_pairs_are_read(write):
+def test_files_of_conversations_and_pairs_are_read(write, tmp_path):
     said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": HALF}]
     held = dialogues.read(write(f"{json.dumps({'messages': said})}\n" * 2))
     assert [one[1]["content"] for one in held] == [WHOLE] * 2
     pair = {"prompt": said[:1], "chosen": said[1:], "rejected": [{"role": "assistant", "content": "No."}]}
     (read_,) = read_pairs(write(json.dumps(pair) + "\n"))
     assert read_.chosen[0]["content"] == WHOLE
-    dialogues.write(write("out"), held)
+    dialogues.write(tmp_path / "out", [said])
+    assert dialogues.read(tmp_path / "out") == held[:1]
+    write_pairs(tmp_path / "out", [Pair(said[:1], said[1:], [])])
+    assert read_json(tmp_path / "out")["chosen"] == read_.chosen
 
 
 def test_files_of_settings_and_traces_are_read(write, tmp_path):

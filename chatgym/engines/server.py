@@ -149,7 +149,8 @@ class Server:
             known = self._models()
             if known and self.model not in known:
                 raise Unfinished(
-                    f"the server at {self.url} has no model {self.model!r}; it has {', '.join(map(repr, known))}"
+                    f"the server at {self.url} has no model {self.model!r}; it has {', '.join(map(repr, known))}; it "
+                    f"says: {reason}"
                 ) from None
             raise Unfinished(
                 f"there is no such endpoint below {self.url} ({status}); check the URL's path, which most often "

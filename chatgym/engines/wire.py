@@ -17,6 +17,9 @@ from chatgym.engines.spoken import text_of, without_thoughts
 from chatgym.errors import InvalidValue, Unfinished
 from chatgym.storage.utf8 import MARK
 
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""Fields of a message in which servers keep a model's thoughts apart."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -135,7 +138,7 @@ def replied(job: Job, answer: Any) -> Reply:
     named = [function if isinstance(function, dict) else {} for function in functions]
     calls = [ToolCall(str(call.get("name") or ""), str(call.get("arguments") or "")) for call in named]
     text, why = text_of(message.get("content")), str(choice.get("finish_reason") or "stop")
-    thought = text_of(message.get("reasoning_content") or message.get("reasoning"))
+    thought = text_of(next(filter(None, map(message.get, THOUGHTS)), None))
     if thought and not text.strip() and why == "length":
         text = f"<think>{thought}"
     return Reply(text, tuple(calls), why)

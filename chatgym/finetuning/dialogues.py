@@ -15,7 +15,7 @@ from chatgym.envs.interfaces import draw_allowed
 from chatgym.envs.task import Task
 from chatgym.envs.vector_env import ChatVectorEnv
 from chatgym.errors import InvalidValue
-from chatgym.storage.utf8 import parsed, read_text
+from chatgym.storage.utf8 import parsed, read_text, valid
 
 Message: TypeAlias = Mapping[str, str]
 Dialogue: TypeAlias = Sequence[Message]
@@ -50,7 +50,7 @@ def read(path: Path) -> list[Dialogue]:
 def write(path: Path, dialogues: Iterable[Dialogue]) -> None:
     """Write conversations in the form that `read` reads."""
     lines = [json.dumps({"messages": [dict(one) for one in messages]}, ensure_ascii=False) for messages in dialogues]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    path.write_text(valid("\n".join(lines) + "\n"), encoding="utf-8")
 
 
 def held_by(
