@@ -19,6 +19,7 @@ from gymnasium.vector import AutoresetMode
 from chatgym.agent import Callback, Interface, MakeEnvs, Range, make_config, setting
 from chatgym.errors import Corrupted, InvalidValue
 from chatgym.scenarios import Scenario
+from chatgym.storage.utf8 import read_json
 
 from .qlearning import Recent, prefixed, without_prefix
 
@@ -182,7 +183,7 @@ class DQN:
         from safetensors.torch import load_file
 
         try:
-            about = json.loads((folder / "agent.json").read_text(encoding="utf-8"))
+            about = read_json(folder / "agent.json")
             agent = cls.__new__(cls)
             config = make_config(cls.Config, about["config"])
             agent._begin(about["inputs"], about["actions"], about["success"], config, about["seed"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +16,7 @@ from chatgym.agent import Interface, setting
 from chatgym.dynamics import rng
 from chatgym.engines import Engine, make_engine
 from chatgym.engines.chat import Message, Reply, chat
+from chatgym.engines.spoken import why_wordless, without_thoughts
 from chatgym.envs.codecs import Spoken
 from chatgym.errors import InvalidValue
 from chatgym.scenarios import UNCLEAR_ACT, Scenario, fill
@@ -23,10 +24,10 @@ from chatgym.words.charset import MAX_CHARS, clean
 
 from .scripted import Scripted
 
+ENOUGH = 8
+"""Replies after which the user is warned if none of them could be used."""
 NOTHING = "..."
 """Replaces an empty message in the history, because some servers refuse empty messages."""
-
-_THOUGHT = re.compile(r"^.*</think>", re.S)
 
 
 class LLM(Scripted):
@@ -133,7 +134,15 @@ class LLM(Scripted):
             self._called[row] = message["tool_calls"][0]["id"] if "tool_calls" in message else ""
             self._chats[row] = [*messages, message]
             self._turns[row] += 1
+        if before < ENOUGH <= self.counts["replies"] and (why := self.why_wordless()):
+            warnings.warn(why, RuntimeWarning, stacklevel=2)
         return said
+
+    def why_wordless(self) -> str:
+        """Return an explanation if no reply so far could be used, else an empty text."""
+        most = self.config.max_new_tokens
+        remedy = f"let it write more than {most} tokens (max_new_tokens), or turn its thinking off"
+        return why_wordless(self.engine.identity, self.counts, remedy)
 
     def report(self) -> dict[str, Any]:
         """Return the model's identity, the settings and `counts`, JSON-able."""
@@ -147,7 +156,7 @@ class LLM(Scripted):
 
     def _take(self, reply: Reply, call: str) -> tuple[str, dict[str, Any]]:
         """Return the action of a reply, and its message for the history; update `counts`."""
-        text = clean(_THOUGHT.sub("", reply.text))[:MAX_CHARS]
+        text = clean(reply.text)[:MAX_CHARS]
         self.counts.update(["replies", *(["cut"] if reply.finish_reason == "length" else [])])
         if not (self._tools and reply.calls):
             if not text:
@@ -218,4 +227,4 @@ def _words(arguments: str) -> str | None:
     except ValueError:
         return None
     said = read.get("say", "") if isinstance(read, dict) else None
-    return clean(said)[:MAX_CHARS] if isinstance(said, str) else None
+    return clean(without_thoughts(said)[0])[:MAX_CHARS] if isinstance(said, str) else None

@@ -21,6 +21,7 @@ from chatgym.agent import Callback, Interface, MakeEnvs, Range, make_config, set
 from chatgym.dynamics.rng import bits, draw
 from chatgym.errors import Corrupted, InvalidValue
 from chatgym.scenarios import Scenario
+from chatgym.storage.utf8 import read_json
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -294,7 +295,7 @@ class QLearning:
     def load(cls, folder: Path) -> QLearning:
         """Read back what `save` wrote."""
         try:
-            about = json.loads((folder / "agent.json").read_text(encoding="utf-8"))
+            about = read_json(folder / "agent.json")
             with np.load(folder / "tables.npz", allow_pickle=False) as file:
                 tables, visits = file["tables"], file["visits"]
             agent = cls.__new__(cls)

@@ -16,6 +16,7 @@ from chatgym.dynamics.room import kernels
 from chatgym.envs.interfaces import draw_allowed
 from chatgym.errors import Corrupted
 from chatgym.scenarios import Scenario, find_scenario
+from chatgym.storage.utf8 import read_json
 
 
 class Scripted:
@@ -45,7 +46,7 @@ class Scripted:
     def load(cls, folder: Path) -> Any:
         """Read back what `save` wrote."""
         try:
-            saved = json.loads((folder / "agent.json").read_text(encoding="utf-8"))
+            saved = read_json(folder / "agent.json")
             scenario, seed = str(saved["scenario"]), int(saved["seed"])
             config = make_config(cls.Config, saved.get("config"))  # agents without settings did not save any before
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from chatgym.agent import Callback, Interface, MakeEnvs, make_config
 from chatgym.errors import Corrupted
 from chatgym.scenarios import Scenario, find_scenario
+from chatgym.storage.utf8 import read_json
 
 from .config import Config, check
 
@@ -158,7 +159,7 @@ class PPO:
             Corrupted: ``agent.json`` can't be read.
         """
         try:
-            about = json.loads((folder / "agent.json").read_text(encoding="utf-8"))
+            about = read_json(folder / "agent.json")
             config = make_config(cls.Config, about["config"])
             agent = cls(find_scenario(about["scenario"]), config, seed=int(about["seed"]))
             agent.turns = int(about["turns"])

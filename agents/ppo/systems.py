@@ -23,6 +23,7 @@ from chatgym.finetuning.distributed import join
 from chatgym.finetuning.loop import Loop, Optimization, load_weights, read_deepspeed
 from chatgym.finetuning.models import Lora
 from chatgym.storage import atomic, model_store
+from chatgym.storage.utf8 import read_json
 
 from .config import Config
 from .policy import Packed, Policy, Reference
@@ -232,7 +233,7 @@ def _nothing(device: torch.device) -> dict[str, Any]:
 def _read_state(path: Path) -> dict[str, Any]:
     """Read a checkpoint's ``state.json``."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         return {"iteration": int(found["iteration"]), "kl_coefficient": float(found["kl_coefficient"]),
                 "alarm": dict(found["alarm"]), "model_sha256": str(found["model_sha256"])}  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:

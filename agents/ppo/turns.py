@@ -20,6 +20,7 @@ from chatgym.dynamics import rng
 from chatgym.engines.columns import Columns, new_cache
 from chatgym.engines.openai import OpenAIEngine
 from chatgym.engines.sampling import choose, nucleus
+from chatgym.engines.spoken import without_thoughts
 from chatgym.engines.tokenizer import ChatTokenizer
 from chatgym.envs.tokens import TokenHistory
 from chatgym.errors import InvalidValue
@@ -172,8 +173,9 @@ class Turns(abc.ABC):
         self.history.say(row, turn.tokens[:-1] if ended else turn.tokens)
 
     def text(self, turn: Turn) -> str:
-        """Return the words of a turn as an environment takes them."""
-        return clean(self.tokenizer.decode([token for token in turn.tokens if token != self.tokenizer.end]))[:MAX_CHARS]
+        """Return the words of a turn as an environment takes them, without the model's thoughts."""
+        written = self.tokenizer.decode([token for token in turn.tokens if token != self.tokenizer.end])
+        return clean(without_thoughts(written)[0])[:MAX_CHARS]
 
     @abc.abstractmethod
     def speak(self, rows: Sequence[int], seeds: npt.NDArray[np.uint64]) -> list[Turn]:

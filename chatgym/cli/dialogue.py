@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from chatgym.storage.utf8 import MARK, valid
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -28,7 +30,7 @@ def read_line(out: Console, prompt: str) -> str | None:
     out.print(prompt, end="")
     out.file.flush()
     try:
-        line = input()
+        line = valid(input().removeprefix(MARK))
     except EOFError:
         return None
     if not sys.stdin.isatty():

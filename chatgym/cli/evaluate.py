@@ -14,7 +14,7 @@ from chatgym.cli import budget, llm_agent
 from chatgym.cli.compare import compare_all, find_agent_and_task, is_llm_agent
 from chatgym.cli.options import PARTNER, AsJson, print_json
 from chatgym.cli.terminal import console, measures, percent, progress_bar, table
-from chatgym.errors import InvalidValue
+from chatgym.errors import InvalidValue, Unavailable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -157,6 +157,8 @@ def evaluate(
         out = llm_agent.keep_answers(agent, task, out, **limits)
     given = "template" if partner == "template" else words
     result, figures = _measure(what[0], agent, task, given, conversations, seed, trace, out, sampled)
+    if why := getattr(agent, "why_wordless", str)():
+        raise Unavailable(f"{why}. This is no measurement; what it did is in {out}")
     if as_json:
         print_json(figures)
         return

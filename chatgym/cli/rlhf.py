@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ import typer
 from chatgym.cli import options
 from chatgym.cli.terminal import console, progress_bar
 from chatgym.errors import InvalidValue
+from chatgym.storage.utf8 import read_json
 
 if TYPE_CHECKING:
     from chatgym.training import Run
@@ -120,7 +120,7 @@ def _print_result(run: Path, finished: Run, as_json: bool) -> None:
     from chatgym.cli.train import print_result, result_json
 
     report = run / "reward" / "report.json"
-    accuracy = json.loads(report.read_text(encoding="utf-8"))["accuracy"]
+    accuracy = read_json(report)["accuracy"]
     if as_json:
         options.print_json({**result_json(finished), "reward_accuracy": accuracy})
         return

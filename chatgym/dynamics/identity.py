@@ -38,17 +38,17 @@ SUPERSEDED: Mapping[str, tuple[str, str]] = {
         "d00ec4c38e0703412e183558b67a766f3e9e2656affc4df257e7ac1d2f6050b0",
     ),
     # llm_simulator in customer_service
-    "6de0172bbd2dd0ae2e8afe3fbf7c9e032d94af34ba8058cf7e75eb096c2ab694": (
+    "7f94cd7cf5dec971246f3e1fa78f0c13513e664d3b8ef116b50681924f1a86ed": (
         "9bc551f31c1e9539845bcb89d6c4aaaa79b726c2f09a0b001300505c4d3f4a3e",
         "32a910467794807678e9c346c2f5f55dbc164e29d24d82ea253c461a5d120c7b",
     ),
     # llm_simulator in education
-    "616284f37df7778ed4f57773e4843ad0f03b732ae29bb130479fe8756b19f1b9": (
+    "af36c48265ba27a66eef5b1639fb92be45ff263fc61ce4862be172f611d84c3c": (
         "67b7a09cedb47162576b721f246a557a218e1fe5dd281d5bd80ba921bf78c346",
         "9b7e171d110cca029128f51578d9e53a776a3fdfece917443328d8beb41eecc2",
     ),
     # llm_simulator in social
-    "d33401148726b0c136fef530720b1f9fd92fdec5a28203c1b6cdb9c619a4b583": (
+    "3571d08465ac404e950782d0cf550456ee98ae1e4ef7bed80046e0c87d3e13ca": (
         "fc1376823ba50b9cbb7f218aae479fac5a51f661ebebe8b56c0f2d694a2a2e3b",
         "943bd811f3f456045527e6fbf13094f6ba5a057401c69a6e96e8da53cd2b447e",
     ),

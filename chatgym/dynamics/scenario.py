@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from chatgym.dynamics.identity import code_digest
+from chatgym.storage.utf8 import read_json
 
 TONES = ("calm", "annoyed", "angry")
 
@@ -178,7 +179,7 @@ class Scenario:
     @functools.cached_property
     def sentences(self) -> dict[str, Any]:
         """Sentences, situations and NLU data, read from ``sentences.json``."""
-        data: dict[str, Any] = json.loads((self.folder / "sentences.json").read_text(encoding="utf-8"))
+        data: dict[str, Any] = read_json(self.folder / "sentences.json")
         return data
 
     @functools.cached_property

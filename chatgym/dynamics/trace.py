@@ -17,14 +17,15 @@ from typing import IO, Any
 import numpy as np
 
 from chatgym.errors import Corrupted, InvalidValue
+from chatgym.storage.utf8 import parsed, read_text, valid_json
 
 FORMAT = "chatgym-trace"
 VERSION = 1
 
 
 def encode_line(record: dict[str, Any]) -> str:
-    """Return a line of JSON with sorted keys."""
-    return json.dumps(record, ensure_ascii=False, sort_keys=True, separators=(",", ":")) + "\n"
+    """Return a line of JSON with sorted keys; lone surrogates are replaced."""
+    return json.dumps(valid_json(record), ensure_ascii=False, sort_keys=True, separators=(",", ":")) + "\n"
 
 
 def encode_observation(observation: Any) -> int | str:
@@ -83,13 +84,13 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     """
     try:
         # Not splitlines: it splits at characters that stand unescaped in what people write.
-        lines = [line for line in Path(path).read_text(encoding="utf-8").split("\n") if line]
+        lines = [line for line in read_text(Path(path)).split("\n") if line]
     except UnicodeDecodeError:
         raise InvalidValue(f"{path} is no ChatGym trace: it isn't text") from None
     records = []
     for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
+            records.append(parsed(line))
         except json.JSONDecodeError as error:
             raise Corrupted(f"{path}, line {number} is not JSON: {error.msg}") from None
     header = records[0] if records and isinstance(records[0], dict) else {}

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from chatgym.errors import Corrupted
+from chatgym.storage.utf8 import read_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
@@ -60,7 +61,7 @@ def pack(source: Path, target: Path) -> None:
         Corrupted: `source` holds no LoRA adapter.
     """
     _read(source)
-    config = json.loads((source / CONFIG).read_text(encoding="utf-8"))
+    config = read_json(source / CONFIG)
     kept = {name: config[name] for name in ("peft_type", "task_type", "r", "lora_alpha")}
     kept["target_modules"] = sorted(config["target_modules"])
     halved = {name: tensor.half().contiguous() for name, tensor in load_file(source / WEIGHTS).items()}
@@ -72,7 +73,7 @@ def pack(source: Path, target: Path) -> None:
 def _read(folder: Path) -> tuple[float, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
     """Return alpha / r, and each module's A, float[r, in], and B, float[out, r], by the module's name."""
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = read_json(folder / CONFIG)
         tensors = load_file(folder / WEIGHTS)
         if config["peft_type"] != "LORA" or config.get("use_rslora") or config.get("use_dora"):
             raise Corrupted(

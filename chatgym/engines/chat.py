@@ -2,17 +2,22 @@
 
 An engine with a `chat` method (`chatgym.engines.openai`, `chatgym.engines.recorded`) gets the messages as they are. For
 any other engine they are written as a prompt by the tokenizer's chat template, or as ChatML if it has none.
+
+`chat` returns what a model says; `ask` returns what it writes, thoughts included (`chatgym.engines.spoken`).
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from chatgym.engines.protocol import Engine, LazyEngine, check_sampling
+from chatgym.engines.spoken import opened_thought, text_of, without_thoughts
 from chatgym.engines.tokenizer import END
 from chatgym.errors import InvalidValue
+from chatgym.storage.utf8 import valid
 
 Message = Mapping[str, Any]
 """As in OpenAI's API: ``role`` and ``content``, perhaps ``tool_calls``, or the ``tool_call_id`` that it answers."""
@@ -31,13 +36,17 @@ class ToolCall:
     name: str
     arguments: str
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", valid(self.name))
+        object.__setattr__(self, "arguments", valid(self.arguments))
+
 
 @dataclass(frozen=True)
 class Reply:
     """A model's reply in a chat.
 
     Attributes:
-        text: The reply's words; empty if there are none, or the model refuses.
+        text: The reply's words; empty if there are none, or the model refuses. Lone surrogates are replaced.
         calls: The tool calls.
         finish_reason: ``"stop"``, ``"length"``, or another reason that a server states.
     """
@@ -46,8 +55,59 @@ class Reply:
     calls: tuple[ToolCall, ...] = ()
     finish_reason: str = "stop"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", valid(self.text))
+
+    def said(self) -> Reply:
+        """Return the reply without the model's thoughts; one that ends within a thought was cut: ``"length"``."""
+        text, cut = without_thoughts(self.text)
+        return replace(self, text=text, finish_reason="length" if cut else self.finish_reason)
+
+    def only_thought(self, written: Reply) -> bool:
+        """Return whether a reply, of which this is what is said, was cut before the model said anything."""
+        return bool(written.text.strip()) and not self.text and not self.calls and self.finish_reason == "length"
+
 
 def chat(
+    engine: Engine,
+    chats: Sequence[Sequence[Message]],
+    *,
+    thoughts: int = 0,
+    answered: Answered | None = None,
+    seeds: Sequence[int] | None = None,
+    **sampling: Any,
+) -> list[Reply]:
+    """Return what a model says in B chats, without its thoughts.
+
+    Args:
+        engine: The engine.
+        chats: B lists of messages.
+        thoughts: Tokens that a model gets beyond `max_new_tokens` when that many end within its thoughts: it is asked
+            once more. 0: its reply is empty then.
+        answered: Called with each reply as it comes, the first one where there are two.
+        seeds: B numbers below 2**64; the rows' numbers when None.
+        **sampling: `max_new_tokens`, `temperature`, `top_p` and `tools`, see `ask`.
+
+    Returns:
+        B replies.
+
+    Raises:
+        InvalidValue, Unfinished: See `ask`.
+    """
+    seeds = list(range(len(chats)) if seeds is None else seeds)
+    told = answered and (lambda row, reply: answered(row, reply.said()))
+    written = ask(engine, chats, seeds=seeds, answered=told, **sampling)
+    replies = {row: reply.said() for row, reply in enumerate(written)}
+    again = [row for row, reply in replies.items() if reply.only_thought(written[row])] if thoughts else []
+    if again:
+        sampling["max_new_tokens"] += thoughts
+        with contextlib.suppress(InvalidValue):  # the context of a model of this process has no room for so many
+            asked = ask(engine, [chats[row] for row in again], seeds=[seeds[row] for row in again], **sampling)
+            replies |= {row: reply.said() for row, reply in zip(again, asked, strict=True)}
+    return list(replies.values())
+
+
+def ask(
     engine: Engine,
     chats: Sequence[Sequence[Message]],
     *,
@@ -58,7 +118,7 @@ def chat(
     tools: Sequence[Mapping[str, Any]] = (),
     answered: Answered | None = None,
 ) -> list[Reply]:
-    """Return a model's replies to B chats, each sampled with its own seed.
+    """Return a model's replies to B chats as it writes them, each sampled with its own seed.
 
     Args:
         engine: The engine.
@@ -78,11 +138,11 @@ def chat(
         Unfinished: A server didn't answer all chats; the engine keeps the replies that came.
     """
     check_sampling([""] * len(chats), max_new_tokens, temperature, top_p, seeds)
-    ask = getattr(engine, "chat", None)
+    own = getattr(engine, "chat", None)
     sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
     seeds = list(range(len(chats)) if seeds is None else seeds)
-    if callable(ask):
-        replies: list[Reply] = ask(chats, seeds=seeds, tools=tools, answered=answered, **sampling)
+    if callable(own):
+        replies: list[Reply] = own(chats, seeds=seeds, tools=tools, answered=answered, **sampling)
         return replies
     if tools:
         raise InvalidValue(
@@ -90,15 +150,30 @@ def chat(
             "tools out"
         )
     opened = engine.opened() if isinstance(engine, LazyEngine) else engine
-    prompts = [_prompt(getattr(opened, "tokenizer", None), messages) for messages in chats]
+    tokenizer = getattr(opened, "tokenizer", None)
+    prompts = [_prompt(tokenizer, _plain(tokenizer, messages)) for messages in chats]
     made: list[Reply] = []
     for first in range(0, len(prompts), TOGETHER):
         part = slice(first, first + TOGETHER)
         for completion in opened.generate(prompts[part], seeds=seeds[part], stop=(END,), **sampling):
-            made.append(Reply(completion.text, (), completion.finish_reason))
+            begun = opened_thought(prompts[len(made)])
+            made.append(Reply(begun + completion.text, (), completion.finish_reason))
             if answered is not None:
                 answered(len(made) - 1, made[-1])
     return made
+
+
+def _plain(tokenizer: Any, messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Return messages with texts as contents, and OpenAI's role ``developer`` as ``system`` unless it is known."""
+    known = "developer" in str(getattr(tokenizer, "chat_template", None) or "")
+    return [
+        {
+            **message,
+            "role": "system" if message["role"] == "developer" and not known else message["role"],
+            "content": text_of(message.get("content")),
+        }
+        for message in messages
+    ]
 
 
 def _prompt(tokenizer: Any, messages: Sequence[Message]) -> str:

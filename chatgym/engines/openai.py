@@ -22,11 +22,13 @@ from typing import Any, NoReturn
 
 from chatgym.engines.budget import Budget, Limits, Usage, tokens_used
 from chatgym.engines.chat import Answered, Message, Reply
+from chatgym.engines.dialect import redacted
 from chatgym.engines.patience import backoff
 from chatgym.engines.protocol import Completion, check_each, check_sampling
 from chatgym.engines.server import Server, TryAgain
-from chatgym.engines.wire import Job, completion, echoed, replied, sampled
+from chatgym.engines.wire import Job, api_key, completion, echoed, replied, sampled
 from chatgym.errors import InvalidValue, Unavailable, Unfinished
+from chatgym.storage.utf8 import valid
 
 FEW = 3
 """Attempts when the URL looks wrong: it never answered, or doesn't answer in JSON."""
@@ -82,7 +84,8 @@ def _read(job: Job, answer: Any, read: Callable[[Job, Any], Any]) -> Any:
     try:
         return read(job, answer)
     except (KeyError, TypeError, IndexError, ValueError, AttributeError):
-        raise TryAgain("its answer is JSON, but no completion", mistaken=True) from None
+        shown = redacted(json.dumps(answer, ensure_ascii=False), api_key())[:100]
+        raise TryAgain(f"its answer is JSON, but no completion: {shown}", mistaken=True) from None
 
 
 class OpenAIEngine:
@@ -125,8 +128,8 @@ class OpenAIEngine:
         """
         if importlib.util.find_spec("openai") is None:
             raise Unavailable("llm 'openai:...' needs the openai library: pip install 'chatgym[openai]'")
-        self._server = Server(url, model, clock)
-        self.url, self.model = self._server.url, model
+        self._server = Server(valid(url), valid(model), clock)
+        self.url, self.model = self._server.url, self._server.model
         if not model:
             raise InvalidValue(f"llm 'openai:{self.url}' names no model; write 'openai:{self.url}#MODEL'")
         self.settings = Settings.from_environment() if settings is None else settings
@@ -166,7 +169,15 @@ class OpenAIEngine:
         """
         check_sampling(prompts, max_new_tokens, temperature, top_p, seeds)
         jobs = [
-            Job(prompt, max_new_tokens, temperature, top_p, int(seed) % 2**63, logprobs, tuple(s for s in stop if s))
+            Job(
+                valid(prompt),
+                max_new_tokens,
+                temperature,
+                top_p,
+                int(seed) % 2**63,
+                logprobs,
+                tuple(filter(None, stop)),
+            )
             for prompt, seed in zip(prompts, range(len(prompts)) if seeds is None else seeds, strict=True)
         ]
         return self._answers(jobs, completion)
@@ -218,6 +229,7 @@ class OpenAIEngine:
             Unfinished: The server reports no log-probabilities of a prompt; see also `generate`.
         """
         check_each("continuations", continuations, prompts)
+        prompts, continuations = list(map(valid, prompts)), list(map(valid, continuations))
         if not all(prompts):
             raise InvalidValue("a server can't score a text after an empty prompt; give a prompt of at least one token")
         # One new token, which isn't needed: some servers refuse to generate none.
@@ -246,7 +258,7 @@ class OpenAIEngine:
         """
         check_sampling([""] * len(chats), max_new_tokens, temperature, top_p, seeds)
         more = {"tools": list(tools), "tool_choice": "required"} if tools else {}
-        asked = [json.dumps({"messages": list(messages), **more}, ensure_ascii=False) for messages in chats]
+        asked = [valid(json.dumps({"messages": list(messages), **more}, ensure_ascii=False)) for messages in chats]
         jobs = [
             Job("", max_new_tokens, temperature, top_p, int(seed) % 2**63, chat=text)
             for text, seed in zip(asked, range(len(chats)) if seeds is None else seeds, strict=True)
@@ -322,7 +334,7 @@ class OpenAIEngine:
     def _wait(self, again: TryAgain, failed: int, limits: Settings, sleep: Callable[[float], object]) -> None:
         """Wait for the next attempt, or raise `Unfinished` after the last one."""
         retries = limits.retries
-        if again.mistaken or not self._server.reached:
+        if again.mistaken or again.unclear or not self._server.reached:
             retries = min(retries, FEW - 1)
         if failed > retries or (again.after or 0.0) > LONGEST_WAIT:
             self._give_up(again, failed)
@@ -332,9 +344,9 @@ class OpenAIEngine:
     def _give_up(self, again: TryAgain, failed: int) -> NoReturn:
         """Raise `Unfinished` after a number of failed attempts."""
         times = "once" if failed == 1 else f"{failed} times"
-        remedy = (
-            "start the server, or check the URL" if again.mistaken or not self._server.reached else "run it again later"
-        )
+        remedy = "mend what it names, or run it again later" if again.unclear else "run it again later"
+        if again.mistaken or not self._server.reached:
+            remedy = "start the server, or check the URL"
         if again.after is not None and again.after > LONGEST_WAIT:
             remedy = f"it asks to wait {again.after:.0f} s; run it again then"
         raise Unfinished(f"the server at {self.url} was asked {times}: {again}; {remedy}")

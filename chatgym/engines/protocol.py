@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from chatgym.errors import InvalidValue
+from chatgym.storage.utf8 import valid
 
 UNKNOWN_TOKEN = -1
 """The id in `Completion.tokens` of a token whose id a server doesn't report."""
@@ -17,7 +18,7 @@ class Completion:
     """One continuation of a prompt.
 
     Attributes:
-        text: The continuation, without the stop string.
+        text: The continuation, without the stop string; lone surrogates are replaced.
         tokens: Ids of all sampled tokens, with the end-of-text token and those of the stop string.
         logprobs: Log-probability of each token under the distribution it was sampled from (after temperature and
             top-p); None if not asked for, or if a server reports none.
@@ -28,6 +29,9 @@ class Completion:
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...] | None
     finish_reason: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", valid(self.text))
 
 
 class Engine(Protocol):

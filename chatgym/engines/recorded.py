@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from chatgym.engines.chat import Answered, Message, Reply, ToolCall, chat
+from chatgym.engines.chat import Answered, Message, Reply, ToolCall, ask
 from chatgym.engines.protocol import Completion, Engine, check_each
 from chatgym.errors import Corrupted, InvalidValue, Unavailable, Unfinished
 from chatgym.storage.cache import Cache
@@ -152,7 +152,7 @@ class RecordedEngine:
         if missing:
             engine = self._asked(str(chats[missing[0]][-1].get("content")), len(missing))
             asked, their_seeds = [chats[row] for row in missing], [seeds[row] for row in missing]
-            for i, reply in enumerate(chat(engine, asked, seeds=their_seeds, answered=write, **sampling)):
+            for i, reply in enumerate(ask(engine, asked, seeds=their_seeds, answered=write, **sampling)):
                 if keys[missing[i]] not in found:  # kept by the engine from a call that was interrupted
                     write(i, reply)
         return [_reply(found[key]) for key in keys]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
+import threading
+import warnings
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from chatgym.engines.dialect import LIMITS, OPTIONAL, Dialect, ServerError, error_within, redacted, refusal
 from chatgym.engines.patience import retry_after
 from chatgym.engines.wire import Job, api_key, checked_url
 from chatgym.errors import Unavailable, Unfinished
 from chatgym.storage import model_store
+from chatgym.storage.utf8 import parsed
 
 REFUSALS = ("content_filter", "context_length_exceeded")
 """Error codes that concern one chat: it gets an empty reply, and the others go on."""
@@ -24,11 +28,14 @@ class TryAgain(Exception):
     Attributes:
         after: Seconds that the server asks to wait, or None.
         mistaken: Whether the URL looks wrong, rather than the server busy.
+        unclear: Whether the server doesn't say if it is worth another attempt.
     """
 
-    def __init__(self, message: str, *, after: float | None = None, mistaken: bool = False) -> None:
+    def __init__(
+        self, message: str, *, after: float | None = None, mistaken: bool = False, unclear: bool = False
+    ) -> None:
         super().__init__(message)
-        self.after, self.mistaken = after, mistaken
+        self.after, self.mistaken, self.unclear = after, mistaken, unclear
 
 
 class Server:
@@ -49,7 +56,8 @@ class Server:
         self.endpoint = ""
         self.chatted = False
         self.reached = False
-        self._limit = "max_tokens"
+        self._dialects: defaultdict[str, Dialect] = defaultdict(Dialect)  # of each endpoint
+        self._learning = threading.Lock()
         self._client: Any = None
         self._headers: dict[str, Any] = {}
         self._made_for: tuple[int, float] = (0, 0.0)  # process and timeout
@@ -61,14 +69,14 @@ class Server:
             TryAgain: It failed temporarily.
             Unfinished: The server refuses it.
         """
-        import openai
-
         endpoint = "chat" if job.chat else "completions" if job.ids else self.endpoint or "completions"
+        dialect = self._dialects[endpoint]
         while True:
+            body = dialect.speak(job.body(endpoint), job.most)
             try:
-                answer = self._post(endpoint, job)
-            except openai.APIStatusError as error:
-                missing = error.status_code in (404, 405) and not self.endpoint and not job.echo and not job.ids
+                answer = self._post(endpoint, body)
+            except ServerError as error:
+                missing = error.status in (404, 405) and not self.endpoint and not job.echo and not job.ids
                 if job.chat and error.code in REFUSALS:
                     return {
                         "choices": [{"message": {}, "finish_reason": error.code}],
@@ -76,69 +84,86 @@ class Server:
                     }
                 if missing and endpoint == "completions" and self.model in (self._models() or [self.model]):
                     endpoint = "chat"  # most of OpenAI's own models have only this one
-                elif error.status_code == 400 and "max_completion_tokens" in str(error) and self._limit == "max_tokens":
-                    self._limit = "max_completion_tokens"  # the name for OpenAI's reasoning models
+                    dialect = self._dialects[endpoint]
+                elif learned := dialect.after(error, body, ("logprobs",) if job.ids or job.echo else ()):
+                    dialect = learned
                 else:
                     self._refused(error)
             else:
+                self._keep(endpoint, dialect)
                 if job.chat:
                     self.chatted = True
                 else:
                     self.endpoint = endpoint
                 return answer
 
-    def _post(self, endpoint: str, job: Job) -> Any:
-        """Send a request to an endpoint, and return its answer, from JSON; raises `TryAgain` or the client's error."""
+    def _keep(self, endpoint: str, dialect: Dialect) -> None:
+        """Use a dialect from now on, in which a request was answered; warn of the fields that it leaves out."""
+        with self._learning:
+            known = self._dialects[endpoint]
+            without = {**dialect.without, **known.without}
+            self._dialects[endpoint] = Dialect(max(known.limit, dialect.limit, key=LIMITS.index), without)
+        for name in without.keys() - known.without.keys():
+            warnings.warn(
+                f"the server at {self.url} refuses the field {name!r} ({self._clean(without[name])}); it is left out "
+                f"from now on: {OPTIONAL[name]}", RuntimeWarning, stacklevel=2,
+            )  # fmt: skip
+
+    def _post(self, endpoint: str, body: dict[str, Any]) -> Any:
+        """Send a request to an endpoint, and return its answer, from JSON; raises `TryAgain` or `ServerError`."""
         import openai
 
-        body = job.body(endpoint)
         resource = self._client.chat.completions if endpoint == "chat" else self._client.completions
         try:
-            body |= {"model": self.model, self._limit: job.most, "extra_headers": self._headers}
-            raw = resource.with_raw_response.create(**body).text
+            raw = resource.with_raw_response.create(**body, model=self.model, extra_headers=self._headers).text
         except openai.APITimeoutError:
             raise TryAgain(f"no answer within {self._made_for[1]:g} s") from None
         except openai.APIConnectionError as error:
             raise TryAgain(self._clean(f"it can't be reached ({error.__cause__ or error})")) from None
         except openai.APIStatusError as error:
             self.reached = True
-            if error.code != "insufficient_quota" and (error.status_code in (408, 409, 429) or error.status_code > 499):
-                after = retry_after(error.response.headers.get("retry-after"), self._clock())
-                raise TryAgain(self._clean(f"it answered {error}"), after=after) from None
-            raise
+            after = retry_after(error.response.headers.get("retry-after"), self._clock())
+            raise refusal(error.status_code, error.response.text, after) from None
         try:
-            answer = json.loads(raw)
+            answer = parsed(raw)
         except ValueError:
             raise TryAgain(self._clean(f"its answer is no JSON: {raw[:60]!r}"), mistaken=True) from None
         self.reached = True
+        if within := error_within(answer):
+            raise within
         return answer
 
-    def _refused(self, error: Any) -> NoReturn:
-        """Raise `Unfinished` with the remedy for a status that repeating doesn't change."""
-        status = error.status_code
+    def _refused(self, error: ServerError) -> NoReturn:
+        """Raise `Unfinished` with the remedy for an error that repeating doesn't change, else `TryAgain`."""
+        status, reason = error.status, self._clean(error.reason)
+        if error.temporary:
+            raise TryAgain(f"it answered {status}: {reason}", after=error.after) from None
+        if status == 200:
+            raise TryAgain(f"it answered with an error: {reason}", unclear=True) from None
         if status in (401, 403):
             key = "refuses the key in OPENAI_API_KEY" if api_key() else "wants a key, and OPENAI_API_KEY is not set"
             raise Unfinished(
-                f"the server at {self.url} {key} ({status}); set it to one that may use {self.model!r}"
+                f"the server at {self.url} {key} ({status}: {reason}); set it to one that may use {self.model!r}"
             ) from None
         if status in (404, 405):
             known = self._models()
             if known and self.model not in known:
                 raise Unfinished(
-                    f"the server at {self.url} has no model {self.model!r}; it has {', '.join(map(repr, known))}"
+                    f"the server at {self.url} has no model {self.model!r}; it has {', '.join(map(repr, known))}; it "
+                    f"says: {reason}"
                 ) from None
             raise Unfinished(
                 f"there is no such endpoint below {self.url} ({status}); check the URL's path, which most often "
-                "ends in /v1"
+                f"ends in /v1; the server says: {reason}"
             ) from None
-        raise Unfinished(self._clean(f"the server at {self.url} refuses the request: {error}")) from None
+        raise Unfinished(f"the server at {self.url} refuses the request ({status}): {reason}") from None
 
     def _models(self) -> list[str]:
         """Return the names of the server's models; empty if it doesn't list them."""
         import openai
 
         try:
-            answer = json.loads(self._client.models.with_raw_response.list(extra_headers=self._headers).text)
+            answer = parsed(self._client.models.with_raw_response.list(extra_headers=self._headers).text)
             return sorted(str(model["id"]) for model in answer["data"])
         except (openai.APIError, KeyError, TypeError, ValueError):
             return []
@@ -192,8 +217,9 @@ class Server:
         except openai.APIConnectionError as error:
             raise TryAgain(self._clean(f"it can't be reached ({error.__cause__ or error})")) from None
         except openai.APIStatusError as error:
+            reason = self._clean(refusal(error.status_code, error.response.text).reason)
             raise Unfinished(
-                self._clean(f"the server at {self.url} doesn't take the adapter in {folder}: {error}")
+                f"the server at {self.url} doesn't take the adapter in {folder} ({error.status_code}): {reason}"
                 + "; start it with `chatgym serve --adapters FOLDER`, or with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True "
                 "`vllm serve --enable-lora`, where that folder can be read"
             ) from None
@@ -205,6 +231,5 @@ class Server:
         self._client = None
 
     def _clean(self, message: str) -> str:
-        """Return a server's message on one line, without the key, which some servers repeat."""
-        key = api_key()
-        return " ".join((message.replace(key, "***") if key else message).split())[:300]
+        """Return a server's message on one line, without the key."""
+        return redacted(message, api_key())

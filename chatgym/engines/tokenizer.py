@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from chatgym.errors import InvalidValue
 from chatgym.storage import model_store
+from chatgym.storage.utf8 import read_json
 
 END = "<|im_end|>"
 """The text that ends a turn in ChatML."""
@@ -66,7 +66,7 @@ class ChatTokenizer:
             return int(known)
         for name in ("generation_config.json", "config.json"):
             path = folder / name
-            found: Any = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+            found: Any = read_json(path).get("eos_token_id") if path.is_file() else None
             if found is not None:
                 return int(found[0] if isinstance(found, list) else found)
         raise InvalidValue(

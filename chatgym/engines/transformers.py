@@ -21,6 +21,7 @@ from chatgym.engines.columns import new_cache
 from chatgym.engines.prefixes import Prefixes
 from chatgym.engines.protocol import Completion, check_each, check_sampling
 from chatgym.errors import InvalidValue, unknown
+from chatgym.storage.utf8 import valid
 
 SCORED = 2048
 """Most tokens whose logits are in memory at once while scoring: 400 MB with a vocabulary of 49,152."""
@@ -186,7 +187,7 @@ class TransformersEngine:
         if not prompts:
             return []
         heads = [self.tokens(prompt) for prompt in prompts]
-        tails = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in continuations]
+        tails = [self.tokenizer(valid(text), add_special_tokens=False)["input_ids"] for text in continuations]
         scored = self.score_tokens([head + tail for head, tail in zip(heads, tails, strict=True)])
         return [[a.logprob for a in row[len(row) - len(tail) :]] for row, tail in zip(scored, tails, strict=True)]
 
@@ -224,7 +225,7 @@ class TransformersEngine:
 
     def tokens(self, text: str) -> list[int]:
         """Return a prompt's token ids; of an empty prompt one end-of-text token, so that there is one to continue."""
-        return self.tokenizer(text)["input_ids"] or [min(self.ends, default=0)]
+        return self.tokenizer(valid(text))["input_ids"] or [min(self.ends, default=0)]
 
     def text(self, tokens: Sequence[int], stop: Sequence[str] = ()) -> str:
         """Return the text of token ids, without end-of-text tokens, up to the first stop string."""

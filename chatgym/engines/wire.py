@@ -13,7 +13,12 @@ from urllib.parse import urlsplit
 from chatgym.engines.budget import tokens_used
 from chatgym.engines.chat import Reply, ToolCall
 from chatgym.engines.protocol import UNKNOWN_TOKEN, Completion
+from chatgym.engines.spoken import text_of, without_thoughts
 from chatgym.errors import InvalidValue, Unfinished
+from chatgym.storage.utf8 import MARK
+
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""Fields of a message in which servers keep a model's thoughts apart."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ def api_key() -> str:
     Raises:
         InvalidValue: It holds characters that a header can't.
     """
-    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    key = os.environ.get("OPENAI_API_KEY", "").removeprefix(MARK).strip()
     if not (key.isascii() and key.isprintable()):
         raise InvalidValue("OPENAI_API_KEY holds characters that no key has; copy it again")
     return key
@@ -106,10 +111,12 @@ def checked_url(url: str) -> tuple[str, bool]:
 def completion(job: Job, answer: Any) -> Completion:
     """Return the completion in an answer of either endpoint."""
     choice = answer["choices"][0]
-    said = choice["message"]["content"] if "message" in choice else choice["text"]
-    text = "" if said is None else said
+    if "message" in choice:
+        text, cut = without_thoughts(text_of(choice["message"].get("content")))
+    else:
+        text, cut = text_of(choice["text"]), False
     ends = [found for s in job.stop if (found := text.find(s)) >= 0]
-    why = "length" if choice.get("finish_reason") == "length" and not ends else "stop"
+    why = "length" if (cut or choice.get("finish_reason") == "length") and not ends else "stop"
     likely = _logprobs(choice.get("logprobs") or {}) if job.logprobs else None
     ids = choice.get("token_ids") or ()
     if not ids:
@@ -120,14 +127,21 @@ def completion(job: Job, answer: Any) -> Completion:
 
 
 def replied(job: Job, answer: Any) -> Reply:
-    """Return the reply in an answer to a chat; a malformed tool call becomes a call with an empty name."""
+    """Return the reply in an answer to a chat; a malformed tool call becomes a call with an empty name.
+
+    Of a reply without words, a thought that was cut off stands in its text, as a thought.
+    """
     choice = answer["choices"][0]
     message = choice["message"]
-    text, stated = message.get("content"), message.get("tool_calls")
+    stated = message.get("tool_calls")
     functions = [call.get("function") for call in stated if isinstance(call, dict)] if isinstance(stated, list) else []
     named = [function if isinstance(function, dict) else {} for function in functions]
     calls = [ToolCall(str(call.get("name") or ""), str(call.get("arguments") or "")) for call in named]
-    return Reply(text if isinstance(text, str) else "", tuple(calls), str(choice.get("finish_reason") or "stop"))
+    text, why = text_of(message.get("content")), str(choice.get("finish_reason") or "stop")
+    thought = text_of(next(filter(None, map(message.get, THOUGHTS)), None))
+    if thought and not text.strip() and why == "length":
+        text = f"<think>{thought}"
+    return Reply(text, tuple(calls), why)
 
 
 def sampled(job: Job, answer: Any) -> tuple[list[int], list[float]]:

@@ -15,6 +15,7 @@ from gymnasium import spaces
 
 from chatgym.dynamics import rng
 from chatgym.dynamics.room import ChatRoom, Snapshot
+from chatgym.engines.spoken import without_thoughts
 from chatgym.engines.tokenizer import ChatTokenizer
 from chatgym.envs.state import decode_rows, encode_rows
 from chatgym.envs.tokens import TokenHistory
@@ -211,7 +212,7 @@ class TokenCodec(Codec):
                 if self._on_token is not None:
                     self._on_token(row, token)
             if token == self.tokenizer.end or len(tokens) >= MAX_TURN_TOKENS:
-                done[row] = clean(self.tokenizer.decode(tokens))[:MAX_CHARS]
+                done[row] = clean(without_thoughts(self.tokenizer.decode(tokens))[0])[:MAX_CHARS]
                 self.tokens[row] = []
         ready = np.zeros(self.room.size, bool)
         ready[list(done)] = True

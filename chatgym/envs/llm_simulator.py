@@ -10,6 +10,8 @@ ask for them again (see `chatgym.scenarios.LLMPartner`).
 from __future__ import annotations
 
 import inspect
+import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,7 +22,8 @@ from chatgym.dynamics import rng
 from chatgym.dynamics.identity import code_digest
 from chatgym.dynamics.room import ChatRoom, Snapshot
 from chatgym.engines import Engine
-from chatgym.engines.chat import Message, Reply, chat
+from chatgym.engines.chat import Message, chat
+from chatgym.engines.spoken import why_wordless
 from chatgym.envs.state import decode_rows, encode_rows
 from chatgym.errors import InvalidValue
 from chatgym.scenarios import LLMPartner, Scenario
@@ -30,12 +33,21 @@ from chatgym.words.nlu import UNCLEAR, nlu_of
 
 VERSION = 1
 STOP = "###STOP###"
-"""Text by which the model leaves the conversation, as in tau-bench."""
+"""Text by which the model leaves the conversation, as in tau-bench; forms such as ``### Stop ###`` count, too."""
 NOTHING = "..."
 """Text of a turn without words, since an empty text means that a conversation is over."""
+ENOUGH = 8
+"""Replies after which the user is warned if none of them had words."""
 SAMPLING: dict[str, Any] = {"max_new_tokens": 80, "temperature": 0.7, "top_p": 0.9}
+THOUGHTS = 2048
+"""The most tokens beyond those of `SAMPLING` for a model that thinks first."""
 PURPOSE = rng.WORDING + 500
 """Purpose of the draws that seed the model."""
+
+_STOP = re.compile(
+    r"[*_`\"']*(?:#+\s*STOP\s*#+|\bSTOP\s*#{2,}|#{2,}\s*STOP(?=\W*(?:\n|\Z))|(?-i:\A\s*STOP\.?\s*\Z))[*_`\"']*", re.I
+)
+_CUT_STOP = re.compile(r"#{2,}\s*(?:S(?:TO?)?)?\s*\Z", re.I)
 
 
 def llm_simulator_digest(played: LLMPartner) -> str:
@@ -49,8 +61,8 @@ class LLMSimulator:
 
     Attributes:
         counts: Counts of replies by how they were handled: ``replies``, and of them ``empty``, ``stopped``,
-            ``understood`` (by NLU), ``untrue`` (with a false fact).
-        replies: Row to the model's last reply, unchanged.
+            ``understood`` (by NLU), ``untrue`` (with a false fact); ``cut`` reached the most tokens.
+        replies: Row to what the model said last, without its thoughts.
         script: Replies to use instead of calling the model, for replay; None: call it.
     """
 
@@ -71,6 +83,7 @@ class LLMSimulator:
         self.counts: Counter[str] = Counter()
         self.replies: dict[int, str] = {}
         self.script: list[str] | None = None
+        self._warned = False
         self._goodbye = Speaker(scenario)
         self._chats: list[list[Message]] = [[] for _ in range(size)]
 
@@ -101,8 +114,9 @@ class LLMSimulator:
         for row, text in self.replies.items():
             cue = self._cue(room, row, heard.get(row, ""), now=False)
             self._chats[row] += [cue, {"role": "assistant", "content": said[row] or NOTHING}]
-            if STOP in text and room.turns[row] > 0:
+            if _STOP.search(text) and room.turns[row] > 0:
                 self._leave(room, row)
+        self._warn()
         return [said.get(row) or (NOTHING if room.outcomes[row] == 0 else self._farewell(room, row)) for row in rows]
 
     def dump(self) -> Snapshot:
@@ -151,8 +165,18 @@ class LLMSimulator:
             if len(taken) < len(chats):
                 raise InvalidValue("there is no reply left of the partner that a model played; record it again")
             return taken
-        replies: list[Reply] = chat(self.engine, chats, seeds=seeds, **SAMPLING) if chats else []
+        if self.engine is None or not chats:
+            return []
+        replies = chat(self.engine, chats, seeds=seeds, thoughts=THOUGHTS, **SAMPLING)
+        self.counts["cut"] += sum(reply.finish_reason == "length" for reply in replies)
         return [reply.text for reply in replies]
+
+    def _warn(self) -> None:
+        """Warn once if none of the first replies had words."""
+        if not self._warned and self.counts["replies"] >= ENOUGH:
+            self._warned = True
+            if why := why_wordless(self.identity()["model"], self.counts, "turn its thinking off"):
+                warnings.warn(f"{why}. The partner says {NOTHING!r} instead", RuntimeWarning, stacklevel=2)
 
     def _understand(self, room: ChatRoom, said: Mapping[int, str]) -> None:
         """Understand the utterances by NLU, write them into the room, and mark true facts as told."""
@@ -162,8 +186,9 @@ class LLMSimulator:
             self.scenario.parse(meant.act, meant.part, meant.slots, record)
             record["tone"] = tone
             true = self.played.take(room.hidden[row], room.belief[row], record)
+            reply = self.replies[row]
             happened = {
-                "replies": True, "empty": not self.replies[row].strip(), "stopped": STOP in self.replies[row],
+                "replies": True, "empty": not reply.strip(), "stopped": bool(_STOP.search(reply)),
                 "understood": meant.act != UNCLEAR, "untrue": not true,
             }  # fmt: skip
             self.counts.update(name for name, so in happened.items() if so)
@@ -189,7 +214,7 @@ class LLMSimulator:
 
 def _words(reply: str) -> str:
     """Return a reply without `STOP`, in the characters of text observations."""
-    text = clean(reply.replace(STOP, " "))
+    text = clean(_CUT_STOP.sub("", _STOP.sub(" ", reply)))
     return "".join(c if c in CHARSET else "?" for c in text)[:MAX_CHARS].strip()
 
 

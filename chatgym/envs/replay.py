@@ -19,13 +19,14 @@ from chatgym.errors import Corrupted, ReplayMismatch
 from chatgym.rewards import Conversation, RewardModel
 from chatgym.rewards.term import NAME
 from chatgym.scenarios import find_scenario
+from chatgym.storage.utf8 import valid
 
 
 def encode_action(action: int | str) -> int | str | dict[str, Any]:
-    """Return an action as JSON: numbers and texts unchanged, a `Spoken` one with its act."""
+    """Return an action as JSON: numbers and valid texts unchanged, a `Spoken` one with its act."""
     if isinstance(action, Spoken):
-        return {"text": str(action), "act": action.act}
-    return action if isinstance(action, str) else int(action)
+        return {"text": valid(action), "act": action.act}
+    return valid(action) if isinstance(action, str) else int(action)
 
 
 def decode_action(action: Any) -> Any:
@@ -74,7 +75,7 @@ def turn_record(env: Any, action: int | str, observation: Any, reward: float, in
 
 
 def _reply(env: Any) -> dict[str, str]:
-    """Return the unchanged reply of the language model that plays the partner; empty without one."""
+    """Return the reply of the language model that plays the partner, without its thoughts; empty without one."""
     player = env.llm_simulator
     return {"reply": player.replies[0]} if player is not None and player.replies else {}
 

@@ -19,6 +19,7 @@ from chatgym.errors import Corrupted, Unavailable
 from chatgym.evaluation.intervals import Interval, wilson
 from chatgym.evaluation.rollouts import ROWS, run_conversations
 from chatgym.storage.atomic import write_text
+from chatgym.storage.utf8 import read_json
 
 CONVERSATIONS = 10_000
 REFERENCE_SEED = 3_000_000
@@ -131,7 +132,7 @@ def _stored(task: Task) -> References | None:
     if not path.exists():
         return None
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = read_json(path)
         return References(**values)
     except (ValueError, TypeError) as error:
         remedy = f"`chatgym scenarios {task.scenario} --measure` writes it anew"

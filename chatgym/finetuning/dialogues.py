@@ -15,6 +15,7 @@ from chatgym.envs.interfaces import draw_allowed
 from chatgym.envs.task import Task
 from chatgym.envs.vector_env import ChatVectorEnv
 from chatgym.errors import InvalidValue
+from chatgym.storage.utf8 import parsed, read_text, valid
 
 Message: TypeAlias = Mapping[str, str]
 Dialogue: TypeAlias = Sequence[Message]
@@ -35,7 +36,7 @@ def read(path: Path) -> list[Dialogue]:
     """
     dialogues: list[Dialogue] = []
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = read_text(path).split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidValue(f"{path} can't be read ({error}); name a file of JSON lines") from error
     for number, line in enumerate(lines, 1):
@@ -49,7 +50,7 @@ def read(path: Path) -> list[Dialogue]:
 def write(path: Path, dialogues: Iterable[Dialogue]) -> None:
     """Write conversations in the form that `read` reads."""
     lines = [json.dumps({"messages": [dict(one) for one in messages]}, ensure_ascii=False) for messages in dialogues]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    path.write_text(valid("\n".join(lines) + "\n"), encoding="utf-8")
 
 
 def held_by(
@@ -118,7 +119,7 @@ def _hold(
 def _checked(line: str, where: str) -> Dialogue:
     """Return the messages in a line, or raise `InvalidValue`, which names the line by `where`."""
     try:
-        found = json.loads(line)
+        found = parsed(line)
     except ValueError as error:
         raise InvalidValue(f"{where}: not JSON ({error})") from error
     messages = found.get("messages") if isinstance(found, dict) else None

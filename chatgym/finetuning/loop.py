@@ -8,7 +8,6 @@ processes, divided by a number that the caller gives.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import warnings
@@ -23,6 +22,7 @@ from chatgym.engines.transformers import pick_device
 from chatgym.errors import Corrupted, InvalidValue
 from chatgym.finetuning.distributed import anywhere, initialize, processes, rank
 from chatgym.storage import atomic, interrupts
+from chatgym.storage.utf8 import read_json
 
 BETAS, EPSILON = (0.9, 0.95), 1e-8
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
@@ -79,7 +79,7 @@ def read_deepspeed(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except (OSError, ValueError) as error:
         raise InvalidValue(f"--deepspeed {path} can't be read ({error}); name a file of JSON") from error
     if not isinstance(found, dict):

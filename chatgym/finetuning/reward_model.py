@@ -26,6 +26,7 @@ from chatgym.rewards.classifier import MOST_TOKENS, encode
 from chatgym.rewards.pairs import Pair, read_pairs, write_pairs
 from chatgym.rewards.training import digest_of
 from chatgym.storage import atomic
+from chatgym.storage.utf8 import read_json
 
 SCRATCH = "tiny"
 """Name of a new, small model."""
@@ -189,7 +190,7 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
 def _record(folder: Path) -> dict[str, Any]:
     """Return a training's record; empty if there is none."""
     try:
-        found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        found = read_json(folder / CONFIG)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -30,6 +30,7 @@ from chatgym.finetuning.loop import Loop, Optimization, load_weights
 from chatgym.finetuning.models import Lora, WordLoss
 from chatgym.finetuning.packing import Rows, pack
 from chatgym.storage import atomic, model_store
+from chatgym.storage.utf8 import read_json
 
 FORMAT, VERSION = "chatgym-sft", 1
 
@@ -135,7 +136,7 @@ class SFT:
         if not path.is_file():
             raise InvalidValue(f"{folder} holds no fine-tuning: there is no {path}; `chatgym sft` makes one")
         try:
-            config = json.loads(path.read_text(encoding="utf-8"))
+            config = read_json(path)
             if (config["format"], config["version"]) != (FORMAT, VERSION):
                 raise InvalidValue(f"{folder} is no fine-tuning of this ChatGym: {path} is something else's")
             run = cls(folder, Settings(**config["settings"]), Optimization(**config["optimization"]))

@@ -9,6 +9,7 @@ from typing import Any
 
 from chatgym.errors import Corrupted, InvalidValue
 from chatgym.rewards.encoder import FILE, EncoderRewardModel
+from chatgym.storage.utf8 import read_json
 
 FORMAT, VERSION = "chatgym-reward", 1
 KINDS = ("encoder", "llm")
@@ -68,7 +69,7 @@ def _config(folder: Path) -> dict[str, Any]:
     """Return the content of ``config.json``; empty if it is no JSON object."""
     path = folder / "config.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except (OSError, ValueError) as error:
         raise Corrupted(f"{path} can't be read ({error}); train the reward model again (--overwrite)") from error
     return found if isinstance(found, dict) else {}

@@ -1,7 +1,8 @@
 """A language model as the judge of conversations, ``reward_model="judge:LLM"`` (Zheng et al. 2023).
 
 The prompt holds a rubric and the conversation, each message as a JSON line, so that text that looks like another
-message or an instruction stays in quotes. An answer counts only if it has the form that was asked for.
+message or an instruction stays in quotes. An answer counts only if it holds one grade and no other, in whatever words;
+the model's thoughts don't count.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,8 +27,29 @@ ATTEMPTS = 3
 MOST_CHARS, MOST_SHOWN = 1000, 6000
 """The most characters in the prompt of a message, and of a conversation, which keeps its last messages."""
 
-_GRADE = re.compile(r"\s*(10|[1-9])(?:\s*/\s*10)?\s*\.?\s*")
-_LETTER = re.compile(r"\s*([AB])\s*\.?\s*")
+MOST_TOKENS, THOUGHTS = 64, 2048
+"""The most tokens of an answer, and those that a model gets beyond them if it thinks first."""
+
+_SCALE = re.compile(
+    r"\b(?:from|of|between|on|scale|range|\()[:\s]*(?:from |of |between )?1(?:\.0)?\s*(?:to|-|–|and)\s*10\b\)?", re.I
+)
+_NUMBER = r"(?<![\w.,/-])(?P<number>\d+(?:[.,]\d+)?)(?!\w|[.,]\d|\s*%)(?:\s*(?:/|out of|of)\s*(?P<top>\d+))?"
+_GRADE = re.compile(_NUMBER, re.I)
+_MARKS = r"[\"'*_`\s]*"
+_LABELLED = re.compile(
+    r"\b(?:grade|score|rating|mark|verdict|answer)\b(?:\s*\([^()]*\))?"
+    rf"{_MARKS}(?:is|of|would be|:|=|-(?!\d))*{_MARKS}{_NUMBER}", re.I,
+)  # fmt: skip
+_FINAL = re.compile(r"\b(?:final|overall|total)\s+" + _LABELLED.pattern, re.I)
+_ALONE = re.compile(rf"^[^\w\n-]*{_NUMBER}[^\w\n]*$", re.I | re.M)
+_RANGE = re.compile(r"[\d.,]+\W*(?:-|–|or|to)\W*\d")
+_CHOSEN = re.compile(
+    r"\b(?:answer|verdict|choice|winner|better|prefer\w*|choose|pick)\b[^\w\n]*(?:(?:is|one|in|conversation)\W+)*"
+    r"(?-i:(?P<letter>[AB]))(?![\w'’])", re.I,
+)  # fmt: skip
+_BETTER = re.compile(r"\b(?P<letter>[AB]) (?:is|does|was|did|has|wins)\b(?=[^.\n]*\b(?:better|best|wins?)\b)")
+_NAMED = re.compile(r"\b[Cc]onversation\W+(?P<letter>[AB])(?![\w'’])")
+_LETTER = re.compile(r"(?<![\w'’])(?P<letter>[AB])(?![\w'’])(?! (?!because|since|as|and|or|over)[a-z])")
 
 Answer = TypeVar("Answer")
 
@@ -57,7 +79,7 @@ class JudgeRewardModel:
     @property
     def identity(self) -> dict[str, Any]:
         """What identifies the judge: the model and the rubric."""
-        return {"name": "judge", "version": 1, "model": self._engine.identity, "rubric": self._rubric()}
+        return {"name": "judge", "version": 2, "model": self._engine.identity, "rubric": self._rubric()}
 
     def score(self, conversations: Sequence[Conversation]) -> npt.NDArray[np.float32]:
         """Score B conversations: float32[B] from -1 to 1; 0 if the agent has said nothing.
@@ -107,38 +129,57 @@ class JudgeRewardModel:
     def _ask(self, questions: Sequence[str], read: Callable[[str], Answer | None]) -> list[Answer | None]:
         """Ask questions until `read` finds an answer; returns the answers, None after `ATTEMPTS` invalid ones."""
         found: list[Answer | None] = [None] * len(questions)
+        unread = ""
         for attempt in range(ATTEMPTS):
             open_ = [i for i, answer in enumerate(found) if answer is None]
             if not open_:
                 break
             self.asked += len(open_)
             replies = chat(
-                self._engine, [[{"role": "user", "content": questions[i]}] for i in open_], max_new_tokens=8,
-                temperature=0.7 if attempt else 0.0, seeds=[attempt] * len(open_),
+                self._engine, [[{"role": "user", "content": questions[i]}] for i in open_], thoughts=THOUGHTS,
+                max_new_tokens=MOST_TOKENS, temperature=0.7 if attempt else 0.0, seeds=[attempt] * len(open_),
             )  # fmt: skip
             for i, reply in zip(open_, replies, strict=True):
                 found[i] = read(reply.text)
+                if found[i] is None:
+                    unread = f"{reply.text[:80]!r}" + (" (cut off)" if reply.finish_reason == "length" else "")
         failed = sum(answer is None for answer in found)
         if failed and not self.failures:
             warnings.warn(
                 f"the judge {self._engine.identity} gave no answer that can be read to {failed} of {len(found)} "
-                "questions; they count as undecided. Take a stronger model, if that happens often",
+                f"questions, but such as {unread}: an answer names one {WHAT[read]}. They count as "
+                "undecided, and in `failures`. Take a stronger model, if that happens often",
                 RuntimeWarning, stacklevel=3,
             )  # fmt: skip
         self.failures += failed
         return found
 
 
-def _grade(text: str) -> int | None:
-    """Return the grade in an answer, or None."""
-    found = _GRADE.fullmatch(text)
-    return int(found[1]) if found else None
+def _grade(text: str) -> float | None:
+    """Return the one grade that an answer names, or None: the final, a labelled, one on its own line, or any."""
+    text = _SCALE.sub(" ", text)
+    for form in (_FINAL, _LABELLED, _ALONE, _GRADE):
+        found = list(form.finditer(text))
+        if not found:
+            continue
+        named = {(float(one["number"].replace(",", ".")), int(one["top"] or HIGH)) for one in found}
+        ((grade, top), *others) = named
+        if others or top != HIGH or any(_RANGE.match(text, one.start("number")) for one in found):
+            return None
+        return grade if LOW <= grade <= HIGH else None
+    return None
 
 
 def _letter(text: str) -> str | None:
-    """Return ``A`` or ``B`` in an answer, or None."""
-    found = _LETTER.fullmatch(text)
-    return found[1] if found else None
+    """Return the one letter, ``A`` or ``B``, that an answer chooses, or None."""
+    for form in (_CHOSEN, _BETTER, _NAMED, _LETTER):
+        if found := {one["letter"] for one in form.finditer(text)}:
+            return found.pop() if len(found) == 1 else None
+    return None
+
+
+WHAT: Mapping[Any, str] = {_grade: f"number from {LOW} to {HIGH}", _letter: "letter, A or B"}
+"""What an answer names, for messages."""
 
 
 def _spoke(conversation: Conversation) -> bool:

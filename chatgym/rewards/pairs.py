@@ -19,6 +19,7 @@ from typing import Any
 
 from chatgym.errors import InvalidValue
 from chatgym.rewards.protocol import Conversation
+from chatgym.storage.utf8 import parsed, read_text
 
 ROLES = ("system", "user", "assistant")
 KEYS = ("prompt", "chosen", "rejected", "kind", "group")
@@ -72,7 +73,7 @@ def read_pairs(path: str | Path) -> list[Pair]:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = read_text(path).split("\n")
     except FileNotFoundError:
         raise InvalidValue(f"there is no {path}; `chatgym reward pairs --out {path}` makes pairs") from None
     except UnicodeDecodeError:
@@ -81,7 +82,7 @@ def read_pairs(path: str | Path) -> list[Pair]:
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                pairs.append(_pair(json.loads(line), number))
+                pairs.append(_pair(parsed(line), number))
             except json.JSONDecodeError as error:
                 raise InvalidValue(f"{path}, line {number} is not JSON: {error.msg}") from None
             except InvalidValue as error:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from chatgym.errors import InvalidValue
+from chatgym.storage.utf8 import MARK, read_text
 
 VARIABLE = "CHATGYM_SERVE_TOKENS"
 SHORTEST = 8
@@ -18,7 +19,7 @@ class Access:
     """Bearer tokens that open the server; without any it is open to all who reach it."""
 
     def __init__(self, tokens: Iterable[str] = ()) -> None:
-        self._digests = [hashlib.sha256(token.encode()).digest() for token in tokens]
+        self._digests = [hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest() for token in tokens]
 
     @property
     def open(self) -> bool:
@@ -30,7 +31,7 @@ class Access:
         if self.open:
             return True
         scheme, _, token = header.partition(" ")
-        given = hashlib.sha256(token.strip().encode("utf-8", "surrogateescape")).digest()
+        given = hashlib.sha256(token.strip().encode("latin-1", "replace")).digest()  # the bytes that were sent
         known = False
         for digest in self._digests:
             known |= hmac.compare_digest(given, digest)
@@ -41,14 +42,17 @@ def read_tokens(file: Path | None) -> list[str]:
     """Return the tokens of a file, one a line, or else those of the environment, separated by commas or spaces.
 
     Raises:
-        InvalidValue: There is a file or a variable, but no token in it, or one that is too short.
+        InvalidValue: There is a file or a variable, but no token in it, or one that is too short, or it is no text.
     """
     if file is not None:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        try:
+            lines = read_text(file).splitlines()
+        except UnicodeDecodeError:
+            raise InvalidValue(f"token file {str(file)!r} isn't text in UTF-8; save it as such") from None
         tokens = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
         where = f"token file {str(file)!r}"
     elif VARIABLE in os.environ:
-        tokens, where = os.environ[VARIABLE].replace(",", " ").split(), VARIABLE
+        tokens, where = os.environ[VARIABLE].removeprefix(MARK).replace(",", " ").split(), VARIABLE
     else:
         return []
     if not tokens:

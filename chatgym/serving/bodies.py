@@ -6,14 +6,21 @@ A field of OpenAI's is implemented, ignored (`Ignored`) or refused with a reason
 
 from __future__ import annotations
 
+import codecs
+import contextlib
+import json
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from chatgym.serving.refusal import Refusal, invalid
+from chatgym.storage.utf8 import parsed
 
 HARMLESS: dict[str, Any] = {"modalities": ["text"], "best_of": 1, "suffix": "", "function_call": "none"}
 """Values of unsupported fields that ask for what the server does anyway."""
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 Stop = Annotated[str, Field(min_length=1, max_length=200)]
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
@@ -223,12 +230,16 @@ def unsupported(kind: type[Body]) -> dict[str, str]:
 
 
 def read(kind: type[Any], raw: bytes) -> Any:
-    """Read and check a body.
+    """Read and check a body; lone surrogates in it are replaced.
 
     Raises:
         Refusal: 400 for what is no JSON and for unsupported fields, 422 for values that are wrong.
     """
+    raw = raw.removeprefix(codecs.BOM_UTF8)
     try:
+        if _SURROGATE.search(raw):  # not JSON for pydantic
+            with contextlib.suppress(ValueError):  # then it isn't JSON at all
+                raw = json.dumps(parsed(raw)).encode()
         body = kind.model_validate_json(raw)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from chatgym.errors import Unavailable
+from chatgym.storage.utf8 import valid
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
@@ -35,8 +36,8 @@ def _no_space(error: BaseException | None) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, atomically."""
-    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    """Write a text file in UTF-8, atomically; lone surrogates are replaced."""
+    write_file(path, lambda temporary: temporary.write_text(valid(text), encoding="utf-8"))
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -54,7 +55,7 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
 
 def append_text(path: Path, text: str) -> None:
     """Append text to a file as UTF-8, see `append_bytes`."""
-    append_bytes(path, text.encode())
+    append_bytes(path, valid(text).encode())
 
 
 def append_bytes(path: Path, data: bytes) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from chatgym.envs.task import Task
 from chatgym.errors import Corrupted, InvalidValue
 from chatgym.storage import atomic
+from chatgym.storage.utf8 import read_json
 from chatgym.training.run import Run, find_agent
 from chatgym.training.trainer import prepare, resume
 
@@ -91,7 +92,7 @@ def read(folder: Path) -> Plan:
     if not path.is_file():
         raise InvalidValue(f"{folder} holds no plan to resume: there is no {path}; leave out --resume")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         if (found.pop("format"), found.pop("version")) != (FORMAT, VERSION):
             raise InvalidValue(f"{path} is something else's")
         return Plan(**found)

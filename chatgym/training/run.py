@@ -25,6 +25,7 @@ from chatgym.envs.task import Task
 from chatgym.errors import Corrupted, InvalidValue, Unavailable, unknown
 from chatgym.storage import atomic
 from chatgym.storage.model_store import sha256
+from chatgym.storage.utf8 import read_json
 from chatgym.training.logs import FORMATS
 
 CHECKPOINT = "checkpoint.json"
@@ -159,7 +160,7 @@ class Run:
         """Return ``turns`` of the checkpoint and ``files``, name to SHA-256."""
         path = self.model / CHECKPOINT
         try:
-            found = json.loads(path.read_bytes())
+            found = read_json(path)
             return {"turns": int(found["turns"]), "files": dict(found["files"])}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise Corrupted(f"{path} can't be read ({error}); restore it or train again (--overwrite)") from error
@@ -297,7 +298,7 @@ def read_object(path: Path, what: str, remedy: str, mend: str) -> dict[str, Any]
     if not path.exists():
         raise InvalidValue(f"{path.parent} holds no {what}: there is no {path}; {remedy}")
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")).items())
+        return dict(read_json(path).items())
     except (ValueError, AttributeError) as error:
         raise Corrupted(f"{path} can't be read ({error}); {mend}") from error
 

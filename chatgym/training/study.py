@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from chatgym.agent import Range
 from chatgym.envs.task import Task
 from chatgym.errors import Corrupted, InvalidValue
+from chatgym.storage.utf8 import read_json
 from chatgym.training.run import read_object
 from chatgym.training.search_space import Space
 from chatgym.training.trainer import DEFAULT_STEPS
@@ -84,7 +84,7 @@ def best_settings(folder: str | Path, agent: str) -> dict[str, Any]:
     if not path.exists():
         raise InvalidValue(f"no trial of {folder} has finished yet; go on with `chatgym tune {agent}`")
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        settings = read_json(path)["settings"]
         return dict(settings)
     except (ValueError, KeyError, TypeError) as error:
         raise Corrupted(f"{path} can't be read ({error}); the same `chatgym tune` writes it again") from error

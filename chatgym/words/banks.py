@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from chatgym.errors import Corrupted
 from chatgym.scenarios import Scenario
+from chatgym.storage.utf8 import read_json
 
 FILE, DROPPED = "banks.json", "dropped.json"
 
@@ -76,7 +77,7 @@ def shipped(scenario: Scenario) -> Shipped | None:
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         banks = {
             name: Bank(tuple(map(str, bank["wordings"])), sampled=int(bank["candidates"]))
             for name, bank in found["banks"].items()
@@ -94,7 +95,7 @@ def dropped(scenario: Scenario) -> dict[str, list[str]]:
     """
     path = scenario.folder / DROPPED
     try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        found = read_json(path) if path.is_file() else {}
         return {name: list(map(str, wordings)) for name, wordings in found.items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise Corrupted(f"{path} can't be read ({error}); restore it, or delete it to drop nothing") from error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import string
 
+from chatgym.storage.utf8 import valid
+
 MAX_CHARS = 2000
 """Longest text of an observation or an action, in characters."""
 
@@ -13,5 +15,4 @@ CHARSET = frozenset(string.ascii_letters + string.digits + string.punctuation + 
 
 def clean(text: str) -> str:
     """Return a text that can be stored and printed: without lone surrogates and control characters."""
-    text = text.encode("utf-8", "replace").decode("utf-8")
-    return "".join(c if c.isprintable() or c == "\n" else " " for c in text).strip()
+    return "".join(c if c.isprintable() or c == "\n" else " " for c in valid(text)).strip()

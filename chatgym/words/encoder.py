@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chatgym.storage import model_store
+from chatgym.storage.utf8 import valid
 
 Floats = npt.NDArray[np.float32]
 
@@ -99,7 +100,7 @@ class Encoder:
 
 def written_out(text: str) -> str:
     """Return a text in lower case, with `SHORT_FORMS` and stretched words ("heyyy") in their usual spelling."""
-    text = _STRETCHED.sub(r"\1", text.lower().replace("’", "'"))
+    text = _STRETCHED.sub(r"\1", valid(text).lower().replace("’", "'"))
     return _WORD.sub(lambda word: SHORT_FORMS.get(word[0], word[0]), text)
 
 

@@ -8,13 +8,13 @@ Slots in wordings are ``{name}``.
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from chatgym.errors import Corrupted
 from chatgym.scenarios import Scenario
+from chatgym.storage.utf8 import read_json
 
 FILE = "voice.json"
 
@@ -84,6 +84,6 @@ def _read(scenario: Scenario) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(read_json(path))
     except (OSError, ValueError, TypeError) as error:
         raise Corrupted(f"{path} can't be read ({error}); restore it, or delete it to do without a voice") from error
