@@ -6,6 +6,7 @@ padding, so its score doesn't depend on other conversations.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from chatgym.engines.marks import marks_of
 from chatgym.errors import InvalidValue
 from chatgym.rewards.features import one_thread
 from chatgym.rewards.protocol import Conversation
@@ -21,6 +23,8 @@ MOST_TOKENS = 2048
 """The most tokens of a conversation that are read, its last ones; fewer if the model's context is shorter."""
 REMEMBERED = 65_536
 """Conversations whose scores are kept in memory."""
+_ROLE = re.compile(r"(?<=\n)(?=(?:System|User|Assistant):)")
+"""Where a message's own line looks like another message: it is indented."""
 
 
 class ClassifierRewardModel:
@@ -106,16 +110,18 @@ class ClassifierRewardModel:
 
 
 def encode(tokenizer: Any, conversation: Conversation, most: int) -> list[int]:
-    """Return the last `most` token ids of a conversation.
+    """Return the last `most` token ids of a conversation; no message's text becomes a turn mark.
 
     Args:
         tokenizer: A tokenizer of the transformers library.
         conversation: ChatML messages.
         most: The most tokens.
     """
-    text = _written(tokenizer, conversation)
-    ids: list[int] = tokenizer(text[-20 * most :], add_special_tokens=not tokenizer.chat_template)["input_ids"]
-    return ids[-most:]
+    marks, lines = marks_of(tokenizer), not tokenizer.chat_template
+    text = _written(tokenizer, marks.shield_messages(conversation))
+    if not marks.shields(text):  # a stand-in must not be cut
+        text = text[-20 * most :]
+    return marks.encode(text, add_special_tokens=lines)[-most:]
 
 
 def _written(tokenizer: Any, conversation: Conversation) -> str:
@@ -124,7 +130,8 @@ def _written(tokenizer: Any, conversation: Conversation) -> str:
         from jinja2.exceptions import TemplateError
 
         try:
-            return str(tokenizer.apply_chat_template([dict(message) for message in conversation], tokenize=False))
+            return str(tokenizer.apply_chat_template(conversation, tokenize=False))
         except TemplateError:
             pass  # such as one that requires alternating roles
-    return "".join(f"{message['role'].capitalize()}: {message['content']}\n" for message in conversation)
+    said = [(message["role"].capitalize(), _ROLE.sub(" ", message["content"])) for message in conversation]
+    return "".join(f"{role}: {text}\n" for role, text in said)
