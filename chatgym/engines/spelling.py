@@ -52,7 +52,7 @@ class Spelling(dict[int, bytes]):
     def _read(self, token: int) -> bytes:
         """Return the bytes of a token."""
         if token in self._added:
-            return self._added[token].encode()
+            return str(self._added[token]).encode()
         written: str | None = self._tokenizer.convert_ids_to_tokens(token) if self.exact else None
         if not self.exact:
             return str(self._tokenizer.decode([token])).encode()

@@ -139,7 +139,6 @@ class TransformersEngine:
         self.dtype = dtype or pick_dtype(self.device)
         self.identity, self._adapter = identity, adapter
         self.model: Any = self._load_model(Path(folder), self.dtype)
-        check_vocabulary(self.tokenizer, self.model, folder)
         self.spelling = Spelling(self.tokenizer)
         end = self.model.generation_config.eos_token_id
         ends = {*(end if isinstance(end, list) else [end]), self.tokenizer.eos_token_id} - {None}
@@ -167,6 +166,7 @@ class TransformersEngine:
             model: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
             )
+        check_vocabulary(self.tokenizer, model, folder)
         if self._adapter is not None:
             merge(model, self._adapter)
         return model.to(self.device).eval()

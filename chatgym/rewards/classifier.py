@@ -49,9 +49,11 @@ class ClassifierRewardModel:
             InvalidValue: The folder holds no tokenizer, or no model with a classification head.
         """
         import torch
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoModelForSequenceClassification
 
-        from chatgym.engines.transformers import pick_device, pick_dtype, quiet_loading
+        from chatgym.engines.transformers import (
+            check_vocabulary, load_tokenizer, pick_device, pick_dtype, quiet_loading,
+        )  # fmt: skip
 
         self._device = pick_device()
         dtype = torch.float32 if self._device.type == "cpu" else pick_dtype(self._device)
@@ -60,7 +62,6 @@ class ClassifierRewardModel:
                 model, found = AutoModelForSequenceClassification.from_pretrained(
                     folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
                 )
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InvalidValue(f"{folder} can't be read as a sequence classifier ({reason})") from error
@@ -69,6 +70,8 @@ class ClassifierRewardModel:
                 f"{folder} holds a model without a trained classification head (it lacks "
                 f"{sorted(found['missing_keys'])[0]}); `chatgym reward train --kind llm` trains one"
             )
+        self._tokenizer: Any = load_tokenizer(folder)
+        check_vocabulary(self._tokenizer, model, folder)
         self._model: Any = model.to(self._device).eval()
         self.labels = int(model.config.num_labels)
         self.identity = {"name": "classifier", "version": 1, "model": name}
