@@ -52,7 +52,11 @@ class ClassifierRewardModel:
         from transformers import AutoModelForSequenceClassification
 
         from chatgym.engines.transformers import (
-            check_vocabulary, load_tokenizer, pick_device, pick_dtype, quiet_loading,
+            check_vocabulary,
+            load_tokenizer,
+            pick_device,
+            pick_dtype,
+            quiet_loading,
         )  # fmt: skip
 
         self._device = pick_device()
