@@ -2,9 +2,12 @@ import random
 
 import numpy as np
 import pytest
+from test_rewards_other import save_classifier
+from tiny import save_tiny_model
 
 from chatgym.engines import make_engine
 from chatgym.errors import InvalidValue
+from chatgym.scenarios import find_scenario
 from chatgym.storage import model_store
 
 torch = pytest.importorskip("torch")
@@ -142,6 +145,46 @@ def test_a_folder_of_pickled_weights_is_refused(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     with pytest.raises(InvalidValue, match="pickled weights are never loaded"):
         make_engine(f"hf:{tmp_path}")
+
+
+def lost(folder):
+    for file in [*folder.glob("token*"), *folder.glob("*.jinja")]:
+        file.unlink()
+
+
+def damaged(folder):
+    (folder / "tokenizer.json").write_text("{")
+
+
+def grown(folder):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<mine>"])
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lost, "without a tokenizer; copy its tokenizer.json.*tokenizer.save_pretrained"),
+        (damaged, "no tokenizer that can be read.*tokenizer.save_pretrained"),
+        (grown, "the token '<mine>' with id 49152.*only the ids 0 to 49151.*resize_token_embeddings"),
+    ],
+)
+def test_a_tokenizer_that_does_not_fit_is_told_when_the_model_is_opened(change, words, tmp_path):
+    from chatgym.finetuning import models
+    from chatgym.rewards import make_reward_model
+
+    folder, judge = save_tiny_model(tmp_path / "tiny"), save_classifier(tmp_path / "judge", labels=1)
+    change(folder)
+    change(judge)
+    with pytest.raises(InvalidValue, match=words):
+        make_engine(f"hf:{folder}").opened()
+    with pytest.raises(InvalidValue, match=words):
+        make_reward_model(f"hf:{judge}", find_scenario("social"))
+    with pytest.raises(InvalidValue, match="tokenizer.save_pretrained|resize_token_embeddings"):
+        models.load(folder)
 
 
 def test_a_model_of_ones_own_words_the_partner_from_its_folder():

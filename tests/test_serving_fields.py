@@ -137,7 +137,7 @@ IN_CHAT = {
     ),
 }
 IN_COMPLETIONS = {
-    "logprobs": lambda ask, plain: all(1 <= len(one) <= 2 for one in ask(logprobs=2).choices[0].logprobs.top_logprobs)
+    "logprobs": lambda ask, plain: all(len(one) == 2 for one in ask(logprobs=2).choices[0].logprobs.top_logprobs)
 }
 
 

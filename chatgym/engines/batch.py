@@ -31,6 +31,10 @@ class DecodingModel(LoadedModel, Protocol):
 
     prefixes: Prefixes
 
+    def text(self, tokens: Sequence[int]) -> str:
+        """Return the text of a continuation's token ids, without end-of-text tokens."""
+        ...
+
 
 @dataclass(frozen=True)
 class Request:
@@ -194,7 +198,7 @@ class Batch:
             return why
         stop = row.request.stop
         if stop:
-            text = self.engine.tokenizer.decode(row.tokens)
+            text = self.engine.text(row.tokens)
             if any(s in text for s in stop):
                 return "stop"
         return "length" if len(row.tokens) >= row.request.max_new_tokens else None

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from chatgym.engines.marks import CHATML, Marks, marks_of
 from chatgym.engines.protocol import Engine, LazyEngine, check_sampling
 from chatgym.engines.spoken import opened_thought, text_of, without_thoughts
 from chatgym.engines.tokenizer import END
@@ -155,7 +156,8 @@ def ask(
     made: list[Reply] = []
     for first in range(0, len(prompts), TOGETHER):
         part = slice(first, first + TOGETHER)
-        for completion in opened.generate(prompts[part], seeds=seeds[part], stop=(END,), **sampling):
+        given = [_given(opened, prompt) for prompt in prompts[part]]
+        for completion in opened.generate(given, seeds=seeds[part], stop=(END,), **sampling):
             begun = opened_thought(prompts[len(made)])
             made.append(Reply(begun + completion.text, (), completion.finish_reason))
             if answered is not None:
@@ -176,17 +178,30 @@ def _plain(tokenizer: Any, messages: Sequence[Message]) -> list[dict[str, Any]]:
     ]
 
 
+def _given(engine: Any, prompt: str) -> Any:
+    """Return a prompt of `_prompt` as an engine takes it: as tokens if it can, where somebody wrote a turn mark."""
+    marks = _marks(getattr(engine, "tokenizer", None))
+    if not marks.shields(prompt):
+        return prompt
+    takes_tokens = getattr(engine, "takes_tokens", False)
+    return marks.encode(prompt, add_special_tokens=True) if takes_tokens else marks.broken(prompt)
+
+
+def _marks(tokenizer: Any) -> Marks:
+    """Return the marks of the prompts that `_prompt` writes."""
+    return marks_of(tokenizer, () if getattr(tokenizer, "chat_template", None) else CHATML)
+
+
 def _prompt(tokenizer: Any, messages: Sequence[Message]) -> str:
-    """Return messages as a prompt that the model continues with its reply."""
+    """Return messages as a prompt that the model continues with its reply; it may hold stand-ins (`Marks.shield`)."""
+    messages = _marks(tokenizer).shield_messages(messages)
     if not getattr(tokenizer, "chat_template", None):
         said = "".join(f"<|im_start|>{message['role']}\n{message['content']}{END}\n" for message in messages)
         return f"{said}<|im_start|>assistant\n"
     from jinja2.exceptions import TemplateError
 
     try:
-        prompt: str = tokenizer.apply_chat_template(
-            [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
-        )
+        prompt: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except TemplateError as error:
         raise InvalidValue(f"the model's chat template refuses the messages ({error}); use another model") from None
     begins = tokenizer.bos_token

@@ -19,6 +19,9 @@ PLAIN_MODEL = "smollm2-135m"
 ADAPTER = Path(__file__).parent / DEFAULT_MODEL
 """Folder of the voice: a LoRA adapter to `PLAIN_MODEL`."""
 
+TOKENIZERS = ("tokenizer*", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
+"""Files of which a folder with a tokenizer has one."""
+
 
 def make_engine(llm: str | Engine) -> Engine | None:
     """Make the engine that `llm` names; its model is loaded at the first use.
@@ -132,7 +135,7 @@ def find_model(spec: str) -> tuple[Path, str]:
         The model's folder, and its identity: name and revision.
 
     Raises:
-        InvalidValue: There is no such folder, or it holds no safetensors.
+        InvalidValue: There is no such folder, or it holds no safetensors, or no tokenizer.
         Unavailable: The model can't be fetched from the hub.
     """
     folder = Path(spec).expanduser()
@@ -147,6 +150,11 @@ def find_model(spec: str) -> tuple[Path, str]:
         raise InvalidValue(
             f"folder {str(folder)!r} holds no model that can be read: it needs config.json and *.safetensors "
             "(pickled weights are never loaded); save it with `model.save_pretrained(folder)`"
+        )
+    if not any(any(folder.glob(pattern)) for pattern in TOKENIZERS):
+        raise InvalidValue(
+            f"folder {str(folder)!r} holds a model without a tokenizer; copy its tokenizer.json and "
+            "tokenizer_config.json there, or write them by `tokenizer.save_pretrained(folder)`"
         )
     name = spec if folder != Path(spec).expanduser() else folder.resolve().name
     return folder, f"{name}@{_digest(weights)[:12]}"

@@ -24,7 +24,7 @@ from chatgym.engines.budget import Budget, Limits, Usage, tokens_used
 from chatgym.engines.chat import Answered, Message, Reply
 from chatgym.engines.dialect import redacted
 from chatgym.engines.patience import backoff
-from chatgym.engines.protocol import Completion, check_each, check_sampling
+from chatgym.engines.protocol import Completion, check_each, check_sampling, continues
 from chatgym.engines.server import Server, TryAgain
 from chatgym.engines.wire import Job, api_key, completion, echoed, replied, sampled
 from chatgym.errors import InvalidValue, Unavailable, Unfinished
@@ -222,8 +222,6 @@ class OpenAIEngine:
     def score(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[list[float]]:
         """Score continuations, see `chatgym.engines.Engine.score`.
 
-        A token that holds the end of a prompt and the beginning of a continuation belongs to the continuation.
-
         Raises:
             InvalidValue: There aren't as many continuations as prompts, or a prompt is empty.
             Unfinished: The server reports no log-probabilities of a prompt; see also `generate`.
@@ -236,8 +234,8 @@ class OpenAIEngine:
         jobs = [Job(p + c, 1, logprobs=True, echo=True) for p, c in zip(prompts, continuations, strict=True)]
         scored = self._answers(jobs, echoed)
         return [
-            [value for begin, end, value in row if len(p) < end and begin < len(p) + len(c)]
-            for row, p, c in zip(scored, prompts, continuations, strict=True)
+            [value for at in continues(begins, len(p), len(p + c)) if (value := values[at]) is not None]
+            for (begins, values), p, c in zip(scored, prompts, continuations, strict=True)
         ]
 
     def chat(

@@ -57,7 +57,10 @@ class Engine(Protocol):
         ...
 
     def score(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[list[float]]:
-        """Return the log-probabilities of each continuation's tokens after its prompt, at temperature 1."""
+        """Return the log-probabilities of each continuation's tokens after its prompt, at temperature 1.
+
+        Both are tokenised as one text; see `continues` for the token at the border.
+        """
         ...
 
     def close(self) -> None:
@@ -65,8 +68,22 @@ class Engine(Protocol):
         ...
 
 
+def continues(begins: Sequence[int], prompt: int, whole: int) -> list[int]:
+    """Return the places of the tokens that belong to a continuation, the one that begins in the prompt included.
+
+    Args:
+        begins: The characters at which the tokens of the whole text begin; of one that is a part of a character, the
+            place of that.
+        prompt: Characters of the prompt.
+        whole: Characters of prompt and continuation.
+    """
+    ends = [*begins[1:], whole]
+    spans = enumerate(zip(begins, ends, strict=True))
+    return [i for i, (begin, end) in spans if (begin >= prompt or end > prompt) and begin < whole]
+
+
 def check_sampling(
-    prompts: Sequence[str], max_new_tokens: int, temperature: float, top_p: float, seeds: Sequence[int] | None
+    prompts: Sequence[object], max_new_tokens: int, temperature: float, top_p: float, seeds: Sequence[int] | None
 ) -> None:
     """Check the arguments of `Engine.generate`.
 
@@ -81,7 +98,7 @@ def check_sampling(
     check_each("seeds", seeds, prompts)
 
 
-def check_each(what: str, given: Sequence[object] | None, prompts: Sequence[str]) -> None:
+def check_each(what: str, given: Sequence[object] | None, prompts: Sequence[object]) -> None:
     """Check that a sequence, unless it is None, has one item for each prompt.
 
     Args:

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from chatgym.engines.marks import CHATML, Marks
 from chatgym.errors import InvalidValue
 from chatgym.storage import model_store
 from chatgym.storage.utf8 import read_json
 
-END = "<|im_end|>"
+END = CHATML[1]
 """The text that ends a turn in ChatML."""
 
 
@@ -45,14 +46,19 @@ class ChatTokenizer:
         except Exception as error:  # the library's own, which is a bare Exception
             raise InvalidValue(f"{file} can't be read ({error}); save it with `tokenizer.save_pretrained`") from error
         self._tokenizer.no_truncation()
+        self._marks = Marks(self._tokenizer, frame=CHATML)
         self.name, self.sha256 = name, model_store.sha256(file)
         self.size = int(self._tokenizer.get_vocab_size())
         self.end = self._end(folder)
 
     def encode(self, text: str) -> list[int]:
-        """Return a text's token ids, without added special tokens."""
+        """Return a text's token ids, without added special tokens; the texts of special tokens become these tokens."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
+
+    def words(self, text: str) -> list[int]:
+        """Return the token ids of what somebody said: no turn mark or other special token, whatever the words are."""
+        return self._marks.encode(self._marks.shield(text))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids, without special tokens."""

@@ -19,7 +19,8 @@ from chatgym.engines.adapter import merge
 from chatgym.engines.batch import Alternatives, Batch, Request, report
 from chatgym.engines.columns import new_cache
 from chatgym.engines.prefixes import Prefixes
-from chatgym.engines.protocol import Completion, check_each, check_sampling
+from chatgym.engines.protocol import Completion, check_each, check_sampling, continues
+from chatgym.engines.spelling import Spelling
 from chatgym.errors import InvalidValue, unknown
 from chatgym.storage.utf8 import valid
 
@@ -69,6 +70,39 @@ def quiet_loading() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def load_tokenizer(folder: str | Path) -> Any:
+    """Return the tokenizer in a folder, of the transformers library, without running code of the folder.
+
+    Raises:
+        InvalidValue: There is none, or it can't be read.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # of many types, by what is missing or damaged
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InvalidValue(
+            f"{str(folder)!r} holds no tokenizer that can be read ({reason[:200]}); copy the files of the model's own "
+            "tokenizer there (tokenizer.json, tokenizer_config.json), or write them by "
+            "`tokenizer.save_pretrained(folder)`"
+        ) from error
+
+
+def check_vocabulary(tokenizer: Any, model: Any, folder: str | Path) -> None:
+    """Check that a model has an embedding for every token of its tokenizer.
+
+    Raises:
+        InvalidValue: A token has none: a text that holds it would end in an IndexError.
+    """
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    word, token = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if token >= rows:
+        raise InvalidValue(
+            f"the tokenizer in {str(folder)!r} has the token {word!r} with id {token}, but the model embeds only the "
+            f"ids 0 to {rows - 1}; restore the tokenizer that the model was trained with, or give the model room by "
+            "`model.resize_token_embeddings(len(tokenizer))`, train it, and save both"
+        )
+
+
 class TransformersEngine:
     """A causal language model loaded from a folder; it reads only safetensors, and never runs code from the folder.
 
@@ -78,10 +112,14 @@ class TransformersEngine:
         dtype: Dtype of its weights.
         model: The model, of the transformers library.
         tokenizer: Its tokenizer.
+        spelling: The bytes of its tokens.
         ends: Token ids that end a text.
         context: The most tokens that a prompt and its continuation have together.
         prefixes: The last prompts, with their keys and values.
+        takes_tokens: Prompts can be token ids, too.
     """
+
+    takes_tokens = True
 
     def __init__(
         self, folder: str | Path, *, identity: str, dtype: torch.dtype | None = None, adapter: Path | None = None
@@ -93,12 +131,16 @@ class TransformersEngine:
             identity: Name and revision of the model.
             dtype: Dtype of the weights; `pick_dtype` when None.
             adapter: Folder of a LoRA adapter to merge into them (`chatgym.engines.adapter`).
+
+        Raises:
+            InvalidValue: The folder holds no tokenizer, or one with a token that the model has no embedding for.
         """
+        self.tokenizer: Any = load_tokenizer(folder)
         self.device = pick_device()
         self.dtype = dtype or pick_dtype(self.device)
         self.identity, self._adapter = identity, adapter
         self.model: Any = self._load_model(Path(folder), self.dtype)
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        self.spelling = Spelling(self.tokenizer)
         end = self.model.generation_config.eos_token_id
         ends = {*(end if isinstance(end, list) else [end]), self.tokenizer.eos_token_id} - {None}
         self.ends = frozenset(int(token) for token in ends)
@@ -125,13 +167,14 @@ class TransformersEngine:
             model: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
             )
+        check_vocabulary(self.tokenizer, model, folder)
         if self._adapter is not None:
             merge(model, self._adapter)
         return model.to(self.device).eval()
 
     def generate(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str | Sequence[int]],
         *,
         max_new_tokens: int,
         temperature: float = 1.0,
@@ -143,7 +186,7 @@ class TransformersEngine:
         """Continue prompts, as `chatgym.engines.Engine.generate`.
 
         Args:
-            prompts: B texts.
+            prompts: B texts, or lists of token ids.
             max_new_tokens: Most tokens of a continuation.
             temperature: 0 takes the likeliest token.
             top_p: Sample among the likeliest tokens that have this probability together (Holtzman et al. 2020).
@@ -186,10 +229,19 @@ class TransformersEngine:
         check_each("continuations", continuations, prompts)
         if not prompts:
             return []
-        heads = [self.tokens(prompt) for prompt in prompts]
-        tails = [self.tokenizer(valid(text), add_special_tokens=False)["input_ids"] for text in continuations]
-        scored = self.score_tokens([head + tail for head, tail in zip(heads, tails, strict=True)])
-        return [[a.logprob for a in row[len(row) - len(tail) :]] for row, tail in zip(scored, tails, strict=True)]
+        rows = [self._with_continuation(head, tail) for head, tail in zip(prompts, continuations, strict=True)]
+        scored = self.score_tokens([ids for ids, _ in rows])
+        return [[found[at - 1].logprob for at in own if at] for found, (_, own) in zip(scored, rows, strict=True)]
+
+    def _with_continuation(self, prompt: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Return the token ids of a prompt with its continuation, and the places of those of the continuation."""
+        if not prompt:
+            head, tail = self.tokens(""), self.tokenizer(valid(continuation), add_special_tokens=False)["input_ids"]
+            return head + tail, list(range(len(head), len(head + tail)))
+        prompt, continuation = valid(prompt), valid(continuation)
+        text = prompt + continuation
+        ids = self.tokens(text)
+        return ids, continues(self.spelling.begins(ids, text), len(prompt), len(text))
 
     @torch.inference_mode()
     def score_tokens(self, sequences: Sequence[Sequence[int]], alternatives: int = 0) -> list[list[Alternatives]]:
@@ -223,13 +275,17 @@ class TransformersEngine:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def tokens(self, text: str) -> list[int]:
+    def tokens(self, prompt: str | Sequence[int]) -> list[int]:
         """Return a prompt's token ids; of an empty prompt one end-of-text token, so that there is one to continue."""
-        return self.tokenizer(valid(text))["input_ids"] or [min(self.ends, default=0)]
+        ids = self.tokenizer(valid(prompt))["input_ids"] if isinstance(prompt, str) else list(prompt)
+        return ids or [min(self.ends, default=0)]
 
     def text(self, tokens: Sequence[int], stop: Sequence[str] = ()) -> str:
-        """Return the text of token ids, without end-of-text tokens, up to the first stop string."""
-        text: str = self.tokenizer.decode([token for token in tokens if token not in self.ends])
+        """Return the text of token ids, without end-of-text tokens, up to the first stop string.
+
+        It begins with a space if its first token does, as it follows the prompt.
+        """
+        text = self.spelling.text([token for token in tokens if token not in self.ends])
         found = [at for s in stop if (at := text.find(s)) >= 0]
         return text[: min(found)] if found else text
 

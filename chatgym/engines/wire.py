@@ -168,8 +168,8 @@ def _logprobs(stated: Any) -> tuple[float, ...] | None:
     return None if values is None else tuple(map(float, values))
 
 
-def echoed(job: Job, answer: Any) -> list[tuple[int, int, float]]:
-    """Return begin and end (in characters) and log-probability of each token of the prompt but the first.
+def echoed(job: Job, answer: Any) -> tuple[list[int], list[float | None]]:
+    """Return the characters at which the tokens of prompt and answer begin, and the tokens' log-probabilities.
 
     Raises:
         Unfinished: The server doesn't report them.
@@ -182,9 +182,4 @@ def echoed(job: Job, answer: Any) -> list[tuple[int, int, float]]:
             "the server gives no log-probabilities of a prompt (`echo` with `logprobs` of /completions), so it can't "
             "score; use one that does, such as vLLM, or llm='hf:...'"
         )
-    ends = [*begins[1:], len(choice["text"])]
-    return [
-        (int(begin), int(end), float(value))
-        for begin, end, value in zip(begins, ends, values, strict=True)
-        if value is not None
-    ]
+    return list(map(int, begins)), [None if value is None else float(value) for value in values]

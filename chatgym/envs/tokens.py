@@ -1,7 +1,7 @@
 """Token observations: the words of B conversations as growing lists of token ids.
 
-An utterance is encoded once, when it is said; an agent's tokens are kept as it chose them. The format is ChatML: the
-partner is the ``user``, the agent the ``assistant``.
+An utterance is encoded once, when it is said, without special tokens: nobody can end a turn by its words. An agent's
+tokens are kept as it chose them. The format is ChatML: the partner is the ``user``, the agent the ``assistant``.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ class TokenHistory:
 
     def say(self, row: int, agent: str | Sequence[int]) -> None:
         """Append the agent's utterance: a text, or tokens without the end token."""
-        self.ids[row] += self.tokenizer.encode(agent) if isinstance(agent, str) else agent
+        self.ids[row] += self.tokenizer.words(agent) if isinstance(agent, str) else agent
 
     def step(self, row: int, partner: str) -> None:
         """End the agent's turn, if there is one, and append the partner's utterance."""
         ids = self.ids[row]
         if ids:
             ids += self._close
-        ids += [*self._user, *self.tokenizer.encode(partner), *self._close, *self._assistant]
+        ids += [*self._user, *self.tokenizer.words(partner), *self._close, *self._assistant]
 
     def observe(self) -> dict[str, npt.NDArray[Any]]:
         """Return ``ids`` int64[B, `CONTEXT`] and ``mask`` int8[B, `CONTEXT`], padded on the left with 0."""

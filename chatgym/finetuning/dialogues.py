@@ -15,13 +15,13 @@ from chatgym.envs.interfaces import draw_allowed
 from chatgym.envs.task import Task
 from chatgym.envs.vector_env import ChatVectorEnv
 from chatgym.errors import InvalidValue
-from chatgym.storage.utf8 import parsed, read_text, valid
+from chatgym.rewards import forms
+from chatgym.storage.utf8 import read_text, valid
 
 Message: TypeAlias = Mapping[str, str]
 Dialogue: TypeAlias = Sequence[Message]
 """ChatML messages: ``{"role": "system" | "user" | "assistant", "content": text}``; the agent is the assistant."""
 
-ROLES = ("system", "user", "assistant")
 ROWS = 512
 """Conversations held side by side."""
 
@@ -29,19 +29,18 @@ _WANDER, _WHERE = rng.PURPOSES - 3, rng.PURPOSES - 2  # purposes of the draws of
 
 
 def read(path: Path) -> list[Dialogue]:
-    """Read conversations, JSON lines of ``{"messages": [...]}``.
+    """Read conversations, JSON lines of ``{"messages": [...]}`` or of other forms (`chatgym.rewards.forms`).
 
     Raises:
         InvalidValue: The file can't be read, or a line is no conversation with a message of the assistant.
     """
-    dialogues: list[Dialogue] = []
     try:
-        lines = read_text(path).split("\n")
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidValue(f"{path} can't be read ({error}); name a file of JSON lines") from error
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            dialogues.append(_checked(line, f"{path}, line {number}"))
+        raise InvalidValue(
+            f"{path} can't be read ({error}); name a file of JSON lines, as `dataset.to_json(FILE)` writes one"
+        ) from error
+    dialogues = forms.read_records(path, text, _checked)
     if not dialogues:
         raise InvalidValue(f'{path} holds no conversation; each line is one, {{"messages": [...]}}')
     return dialogues
@@ -116,19 +115,9 @@ def _hold(
     return said
 
 
-def _checked(line: str, where: str) -> Dialogue:
-    """Return the messages in a line, or raise `InvalidValue`, which names the line by `where`."""
-    try:
-        found = parsed(line)
-    except ValueError as error:
-        raise InvalidValue(f"{where}: not JSON ({error})") from error
-    messages = found.get("messages") if isinstance(found, dict) else None
-    if not isinstance(messages, list) or not messages:
-        raise InvalidValue(f'{where}: expected {{"messages": [{{"role": ..., "content": ...}}, ...]}}')
-    for message in messages:
-        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
-        if role not in ROLES or not isinstance(content, str):
-            raise InvalidValue(f"{where}: a message needs a role ({', '.join(ROLES)}) and a text as content")
+def _checked(record: Any, where: str) -> Dialogue:
+    """Return the messages of a record, or raise `InvalidValue`."""
+    messages = forms.conversation(record)
     if all(message["role"] != "assistant" for message in messages):
-        raise InvalidValue(f"{where}: no message of the assistant; SFT learns only those, so leave the line out")
+        raise InvalidValue("no message of the assistant; SFT learns only those, so leave the conversation out")
     return messages

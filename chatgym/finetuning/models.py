@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from chatgym.engines.transformers import quiet_loading
+from chatgym.engines.transformers import check_vocabulary, load_tokenizer, quiet_loading
 from chatgym.errors import InvalidValue, Unavailable
 from chatgym.finetuning import tiny
 from chatgym.storage import model_store
@@ -48,11 +48,20 @@ def folder_of(model: str) -> Path:
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """Load a causal language model to train, only from safetensors, without running code of the folder."""
+    """Load a causal language model to train, only from safetensors, without running code of the folder.
+
+    Raises:
+        InvalidValue: The folder holds no tokenizer, or one with a token that the model has no embedding for.
+    """
     from transformers import AutoModelForCausalLM
 
+    tokenizer = load_tokenizer(folder)
     with quiet_loading():
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
+    check_vocabulary(tokenizer, model, folder)
+    return model
 
 
 def with_lora(model: Any, lora: Lora, seed: int, task: str = "CAUSAL_LM") -> Any:
@@ -120,15 +129,13 @@ def save(model: Any, tokenizer_from: Path, folder: Path) -> None:
         tokenizer_from: Folder with the tokenizer.
         folder: The folder to write to.
     """
-    from transformers import AutoTokenizer
-
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(folder / "adapter")
         (folder / "adapter" / "README.md").unlink(missing_ok=True)  # peft's own, with nothing filled in
         model = model.merge_and_unload()
     with quiet_loading():
         model.save_pretrained(folder, max_shard_size="1TB")
-    AutoTokenizer.from_pretrained(tokenizer_from, trust_remote_code=False).save_pretrained(folder)
+    load_tokenizer(tokenizer_from).save_pretrained(folder)
 
 
 def make(source: Path, *, scratch_seed: int | None, lora: Lora | None, seed: int) -> Any:

@@ -46,7 +46,7 @@ def encode(dialogue: Dialogue, tokenizer: ChatTokenizer) -> tuple[list[int], lis
     after = tokenizer.encode("\n")
     for message in dialogue:
         head = tokenizer.encode(f"<|im_start|>{message['role']}\n")
-        body = [*tokenizer.encode(message["content"]), tokenizer.end]
+        body = [*tokenizer.words(message["content"]), tokenizer.end]
         ids += [*head, *body, *after]
         learned += [False] * len(head) + [message["role"] == "assistant"] * len(body) + [False] * len(after)
     return ids, learned

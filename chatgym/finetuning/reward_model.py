@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from chatgym.engines.transformers import check_vocabulary, load_tokenizer
 from chatgym.errors import InvalidValue
 from chatgym.finetuning import models, tiny
 from chatgym.finetuning.epochs import rows_of_step
@@ -142,6 +143,7 @@ def train(folder: Path, progress: Callable[[int, int, Mapping[str, float]], None
     pairs = read_pairs(folder / PAIRS)
     base = folder / BASE if settings.model == SCRATCH else models.folder_of(settings.model)
     tokenizer, model = _tokenizer(base), _model(base, settings)
+    check_vocabulary(tokenizer, model, base)
     longest = min(model.config.max_position_embeddings, MOST_TOKENS)
     if settings.length > longest:
         raise InvalidValue(f"--length {settings.length} is more than the {longest} tokens that the model reads")
@@ -213,9 +215,7 @@ def batch_of(conversations: Sequence[Sequence[int]], pad: int, device: torch.dev
 
 def _tokenizer(folder: Path) -> Any:
     """Return the tokenizer in a folder, with a token for padding."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = load_tokenizer(folder)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

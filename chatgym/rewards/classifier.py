@@ -6,6 +6,7 @@ padding, so its score doesn't depend on other conversations.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from chatgym.engines.marks import marks_of
 from chatgym.errors import InvalidValue
 from chatgym.rewards.features import one_thread
 from chatgym.rewards.protocol import Conversation
@@ -21,6 +23,8 @@ MOST_TOKENS = 2048
 """The most tokens of a conversation that are read, its last ones; fewer if the model's context is shorter."""
 REMEMBERED = 65_536
 """Conversations whose scores are kept in memory."""
+_ROLE = re.compile(r"(?<=\n)(?=(?:System|User|Assistant):)")
+"""Where a message's own line looks like another message: it is indented."""
 
 
 class ClassifierRewardModel:
@@ -45,9 +49,15 @@ class ClassifierRewardModel:
             InvalidValue: The folder holds no tokenizer, or no model with a classification head.
         """
         import torch
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoModelForSequenceClassification
 
-        from chatgym.engines.transformers import pick_device, pick_dtype, quiet_loading
+        from chatgym.engines.transformers import (
+            check_vocabulary,
+            load_tokenizer,
+            pick_device,
+            pick_dtype,
+            quiet_loading,
+        )  # fmt: skip
 
         self._device = pick_device()
         dtype = torch.float32 if self._device.type == "cpu" else pick_dtype(self._device)
@@ -56,7 +66,6 @@ class ClassifierRewardModel:
                 model, found = AutoModelForSequenceClassification.from_pretrained(
                     folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
                 )
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InvalidValue(f"{folder} can't be read as a sequence classifier ({reason})") from error
@@ -65,6 +74,8 @@ class ClassifierRewardModel:
                 f"{folder} holds a model without a trained classification head (it lacks "
                 f"{sorted(found['missing_keys'])[0]}); `chatgym reward train --kind llm` trains one"
             )
+        self._tokenizer: Any = load_tokenizer(folder)
+        check_vocabulary(self._tokenizer, model, folder)
         self._model: Any = model.to(self._device).eval()
         self.labels = int(model.config.num_labels)
         self.identity = {"name": "classifier", "version": 1, "model": name}
@@ -106,16 +117,18 @@ class ClassifierRewardModel:
 
 
 def encode(tokenizer: Any, conversation: Conversation, most: int) -> list[int]:
-    """Return the last `most` token ids of a conversation.
+    """Return the last `most` token ids of a conversation; no message's text becomes a turn mark.
 
     Args:
         tokenizer: A tokenizer of the transformers library.
         conversation: ChatML messages.
         most: The most tokens.
     """
-    text = _written(tokenizer, conversation)
-    ids: list[int] = tokenizer(text[-20 * most :], add_special_tokens=not tokenizer.chat_template)["input_ids"]
-    return ids[-most:]
+    marks, lines = marks_of(tokenizer), not tokenizer.chat_template
+    text = _written(tokenizer, marks.shield_messages(conversation))
+    if not marks.shields(text):  # a stand-in must not be cut
+        text = text[-20 * most :]
+    return marks.encode(text, add_special_tokens=lines)[-most:]
 
 
 def _written(tokenizer: Any, conversation: Conversation) -> str:
@@ -124,7 +137,8 @@ def _written(tokenizer: Any, conversation: Conversation) -> str:
         from jinja2.exceptions import TemplateError
 
         try:
-            return str(tokenizer.apply_chat_template([dict(message) for message in conversation], tokenize=False))
+            return str(tokenizer.apply_chat_template(conversation, tokenize=False))
         except TemplateError:
             pass  # such as one that requires alternating roles
-    return "".join(f"{message['role'].capitalize()}: {message['content']}\n" for message in conversation)
+    said = [(message["role"].capitalize(), _ROLE.sub(" ", message["content"])) for message in conversation]
+    return "".join(f"{role}: {text}\n" for role, text in said)

@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from chatgym.errors import InvalidValue
+from chatgym.rewards import forms
 from chatgym.rewards.protocol import Conversation
-from chatgym.storage.utf8 import parsed, read_text
+from chatgym.storage.utf8 import read_text
 
-ROLES = ("system", "user", "assistant")
 KEYS = ("prompt", "chosen", "rejected", "kind", "group")
 HELD_OUT = 5
 """One of so many groups is held out."""
@@ -73,20 +73,14 @@ def read_pairs(path: str | Path) -> list[Pair]:
     """
     path = Path(path)
     try:
-        lines = read_text(path).split("\n")
+        text = read_text(path)
     except FileNotFoundError:
         raise InvalidValue(f"there is no {path}; `chatgym reward pairs --out {path}` makes pairs") from None
     except UnicodeDecodeError:
-        raise InvalidValue(f"{path} holds no pairs: it isn't text in UTF-8") from None
-    pairs = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                pairs.append(_pair(parsed(line), number))
-            except json.JSONDecodeError as error:
-                raise InvalidValue(f"{path}, line {number} is not JSON: {error.msg}") from None
-            except InvalidValue as error:
-                raise InvalidValue(f"{path}, line {number}: {error}") from None
+        raise InvalidValue(
+            f"{path} holds no pairs: it isn't text in UTF-8; `dataset.to_json(FILE)` writes JSON lines"
+        ) from None
+    pairs = forms.read_records(path, text, _pair)
     if not pairs:
         raise InvalidValue(f"{path} holds no pairs; write one JSON object per line: {', '.join(KEYS)}")
     return pairs
@@ -100,45 +94,19 @@ def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
     atomic.write_text(Path(path), text)
 
 
-def _pair(record: Any, number: int) -> Pair:
-    """Return the pair in a line's JSON value, or raise `InvalidValue`."""
-    if not isinstance(record, dict):
-        raise InvalidValue(f"a pair is an object with {', '.join(KEYS)}, not a {type(record).__name__}")
-    if extra := sorted(set(record) - set(KEYS)):
-        raise InvalidValue(f"a pair has no {extra[0]!r}; it has {', '.join(KEYS)}")
-    sides = {}
-    for name in ("prompt", "chosen", "rejected"):
-        if name not in record and name != "prompt":
-            raise InvalidValue(f"it lacks {name!r}, a list of messages")
-        sides[name] = check_messages(record.get(name, []), name)
-    for name in ("chosen", "rejected"):
-        if not any(message["role"] == "assistant" for message in sides[name]):
+def _pair(record: Any, where: str) -> Pair:
+    """Return the pair in a record, which stands at `where`, or raise `InvalidValue`."""
+    prompt, chosen, rejected = forms.preference(record)
+    for name, side in (("chosen", chosen), ("rejected", rejected)):
+        if not any(message["role"] == "assistant" for message in side):
             raise InvalidValue(f"{name} has no message of the assistant: there is nothing to judge in it")
-    if sides["chosen"] == sides["rejected"]:
+    if chosen == rejected:
         raise InvalidValue("chosen and rejected are the same; leave out ties")
-    kind, group = record.get("kind", ""), record.get("group", f"line {number}")
+    kind, group = record.get("kind", ""), record.get("group", str(record.get("prompt_id", where)))
     for name, value in (("kind", kind), ("group", group)):
         if not isinstance(value, str):
             raise InvalidValue(f"{name} is a text, not {value!r}")
-    return Pair(sides["prompt"], sides["chosen"], sides["rejected"], kind, group)
-
-
-def check_messages(messages: Any, name: str) -> list[dict[str, str]]:
-    """Check ChatML messages, and return them.
-
-    Raises:
-        InvalidValue: One isn't ``{"role": ..., "content": ...}`` with a known role and a text.
-    """
-    if not isinstance(messages, list):
-        raise InvalidValue(f"{name} is a list of messages, not a {type(messages).__name__}")
-    for message in messages:
-        if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
-            raise InvalidValue(f'a message of {name} is {{"role": ..., "content": ...}}, not {message!r:.80}')
-        if message["role"] not in ROLES:
-            raise InvalidValue(f"the roles in {name} are {', '.join(ROLES)}, not {message['role']!r}")
-        if not isinstance(message["content"], str):
-            raise InvalidValue(f"the content of a message of {name} is a text, not {message['content']!r:.80}")
-    return messages
+    return Pair(prompt, chosen, rejected, kind, group)
 
 
 def split(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:

@@ -84,10 +84,11 @@ class Answer:
             }  # fmt: skip
         prompt = index // self._plan.n
         echo = self._plan.echoed[prompt] if self._plan.echoed else ""
-        found = self._logprobs(tokens, row.alternatives if row else [], len(echo), len(echo + said))
+        found = self._logprobs(tokens, row.alternatives if row else [], self._begins(tokens, echo, len(said)))
         if found is not None and self._plan.scored:
             ids = self._plan.prompts[prompt]
-            before = self._logprobs(ids, [None, *self._ticket.reports[prompt]], 0, len(echo)) or {}
+            begins = self._engine.spelling.begins(ids, echo)
+            before = self._logprobs(ids, [None, *self._ticket.reports[prompt]], begins) or {}
             found = {name: before[name] + found[name] for name in found}
         return {
             "index": index, "text": echo + said, "logprobs": found, "finish_reason": why, "token_ids": list(tokens),
@@ -108,8 +109,6 @@ class Answer:
             if len(text) <= self._sent[index]:
                 return None
         new, since = text[self._sent[index] :], self._told[index]
-        echo = len(self._plan.echoed[index // self._plan.n]) if self._plan.echoed else 0
-        begin, end = echo + self._sent[index], echo + len(text)
         self._sent[index], self._told[index] = max(len(text), self._sent[index]), len(tokens)
         reports = row.alternatives[since : len(tokens)]
         if self._plan.chat:
@@ -118,8 +117,10 @@ class Answer:
             if why and calls:  # whole: nobody can use half of one
                 delta |= {"tool_calls": [{"index": i} | call for i, call in enumerate(calls)]}
             return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": self._why(why, calls)}
+        echo = self._plan.echoed[index // self._plan.n] if self._plan.echoed else ""
+        begins = self._begins(tokens, echo, len(text) if why else None)[since:]
         return {
-            "index": index, "text": new, "logprobs": self._logprobs(tokens[since:], reports, begin, end),
+            "index": index, "text": new, "logprobs": self._logprobs(tokens[since:], reports, begins),
             "finish_reason": why, "token_ids": tokens[since:],
         }  # fmt: skip
 
@@ -130,26 +131,33 @@ class Answer:
     def _why(self, why: str | None, calls: Sequence[Any]) -> str | None:
         return self._plan.calling.finish_reason if why == "stop" and calls else why
 
+    def _begins(self, tokens: Sequence[int], echo: str, length: int | None) -> list[int]:
+        """Return where a row's tokens begin after the echo; at most at `length` characters, where its text was cut."""
+        if self._plan.alternatives is None:
+            return []
+        found = self._engine.spelling.begins(tokens)
+        return [len(echo) + (begin if length is None else min(begin, length)) for begin in found]
+
     def _logprobs(
-        self, tokens: Sequence[int], reports: Sequence[Alternatives | None], begin: int, end: int
+        self, tokens: Sequence[int], reports: Sequence[Alternatives | None], begins: list[int]
     ) -> dict[str, list[Any]] | None:
-        """Write log-probabilities in the form of completions; the tokens stand at characters `begin` to `end`."""
+        """Write log-probabilities in the form of completions; the tokens begin at the characters `begins`."""
         if self._plan.alternatives is None:
             return None
-        offsets, at, unfinished = [], begin, list[int]()
-        for token in tokens:
-            offsets.append(min(at, end))
-            unfinished.append(token)  # a character may be written by several tokens
-            word: str = self._engine.tokenizer.decode(unfinished)
-            if not word.endswith(INCOMPLETE):
-                at += len(word)
-                unfinished.clear()
         return {
-            "tokens": [self._word(token) for token in tokens],
+            "tokens": [self._word(token, "bytes:") for token in tokens],
             "token_logprobs": [one.logprob if one else None for one in reports],
-            "top_logprobs": [{self._word(t): value for t, value in one.likeliest} if one else None for one in reports],
-            "text_offset": offsets,
+            "top_logprobs": [self._named(one.likeliest) if one else None for one in reports],
+            "text_offset": begins,
         }
+
+    def _named(self, likeliest: Sequence[tuple[int, float]]) -> dict[str, float]:
+        """Return log-probabilities by the tokens' texts; a second token of one text gets vLLM's name, its id."""
+        named: dict[str, float] = {}
+        for token, value in likeliest:
+            word = self._word(token, "bytes:")
+            named[f"token_id:{token}" if word in named else word] = value
+        return named
 
     def _chat_logprobs(self, tokens: Sequence[int], reports: Sequence[Alternatives]) -> dict[str, Any] | None:
         if self._plan.alternatives is None:
@@ -161,12 +169,15 @@ class Answer:
         return {"content": content, "refusal": None}
 
     def _worded(self, token: int, logprob: float) -> dict[str, Any]:
-        word = self._word(token)
-        return {"token": word, "logprob": logprob, "bytes": list(word.encode())}
+        return {"token": self._word(token), "logprob": logprob, "bytes": list(self._engine.spelling[token])}
 
-    def _word(self, token: int) -> str:
-        word: str = self._engine.tokenizer.decode([token])
-        return word
+    def _word(self, token: int, before: str = "") -> str:
+        """Return a token's text; of a part of a character OpenAI's form, its bytes as ``\\xf0`` after `before`."""
+        spelled = self._engine.spelling[token]
+        try:
+            return spelled.decode()
+        except UnicodeDecodeError:
+            return before + "".join(chr(byte) if 32 <= byte < 127 else f"\\x{byte:02x}" for byte in spelled)
 
     def _usage(self) -> dict[str, int]:
         read = sum(map(len, self._plan.prompts))

@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
+from chatgym.engines.marks import marks_of
 from chatgym.serving.bodies import Message
 from chatgym.serving.refusal import invalid
 from chatgym.serving.tools import Calling, written
@@ -16,6 +17,8 @@ from chatgym.serving.tools import Calling, written
 
 def render(tokenizer: Any, messages: Sequence[Message], calling: Calling) -> str:
     """Return the prompt that ends where the assistant's next message begins.
+
+    Where messages or functions hold texts of turn marks, it holds stand-ins, see `chatgym.engines.marks`.
 
     A template that doesn't mention ``tools`` gets the functions as text in the system message. One that doesn't mention
     ``tool_calls`` gets calls as the text of the assistant's message, and their results as messages of the user.
@@ -34,6 +37,8 @@ def render(tokenizer: Any, messages: Sequence[Message], calling: Calling) -> str
     elif calling.functions:
         told = plain.pop(0)["content"] + "\n\n" if plain[0]["role"] == "system" else ""
         plain.insert(0, {"role": "system", "content": told + calling.instructions()})
+    marks = marks_of(tokenizer)
+    plain, more = marks.shield_messages(plain), marks.shield(more, "system")
     try:
         text: str = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True, **more)
     except (TemplateError, TypeError, ValueError) as error:  # what a template makes of messages it wasn't written for

@@ -11,6 +11,8 @@ from typing import Any
 
 from chatgym.engines.batch import Request
 from chatgym.engines.logits import Constraint, LogitRules
+from chatgym.engines.marks import marks_of
+from chatgym.engines.spelling import Spelling
 from chatgym.engines.transformers import TransformersEngine
 from chatgym.serving.bodies import AdapterBody, Body, ChatBody, CompletionBody, read
 from chatgym.serving.grammars import Grammars
@@ -61,6 +63,7 @@ class Reader:
     def __init__(self, engine: TransformersEngine, name: str, limits: Limits) -> None:
         self._tokenizer: Any = copy.deepcopy(engine.tokenizer)
         self._name, self._limits, self._context = name, limits, engine.context
+        self._spelling = Spelling(self._tokenizer)
         self._first = min(engine.ends, default=0)
         self._vocabulary: int = engine.model.config.get_text_config().vocab_size
         self._grammars = Grammars(self._tokenizer, engine.ends, self._vocabulary)
@@ -76,9 +79,7 @@ class Reader:
         most = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
         if most == 0 and not body.echo:
             raise invalid("max_tokens is 0 and echo is off, so nothing would be answered", "max_tokens")
-        echoed = tuple(self._tokenizer.decode(list(prompt)) for prompt in prompts) if body.echo else ()
-        if body.echo and isinstance(body.prompt, str):
-            echoed = (body.prompt,)
+        echoed = self._echoed(body.prompt, prompts) if body.echo else ()
         return self._plan(body, prompts, most, body.logprobs, echoed, chat=False)
 
     def adapter(self, raw: bytes) -> Path:
@@ -118,8 +119,7 @@ class Reader:
                 "no_chat_template",
             )  # fmt: skip
         called = calling(body)
-        text = render(self._tokenizer, body.messages, called)
-        prompt = tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        prompt = tuple(marks_of(self._tokenizer).encode(render(self._tokenizer, body.messages, called)))
         asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         if asked == 0:
             raise invalid("max_tokens is 0, so nothing would be answered", "max_tokens")
@@ -131,11 +131,13 @@ class Reader:
         plan = self._plan(body, (prompt,), most, alternatives, (), chat=True, constraint=constraint)
         return replace(plan, calling=called)
 
+    def _echoed(self, given: str | Sequence[Any] | None, prompts: Sequence[Sequence[int]]) -> tuple[str, ...]:
+        """Return the texts of prompts: those that were sent as texts as they are."""
+        texts = zip(_several(given), prompts, strict=True)
+        return tuple(one if isinstance(one, str) else self._spelling.text(ids) for one, ids in texts)
+
     def _prompts(self, given: str | Sequence[Any] | None) -> tuple[tuple[int, ...], ...]:
-        given = "" if given is None else given
-        several: Sequence[Any] = (
-            given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
-        )
+        several = _several(given)
         if len(several) > self._limits.max_rows:
             raise self._too_many(len(several))
         prompts = []
@@ -200,3 +202,10 @@ class Reader:
             bias.append((int(token), value))
         rules = LogitRules(tuple(bias), body.presence_penalty or 0.0, body.frequency_penalty or 0.0, constraint)
         return None if rules == LogitRules() else rules
+
+
+def _several(given: str | Sequence[Any] | None) -> Sequence[Any]:
+    """Return the prompts of a body, each a text or token ids."""
+    if given is None:
+        return [""]
+    return given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
