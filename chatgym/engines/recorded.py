@@ -49,7 +49,7 @@ class RecordedEngine:
         self.path, self.engine = Path(path).expanduser(), engine
         if engine is None and not self.path.is_file():
             raise InvalidValue(f"there is no record {str(self.path)!r}; llm='record:{path},LLM' makes one")
-        self.cache = Cache(self.path)
+        self.cache = Cache(self.path, lasting=engine is not None)  # answers alone are also read from a read-only file
         identity = self.cache.get(IDENTITY) if engine is None else self.cache.add(IDENTITY, engine.identity)
         if identity is None:
             raise InvalidValue(f"{str(self.path)!r} holds no record of an engine; llm='record:FILE,LLM' makes one")
