@@ -159,10 +159,12 @@ def _is_hub_id(spec: str) -> bool:
 
 def _from_hub(hub_id: str) -> Path:
     """Fetch a model's safetensors, configuration and tokenizer, but no file that could hold code or a pickle."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
 
     from chatgym.storage import model_store
 
+    if constants.HF_HUB_CACHE.startswith("~"):  # which would be a folder of that name
+        raise Unavailable("this user has no home folder to keep models of the hub in; set HF_HOME to a folder")
     try:
         return Path(
             snapshot_download(
