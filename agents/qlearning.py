@@ -21,6 +21,7 @@ from chatgym.dynamics import nb
 from chatgym.dynamics.rng import bits, draw
 from chatgym.errors import Corrupted, InvalidValue
 from chatgym.scenarios import Scenario
+from chatgym.storage.paths import given
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -281,6 +282,7 @@ class QLearning:
 
     def save(self, folder: Path) -> None:
         """Write ``agent.json``, ``tables.npz`` and ``training.npz``, from which training resumes."""
+        folder = given(folder)
         about = {
             "agent": "qlearning", "version": 1, "success": self.success, "seed": self.seed, "turns": self.turns,
             "iteration": self.iteration, "config": asdict(self.config),
@@ -293,6 +295,7 @@ class QLearning:
     @classmethod
     def load(cls, folder: Path) -> QLearning:
         """Read back what `save` wrote."""
+        folder = given(folder)
         try:
             about = json.loads((folder / "agent.json").read_text(encoding="utf-8"))
             with np.load(folder / "tables.npz", allow_pickle=False) as file:

@@ -17,6 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from chatgym.errors import Corrupted, InvalidValue
+from chatgym.storage.paths import given
 
 FORMAT = "chatgym-trace"
 VERSION = 1
@@ -43,7 +44,7 @@ class TraceWriter:
 
     def __init__(self, path: str | Path, identity: dict[str, Any]) -> None:
         """Begin a trace of an environment with this identity (``env.unwrapped.identity()``)."""
-        self.path = Path(path)
+        self.path = given(path)
         self._file: IO[str] = self.path.open("w", encoding="utf-8", newline="\n")
         self._digest = hashlib.sha256()
         self._banks: set[str] = set()
@@ -83,7 +84,7 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     """
     try:
         # Not splitlines: it splits at characters that stand unescaped in what people write.
-        lines = [line for line in Path(path).read_text(encoding="utf-8").split("\n") if line]
+        lines = [line for line in given(path).read_text(encoding="utf-8").split("\n") if line]
     except UnicodeDecodeError:
         raise InvalidValue(f"{path} is no ChatGym trace: it isn't text") from None
     records = []

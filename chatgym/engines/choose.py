@@ -11,6 +11,7 @@ from typing import Any
 
 from chatgym.engines.protocol import Engine, LazyEngine
 from chatgym.errors import InvalidValue, Unavailable, unknown
+from chatgym.storage.paths import given
 
 DEFAULT_MODEL = "smollm2-135m-partner"
 """The model that generates the partner's utterances: SmolLM2 with the adapter below, see `chatgym.words.voice`."""
@@ -135,7 +136,7 @@ def find_model(spec: str) -> tuple[Path, str]:
         InvalidValue: There is no such folder, or it holds no safetensors.
         Unavailable: The model can't be fetched from the hub.
     """
-    folder = Path(spec).expanduser()
+    folder = given(spec)
     if not folder.is_dir():
         if not _is_hub_id(spec):
             raise InvalidValue(
@@ -148,7 +149,7 @@ def find_model(spec: str) -> tuple[Path, str]:
             f"folder {str(folder)!r} holds no model that can be read: it needs config.json and *.safetensors "
             "(pickled weights are never loaded); save it with `model.save_pretrained(folder)`"
         )
-    name = spec if folder != Path(spec).expanduser() else folder.resolve().name
+    name = spec if folder != given(spec) else folder.resolve().name
     return folder, f"{name}@{_digest(weights)[:12]}"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from chatgym.errors import InvalidValue
 from chatgym.storage import model_store
+from chatgym.storage.paths import given
 
 END = "<|im_end|>"
 """The text that ends a turn in ChatML."""
@@ -34,7 +35,7 @@ class ChatTokenizer:
         """
         from tokenizers import Tokenizer
 
-        folder = model_store.path(name) if name in model_store.MODELS else Path(name.removeprefix("hf:")).expanduser()
+        folder = model_store.path(name) if name in model_store.MODELS else given(name.removeprefix("hf:"))
         file = folder / "tokenizer.json"
         if not file.is_file():
             raise InvalidValue(

@@ -15,6 +15,7 @@ from chatgym.envs.interfaces import draw_allowed
 from chatgym.envs.task import Task
 from chatgym.envs.vector_env import ChatVectorEnv
 from chatgym.errors import InvalidValue
+from chatgym.storage.paths import given
 
 Message: TypeAlias = Mapping[str, str]
 Dialogue: TypeAlias = Sequence[Message]
@@ -35,7 +36,7 @@ def read(path: Path) -> list[Dialogue]:
     """
     dialogues: list[Dialogue] = []
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = given(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidValue(f"{path} can't be read ({error}); name a file of JSON lines") from error
     for number, line in enumerate(lines, 1):

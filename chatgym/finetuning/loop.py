@@ -23,6 +23,7 @@ from chatgym.engines.transformers import pick_device
 from chatgym.errors import Corrupted, InvalidValue
 from chatgym.finetuning.distributed import anywhere, initialize, processes, rank
 from chatgym.storage import atomic, interrupts
+from chatgym.storage.paths import given
 
 BETAS, EPSILON = (0.9, 0.95), 1e-8
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
@@ -79,7 +80,7 @@ def read_deepspeed(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(given(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InvalidValue(f"--deepspeed {path} can't be read ({error}); name a file of JSON") from error
     if not isinstance(found, dict):

@@ -14,12 +14,14 @@ def has_home() -> bool:
 
 
 def given(path: str | os.PathLike[str]) -> Path:
-    """Return a path that a user gave, with ``~`` and ``~name`` replaced by the home.
+    """Return a path that a user gave, with ``~`` and the ``~name`` of another user replaced by the home.
+
+    A shell does so only at the beginning of a word, not in ``--run=~/mine``, and Python never does.
 
     Raises:
-        InvalidValue: There is no such home.
+        InvalidValue: There is no home.
     """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        raise InvalidValue(f"{str(path)!r} is below a home folder that isn't known; write the whole path") from None
+    expanded = os.path.expanduser(path)
+    if expanded == "~" or expanded.startswith(("~/", f"~{os.sep}")):
+        raise InvalidValue(f"{str(path)!r} is below a home folder, and this user has none; write the whole path")
+    return Path(expanded)
