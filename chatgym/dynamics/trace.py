@@ -40,7 +40,11 @@ def encode_observation(observation: Any) -> int | str:
 
 
 class TraceWriter:
-    """Writes a trace line by line; `close` appends its SHA-256. Use it as a context manager, or call `close`."""
+    """Writes a trace line by line; `close` appends its SHA-256.
+
+    Use it as a context manager: after an error in the block the trace has no SHA-256 and is refused as unfinished. Or
+    call `close` when everything is written, and only then.
+    """
 
     def __init__(self, path: str | Path, identity: dict[str, Any]) -> None:
         """Begin a trace of an environment with this identity (``env.unwrapped.identity()``)."""
@@ -72,7 +76,10 @@ class TraceWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
+        if kind is None:
+            self.close()
+        else:  # no end line: what an error cut off isn't a whole trace
+            self._file.close()
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:
@@ -80,7 +87,7 @@ def read(path: str | Path) -> list[dict[str, Any]]:
 
     Raises:
         InvalidValue: It is no trace, or one of another version.
-        Corrupted: It was cut off, or a line isn't JSON.
+        Corrupted: It is unfinished, or a line isn't JSON.
     """
     try:
         # Not splitlines: it splits at characters that stand unescaped in what people write.
@@ -99,5 +106,7 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     if header.get("version") != VERSION:
         raise InvalidValue(f"{path} is a trace of version {header.get('version')}; this ChatGym reads {VERSION}")
     if records[-1].get("type") != "end":
-        raise Corrupted(f"{path} was cut off: it has no end line; record it again")
+        raise Corrupted(
+            f"{path} is unfinished: it has no end line, its recording was cut off or failed; record it again"
+        )
     return records
