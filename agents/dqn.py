@@ -19,6 +19,7 @@ from gymnasium.vector import AutoresetMode
 from chatgym.agent import Callback, Interface, MakeEnvs, Range, make_config, setting
 from chatgym.errors import Corrupted, InvalidValue
 from chatgym.scenarios import Scenario
+from chatgym.storage.paths import given
 from chatgym.storage.utf8 import read_json
 
 from .qlearning import Recent, prefixed, without_prefix
@@ -165,6 +166,7 @@ class DQN:
         ``training.safetensors`` has the target network and Adam's moments, ``training.npz`` the replay buffer and the
         state of the conversations.
         """
+        folder = given(folder)
         from safetensors.torch import save_file
 
         state, counters = (self._state, self.counters) if self._model is None else self._gather()
@@ -180,6 +182,7 @@ class DQN:
     @classmethod
     def load(cls, folder: Path) -> DQN:
         """Read back what `save` wrote."""
+        folder = given(folder)
         from safetensors.torch import load_file
 
         try:

@@ -12,15 +12,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 
 from chatgym.agent import Callback, Interface, MakeEnvs, Range, make_config, setting
+from chatgym.dynamics import nb
 from chatgym.dynamics.rng import bits, draw
 from chatgym.errors import Corrupted, InvalidValue
 from chatgym.scenarios import Scenario
+from chatgym.storage.paths import given
 from chatgym.storage.utf8 import read_json
 
 Floats = npt.NDArray[np.float64]
@@ -282,6 +283,7 @@ class QLearning:
 
     def save(self, folder: Path) -> None:
         """Write ``agent.json``, ``tables.npz`` and ``training.npz``, from which training resumes."""
+        folder = given(folder)
         about = {
             "agent": "qlearning", "version": 1, "success": self.success, "seed": self.seed, "turns": self.turns,
             "iteration": self.iteration, "config": asdict(self.config),
@@ -294,6 +296,7 @@ class QLearning:
     @classmethod
     def load(cls, folder: Path) -> QLearning:
         """Read back what `save` wrote."""
+        folder = given(folder)
         try:
             about = read_json(folder / "agent.json")
             with np.load(folder / "tables.npz", allow_pickle=False) as file:

@@ -16,6 +16,7 @@ from chatgym.dynamics.room import kernels
 from chatgym.envs.interfaces import draw_allowed
 from chatgym.errors import Corrupted
 from chatgym.scenarios import Scenario, find_scenario
+from chatgym.storage.paths import given
 from chatgym.storage.utf8 import read_json
 
 
@@ -39,12 +40,14 @@ class Scripted:
 
     def save(self, folder: Path) -> None:
         """Write the scenario's name, the seed and the settings as JSON."""
+        folder = given(folder)
         about = {"scenario": self.scenario.name, "seed": self.seed, "config": asdict(self.config)}
         (folder / "agent.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> Any:
         """Read back what `save` wrote."""
+        folder = given(folder)
         try:
             saved = read_json(folder / "agent.json")
             scenario, seed = str(saved["scenario"]), int(saved["seed"])

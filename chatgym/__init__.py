@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gymnasium.envs.registration import register
 
+from chatgym import forks as forks  # from here on, forked processes are noticed
 from chatgym.errors import ChatGymError, Corrupted, InvalidValue, ReplayMismatch, Unavailable
 
 if TYPE_CHECKING:

@@ -62,11 +62,13 @@ def test_each_row_is_the_single_environment_step_for_step(observation):
     assert min(endings.values()) > 5
 
 
-def test_rows_that_go_on_share_one_empty_info_that_no_later_step_sees(envs):
+def test_each_row_has_an_info_of_its_own(envs):
     generator = np.random.default_rng(0)
     infos = envs.step(random_acts(envs.action_masks(), generator))[3]
-    assert len({id(info) for info in infos if not info}) == 1
-    infos[0]["written"] = "by a wrapper"
+    for given in (infos, envs.reset_infos):
+        assert len({id(info) for info in given}) == ROWS
+        given[0]["written"] = "by a wrapper"
+        assert all("written" not in info for info in given[1:])
     assert "written" not in envs.step(random_acts(envs.action_masks(), generator))[3][0]
 
 

@@ -6,7 +6,7 @@ import pytest
 import chatgym
 from chatgym.dynamics import trace
 from chatgym.envs import replay
-from chatgym.errors import Corrupted, InvalidValue, ReplayMismatch
+from chatgym.errors import Corrupted, InvalidValue, ReplayMismatch, Unavailable
 
 
 def recorded(path, observation="discrete", **arguments):
@@ -37,6 +37,33 @@ def test_a_replay_reproduces_every_observation_reward_act_and_text(tmp_path, obs
 
 def test_two_recordings_are_byte_identical(tmp_path):
     assert recorded(tmp_path / "a").read_bytes() == recorded(tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, Unavailable])
+@pytest.mark.parametrize("where", ["policy", "engine"])
+def test_an_error_leaves_a_trace_that_is_refused_as_unfinished(tmp_path, monkeypatch, where, error):
+    class Broken:
+        """A policy, and a language model, that fails; the policy on its third turn."""
+
+        identity, turn = "broken@1", 0
+
+        def __call__(self, observation, info):
+            self.turn += 1
+            return self.generate() if self.turn == 3 else 1
+
+        def generate(self, *prompts, **sampling):
+            raise error
+
+        score = close = generate
+
+    monkeypatch.setenv("CHATGYM_CACHE", str(tmp_path / "cache"))
+    path = recorded(tmp_path / "t.jsonl")  # a whole trace, which is replaced
+    env = gym.make("ChatEnv-v0", llm=Broken() if where == "engine" else "template", observation="discrete")
+    with pytest.raises(error):
+        replay.record(env, Broken(), path, keys=[1, 2])
+    assert path.read_text().count('"type":"turn"') == (2 if where == "policy" else 0)
+    with pytest.raises(Corrupted, match="is unfinished: it has no end line, its recording was cut off or failed"):
+        chatgym.replay(path)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from chatgym.agent import Callback, Interface, MakeEnvs, make_config
 from chatgym.errors import Corrupted
 from chatgym.scenarios import Scenario, find_scenario
+from chatgym.storage.paths import given
 from chatgym.storage.utf8 import read_json
 
 from .config import Config, check
@@ -137,6 +138,7 @@ class PPO:
 
     def save(self, folder: Path) -> None:
         """Write the model in transformers' format, ``agent.json``, and ``training/``, from which training resumes."""
+        folder = given(folder)
         about = {"agent": "ppo", "version": 1, "scenario": self.scenario.name, "seed": self.seed,
                  "turns": self.turns, "config": asdict(self.config)}  # fmt: skip
         if self._training is not None and not self._training.save(folder):
@@ -158,6 +160,7 @@ class PPO:
         Raises:
             Corrupted: ``agent.json`` can't be read.
         """
+        folder = given(folder)
         try:
             about = read_json(folder / "agent.json")
             config = make_config(cls.Config, about["config"])

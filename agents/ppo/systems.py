@@ -23,6 +23,7 @@ from chatgym.finetuning.distributed import join
 from chatgym.finetuning.loop import Loop, Optimization, load_weights, read_deepspeed
 from chatgym.finetuning.models import Lora
 from chatgym.storage import atomic, model_store
+from chatgym.storage.paths import given
 from chatgym.storage.utf8 import read_json
 
 from .config import Config
@@ -97,7 +98,7 @@ class Systems:
         self.reference.to(self.loop.device, dtype)
         if self.actor is not self.policy:
             self.actor.to(self.loop.device, dtype)
-        self.server = Server(config.rollout_llm, Path(config.rollout_folder)) if config.rollout_llm else None
+        self.server = Server(config.rollout_llm, given(config.rollout_folder)) if config.rollout_llm else None
         self.tokenizer = ChatTokenizer(str(self._source))
         if folder is not None:
             self.loop.restore(folder, [_nothing(self.loop.device) for _ in range(self.loop.passes)])

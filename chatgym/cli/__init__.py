@@ -17,4 +17,4 @@ def main() -> None:
     from chatgym.cli.terminal import replace_what_cannot_be_shown
 
     replace_what_cannot_be_shown()
-    app()
+    app(prog_name="chatgym")

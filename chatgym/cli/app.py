@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from chatgym.cli import audit, evaluate, inventory, play, replay, reward, rlhf, 
 from chatgym.cli.options import INTERRUPTED
 from chatgym.cli.terminal import print_error
 from chatgym.errors import ChatGymError, InvalidValue
+from chatgym.storage.paths import given
 
 ORDER = (
     "train",
@@ -31,6 +33,7 @@ ORDER = (
     "pull",
 )
 """Order of the commands in --help."""
+_HOME = re.compile(r"(--[\w-]+=)?(~.*)", re.S)
 
 
 class Root(TyperGroup):
@@ -39,6 +42,13 @@ class Root(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names of the commands, see `ORDER`."""
         return sorted(super().list_commands(ctx), key=ORDER.index)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Replace the ``~`` of all paths, also in ``--run=~/mine``, where shells leave it."""
+        try:
+            return super().parse_args(ctx, [_with_home(arg) for arg in args])
+        except InvalidValue as error:
+            raise ctx.fail(str(error)) from None
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command. Exit codes: 2 for a value that isn't allowed, 1 for another error, 130 for Ctrl-C."""
@@ -56,6 +66,12 @@ class Root(TyperGroup):
                 raise typer.Exit(1) from None
             except KeyboardInterrupt:
                 raise typer.Exit(INTERRUPTED) from None
+
+
+def _with_home(arg: str) -> str:
+    """Return an argument of the command line; a ``~`` that its path begins with becomes the home."""
+    found = _HOME.fullmatch(arg)
+    return f"{found[1] or ''}{given(found[2])}" if found else arg
 
 
 def _show_warning(message: Warning | str, *where: Any, **more: Any) -> None:

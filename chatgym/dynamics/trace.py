@@ -17,6 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from chatgym.errors import Corrupted, InvalidValue
+from chatgym.storage.paths import given
 from chatgym.storage.utf8 import parsed, read_text, valid_json
 
 FORMAT = "chatgym-trace"
@@ -40,11 +41,15 @@ def encode_observation(observation: Any) -> int | str:
 
 
 class TraceWriter:
-    """Writes a trace line by line; `close` appends its SHA-256. Use it as a context manager, or call `close`."""
+    """Writes a trace line by line; `close` appends its SHA-256.
+
+    Use it as a context manager: after an error in the block the trace has no SHA-256 and is refused as unfinished. Or
+    call `close` when everything is written, and only then.
+    """
 
     def __init__(self, path: str | Path, identity: dict[str, Any]) -> None:
         """Begin a trace of an environment with this identity (``env.unwrapped.identity()``)."""
-        self.path = Path(path)
+        self.path = given(path)
         self._file: IO[str] = self.path.open("w", encoding="utf-8", newline="\n")
         self._digest = hashlib.sha256()
         self._banks: set[str] = set()
@@ -72,7 +77,10 @@ class TraceWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
+        if kind is None:
+            self.close()
+        else:  # no end line: what an error cut off isn't a whole trace
+            self._file.close()
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:
@@ -80,11 +88,11 @@ def read(path: str | Path) -> list[dict[str, Any]]:
 
     Raises:
         InvalidValue: It is no trace, or one of another version.
-        Corrupted: It was cut off, or a line isn't JSON.
+        Corrupted: It is unfinished, or a line isn't JSON.
     """
     try:
         # Not splitlines: it splits at characters that stand unescaped in what people write.
-        lines = [line for line in read_text(Path(path)).split("\n") if line]
+        lines = [line for line in read_text(given(path)).split("\n") if line]
     except UnicodeDecodeError:
         raise InvalidValue(f"{path} is no ChatGym trace: it isn't text") from None
     records = []
@@ -99,5 +107,7 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     if header.get("version") != VERSION:
         raise InvalidValue(f"{path} is a trace of version {header.get('version')}; this ChatGym reads {VERSION}")
     if records[-1].get("type") != "end":
-        raise Corrupted(f"{path} was cut off: it has no end line; record it again")
+        raise Corrupted(
+            f"{path} is unfinished: it has no end line, its recording was cut off or failed; record it again"
+        )
     return records

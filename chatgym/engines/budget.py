@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass, replace
 from typing import Any
@@ -68,9 +69,19 @@ class Budget:
 
     def __init__(self) -> None:
         self.usage = Usage()
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin without reservations."""
+        self._pid = os.getpid()
         self._changed = threading.Condition()
         self._under_way = (0, 0)  # reserved tokens of prompts and of completions
         self._pending = 0
+
+    def _leave_parent(self) -> None:
+        """In a forked child, drop the reservations of the parent, which nobody here will settle, and its lock."""
+        if self._pid != os.getpid():
+            self._begin()
 
     def reserve(self, limits: Limits, prompt_tokens: int, completion_tokens: int, *, again: bool = False) -> None:
         """Reserve a request of at most so many tokens; waits while only other reservations are in its way.
@@ -83,6 +94,7 @@ class Budget:
         Raises:
             BudgetSpent: It doesn't fit, even without the other reservations.
         """
+        self._leave_parent()
         with self._changed:
             while reason := self._too_much(limits, prompt_tokens, completion_tokens):
                 if not self._pending:

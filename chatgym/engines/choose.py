@@ -11,6 +11,7 @@ from typing import Any
 
 from chatgym.engines.protocol import Engine, LazyEngine
 from chatgym.errors import InvalidValue, Unavailable, unknown
+from chatgym.storage.paths import given
 
 DEFAULT_MODEL = "smollm2-135m-partner"
 """The model that generates the partner's utterances: SmolLM2 with the adapter below, see `chatgym.words.voice`."""
@@ -138,7 +139,7 @@ def find_model(spec: str) -> tuple[Path, str]:
         InvalidValue: There is no such folder, or it holds no safetensors, or no tokenizer.
         Unavailable: The model can't be fetched from the hub.
     """
-    folder = Path(spec).expanduser()
+    folder = given(spec)
     if not folder.is_dir():
         if not _is_hub_id(spec):
             raise InvalidValue(
@@ -156,7 +157,7 @@ def find_model(spec: str) -> tuple[Path, str]:
             f"folder {str(folder)!r} holds a model without a tokenizer; copy its tokenizer.json and "
             "tokenizer_config.json there, or write them by `tokenizer.save_pretrained(folder)`"
         )
-    name = spec if folder != Path(spec).expanduser() else folder.resolve().name
+    name = spec if folder != given(spec) else folder.resolve().name
     return folder, f"{name}@{_digest(weights)[:12]}"
 
 
@@ -167,10 +168,12 @@ def _is_hub_id(spec: str) -> bool:
 
 def _from_hub(hub_id: str) -> Path:
     """Fetch a model's safetensors, configuration and tokenizer, but no file that could hold code or a pickle."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
 
     from chatgym.storage import model_store
 
+    if constants.HF_HUB_CACHE.startswith("~"):  # which would be a folder of that name
+        raise Unavailable("this user has no home folder to keep models of the hub in; set HF_HOME to a folder")
     try:
         return Path(
             snapshot_download(

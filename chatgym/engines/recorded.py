@@ -18,6 +18,7 @@ from chatgym.engines.chat import Answered, Message, Reply, ToolCall, ask
 from chatgym.engines.protocol import Completion, Engine, check_each
 from chatgym.errors import Corrupted, InvalidValue, Unavailable, Unfinished
 from chatgym.storage.cache import Cache
+from chatgym.storage.paths import given
 
 VERSION = 1
 IDENTITY = "engine"
@@ -46,10 +47,10 @@ class RecordedEngine:
             InvalidValue: The file is no record, or a record of another engine.
             Corrupted, Unavailable: As `chatgym.storage.cache.Cache`.
         """
-        self.path, self.engine = Path(path).expanduser(), engine
+        self.path, self.engine = given(path), engine
         if engine is None and not self.path.is_file():
             raise InvalidValue(f"there is no record {str(self.path)!r}; llm='record:{path},LLM' makes one")
-        self.cache = Cache(self.path)
+        self.cache = Cache(self.path, lasting=engine is not None)  # answers alone are also read from a read-only file
         identity = self.cache.get(IDENTITY) if engine is None else self.cache.add(IDENTITY, engine.identity)
         if identity is None:
             raise InvalidValue(f"{str(self.path)!r} holds no record of an engine; llm='record:FILE,LLM' makes one")

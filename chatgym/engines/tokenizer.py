@@ -10,6 +10,7 @@ from typing import Any
 from chatgym.engines.marks import CHATML, Marks
 from chatgym.errors import InvalidValue
 from chatgym.storage import model_store
+from chatgym.storage.paths import given
 from chatgym.storage.utf8 import read_json
 
 END = CHATML[1]
@@ -35,7 +36,7 @@ class ChatTokenizer:
         """
         from tokenizers import Tokenizer
 
-        folder = model_store.path(name) if name in model_store.MODELS else Path(name.removeprefix("hf:")).expanduser()
+        folder = model_store.path(name) if name in model_store.MODELS else given(name.removeprefix("hf:"))
         file = folder / "tokenizer.json"
         if not file.is_file():
             raise InvalidValue(

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
+from chatgym import forks
 from chatgym.engines.adapter import merge
 from chatgym.engines.batch import Alternatives, Batch, Request, report
 from chatgym.engines.columns import new_cache
@@ -57,17 +58,22 @@ def pick_dtype(device: torch.device) -> torch.dtype:
 
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
-    """While the block loads models, show no progress bar, and restore torch's global random state after it."""
+    """While the block loads models, show no progress bar, and restore torch's global random state after it.
+
+    One thread loads at a time: meanwhile global state of torch and transformers is changed.
+    """
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+    forks.opening()
+    with forks.loading:
+        shown = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        try:
+            with torch.random.fork_rng(devices=[]):
+                yield
+        finally:
+            if shown:
+                logging.enable_progress_bar()
 
 
 def load_tokenizer(folder: str | Path) -> Any:

@@ -16,6 +16,7 @@ from chatgym.envs.task import Task
 from chatgym.envs.vector_env import ChatVectorEnv
 from chatgym.errors import InvalidValue
 from chatgym.rewards import forms
+from chatgym.storage.paths import given
 from chatgym.storage.utf8 import read_text, valid
 
 Message: TypeAlias = Mapping[str, str]
@@ -35,7 +36,7 @@ def read(path: Path) -> list[Dialogue]:
         InvalidValue: The file can't be read, or a line is no conversation with a message of the assistant.
     """
     try:
-        text = read_text(path)
+        text = read_text(given(path))
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidValue(
             f"{path} can't be read ({error}); name a file of JSON lines, as `dataset.to_json(FILE)` writes one"

@@ -22,6 +22,7 @@ from chatgym.engines.transformers import pick_device
 from chatgym.errors import Corrupted, InvalidValue
 from chatgym.finetuning.distributed import anywhere, initialize, processes, rank
 from chatgym.storage import atomic, interrupts
+from chatgym.storage.paths import given
 from chatgym.storage.utf8 import read_json
 
 BETAS, EPSILON = (0.9, 0.95), 1e-8
@@ -79,7 +80,7 @@ def read_deepspeed(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        found = read_json(path)
+        found = read_json(given(path))
     except (OSError, ValueError) as error:
         raise InvalidValue(f"--deepspeed {path} can't be read ({error}); name a file of JSON") from error
     if not isinstance(found, dict):

@@ -13,6 +13,7 @@ from chatgym.engines.transformers import check_vocabulary, load_tokenizer, quiet
 from chatgym.errors import InvalidValue, Unavailable
 from chatgym.finetuning import tiny
 from chatgym.storage import model_store
+from chatgym.storage.paths import given
 
 ATTENTION_AND_MLP = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -38,7 +39,7 @@ def folder_of(model: str) -> Path:
     """
     if model in model_store.MODELS:
         return model_store.path(model)
-    folder = Path(model.removeprefix("hf:")).expanduser()
+    folder = given(model.removeprefix("hf:"))
     if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
         raise InvalidValue(
             f"--model {model}: neither a stored model ({', '.join(model_store.MODELS)}) nor a folder with config.json "

@@ -30,6 +30,7 @@ from chatgym.finetuning.loop import Loop, Optimization, load_weights
 from chatgym.finetuning.models import Lora, WordLoss
 from chatgym.finetuning.packing import Rows, pack
 from chatgym.storage import atomic, model_store
+from chatgym.storage.paths import given
 from chatgym.storage.utf8 import read_json
 
 FORMAT, VERSION = "chatgym-sft", 1
@@ -102,6 +103,7 @@ class SFT:
         Raises:
             InvalidValue: The folder holds something else.
         """
+        folder = given(folder)
         check_free(folder, overwrite)
         with atomic.disk_space(folder, "free some, or name another folder (--run)"):
             atomic.recover_folder(folder)
@@ -110,7 +112,7 @@ class SFT:
             def fill(new: Path) -> None:
                 if not settings.data:
                     dialogues.write(new / "conversations.jsonl", said)
-                data = Path(settings.data) if settings.data else new / "conversations.jsonl"
+                data = given(settings.data) if settings.data else new / "conversations.jsonl"
                 if not settings.model:
                     (new / "base").mkdir()
                     texts = (message["content"] for one in dialogues.read(data) for message in one)
@@ -132,6 +134,7 @@ class SFT:
             InvalidValue: The folder holds no run, or its data changed.
             Corrupted: Its configuration can't be read.
         """
+        folder = given(folder)
         path = folder / "config.json"
         if not path.is_file():
             raise InvalidValue(f"{folder} holds no fine-tuning: there is no {path}; `chatgym sft` makes one")
@@ -151,7 +154,7 @@ class SFT:
     @property
     def data(self) -> Path:
         """The file of conversations."""
-        return Path(self.settings.data) if self.settings.data else self.folder / "conversations.jsonl"
+        return given(self.settings.data) if self.settings.data else self.folder / "conversations.jsonl"
 
     @property
     def model(self) -> Path:

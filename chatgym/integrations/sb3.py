@@ -1,7 +1,7 @@
 """ChatVecEnv: B conversations as a Stable-Baselines3 `VecEnv`, advanced by one step of compiled code.
 
-SB3 expects a list of B info dicts a step. Rows whose conversation ended have their own dict; all others share one
-empty dict.
+SB3 expects a list of B info dicts a step, and its wrappers write into them; a row whose conversation goes on has an
+empty one.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class ChatVecEnv(VecEnv):
         self._reset_seeds()
         self._reset_options()
         self._masks = infos.get("action_mask")
-        self.reset_infos = [{}] * self.num_envs
+        self.reset_infos = [{} for _ in range(self.num_envs)]
         return observations
 
     def step_async(self, actions: npt.NDArray[Any]) -> None:
@@ -89,7 +89,7 @@ class ChatVecEnv(VecEnv):
         observations, rewards, terminated, truncated, vector_infos = self.envs.step(self._actions)
         self._masks = vector_infos.get("action_mask")
         dones = terminated | truncated
-        infos: list[dict[str, Any]] = [{}] * self.num_envs
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         if dones.any():
             last, success = vector_infos["final_info"], self.envs.scenario.success
             for row in np.flatnonzero(dones).tolist():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from chatgym import plugins
 from chatgym.engines import find_model, make_engine
@@ -12,6 +11,7 @@ from chatgym.errors import unknown
 from chatgym.rewards import default, folder
 from chatgym.rewards.protocol import RewardModel
 from chatgym.scenarios import Scenario
+from chatgym.storage.paths import given
 
 
 def make_reward_model(reward_model: str | RewardModel | None, scenario: Scenario) -> RewardModel | None:
@@ -44,7 +44,7 @@ def make_reward_model(reward_model: str | RewardModel | None, scenario: Scenario
     if colon and kind in plugged:
         made: RewardModel = plugged[kind](spec)
         return made
-    path = Path(reward_model).expanduser()
+    path = given(reward_model)
     if path.is_dir() or os.sep in reward_model:
         found: RewardModel = folder.load(path)
         return found

@@ -20,6 +20,7 @@ from typing import Any
 from chatgym.errors import InvalidValue
 from chatgym.rewards import forms
 from chatgym.rewards.protocol import Conversation
+from chatgym.storage.paths import given
 from chatgym.storage.utf8 import read_text
 
 KEYS = ("prompt", "chosen", "rejected", "kind", "group")
@@ -71,7 +72,7 @@ def read_pairs(path: str | Path) -> list[Pair]:
     Raises:
         InvalidValue: There is no such file, or a line is no pair; the message names the line and what is wrong with it.
     """
-    path = Path(path)
+    path = given(path)
     try:
         text = read_text(path)
     except FileNotFoundError:
@@ -91,7 +92,7 @@ def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
     from chatgym.storage import atomic
 
     text = "".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in pairs)
-    atomic.write_text(Path(path), text)
+    atomic.write_text(given(path), text)
 
 
 def _pair(record: Any, where: str) -> Pair:

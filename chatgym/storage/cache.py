@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import sqlite3
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -19,12 +22,21 @@ BUSY_SECONDS = 30.0
 _LEFT_ALONE: list[object] = []
 """Connections that a forked child inherited: SQLite forbids using them, even closing, so they are kept."""
 
+_READ = "SELECT 1 FROM words LIMIT 1"
+_TABLE = "CREATE TABLE IF NOT EXISTS words (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
+
+_HELD: dict[str, dict[str, str]] = {}
+"""File to the values that couldn't be stored there."""
+
 _T = TypeVar("_T")
 
 
-def default_path() -> Path:
-    """Return the default file of the cache."""
-    return model_store.cache_root() / "words.sqlite"
+def default_path() -> Path | None:
+    """Return the default file of the cache; None if the user has no home, and CHATGYM_CACHE isn't set."""
+    try:
+        return model_store.cache_root() / "words.sqlite"
+    except Unavailable:
+        return None
 
 
 class Cache:
@@ -33,15 +45,17 @@ class Cache:
     Several threads and processes can use it, forked ones included: each process has its own connection.
 
     Args:
-        path: The file; it is created, with its folder, if it doesn't exist.
+        path: The file; it is created, with its folder, if it doesn't exist. None: there is no place for one.
+        lasting: Whether values must be stored in the file. Else it is read if it is there, and values that can't be
+            stored are held in memory until the process ends, with one warning.
 
     Raises:
         Corrupted: The file is no SQLite database, or damaged.
-        Unavailable: The file can't be opened or written.
+        Unavailable: The file can't be opened or written, and values must last.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Path | None, *, lasting: bool = True) -> None:
+        self.path, self.lasting = path, lasting
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._pid = os.getpid()
@@ -49,6 +63,8 @@ class Cache:
 
     def get(self, key: str) -> str | None:
         """Return the value of a key, or None."""
+        if not self.lasting and (held := self._memory().get(key)) is not None:
+            return held
         row = self._guarded(
             lambda connection: connection.execute("SELECT value FROM words WHERE key = ?", (key,)).fetchone()
         )
@@ -56,16 +72,14 @@ class Cache:
 
     def put(self, key: str, value: str) -> None:
         """Store a value, replacing the key's earlier one."""
-        self._guarded(lambda connection: connection.execute("INSERT OR REPLACE INTO words VALUES (?, ?)", (key, value)))
+        if not self._insert("REPLACE", key, value):
+            self._memory()[key] = value
 
     def add(self, key: str, value: str) -> str:
         """Store a value unless the key has one; returns the stored value."""
-
-        def insert(connection: sqlite3.Connection) -> str:
-            connection.execute("INSERT OR IGNORE INTO words VALUES (?, ?)", (key, value))
-            return str(connection.execute("SELECT value FROM words WHERE key = ?", (key,)).fetchone()[0])
-
-        return self._guarded(insert)
+        if not self._insert("IGNORE", key, value):
+            self._memory().setdefault(key, value)
+        return str(self.get(key))
 
     def close(self) -> None:
         """Close the file; the next access opens it again."""
@@ -74,6 +88,25 @@ class Cache:
             if self._connection is not None:
                 self._connection.close()
             self._connection = None
+
+    def _insert(self, conflict: str, key: str, value: str) -> bool:
+        """Store a value in the file; `conflict` is what happens to an earlier one. Returns False if it isn't lasting.
+
+        Raises:
+            Unavailable: It can't be stored, and must last.
+        """
+        try:
+            self._guarded(lambda opened: opened.execute(f"INSERT OR {conflict} INTO words VALUES (?, ?)", (key, value)))
+        except Unavailable as error:
+            if self.lasting:
+                raise
+            _warn_once(repr(str(self.path)) if self.path else "a home folder: there is none", str(error.__cause__))
+            return False
+        return True
+
+    def _memory(self) -> dict[str, str]:
+        """Return the values that are held in memory, by key."""
+        return _HELD.setdefault(str(self.path), {})
 
     def _leave_parent(self) -> None:
         """In a forked child, drop the parent's connection, and its lock, which may be held."""
@@ -100,27 +133,60 @@ class Cache:
             ) from error
 
     def _open(self) -> sqlite3.Connection:
-        """Open the file in WAL mode, and create the table."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        """Open the file to read and write, or else, unless values must last, to read."""
         try:
-            _patiently(lambda: connection.execute("PRAGMA journal_mode = WAL").fetchone())
-            connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS words (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
-            )
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+            return self._open_to_write()
+        except (sqlite3.OperationalError, OSError):
+            if self.lasting:
+                raise
+            return self._open_to_read()
+
+    def _open_to_read(self) -> sqlite3.Connection:
+        """Open the file to read; an empty database in its place if there is none that can be read."""
+        # In a folder that can't be written to, a file in WAL mode can only be read as if nothing else wrote to it.
+        for mode in ("mode=ro", "immutable=1") if self.path else ():
+            with contextlib.suppress(sqlite3.OperationalError):
+                return _connect(f"{Path(self.path or '').absolute().as_uri()}?{mode}", _READ)
+        return _connect(":memory:", _TABLE, "PRAGMA query_only = ON")
+
+    def _open_to_write(self) -> sqlite3.Connection:
+        """Open the file in WAL mode, and create the table."""
+        if self.path is None:
+            raise OSError("there is no home folder")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return _connect(os.path.abspath(self.path), "PRAGMA journal_mode = WAL", "PRAGMA synchronous = NORMAL", _TABLE)
 
 
-def _patiently(action: Callable[[], object]) -> None:
-    """Repeat `action` while the database is locked: changing the journal mode ignores the connection's timeout."""
+def _connect(database: str, *statements: str) -> sqlite3.Connection:
+    """Open a database, by its path or URI, and execute statements."""
+    connection = sqlite3.connect(
+        database, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, uri=True
+    )
+    try:
+        for statement in statements:
+            _patiently(connection, statement)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+@functools.cache
+def _warn_once(path: str, reason: str) -> None:
+    """Warn, once for a file and a reason, that values are held in memory."""
+    warnings.warn(
+        f"new words can't be kept in {path} ({reason}); they are held in memory until this process ends. To keep "
+        "them, make the file writable, or copy its folder to one that is and set CHATGYM_CACHE to that",
+        stacklevel=2,
+    )
+
+
+def _patiently(connection: sqlite3.Connection, statement: str) -> None:
+    """Repeat a statement while the database is locked: changing the journal mode ignores the connection's timeout."""
     give_up = time.monotonic() + BUSY_SECONDS
     while True:
         try:
-            action()
+            connection.execute(statement).fetchone()
             return
         except sqlite3.OperationalError as error:
             if "locked" not in str(error) or time.monotonic() > give_up:

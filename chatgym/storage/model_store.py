@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 
 from chatgym.errors import Corrupted, Unavailable, unknown
 from chatgym.storage.atomic import sync
+from chatgym.storage.paths import given
 
 WEIGHTS, MANIFEST = "model.safetensors", "manifest.json"
 
@@ -91,9 +92,21 @@ MODELS: dict[str, StoredModel] = {
 
 
 def cache_root() -> Path:
-    """Return the folder of models and words: ``$CHATGYM_CACHE``, else the user's cache folder."""
-    chosen = os.environ.get("CHATGYM_CACHE")
-    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("chatgym", appauthor=False))
+    """Return the folder of models and words: ``$CHATGYM_CACHE``, else the user's cache folder.
+
+    Raises:
+        Unavailable: ``CHATGYM_CACHE`` isn't set, and the user has no home.
+        InvalidValue: ``CHATGYM_CACHE`` is below a home that isn't known.
+    """
+    if chosen := os.environ.get("CHATGYM_CACHE"):
+        return given(chosen)
+    try:
+        root = Path(platformdirs.user_cache_dir("chatgym", appauthor=False))
+    except RuntimeError:  # of newer releases; older ones return "~/.cache"
+        root = Path("~")
+    if not root.is_absolute():
+        raise Unavailable("this user has no home folder to keep models and words in; set CHATGYM_CACHE to a folder")
+    return root
 
 
 def offline() -> bool:
@@ -207,7 +220,7 @@ def _writing(name: str, folder: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         raise Unavailable(
             f"model {name!r} can't be kept in {str(folder)!r} ({error}); check the rights and the space there, "
-            "or set CHATGYM_CACHE to another folder"
+            "or set CHATGYM_CACHE to another folder, with a copy of what this one holds"
         ) from error
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from chatgym.envs.task import Task
 from chatgym.errors import Corrupted, InvalidValue
 from chatgym.storage import atomic
+from chatgym.storage.paths import given
 from chatgym.storage.utf8 import read_json
 from chatgym.training.run import Run, find_agent
 from chatgym.training.trainer import prepare, resume
@@ -72,6 +73,7 @@ def begin(folder: Path, plan: Plan) -> Plan:
     Raises:
         InvalidValue: The folder isn't empty.
     """
+    folder = given(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InvalidValue(f"{folder} isn't empty; go on with it (--resume), or name another folder (--run)")
     with atomic.disk_space(folder, "free some, or name another folder (--run)"):
@@ -88,7 +90,7 @@ def read(folder: Path) -> Plan:
         InvalidValue: There is none.
         Corrupted: It can't be read.
     """
-    path = folder / PLAN
+    path = given(folder) / PLAN
     if not path.is_file():
         raise InvalidValue(f"{folder} holds no plan to resume: there is no {path}; leave out --resume")
     try:

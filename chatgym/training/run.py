@@ -25,6 +25,7 @@ from chatgym.envs.task import Task
 from chatgym.errors import Corrupted, InvalidValue, Unavailable, unknown
 from chatgym.storage import atomic
 from chatgym.storage.model_store import sha256
+from chatgym.storage.paths import given
 from chatgym.storage.utf8 import read_json
 from chatgym.training.logs import FORMATS
 
@@ -62,7 +63,7 @@ class Run:
             InvalidValue: The folder holds something else.
             Unavailable: The disk is full.
         """
-        folder = Path(folder)
+        folder = given(folder)
         check_free(folder, overwrite=overwrite)
         for name in CONTENT:
             path = folder / name
@@ -81,7 +82,7 @@ class Run:
             InvalidValue: The folder holds no run, or one of another format version.
             Corrupted: Its configuration can't be read.
         """
-        folder = Path(folder)
+        folder = given(folder)
         path = folder / "config.json"
         config = read_object(path, "run", "`chatgym train` makes one", "train again, into another folder")
         if config.get("format") != FORMAT:

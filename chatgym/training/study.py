@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from chatgym.agent import Range
 from chatgym.envs.task import Task
 from chatgym.errors import Corrupted, InvalidValue
+from chatgym.storage.paths import given
 from chatgym.storage.utf8 import read_json
 from chatgym.training.run import read_object
 from chatgym.training.search_space import Space
@@ -76,7 +77,7 @@ def best_settings(folder: str | Path, agent: str) -> dict[str, Any]:
         InvalidValue: The folder holds no study, another agent's, or one without a finished trial.
         Corrupted: Its files can't be read.
     """
-    folder = Path(folder)
+    folder = given(folder)
     found = read_study(folder)
     if found["agent"] != agent:
         raise InvalidValue(f"{folder} tuned {found['agent']}, not {agent}; `chatgym train {found['agent']}` can use it")

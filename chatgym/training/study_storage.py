@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import sqlite3
 import time
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import optuna
 
 from chatgym.errors import InvalidValue, Unavailable
+from chatgym.storage.paths import given
 
 HEARTBEAT_SECONDS, GRACE_SECONDS = 5, 30
 """Seconds between the heartbeats of a running trial, and without one after which the trial counts as failed."""
 
 ATTEMPTS, PAUSE_SECONDS = 4, 0.5
+WAIT_SECONDS = 60
+"""How long an access to SQLite waits for another process's."""
 
 
 def hide_password(url: str) -> str:
@@ -26,17 +32,20 @@ def hide_password(url: str) -> str:
 
 
 @contextlib.contextmanager
-def open_storage(url: str) -> Iterator[optuna.storages.RDBStorage]:
-    """Open a storage for the block; its errors become `Unavailable`, without the password."""
+def open_storage(where: str | Path) -> Iterator[optuna.storages.RDBStorage]:
+    """Open a storage, by its URL or as a SQLite file, for the block.
+
+    Its errors become `Unavailable`, without the password.
+    """
     from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
     try:
-        shown = hide_password(url)
+        shown = str(where) if isinstance(where, Path) else hide_password(where)
     except ArgumentError:
         raise InvalidValue("the storage is a SQLAlchemy URL, such as postgresql+psycopg://user@host/database") from None
     storage = None
     try:
-        storage = _open(url)
+        storage = _open(where, shown)
         yield storage
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         what = type(error.__cause__ or error).__name__
@@ -48,18 +57,33 @@ def open_storage(url: str) -> Iterator[optuna.storages.RDBStorage]:
             storage.engine.dispose()
 
 
-def _open(url: str) -> optuna.storages.RDBStorage:
+def _engine(where: str | Path) -> tuple[str, dict[str, Any]]:
+    """Return a storage's URL, and the further arguments of SQLAlchemy's ``create_engine``."""
+    from sqlalchemy.engine import make_url
+
+    if isinstance(where, Path):  # given to SQLite itself: in a URL, some characters of a path mean something else
+        open_file = functools.partial(sqlite3.connect, where, timeout=WAIT_SECONDS, check_same_thread=False)
+        return f"sqlite:///{where.name}", {"creator": open_file}
+    url = make_url(where)
+    if url.get_backend_name() != "sqlite":
+        return where, {"pool_pre_ping": True}
+    if url.database and url.database.startswith("~"):
+        where = url.set(database=str(given(url.database))).render_as_string(hide_password=False)
+    return where, {"connect_args": {"timeout": WAIT_SECONDS}}
+
+
+def _open(where: str | Path, shown: str) -> optuna.storages.RDBStorage:
     """Open a storage; try again if another process creates its tables at the same time."""
     from sqlalchemy.exc import SQLAlchemyError
 
-    waits: dict[str, Any] = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+    url, settings = _engine(where)
     for attempt in range(ATTEMPTS):
         try:
             return optuna.storages.RDBStorage(
-                url, engine_kwargs=waits, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS
+                url, engine_kwargs=settings, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS
             )
         except ImportError as error:
-            what = f"{hide_password(url)} needs the driver {error.name}"
+            what = f"{shown} needs the driver {error.name}"
             raise Unavailable(f"the storage {what}; `pip install 'chatgym[postgres]'` brings PostgreSQL's") from None
         except SQLAlchemyError:
             if attempt == ATTEMPTS - 1:

@@ -18,6 +18,7 @@ from chatgym.evaluation.evaluation import evaluate
 from chatgym.evaluation.rollouts import converse
 from chatgym.finetuning import distributed
 from chatgym.storage import interrupts
+from chatgym.storage.paths import given
 from chatgym.training import logs
 from chatgym.training.run import Run, check_free, find_agent, lock, versions
 
@@ -65,7 +66,7 @@ def prepare(
         InvalidValue: A name or value isn't allowed, or the folder holds something.
         Unavailable: The package of a log format isn't installed, or the disk is full.
     """
-    task, folder, made_by = task or Task(), Path(folder), find_agent(agent)
+    task, folder, made_by = task or Task(), given(folder), find_agent(agent)
     default = getattr(made_by, "default_steps", DEFAULT_STEPS)
     if default == 0:
         raise InvalidValue(f"the agent {agent!r} learns nothing; measure it with `chatgym evaluate {agent}`")

@@ -27,6 +27,7 @@ from chatgym.dynamics.identity import same_simulator
 from chatgym.errors import InvalidValue
 from chatgym.evaluation.evaluation import evaluate
 from chatgym.storage import atomic
+from chatgym.storage.paths import given
 from chatgym.training.run import find_agent
 from chatgym.training.search_space import grid, points
 from chatgym.training.study import FORMAT, Plan, finished, read_study
@@ -69,12 +70,12 @@ def tune(
         InvalidValue: There is a study of that name with another plan.
         Unavailable: The storage can't be reached.
     """
-    folder = Path(folder)
+    folder = given(folder)
     name = name or folder.name
     if (folder / "study.json").exists():
         read_study(folder)  # refuses what isn't one
     folder.mkdir(parents=True, exist_ok=True)
-    with quiet(), open_storage(storage or f"sqlite:///{folder.absolute() / 'study.db'}") as database:
+    with quiet(), open_storage(storage or folder / "study.db") as database:
         study = _join(plan, name, database)
         about = {"format": FORMAT, "version": 1, "name": name, **plan.to_json()}
         with _alone(folder):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from chatgym import forks
 from chatgym.storage import model_store
 from chatgym.storage.utf8 import valid
 
@@ -20,6 +21,8 @@ REMEMBERED = 65_536
 """Texts whose vectors are kept in memory (100 MB)."""
 MAX_TOKENS = 64
 """Tokens of a text that are encoded; the rest is cut off."""
+
+_TOKENS: dict[str, Any] = {"padding": True, "truncation": True, "max_length": MAX_TOKENS, "return_tensors": "pt"}
 
 SHORT_FORMS = {
     "acct": "account", "arent": "aren't", "brb": "be right back", "btw": "by the way", "cant": "can't",
@@ -49,10 +52,17 @@ class Encoder:
     def __init__(self) -> None:
         """Make an encoder without loading its model."""
         self._known: dict[str, Floats] = {}
+        self._opened: tuple[Any, Any] | None = None
 
-    @functools.cached_property
     def _model(self) -> tuple[Any, Any]:
-        """Return the tokenizer and the model, of the transformers library."""
+        """Return the tokenizer and the model, of the transformers library; several threads load them once."""
+        if self._opened is None:
+            with forks.loading:
+                self._opened = self._opened or self._open()
+        return self._opened
+
+    def _open(self) -> tuple[Any, Any]:
+        """Load the tokenizer and the model."""
         import torch
         from transformers import AutoModel, AutoTokenizer
 
@@ -61,7 +71,9 @@ class Encoder:
         folder = model_store.path(ENCODER)
         with quiet_loading():
             model = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
-        return AutoTokenizer.from_pretrained(folder), model
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer("", **_TOKENS)  # sets padding and truncation: later, in several threads, this would be refused
+        return tokenizer, model
 
     def encode(self, texts: Sequence[str], together: int = 64) -> Floats:
         """Return texts' vectors, float32[B, 384]; those of the last `REMEMBERED` texts are in memory.
@@ -70,13 +82,14 @@ class Encoder:
             texts: B texts.
             together: How many are encoded at once, padded to the longest.
         """
-        new = sorted({text for text in texts if text not in self._known}, key=lambda text: (len(text), text))
-        if len(self._known) + len(new) > REMEMBERED:
-            self._known = {text: self._known[text] for text in texts if text in self._known}
+        known = self._known  # which only grows; another thread may begin a new memory in its place
+        new = sorted({text for text in texts if text not in known}, key=lambda text: (len(text), text))
+        if len(known) + len(new) > REMEMBERED:
+            known = self._known = {text: known[text] for text in texts if text in known}
         for first in range(0, len(new), together):
             batch = new[first : first + together]
-            self._known.update(zip(batch, self._forward(batch), strict=True))
-        return np.stack([self._known[text] for text in texts]) if texts else np.zeros((0, 384), np.float32)
+            known.update(zip(batch, self._forward(batch), strict=True))
+        return np.stack([known[text] for text in texts]) if texts else np.zeros((0, 384), np.float32)
 
     def encode_alone(self, text: str) -> Floats:
         """Return a text's vector, float32[384], encoded alone: the bits don't depend on other texts."""
@@ -87,9 +100,8 @@ class Encoder:
         """Encode B texts in one batch; returns float32[B, 384]."""
         import torch
 
-        tokenizer, model = self._model
-        texts = [written_out(text) for text in texts]
-        inputs = tokenizer(texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+        tokenizer, model = self._model()
+        inputs = tokenizer([written_out(text) for text in texts], **_TOKENS)
         with torch.inference_mode():
             hidden = model(**inputs).last_hidden_state  # (B, T, 384)
         mask = inputs["attention_mask"][..., None].to(hidden.dtype)

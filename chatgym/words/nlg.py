@@ -248,7 +248,7 @@ class Speaker:
     @functools.cached_property
     def _store(self) -> Cache:
         """Where banks are kept: the words of all runs, or the record that the engine's completions belong to."""
-        return self._cache or Cache(default_path())
+        return self._cache or Cache(default_path(), lasting=False)
 
     def _stored(self, name: str, engine: Engine) -> Bank | None:
         """Return a stored bank, or None."""

@@ -146,9 +146,10 @@ class NLU:
 
     def examples(self, texts: Sequence[str]) -> Floats:
         """Return the vectors of B sentences of the partner, float32[B, 384], rounded as if they were stored."""
-        if new := [text for text in texts if text not in self._examples]:
-            self._examples.update(zip(new, _rounded(self.encoder.encode(new)), strict=True))
-        rounded = np.stack([self._examples[text] for text in texts]).astype(np.float32)
+        known = self._examples  # the property may give another thread another dictionary
+        if new := [text for text in texts if text not in known]:
+            known.update(zip(new, _rounded(self.encoder.encode(new)), strict=True))
+        rounded = np.stack([known[text] for text in texts]).astype(np.float32)
         vectors: Floats = rounded / np.linalg.norm(rounded, axis=1, keepdims=True)
         return vectors
 

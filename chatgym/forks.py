@@ -1,0 +1,42 @@
+"""Models in forked processes, such as those of ``gym.make_vec(..., vectorization_mode="async")``.
+
+A forked process has none of its parent's threads. OpenMP doesn't notice: where torch has computed on several threads in
+the parent, the child waits for them forever. So torch computes on one thread in such a child, if it computes for a
+model of ours. This module is imported with the package, before any fork, and imports no torch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+
+loading = threading.RLock()
+"""Held while a model is loaded, which changes global state of torch; a forked child has a lock of its own."""
+
+_loaded = _inherited = False
+
+
+def opening() -> None:
+    """Call before a model is loaded; torch computes on one thread from then on, if a forked process needs that."""
+    global _loaded
+    _loaded = True
+    if _inherited:
+        _compute_alone()
+
+
+def _compute_alone() -> None:
+    sys.modules["torch"].set_num_threads(1)
+
+
+def _forked() -> None:
+    """In a forked child: a model that the parent has loaded, or will be loaded here, computes on one thread."""
+    global loading, _inherited
+    loading = threading.RLock()
+    _inherited = "torch" in sys.modules
+    if _inherited and _loaded:
+        _compute_alone()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forked)
