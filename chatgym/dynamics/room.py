@@ -259,6 +259,7 @@ class ChatRoom:
         self.turns = np.zeros(size, np.int64)
         self.hidden = np.zeros(size, scenario.hidden)
         self.belief = np.zeros(size, scenario.belief)
+        self._tell_limit()
         self.said = np.zeros(size, scenario.said)
         self.outcomes = np.zeros(size, np.int64)
         self.rewards = np.zeros(size)
@@ -352,6 +353,17 @@ class ChatRoom:
             setattr(self, name, np.empty_like(getattr(self, name)))
         for name in self._STATE:
             getattr(self, name)[...] = state[name]
+        self._tell_limit()
+
+    def limit(self, turns: int) -> None:
+        """Truncate conversations after `turns` at the latest."""
+        self.max_turns = min(self.max_turns, turns)
+        self._tell_limit()
+
+    def _tell_limit(self) -> None:
+        """Write `max_turns` into the beliefs of a scenario whose expert plans with it."""
+        if "max_turns" in (self.scenario.belief.names or ()):
+            self.belief["max_turns"] = self.max_turns
 
     def fork(self, index: int, copies: int) -> ChatRoom:
         """Make a room with B = `copies` copies of one conversation.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,7 @@ def record(
         keys: Keys of the conversations.
     """
     chat = env.unwrapped
+    chat.limit_turns(_wrappers(env))
     with TraceWriter(path, chat.identity()) as trace:
         for key in keys:
             observation, info = env.reset(options={"key": key})
@@ -103,6 +104,13 @@ def record(
                 over = terminated or truncated
                 trace.words(chat.speaker.used)
                 trace.write(turn_record(chat, action, observation, float(reward), info))
+
+
+def _wrappers(env: Any) -> Iterator[Any]:
+    """Yield the wrappers around a `ChatEnv`, the outermost first."""
+    while env is not env.unwrapped:
+        yield env
+        env = env.env
 
 
 @dataclass(frozen=True)
