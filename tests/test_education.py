@@ -97,7 +97,8 @@ def test_asking_again_is_worth_its_turn_when_the_answer_was_misheard(play, exper
 
     careful = play(room_of(error_rate=0.3), expert)
     assert play(room_of(error_rate=0.3), trusting).share("little_learned") > careful.share("little_learned") + 0.03
-    assert expert_play.share("little_learned") < 0.05
+    in_time = expert_play.turns < ed.SCENARIO.max_turns  # in the last turn it ends the lesson whatever it believes
+    assert (np.array(expert_play.outcomes)[in_time] == "little_learned").mean() < 0.05
 
 
 def test_neglecting_how_the_student_feels_loses_it(play, expert_play):
