@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 
 from chatgym.agent import Callback, Interface, MakeEnvs, Range, make_config, setting
+from chatgym.dynamics import nb
 from chatgym.dynamics.rng import bits, draw
 from chatgym.errors import Corrupted, InvalidValue
 from chatgym.scenarios import Scenario

@@ -124,11 +124,12 @@ def test_the_code_of_a_scenario_is_all_that_its_code_imports(name):
     import ast
 
     scenario = find_scenario(name)
-    allowed = {"chatgym.dynamics.rng", "chatgym.dynamics.scenario"}
+    allowed = {"chatgym.dynamics", "chatgym.dynamics.rng", "chatgym.dynamics.scenario"}
     allowed |= {f"chatgym.scenarios.{name}.{path.stem}" for path in scenario.code}
     for source in scenario.sources:
-        imported = [one.module for one in ast.walk(ast.parse(source)) if isinstance(one, ast.ImportFrom)]
-        assert {one for one in imported if one.startswith("chatgym")} <= allowed
+        imports = [one for one in ast.walk(ast.parse(source)) if isinstance(one, ast.ImportFrom)]
+        assert {one.module for one in imports if one.module.startswith("chatgym")} <= allowed
+        assert {name.name for one in imports if one.module == "chatgym.dynamics" for name in one.names} <= {"nb"}
 
 
 @pytest.mark.parametrize("trace", sorted(DATA.glob("*.jsonl")), ids=lambda path: path.stem)

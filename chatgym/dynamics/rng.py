@@ -7,9 +7,10 @@ conversation's stream begins, (turn, purpose) is the offset.
 
 from __future__ import annotations
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
+
+from chatgym.dynamics import nb
 
 PURPOSES = 4096
 """Purposes of one turn are 0 … PURPOSES - 1; scenarios use those below `WORDING`."""

@@ -18,17 +18,17 @@ from typing import Any
 import numba as nb
 import numpy as np
 import numpy.typing as npt
-from numba.core.caching import FunctionCache
 
 from chatgym.dynamics import rng
 from chatgym.dynamics.identity import code_digest
+from chatgym.dynamics.nb import CodeCache
 from chatgym.dynamics.scenario import Scenario
 from chatgym.errors import InvalidValue, unknown
 
 Snapshot = dict[str, npt.NDArray[Any]]
 
 
-class _ScenarioCache(FunctionCache):
+class _ScenarioCache(CodeCache):
     """numba's cache on disk, keyed by a digest of the scenario's code, the loops and the draws, imports included.
 
     numba can't cache a closure over compiled functions (their identity is random in each process), nor does it notice a

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import math
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from chatgym.dynamics import rng
+from chatgym.dynamics import nb, rng
 
 SAMPLE = 0
 """Purpose of the draw that chooses a token, see `chatgym.dynamics.rng`."""

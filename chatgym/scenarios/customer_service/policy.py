@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba as nb
 import numpy as np
 
+from chatgym.dynamics import nb
 from chatgym.dynamics.rng import randint
 
 # -- Dialogue acts -------------------------------------------------------------------------------------------

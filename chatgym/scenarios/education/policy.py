@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba as nb
 import numpy as np
+
+from chatgym.dynamics import nb
 
 # -- Dialogue acts -----------------------------------------------------------------------------------------------
 

@@ -8,9 +8,9 @@ equation's last division forgotten.
 
 from __future__ import annotations
 
-import numba as nb
 import numpy as np
 
+from chatgym.dynamics import nb
 from chatgym.dynamics.rng import randint
 from chatgym.scenarios.education.policy import *
 

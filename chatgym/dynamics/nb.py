@@ -1,0 +1,87 @@
+"""numba's ``njit``, with a cache on disk that may be missing or read-only.
+
+numba refuses to compile a function with ``cache=True`` if it finds no folder that it can write to, and without a home
+it writes below a folder ``~`` in the working directory. Here such a function is compiled anyway: it is read from the
+package's own ``__pycache__`` if it was compiled there before, else it is compiled in each process.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numba
+from numba.core import caching
+
+from chatgym.storage.paths import has_home
+
+_Known: Any = caching.CompileResultCacheImpl
+_InTree: Any = getattr(caching, "InTreeCacheLocator", None) or caching._InTreeCacheLocator  # as before numba 0.62
+
+
+class _AsInstalled(_InTree):
+    """The package's ``__pycache__``, whether or not it can be written to."""
+
+    def ensure_cache_path(self) -> None:
+        """Accept the folder."""
+
+
+class _Places(_Known):
+    """Finds the folder of a function's compiled code: numba's own choice, or the package's folder as it is."""
+
+    # Of numba's locators the first two need no home: NUMBA_CACHE_DIR, and the package's folder if it can be written to.
+    _locator_classes = (*_Known._locator_classes[: None if has_home() else 2], _AsInstalled)
+
+
+class CodeCache(caching.FunctionCache):
+    """numba's cache of one function's compiled code; what it can't read is compiled, what it can't write is left."""
+
+    _impl_class = _Places
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Return the compiled function for a signature; None if it isn't stored, or can't be read."""
+        try:
+            return super().load_overload(sig, target_context)
+        except OSError:
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Store the compiled function for a signature, if that is possible."""
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:
+            _warn_once(error.strerror)
+
+
+@functools.cache
+def _warn_once(reason: str | None) -> None:
+    """Warn that compiled code isn't kept."""
+    warnings.warn(
+        f"compiled code can't be kept ({reason}), so each process compiles it again, about ten seconds a scenario; set "
+        "NUMBA_CACHE_DIR to a folder that can be written to",
+        stacklevel=2,
+    )
+
+
+def njit(signature: Any = None, *, cache: bool = False) -> Any:
+    """Compile a function, as ``numba.njit`` does.
+
+    Args:
+        signature: The types of arguments and result, to compile at once; or, of a bare decorator, the function.
+        cache: Whether to keep the compiled code on disk, where that is possible.
+    """
+    if callable(signature):
+        return numba.njit(signature)
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        compiled = numba.njit(function)
+        if cache:
+            compiled._cache = CodeCache(function)
+        if signature is not None:
+            compiled.compile(signature)
+            compiled.disable_compile()
+        return compiled
+
+    return decorate
