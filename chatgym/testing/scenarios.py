@@ -87,12 +87,6 @@ def _declared(findings: Findings, scenario: Scenario) -> bool:
     )
     codes = {part: code for part, code in scenario.agent_codes.items() if code < 0}
     findings.expect(not codes, f"`agent_codes` has codes below 0: {codes}. They are act + ABOUT * (slot + 1).")
-    absent = [str(path) for path in scenario.code if not path.is_file()]
-    findings.expect(
-        scenario.code and not absent,
-        f"`code` names no file that is there: {absent}. Name the sources that decide a conversation's course: scores "
-        "are kept apart by their content.",
-    )
     return not findings.problems
 
 
