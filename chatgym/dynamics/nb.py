@@ -54,7 +54,7 @@ class CodeCache(caching.FunctionCache):
         """Return the compiled function for a signature; None if it isn't stored, or can't be read."""
         try:
             return super().load_overload(sig, target_context)
-        except OSError:
+        except (OSError, ImportError):  # the same function may have stood in a module that isn't here
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
