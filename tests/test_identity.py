@@ -22,10 +22,10 @@ from chatgym.scenarios import find_scenario
 DATA = Path(__file__).parent / "data"
 SCENARIOS = ("customer_service", "education", "social")
 GOLDEN = {
-    "customer_service": "8dc436af5d6cc627d640986dcb1c0598ee9384bc30f2f9179c5c53bb21818584",
-    "education": "ade7060ea7b71d1b2214bcd0db6318b4db27742527b304a55207f1691ad4047f",
-    "social": "f82ca881e38679c0164e08c70fcb79b1dce8fe9e1848b6b2cf1dc2403d38d0d5",
-    "loops": "0108bc06a1f48fc08a91a5e87c33999915ef16ded8f5ae6159ba1bcb05d934fd",
+    "customer_service": "f086cfe92b17435d96384c832c381411ea522627d121a00facc540bdcabf6399",
+    "education": "64276fd5827a75c371735f401feb8408222d7897f94f304c247908529aac960b",
+    "social": "aae6c2b5b749887fbf0ab5a3c0b16a23ae06b5f7de8c35d115c584e1be0aea87",
+    "loops": "c5a6cf8e17336bce9994f7807668a113af1a17acfe3b0fecb147fc071661411e",
 }
 TRICKY = '''
 """Doc."""
@@ -115,44 +115,39 @@ def test_a_digest_sees(before, after):
     assert code_digest(code.replace(before, after, 1)) != code_digest(code)
 
 
-def test_kernels_are_compiled_anew_when_an_import_names_another_module():
-    assert code_digest(TRICKY, imports=True) != code_digest(TRICKY.replace("a.b", "a.c"), imports=True)
-
-
-@pytest.mark.parametrize("name", SCENARIOS)
-def test_the_code_of_a_scenario_is_all_that_its_code_imports(name):
-    import ast
-
-    scenario = find_scenario(name)
-    allowed = {"chatgym.dynamics", "chatgym.dynamics.rng", "chatgym.dynamics.scenario"}
-    allowed |= {f"chatgym.scenarios.{name}.{path.stem}" for path in scenario.code}
-    for source in scenario.sources:
-        imports = [one for one in ast.walk(ast.parse(source)) if isinstance(one, ast.ImportFrom)]
-        assert {one.module for one in imports if one.module.startswith("chatgym")} <= allowed
-        assert {name.name for one in imports if one.module == "chatgym.dynamics" for name in one.names} <= {"nb"}
-
-
 @pytest.mark.parametrize("trace", sorted(DATA.glob("*.jsonl")), ids=lambda path: path.stem)
-def test_a_trace_that_version_0_1_recorded_is_replayed(trace):
-    assert chatgym.replay(trace).conversations == 1
+def test_a_trace_that_version_0_1_recorded_is_replayed_where_the_same_acts_give_the_same_conversation(trace):
+    if trace.stem.startswith("customer_service"):
+        assert chatgym.replay(trace).conversations == 1
+    else:
+        with pytest.raises(ReplayMismatch, match="another simulator .* install the version"):
+            chatgym.replay(trace)
+
+
+def test_a_trace_of_the_belief_of_an_earlier_version_is_refused_by_its_version(tmp_path):
+    lines = (DATA / "customer_service.jsonl").read_text().replace('"observation":"text"', '"observation":"belief"', 1)
+    assert '"observation":"belief"' in lines
+    (tmp_path / "t.jsonl").write_text(lines)
+    with pytest.raises(ReplayMismatch, match="install the version"):
+        chatgym.replay(tmp_path / "t.jsonl")
 
 
 def test_superseded_digests_belong_to_code_that_is_here():
     """If this fails for a change that can't alter a conversation, put the new digest in the old one's place."""
-    partners = [llm_simulator_digest(find_scenario(name).llm_partner) for name in SCENARIOS]
-    assert set(SUPERSEDED) == {*GOLDEN.values(), *partners}
+    partner = llm_simulator_digest(find_scenario("customer_service").llm_partner)
+    assert set(SUPERSEDED) == {GOLDEN["customer_service"], GOLDEN["loops"], partner}
 
 
-@pytest.mark.parametrize("python", range(2))
-def test_an_earlier_identity_is_the_same_simulator_only_with_the_same_arguments(python):
-    here = Task("education").identity()
+@pytest.mark.parametrize("version", range(3))
+def test_an_earlier_identity_is_the_same_simulator_only_with_the_same_arguments(version):
+    here = Task("customer_service").identity()
     earlier = copy.deepcopy(here)
     for part in ("scenario", "simulator", "error_model", "reward"):
-        earlier[part]["sha256"] = SUPERSEDED[here[part]["sha256"]][python]
+        earlier[part]["sha256"] = SUPERSEDED[here[part]["sha256"]][version]
     recorded = identity.identity_digest(earlier)
     assert recorded != here["sha256"]
     assert same_simulator(recorded, here)
-    assert not same_simulator(recorded, Task("education", {"max_turns": 7}).identity())
+    assert not same_simulator(recorded, Task("customer_service", {"max_turns": 7}).identity())
     assert not same_simulator(recorded, Task("social").identity())
     earlier["scenario"]["sha256"] = "0" * 64
     assert not same_simulator(identity.identity_digest(earlier), here)
@@ -171,10 +166,10 @@ def test_a_run_of_an_earlier_version_is_resumed(tmp_path):
     from chatgym.errors import InvalidValue
     from chatgym.training import resume, train
 
-    run = train("qlearning", tmp_path / "run", task=Task("social"), total_steps=200, conversations=20)
+    run = train("qlearning", tmp_path / "run", task=Task("customer_service"), total_steps=200, conversations=20)
     path = run.folder / "config.json"
     config = json.loads(path.read_text())
-    recorded = json.loads((DATA / "social.jsonl").read_text().splitlines()[0])["identity"]["sha256"]
+    recorded = json.loads((DATA / "customer_service.jsonl").read_text().splitlines()[0])["identity"]["sha256"]
     path.write_text(json.dumps({**config, "identity": {**config["identity"], "sha256": recorded}}))
     assert resume(run.folder, total_steps=400).config["total_steps"] == 400
     path.write_text(json.dumps({**config, "identity": {**config["identity"], "sha256": "0" * 64}}))
@@ -185,4 +180,4 @@ def test_a_run_of_an_earlier_version_is_resumed(tmp_path):
 def test_a_trace_of_changed_code_is_refused(monkeypatch):
     monkeypatch.setattr(identity, "SUPERSEDED", {})
     with pytest.raises(ReplayMismatch, match="another simulator"):
-        chatgym.replay(DATA / "social.jsonl")
+        chatgym.replay(DATA / "customer_service.jsonl")

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from chatgym.dynamics import rng
 from chatgym.dynamics import room as rooms
 from chatgym.errors import ChatGymError
 from chatgym.scenarios import Meaning
-from chatgym.testing import NonConforming, balance, check_scenario, dynamics, leaks, scenarios, words
+from chatgym.testing import NonConforming, balance, check_scenario, dynamics, inversion, leaks, scenarios, words
 from chatgym.testing.findings import Findings
 from chatgym.testing.rollouts import fixed, hold, play, room_of
 
@@ -103,7 +104,6 @@ MISDECLARED = [
     ({"reward_terms": {}}, "`reward_terms` are {}"),
     ({"reward_terms": {"outcome": float("nan")}}, "with a finite weight"),
     ({"agent_codes": {"confirm/day": -3}}, "`agent_codes` has codes below 0"),
-    ({"code": (Path("nowhere.py"),)}, "`code` names no file that is there: ['nowhere.py']"),
 ]
 
 
@@ -227,6 +227,10 @@ def without_keys():
     return scenario
 
 
+def punished(given):
+    given["terms"][given["truncations"], 0] = -0.5
+
+
 def answering(given):
     given["acts"] = np.where(given["acts"] == -2, 1 + np.arange(len(given["acts"])) % 3, given["acts"])
 
@@ -245,6 +249,7 @@ DYNAMICS = [
     ("playing conversations again", without_keys(), "other keys give the same conversations"),
     ("coming to an end", broken("step", nothing, longer), "conversations go on after `max_turns`"),
     ("coming to an end", broken("step", swaps("outcomes", 3, 2)), "no conversation ever ends as hung_up"),
+    ("cutting conversations off", broken("step", punished), "at truncation the reward terms outcome aren't"),
     ("playing acts that weren't understood", broken("step", nothing, answering), "the partner says inform/day, inform"),
     ("playing acts that weren't understood", broken("step", nothing, leaving), "1000 of 1000 conversations end"),
     ("noting and hearing", changed(hear=lambda belief, said: None), "`note` and `hear` leave other beliefs"),
@@ -257,9 +262,9 @@ def test_how_conversations_go_on_and_end_is_checked(part, scenario, words):
     assert words in found(dynamics.DYNAMICS[part], scenario)
 
 
-def keyed_belief():
-    """The restaurant with the key in the belief: the loops run on the belief without it."""
-    wide = as_record(*((name, BELIEF.fields[name][0]) for name in BELIEF.names), ("seed", "u8"))
+def seeing(dtype, value):
+    """The restaurant with a field in the belief, made of the keys: the loops run on the belief without it."""
+    wide = as_record(*((name, BELIEF.fields[name][0]) for name in BELIEF.names), ("seed", dtype))
     scenario, loops = dataclasses.replace(RESTAURANT, belief=wide), rooms.kernels(RESTAURANT)
 
     def on_narrow(compiled):
@@ -275,7 +280,7 @@ def keyed_belief():
             for name in BELIEF.names:
                 belief[name] = narrow[name]
             if "keys" in given:
-                belief["seed"] = given["keys"]
+                belief["seed"] = value(given["keys"])
 
         return run
 
@@ -291,7 +296,6 @@ LEAKS = [
         broken("start", sets("belief", "turn", lambda g: np.where(g["keys"] % 5 == 0, g["hidden"]["patience"], 0))),
         "belief field 'turn' goes with hidden 'patience'",
     ),
-    (keyed_belief(), "'seed' goes with hidden 'the conversation's key"),
     (
         broken("step", sets("belief", "turn", lambda g: g["hidden"]["patience"])),
         "something else in belief field 'turn'",
@@ -304,6 +308,37 @@ LEAKS = [
 @pytest.mark.parametrize(("scenario", "words"), LEAKS, ids=[words for _, words in LEAKS])
 def test_a_belief_that_knows_more_than_was_said_is_noticed(scenario, words):
     assert words in found(leaks.check_leaks, scenario)
+
+
+def drawn(purpose, keys):
+    return rng._mix.py_func(rng._mix.py_func(keys) + np.uint64((purpose + 1) * int(rng._GOLDEN) % 2**64))
+
+
+SEEDS = [
+    ("u8", lambda keys: keys, True),
+    ("u8", lambda keys: drawn(1, keys), True),  # as education had it
+    ("u4", lambda keys: drawn(1, keys), True),  # half of it: the rest is soon tried
+    ("u4", lambda keys: ~drawn(700, keys) >> np.uint64(32), True),
+    ("f8", lambda keys: rng.uniform(keys, 0, 5), True),
+    ("f4", lambda keys: 2.0 * rng.uniform(keys, 0, 5) - 1.0, True),
+    ("i4", lambda keys: rng.uniform(keys, 0, 5) * 1e9, True),
+    ("i4", lambda keys: 100_000 + rng.uniform(keys, 0, 5) * 900_000, False),  # an order's number
+    ("u2", lambda keys: (drawn(1, keys) ^ drawn(2, keys)) >> np.uint64(48), False),  # rng.public_seed
+]
+
+
+@pytest.mark.parametrize(("dtype", "value", "tells"), SEEDS, ids=range(len(SEEDS)))
+def test_a_field_from_which_the_key_can_be_computed_is_noticed(dtype, value, tells):
+    told = found(inversion.check_inversion, seeing(dtype, value))
+    assert ("can be computed from belief seed" in told) == tells
+    assert bool(told) == tells
+
+
+def test_a_key_in_the_infos_is_noticed():
+    keys = rng._mix.py_func(np.arange(1, inversion.ROWS + 1, dtype=np.uint64))
+    columns = list(inversion._columns("info", {"text": np.array([f"Ticket {key}." for key in keys >> np.uint64(2)], object)}))
+    assert [name for name, _ in columns] == ["info text"]
+    assert "info text" in set(inversion.revealing(columns, keys, 0))
 
 
 def script(*order):

@@ -15,6 +15,7 @@ from typing import Any
 import numba
 from numba.core import caching
 
+from chatgym.dynamics.content import bytecode_digest
 from chatgym.storage.paths import has_home
 
 _Known: Any = caching.CompileResultCacheImpl
@@ -36,23 +37,38 @@ class _Places(_Known):
 
 
 class CodeCache(caching.FunctionCache):
-    """numba's cache of one function's compiled code; what it can't read is compiled, what it can't write is left."""
+    """numba's cache of one function's compiled code; what it can't read is compiled, what it can't write is left.
+
+    The code is kept by content: by a digest of the function and of all that it calls, closes over and reads. numba
+    itself doesn't notice a change in another file or of a value, and would read what another process compiled.
+    """
 
     _impl_class = _Places
+
+    def __init__(self, function: Callable[..., Any], content: Callable[[], str], digest: str) -> None:
+        """Make the cache of a Python function; `content` returns its digest, which was `digest` now."""
+        super().__init__(function)
+        self._content, self._digest = content, digest
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return the compiled function for a signature; None if it isn't stored, or can't be read."""
         try:
             return super().load_overload(sig, target_context)
-        except OSError:
+        except (OSError, ImportError):  # the same function may have stood in a module that isn't here
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Store the compiled function for a signature, if that is possible."""
+        if self._content() != self._digest:
+            return  # something changed while it was compiled, so nobody knows what was
         try:
             super().save_overload(sig, data)
         except OSError as error:
             _warn_once(error.strerror)
+
+
+    def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
+        return sig, codegen.magic_tuple(), self._digest
 
 
 @functools.cache
@@ -78,7 +94,8 @@ def njit(signature: Any = None, *, cache: bool = False) -> Any:
     def decorate(function: Callable[..., Any]) -> Any:
         compiled = numba.njit(function)
         if cache:
-            compiled._cache = CodeCache(function)
+            content = functools.partial(bytecode_digest, function)
+            compiled._cache = CodeCache(function, content, content())
         if signature is not None:
             compiled.compile(signature)
             compiled.disable_compile()

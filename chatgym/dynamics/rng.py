@@ -21,7 +21,7 @@ WORDING = 1000
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _M1 = np.uint64(0xBF58476D1CE4E5B9)
 _M2 = np.uint64(0x94D049BB133111EB)
-_S30, _S27, _S31, _S11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)
+_S30, _S27, _S31, _S11, _S48 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11), np.uint64(48)
 _UNIT = 2.0**-53
 
 
@@ -51,6 +51,16 @@ def draw(key: np.uint64, turn: int, purpose: int) -> float:
 def randint(key: np.uint64, turn: int, purpose: int, n: int) -> int:
     """Draw an int64, uniform on 0 … n - 1, for (key, turn, purpose); n < 2**32 keeps the bias below 2**-21."""
     return int(draw(key, turn, purpose) * n)
+
+
+@nb.njit("uint64(uint64, int64, int64)", cache=True)
+def public_seed(key: np.uint64, turn: int, purpose: int) -> np.uint64:
+    """Draw a seed that an agent may see, uint64 below 2**16, for (key, turn, purpose) and (key, turn, purpose + 1).
+
+    `bits` is a bijection of the key for a fixed turn and purpose, so 64 bits of it give the key away, and some of them
+    by trying the others. Here 2**48 keys have the same seed, and nothing shorter than trying all keys finds them.
+    """
+    return (bits(key, turn, purpose) ^ bits(key, turn, purpose + 1)) >> _S48
 
 
 @nb.njit("uint64(uint64, int64)", cache=True)

@@ -8,9 +8,9 @@ never on the rows beside it.
 from __future__ import annotations
 
 import functools
-import inspect
 import math
 import sys
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chatgym.dynamics import rng
-from chatgym.dynamics.identity import code_digest
+from chatgym.dynamics.content import bytecode_digests, source_digest
 from chatgym.dynamics.nb import CodeCache
 from chatgym.dynamics.scenario import Scenario
 from chatgym.errors import InvalidValue, unknown
@@ -29,24 +29,13 @@ Snapshot = dict[str, npt.NDArray[Any]]
 
 
 class _ScenarioCache(CodeCache):
-    """numba's cache on disk, keyed by a digest of the scenario's code, the loops and the draws, imports included.
-
-    numba can't cache a closure over compiled functions (their identity is random in each process), nor does it notice a
-    change of a function in another file. The digest covers both.
-    """
-
-    def __init__(self, py_func: Callable[..., Any], digest: str, scenario: str) -> None:
-        super().__init__(py_func)
-        self._digest, self._scenario = digest, scenario
+    """The cache of a scenario's loops, which says that they are compiled."""
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         found = super().load_overload(sig, target_context)
         if found is None and self._py_func.__name__ == "start" and sys.stderr.isatty():
-            print(f"Compiling the scenario {self._scenario}; once, it takes about ten seconds ...", file=sys.stderr)
+            print("Compiling a scenario; once, it takes about ten seconds ...", file=sys.stderr)
         return found
-
-    def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
-        return sig, codegen.magic_tuple(), self._digest
 
 
 @dataclass(frozen=True)
@@ -71,27 +60,41 @@ def _next_keys(rows, roots, episodes, keys):  # type: ignore[no-untyped-def]
 
 
 _compiled: dict[Scenario, Kernels] = {}
+_by_content: dict[str, Kernels] = {}
+_frozen: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+"""Compiled functions to the digest that they had first: what they read then is in their code."""
 
 
 def kernels(scenario: Scenario) -> Kernels:
-    """Return a scenario's compiled loops: compiled at the first use, later read from numba's cache on disk."""
+    """Return a scenario's compiled loops: compiled at the first use, later read from the cache on disk.
+
+    They are those of the scenario as it is at its first use; scenarios with the same content share them.
+    """
     if scenario not in _compiled:
-        digest = code_digest(*scenario.sources, *_sources(), imports=True)
-        loops = _loops(scenario)
-        for loop in loops.values():
-            loop._cache = _ScenarioCache(loop.py_func, digest, scenario.name)
-        _compiled[scenario] = Kernels(**loops)
+        content = _content(scenario)
+        if content not in _by_content:
+            loops = _loops(scenario)
+            for loop in loops.values():
+                loop._cache = _ScenarioCache(loop.py_func, functools.partial(_content, scenario), content)
+            _by_content[content] = Kernels(**loops)
+        _compiled[scenario] = _by_content[content]
     return _compiled[scenario]
+
+
+def _content(scenario: Scenario) -> str:
+    """Return the digest of a scenario's loops, and have functions compiled anew that read something else by now."""
+    whole, functions = bytecode_digests(_loops, scenario.content)
+    for function, digest in functions:
+        if _frozen.setdefault(function, digest) != digest and function._can_compile:
+            function._reset_overloads()
+            _frozen[function] = digest
+    return whole
 
 
 @functools.cache
 def loops_digest() -> str:
     """Return the SHA-256 of the code that all scenarios share: the random draws and the loops over the batch."""
-    return code_digest(*_sources())
-
-
-def _sources() -> tuple[str, str]:
-    return inspect.getsource(rng), inspect.getsource(_loops)
+    return source_digest(_loops)
 
 
 def _loops(scenario: Scenario) -> dict[str, Any]:  # noqa: C901 (six loops, each trivial)
@@ -259,6 +262,7 @@ class ChatRoom:
         self.turns = np.zeros(size, np.int64)
         self.hidden = np.zeros(size, scenario.hidden)
         self.belief = np.zeros(size, scenario.belief)
+        self._tell_limit()
         self.said = np.zeros(size, scenario.said)
         self.outcomes = np.zeros(size, np.int64)
         self.rewards = np.zeros(size)
@@ -352,6 +356,17 @@ class ChatRoom:
             setattr(self, name, np.empty_like(getattr(self, name)))
         for name in self._STATE:
             getattr(self, name)[...] = state[name]
+        self._tell_limit()
+
+    def limit(self, turns: int) -> None:
+        """Truncate conversations after `turns` at the latest."""
+        self.max_turns = min(self.max_turns, turns)
+        self._tell_limit()
+
+    def _tell_limit(self) -> None:
+        """Write `max_turns` into the beliefs of a scenario whose expert plans with it."""
+        if "max_turns" in (self.scenario.belief.names or ()):
+            self.belief["max_turns"] = self.max_turns
 
     def fork(self, index: int, copies: int) -> ChatRoom:
         """Make a room with B = `copies` copies of one conversation.

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from chatgym.dynamics.identity import code_digest
+from chatgym.dynamics.content import source_digest
 from chatgym.storage.utf8 import read_json
 
 TONES = ("calm", "annoyed", "angry")
@@ -104,7 +104,9 @@ class Scenario:
 
     `choices` are the words for the values of slots without a pattern (``{topic}``). `agent_codes` maps the parts of the
     agent's sentences that are about a slot to their acts. `folder` holds ``sentences.json`` and the files that commands
-    write (references, NLU head); `code` are the files that determine a conversation.
+    write (references, NLU head).
+
+    A field ``max_turns`` of `belief` is filled by the room, so that an expert can end in time; ``start`` leaves it.
 
     ``audit(conversation)`` finds the partner's contradictions, see `chatgym.scenarios.contradictions`; None: only
     general ones are looked for. `llm_partner` lets a language model play the partner (``simulator="llm"``); None: it
@@ -143,7 +145,6 @@ class Scenario:
     find_slots: Callable[[str], tuple[Mapping[str, Any], str]]
     examples: Mapping[str, str]
     folder: Path
-    code: tuple[Path, ...]
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     agent_codes: Mapping[str, int] = field(default_factory=dict)
     audit: Callable[[Sequence[Any]], Iterable[Any]] | None = None
@@ -168,6 +169,10 @@ class Scenario:
                 fields.setdefault(each.name, found[0])
         return cls(**fields)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the fields, for pickle: what is computed from them is computed anew."""
+        return {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Scenario:
         """Return the scenario itself: it is immutable."""
         return self
@@ -189,13 +194,17 @@ class Scenario:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 of the scenario's `code` (see `code_digest`): another digest, another simulator."""
-        return code_digest(*self.sources)
+        """SHA-256 of `content` (see `source_digest`): another digest, another simulator."""
+        return source_digest(self.content)
 
     @property
-    def sources(self) -> tuple[str, ...]:
-        """The text of the files in `code`."""
-        return tuple(path.read_text(encoding="utf-8") for path in self.code)
+    def content(self) -> dict[str, Any]:
+        """The compiled functions, and what else decides the course and the outcome of a conversation, by name."""
+        return {name: getattr(self, name) for name in _DECIDING}
+
+
+_DECIDING = ("agent_acts", "user_acts", "outcomes", "success", "reward_terms", "hidden", "belief", "said", "n_beliefs",
+             "embedding_size", "agent_codes", "start", "respond", "index", "embed", "mask", "expert", "note", "hear")
 
 
 def fill(template: str, slots: Mapping[str, str]) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from types import FrameType
 from typing import Any
 
 import gymnasium as gym
@@ -13,7 +15,7 @@ import numpy.typing as npt
 from chatgym.dynamics.room import Snapshot
 from chatgym.engines import Engine
 from chatgym.envs.codecs import row_of
-from chatgym.envs.conversation_env import ConversationEnv, check_key, check_options, root_of
+from chatgym.envs.conversation_env import ConversationEnv, check_key, check_options, check_steps, root_of
 from chatgym.envs.conversations import DEFAULT_LLM, Conversations
 from chatgym.envs.rendering import print_turns, to_ansi
 from chatgym.envs.state import check_snapshot, decode_rows, encode_rows
@@ -172,6 +174,7 @@ class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
         Raises:
             InvalidValue: An option is unknown, or the key isn't an integer from 0 to 2**64 - 1.
         """
+        self.limit_turns(_callers(self, sys._getframe().f_back))
         key = check_options(options, ("key",)).get("key")
         keys = None if key is None else np.array([check_key(key)], np.uint64)
         super().reset(seed=seed)
@@ -219,6 +222,21 @@ class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
             self._going = False
             info["outcome"] = scenario.outcomes[room.outcomes[0]]
         return row_of(talk.observe(), 0), reward, terminated, truncated, info
+
+    def limit_turns(self, wrappers: Iterable[Any]) -> None:
+        """Truncate conversations where a `gymnasium.wrappers.TimeLimit` among `wrappers` does, so that they end by it.
+
+        Else the wrapper would cut a conversation off that has no outcome, and of which the expert expects more turns.
+
+        Raises:
+            InvalidValue: The wrapper counts tokens, with ``action="token"``.
+        """
+        for wrapper in wrappers:
+            if isinstance(wrapper, gym.wrappers.TimeLimit):
+                turns = wrapper._max_episode_steps
+                check_steps(turns, self._conversations.action)
+                self.room.limit(turns)
+                self._arguments["max_turns"] = self.room.max_turns
 
     def render(self) -> str | npt.NDArray[np.uint8] | None:
         """Show the conversation so far.
@@ -355,3 +373,13 @@ class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
         self._turns.append(turn)
         if self.render_mode == "human":
             print_turns(self._worded_turns()[-2:], scenario)
+
+
+def _callers(env: ChatEnv, frame: FrameType | None) -> Iterator[Any]:
+    """Yield the wrappers whose `reset` led to `frame`: an environment isn't told what is around it."""
+    while frame is not None:
+        if frame.f_code.co_name == "reset":
+            wrapper = frame.f_locals.get("self")
+            if isinstance(wrapper, gym.Wrapper) and wrapper.unwrapped is env:
+                yield wrapper
+        frame = frame.f_back

@@ -137,6 +137,20 @@ def check_key(key: Any) -> int:
     return int(key)
 
 
+def check_steps(steps: int | None, action: str) -> None:
+    """Check Gymnasium's ``max_episode_steps``, which limits the turns as `max_turns` does; None: it doesn't.
+
+    Raises:
+        InvalidValue: It is below 1, or would count tokens.
+    """
+    if steps is not None and (not is_integer(steps) or steps < 1):
+        raise InvalidValue(f"max_episode_steps, like max_turns, is an integer of at least 1, not {steps!r}")
+    if steps is not None and action == "token":
+        raise InvalidValue(
+            f"max_episode_steps={steps} would count tokens with action='token'; limit the turns by max_turns instead"
+        )
+
+
 def root_of(generator: np.random.Generator) -> np.uint64:
     """Draw the root of a row's conversation keys, uint64: the only draw from ``np_random``."""
     return generator.integers(2**64, dtype=np.uint64)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy.typing as npt
 
 from chatgym.dynamics import rng
+from chatgym.dynamics.content import source_digest
 from chatgym.dynamics.identity import code_digest
 from chatgym.dynamics.room import ChatRoom, Snapshot
 from chatgym.engines import Engine
@@ -52,8 +53,7 @@ _CUT_STOP = re.compile(r"#{2,}\s*(?:S(?:TO?)?)?\s*\Z", re.I)
 
 def llm_simulator_digest(played: LLMPartner) -> str:
     """Return the SHA-256 of the code that turns a model's words into the partner's turns."""
-    told = inspect.getmodule(played.brief) or LLMPartner
-    return code_digest(inspect.getsource(told), inspect.getsource(LLMSimulator))
+    return source_digest(played, code_digest(inspect.getsource(LLMSimulator)))
 
 
 class LLMSimulator:

@@ -14,7 +14,7 @@ from gymnasium.vector.utils import batch_space
 from chatgym.dynamics.room import Snapshot, is_integer
 from chatgym.engines import Engine
 from chatgym.envs.codecs import row_of
-from chatgym.envs.conversation_env import ConversationEnv, check_key, check_options, root_of
+from chatgym.envs.conversation_env import ConversationEnv, check_key, check_options, check_steps, root_of
 from chatgym.envs.conversations import DEFAULT_LLM, Conversations
 from chatgym.envs.state import check_snapshot
 from chatgym.errors import ChatGymError, InvalidValue
@@ -30,8 +30,9 @@ class ChatVectorEnv(ConversationEnv, VectorEnv[Any, Any, Any]):
     Row i of an environment that was reset with seed s is, bit for bit, the single environment with seed s + i (or the
     i-th seed of a list), over any number of conversations and in each autoreset mode.
 
-    Two arguments are its own: `autoreset_mode` (one of Gymnasium's three) and `texts`. Words cost more time than the
-    dynamics, so ``info["text"]`` exists only with ``texts=True`` or ``observation="text"``.
+    Three arguments are its own: `autoreset_mode` (one of Gymnasium's three), `texts`, and `max_episode_steps`, which
+    `gymnasium.make_vec` takes: the smaller of it and `max_turns` counts. Words cost more time than the dynamics, so
+    ``info["text"]`` exists only with ``texts=True`` or ``observation="text"``.
     """
 
     metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
@@ -48,6 +49,7 @@ class ChatVectorEnv(ConversationEnv, VectorEnv[Any, Any, Any]):
         reward_model: str | RewardModel | None = "default",
         reward_weights: Mapping[str, float] | None = None,
         max_turns: int | None = None,
+        max_episode_steps: int | None = None,
         error_rate: float = 0.1,
         tokenizer: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
@@ -62,12 +64,15 @@ class ChatVectorEnv(ConversationEnv, VectorEnv[Any, Any, Any]):
                 f"gym.make('ChatEnv-v0', render_mode='rgb_array'), many are gym.make_vec('ChatEnv-v0', num_envs=4, "
                 "vectorization_mode='sync', render_mode='rgb_array')"
             )
+        check_steps(max_episode_steps, action)
         super().__init__()
         self._hold(arguments, Conversations(
             num_envs, scenario=scenario, action=action, observation=observation, llm=llm, simulator=simulator,
             reward_model=reward_model, reward_weights=reward_weights, max_turns=max_turns, error_rate=error_rate,
             tokenizer=tokenizer, texts=texts,
         ))  # fmt: skip
+        if max_episode_steps is not None:
+            self.room.limit(max_episode_steps)
         self.num_envs = num_envs
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}

@@ -120,6 +120,30 @@ def _reached(findings: Findings, scenario: Scenario) -> None:
     )
 
 
+def _cut_off(findings: Findings, scenario: Scenario) -> None:
+    """Check that the turn at which a conversation is truncated is a turn like any other."""
+    cut, going = (room_of(scenario, 500, max_turns=SHORT + more) for more in (0, 1))
+    policy = mixed_policy(scenario, 10)
+    for room in (cut, going):
+        room.begin()
+    for _ in range(SHORT):
+        acts = policy(going)
+        for room in (cut, going):
+            room.step(acts, room.outcomes == 0)
+    rows = cut.truncations
+    terms = [name for i, name in enumerate(scenario.reward_terms) if (cut.terms != going.terms)[rows, i].any()]
+    findings.expect(
+        not terms,
+        f"at truncation the reward terms {', '.join(terms)} aren't what they are if the conversation goes on. Leave them "
+        "as they are: a learner adds the value of the state after it.",
+    )
+    findings.expect(
+        raw(cut.said[rows]).tolist() == raw(going.said[rows]).tolist(),
+        "at truncation the partner says something else than if the conversation goes on. Let it, as `last` only decides "
+        "the outcome.",
+    )
+
+
 def _unclear(findings: Findings, scenario: Scenario) -> None:
     """Check the partner's answer to words that NLU didn't understand."""
     room = room_of(scenario, 1000)
@@ -168,6 +192,7 @@ DYNAMICS: Mapping[str, Callable[[Findings, Scenario], None]] = {
     "filling arrays": _filled,
     "playing conversations again": _keyed,
     "coming to an end": _reached,
+    "cutting conversations off": _cut_off,
     "playing acts that weren't understood": _unclear,
     "noting and hearing": _heard,
 }

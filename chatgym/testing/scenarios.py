@@ -8,6 +8,7 @@ from chatgym.scenarios import Scenario, find_scenario
 from chatgym.testing.balance import check_balance
 from chatgym.testing.dynamics import DYNAMICS
 from chatgym.testing.findings import Findings
+from chatgym.testing.inversion import check_inversion
 from chatgym.testing.leaks import check_leaks
 from chatgym.testing.rollouts import Turns, play
 from chatgym.testing.words import check_words
@@ -43,7 +44,8 @@ def check_scenario(scenario: str | Scenario) -> None:
                 with findings.trying(what):
                     check(findings, scenario, turns)
             for what, check_more in (
-                *DYNAMICS.items(), ("looking for leaks", check_leaks), ("looking at the balance", check_balance)
+                *DYNAMICS.items(), ("looking for leaks", check_leaks),
+                ("looking for the key", check_inversion), ("looking at the balance", check_balance)
             ):  # fmt: skip
                 with findings.trying(what):
                     check_more(findings, scenario)
@@ -85,12 +87,6 @@ def _declared(findings: Findings, scenario: Scenario) -> bool:
     )
     codes = {part: code for part, code in scenario.agent_codes.items() if code < 0}
     findings.expect(not codes, f"`agent_codes` has codes below 0: {codes}. They are act + ABOUT * (slot + 1).")
-    absent = [str(path) for path in scenario.code if not path.is_file()]
-    findings.expect(
-        scenario.code and not absent,
-        f"`code` names no file that is there: {absent}. Name the sources that decide a conversation's course: scores "
-        "are kept apart by their content.",
-    )
     return not findings.problems
 
 

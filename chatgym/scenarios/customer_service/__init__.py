@@ -27,5 +27,4 @@ SCENARIO = Scenario.of_modules(
     note=belief.note_own_act,
     choices={"topic": words.TOPIC_NAMES},
     folder=FOLDER,
-    code=tuple(FOLDER / name for name in ("policy.py", "belief.py", "customer.py")),
 )  # fmt: skip

@@ -234,12 +234,28 @@ def mask(belief: Any, out: Any) -> None:
 
 
 @nb.njit
+def still_needed(belief: Any) -> int:
+    """Return the fewest acts that lead from `belief`, a record, to a granted request: questions, offer, close."""
+    if belief.accepted:
+        return 1
+    acts = 2 + int(belief.sure[TOPIC] == 0)
+    for slot in range(1, 5):
+        acts += int(belief.sure[slot] == 0 and (belief.sure[TOPIC] == 0 or needs(belief.topic, slot)))
+    return acts
+
+
+@nb.njit
 def expert(belief: Any) -> int:
     """Return the scripted expert's act for `belief`, a record.
 
-    In this order: raise the mood, answer a question, ask for slots, confirm unsure ones, offer, check, close.
+    In this order: raise the mood, answer a question, ask for slots, confirm unsure ones, offer, check, close. Where the
+    turns are only just enough to ask, offer and close, it leaves out the rest.
     """
-    if belief.complaint and belief.apologies < 3:
+    left = belief.max_turns - belief.turn
+    hurry = 0 < left <= still_needed(belief)
+    if belief.accepted and left == 1:
+        return CLOSE
+    if belief.complaint and belief.apologies < 3 and not hurry:
         return APOLOGISE
     if belief.question:
         return EXPLAIN
@@ -248,7 +264,7 @@ def expert(belief: Any) -> int:
     if belief.sure[TOPIC] == 0:
         return ASK_TOPIC
     least = least_sure(belief)
-    if least >= 0 and belief.sure[least] == 1 and belief.confirms < 4:
+    if least >= 0 and belief.sure[least] == 1 and belief.confirms < 4 and not hurry:
         return CONFIRM
     for slot in range(1, 5):
         if belief.sure[slot] == 0 and needs(belief.topic, slot):

@@ -108,6 +108,7 @@ BELIEF = np.dtype((np.record, [
     ("turn", "i2"), ("act", "i1"), ("heard", "i1"), ("tone", "i1"), ("confirming", "i1"), ("confirms", "i1"),
     ("question", "i1"), ("complaint", "i1"), ("apologies", "i1"), ("explained", "i1"),
     ("offered", "i1"), ("rejected", "i1"), ("accepted", "i1"), ("satisfied", "i1"), ("ended", "i1"),
+    ("max_turns", "i2"),
 ]))  # fmt: skip
 
 SAID = np.dtype((np.record, [

@@ -27,7 +27,6 @@ SCENARIO = Scenario.of_modules(
     max_turns=20,
     note=belief.note_own_act,
     folder=FOLDER,
-    code=tuple(FOLDER / name for name in ("policy.py", "problems.py", "belief.py", "student.py")),
     partner_role="student",
     agent_role="tutor",
 )  # fmt: skip

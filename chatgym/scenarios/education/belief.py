@@ -122,7 +122,9 @@ def hear_goal(belief: Any, goal: int, sure: int) -> None:
 def hear_answer(key: np.uint64, turn: int, belief: Any, num: int, den: int, wrong: bool, sure: int) -> None:
     """Write an answer into `belief`, a record, and mark it; the error channel may replace the number."""
     skill, difficulty = int(belief.question_skill), int(belief.difficulty)
-    _, (right_num, right_den, wrong_num, wrong_den) = problem(belief.seed, int(belief.asked), skill, difficulty)
+    _, (right_num, right_den, wrong_num, wrong_den) = problem(
+        np.uint64(belief.seed), int(belief.asked), skill, difficulty
+    )
     if wrong:
         if num == right_num and den == right_den:
             num, den = wrong_num, wrong_den
@@ -309,8 +311,12 @@ def teach(belief: Any) -> int:
 def expert(belief: Any) -> int:
     """Return the scripted expert's act for `belief`, a record.
 
-    In this order: find the goal, ease boredom or frustration, secure prerequisites, teach, test, go on, end.
+    In this order: find the goal, ease boredom or frustration, secure prerequisites, teach, test, go on, end; end at the
+    last turn in any case.
     """
+    left = belief.max_turns - belief.turn
+    if left == 1:
+        return END
     if belief.skill < 0:
         return ASK_GOAL
     if belief.goal_sure < 2 and belief.plans < 2:

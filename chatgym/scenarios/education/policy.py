@@ -75,9 +75,10 @@ AFFECT_MAX = 10  # boredom or frustration at which a student leaves
 BAD = 6  # at which it says so
 
 # Purposes of the random draws (see chatgym.dynamics.rng).
-(D_GOAL, D_SEED, D_STYLE, D_BOREDOM, D_FRUSTRATION, D_PATIENCE, D_OPENING, D_SKILL_LEARNT, D_SAYS, D_BASIS, D_RIGHT,
+(D_GOAL, _, D_STYLE, D_BOREDOM, D_FRUSTRATION, D_PATIENCE, D_OPENING, D_SKILL_LEARNT, D_SAYS, D_BASIS, D_RIGHT,
  D_DONT_KNOW, D_CARELESS, D_PRACTICE, D_FEELING, D_TONE, D_ACT_ERROR, D_ACT_CONFUSED, D_ERROR, D_CONFUSED,
  D_CONFIDENCE) = range(21)  # fmt: skip
+D_SEED = 25  # and the next one
 D_KNOWN, D_LEARNS, D_SLIPS, D_GUESSES = range(30, 70, 10)
 
 # The confusion model of acts: what each is mistaken for when it is not lost altogether.
@@ -98,7 +99,7 @@ HIDDEN = np.dtype((np.record, [
 ]))  # fmt: skip
 
 BELIEF = np.dtype((np.record, [
-    ("seed", "u8"),  # of the questions' numbers
+    ("seed", "u2"),  # of the questions' numbers; too few bits to lead back to the key
     ("known", "f4", (N_SKILLS,)),  # probability of each skill, by knowledge tracing
     ("before", "f4"),  # that of the skill asked about, before the answer
     ("goal", "i1"), ("goal_sure", "i1"),  # -1 unknown; 0 unknown, 1 unsure, 2 sure
@@ -108,7 +109,7 @@ BELIEF = np.dtype((np.record, [
     ("style", "i1"),  # -2 … 2: learns from explanations … from examples
     ("feeling", "i1"),  # 0 nothing bad heard, 1 bored, 2 frustrated
     ("turn", "i2"), ("act", "i1"), ("heard", "i1"), ("tone", "i1"), ("praised", "i1"), ("breaks", "i1"),
-    ("plans", "i1"), ("taught", "i1"), ("ended", "i1"),
+    ("plans", "i1"), ("taught", "i1"), ("ended", "i1"), ("max_turns", "i2"),
 ]))  # fmt: skip
 NO_ANSWER, RIGHT, WRONG, GIVEN_UP = range(4)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numba as nb
 import numpy as np
 
-from chatgym.dynamics.rng import bits, draw, randint
+from chatgym.dynamics.rng import draw, public_seed, randint
 from chatgym.dynamics.scenario import UNCLEAR_ACT
 from chatgym.scenarios.education.belief import note_own_act, understand
 from chatgym.scenarios.education.policy import *
@@ -45,7 +45,7 @@ def start(key: np.uint64, hidden: Any, belief: Any, said: Any, error_rate: float
 @nb.njit
 def begin(key: np.uint64, belief: Any) -> None:
     """Write the tutor's prior into `belief`, a record, before the student has spoken."""
-    belief.seed = bits(key, 0, D_SEED)
+    belief.seed = public_seed(key, 0, D_SEED)
     for skill in range(N_SKILLS):
         basis, p = int(BUILDS_ON[skill]), CHANCE_KNOWN[skill]
         if basis >= 0 and p > 0:
@@ -146,7 +146,7 @@ def try_question(key: np.uint64, turn: int, skill: int, hidden: Any, belief: Any
     else:
         p = P_HINTED_GUESS if hinted else hidden.guesses[skill] * GUESS_OF[difficulty]
         feel(hidden, 0, difficulty + int(difficulty == HARD))
-    _, (num, den, wrong_num, wrong_den) = problem(belief.seed, int(belief.asked), skill, difficulty)
+    _, (num, den, wrong_num, wrong_den) = problem(np.uint64(belief.seed), int(belief.asked), skill, difficulty)
     hidden.succeeded = hidden.num = hidden.den = 0
     if draw(key, turn, D_RIGHT) < p:
         hidden.succeeded = 1

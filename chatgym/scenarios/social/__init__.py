@@ -30,7 +30,6 @@ SCENARIO = Scenario.of_modules(
     note=belief.note_own_act,
     picture=pictures.png,
     folder=FOLDER,
-    code=tuple(FOLDER / name for name in ("policy.py", "belief.py", "person.py")),
     partner_role="person",
     agent_role="supporter",
 )  # fmt: skip

@@ -230,9 +230,11 @@ def next_comfort(belief: Any) -> int:
 def expert(belief: Any) -> int:
     """Return the scripted expert's act for `belief`, a record.
 
-    In this order: ask for the facts, restate unsure ones, then comfort or advise as the person wishes, check, close.
+    In this order: ask for the facts, restate unsure ones, then comfort or advise as the person wishes, check, close;
+    close at the last turn in any case.
     """
-    if belief.better or belief.turn >= 18:
+    left = belief.max_turns - belief.turn
+    if belief.better or left == 1:
         return CLOSE
     if belief.turn == 0 and belief.sure[PROBLEM] == 0:
         return GREET
@@ -252,6 +254,6 @@ def expert(belief: Any) -> int:
     if belief.wants == 2 and belief.sure[CAUSE] < 3 and belief.uses[RESTATE] < 3:
         return RESTATE
     settled = belief.advised == 1 or belief.comforts >= 1
-    if settled and belief.act != CHECK and (belief.worked != 2 or belief.heard == UNCLEAR):
+    if settled and left != 2 and belief.act != CHECK and (belief.worked != 2 or belief.heard == UNCLEAR):
         return CHECK
     return next_comfort(belief)

@@ -24,7 +24,7 @@ UNCLEAR = 16
 
 OUTCOMES = ("", "comforted", "unchanged", "worse", "left", "truncated")
 GOES_ON, COMFORTED, UNCHANGED, WORSE, LEFT, TRUNCATED = range(6)
-OUTCOME_VALUE = np.array([0.0, 1.0, -0.5, -1.0, -1.0, -0.5])
+OUTCOME_VALUE = np.array([0.0, 1.0, -0.5, -1.0, -1.0, 0.0])
 
 REWARD_TERMS = {"outcome": 1.0, "relief": 0.3, "rapport": 0.2, "time": 0.02}
 """Term to weight. outcome: `OUTCOME_VALUE`; relief: fall in intensity, as a share of what it was at first;
@@ -97,6 +97,7 @@ BELIEF = np.dtype((np.record, [
     ("turn", "i2"), ("act", "i1"), ("heard", "i1"), ("tone", "i1"), ("repeating", "i1"),  # the fact it says back
     ("wants", "i1"), ("advised", "i1"),  # 0 unknown, 1 advice, 2 to be heard; 1 taken, 2 rejected
     ("better", "i1"), ("comforts", "i1"), ("worked", "i1"), ("uses", "i1", (16,)), ("ended", "i1"),
+    ("max_turns", "i2"),
 ]))  # fmt: skip
 
 SAID = np.dtype((np.record, [
