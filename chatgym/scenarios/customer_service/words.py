@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 from chatgym.dynamics.scenario import ABOUT, TONES, Meaning
 from chatgym.scenarios.customer_service.belief import least_sure
 from chatgym.scenarios.customer_service.customer import say
 from chatgym.scenarios.customer_service.policy import *
+from chatgym.scenarios.mentions import BOUND_AFTER, BOUND_BEFORE, Mention, meant, only_value
+from chatgym.scenarios.numbers import Number, find_numbers, mask, plain
 
 
 def surface(slot: int, value: int) -> str:
@@ -94,50 +98,156 @@ AGENT_CODES = {
 EXAMPLES = {"reference": "482913", "date": "3 days ago", "amount": "40 euros"}
 """Words for a value of each slot. Models see only these, so their wordings fit every value."""
 
-_WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
-_NUMBERS = {word: n for n, word in enumerate(_WORDS, 1)}
-_NUMBERS["a couple of"] = 2
-_COUNT = rf"(?P<count>\d{{1,3}}|{'|'.join(_NUMBERS)}|an?)"
-_SUM = r"\d{1,3}(?:[.,]\d{3})+|\d{1,6}"
-_PATTERNS = {
-    "date": re.compile(
-        rf"\b(?:(?P<yesterday>yesterday)|last (?P<last>week|month)|{_COUNT} (?P<unit>day|week|month)s? ago)\b", re.I
-    ),
-    "amount": re.compile(
-        rf"(?:[€$£]\s?|\bEUR\s?)(?P<before>{_SUM})(?:[.,]\d\d)?\b|"
-        rf"\b(?P<after>{_SUM})(?:[.,]\d\d)?\s?(?:euros?\b|eur\b|dollars?\b|pounds?\b|bucks\b|[€$£])", re.I),
-    "reference": re.compile(r"(?<![\w.,])\d{6}(?![\w€$£])"),
-}  # fmt: skip
-_DENIED = re.compile(r"\b(?:not|isn't|wasn't) $", re.I)
-_DAYS = {"day": 1, "week": 7, "month": 30}
-
-
-def _read(slot: str, found: re.Match[str]) -> int:
-    """Return the number that a match of a slot's pattern means: days, euros or the reference."""
-    if slot == "reference":
-        return int(found[0])
-    if slot == "amount":
-        return int(re.sub(r"\D", "", found["before"] or found["after"]))
-    if found["yesterday"]:
-        return 1
-    if found["last"]:
-        return _DAYS[found["last"].lower()]
-    count = found["count"].lower()
-    return _DAYS[found["unit"].lower()] * (int(count) if count.isdigit() else _NUMBERS.get(count, 1))
+MAX_DAYS = 9999
+_NUMBER = "#~*"
+"""A number in a masked text, see `chatgym.scenarios.numbers.mask`."""
+_DAYS = {"day": 1, "week": 7, "fortnight": 14, "month": 30, "year": 365}
+_NAMED = {"yesterday": 1, "last week": 7, "last month": 30, "day before yesterday": 2, "week before last": 14}
+_WORDS_OF_DATES = (" ago", "yesterday", "last")
+_UNIT = "|".join(_DAYS)
+_COUNT = rf"(?:{_NUMBER}(?: an?)?|\b(?:a )?couple(?: of)?|\ban?)"
+_TIME = rf"{_COUNT} ?(?:{_UNIT})s?"
+_DATE = re.compile(
+    rf"{_TIME}(?:(?:,|,? and)? (?:{_TIME}|{_NUMBER}))* ago\b|"
+    rf"\b(?:the (?=day|week))?(?P<named>{'|'.join(sorted(_NAMED, key=len, reverse=True))})\b"
+)
+_STEP = re.compile(rf"(?P<count>{_COUNT}) ?(?P<unit>{_UNIT})|{_NUMBER}")
+_CURRENCY = r"(?:euros?\b|eur\b|dollars?\b|pounds?\b|bucks\b|[€$£](?!\w))"
+_AMOUNT = re.compile(
+    rf"(?:(?:[€$£]|\beur) ?(?P<before>{_NUMBER})|(?P<after>{_NUMBER}) ?{_CURRENCY})"
+    rf"(?: (?:and )?(?P<cents>{_NUMBER}) cents?\b| (?P<more>#~{{0,4}})(?=[,.?!]|$))?"
+)
+_UNSURE_BEFORE = re.compile(
+    rf"(?<![a-z])(?:{BOUND_BEFORE}|\b(?:minus|plus|every|each|or|by|before|after|half|early|late|mid|twice|was no|"
+    r"and a half,?|days? \w+|(?:end|beginning|middle|start|half|third|most|some|part) of|"
+    rf"(?:{_COUNT}|few|several|some|many) (?:hour|minute|{_UNIT})s?,?(?: and| to)?)|[x*×/-]|{_NUMBER} times|"
+    rf"{_NUMBER} ?(?:%|percent) (?:off?|on|from)|{_NUMBER} off?|#~{{0,4}} \w+s of|{_NUMBER},? (?:maybe|perhaps|even)|"
+    r"(?<!not )(?<!n't )#~{0,4} *[.,'][.,' ]*|\d[ .,'-]+) ?$"
+)
+_UNSURE_AFTER = re.compile(
+    rf"[-/]|{BOUND_AFTER}|[ ,(]*\bor (?!so\b|something)|\s?(?:to|till|until) ?[€$£]?#|"
+    r"(?: ?[,.?!…]+| and) ?#~{0,4}(?= ?(?:[,.?!)]|$|(?:actually|rather|maybe|sorry|i)\b))"
+)
+"""What stands before and after a value that is a bound, in a range, a share, or only a part of the value."""
+_NOT_THE_DAY = re.compile(
+    r"'s\b| (?:before|from|last|next|yesterday|tomorrow|week|of|(?:on )?(?:mon|tues|wednes|thurs|fri|satur|sun)day)\b"
+)
+_NOT_THE_SUM = re.compile(
+    r" ?[x*×] ?#| (?:plus|minus|each|apiece|times|twice|more|less|extra|off|cheaper|too|"
+    r"(?:per|an?) (?:item|piece|unit|person|head|pair))\b"
+)
+_MEASURED = re.compile(rf" ?(?:{_CURRENCY}|%|percent|(?:{_UNIT}|hour|minute|cent|point|time|km|kg)s?\b)")
+_NO_ORDER = re.compile(
+    r"(?:\b(?:(?:tele)?phone|tel|mobile|fax|zip|pin|(?:post)?code|(?:end|start|begin)s? (?:in|with)|digits)\b"
+    r"[^\d!?,]{0,12}|\d[ -])$"
+)
+_SAME_CLAUSE = re.compile(r"(?:(?!\b(?:but|and|no|not|sorry|wait|rather)\b)[^,.;:!?(])*")
+_GLUED = re.compile(r"[-/]\w| ?[x*×] ?[\d#]")
 
 
 def find_slots(text: str) -> tuple[dict[str, int], str]:
-    """Find reference, date (in days ago) and amount (in euros) in a text, and replace them by `EXAMPLES`.
+    """Find reference, date (in days ago) and amount (in whole euros) in a text, and replace them by `EXAMPLES`.
 
-    Of several values the first that isn't negated counts ("not 5 days ago, 8 days ago").
+    A value that isn't read whole or for sure isn't found: if it is a range or a bound ("over 100 euros"), if it is
+    denied, or if there are several of which none is corrected.
     """
+    slots, canonical = _found(text)
+    return dict(slots), canonical
+
+
+@functools.lru_cache(maxsize=4096)  # agents and partners repeat themselves
+def _found(text: str) -> tuple[Mapping[str, int], str]:
+    """Return what `find_slots` does."""
+    read = find_numbers(low := plain(text), thousands=".,' ")
+    if not read and not any(word in low for word in _WORDS_OF_DATES):
+        return {}, text
+    masked, numbers = mask(low, read), {number.start: number for number in read}
+    mentions = {"date": [*_dates(masked, numbers)], "amount": [*_amounts(masked, numbers)]}
+    taken = [mention for found in mentions.values() for mention in found]
+    free = [n for n in read if not any(one.start <= n.start < one.end for one in taken)]
+    mentions["reference"] = [*_references(masked, free)]
+    orders = {mention.start for mention in mentions["reference"]}
+    bare = [
+        Mention(n.start, n.end, None, bare=True)
+        for n in free
+        if n.start not in orders and low[n.start : n.end] != "one" and not _MEASURED.match(masked, n.end)
+    ]
+    mentions["amount"] = [
+        one._replace(value=None) if any(_SAME_CLAUSE.fullmatch(masked, n.end, one.start) for n in bare) else one
+        for one in mentions["amount"]  # "3 vouchers at 40 euros"
+    ]
     slots: dict[str, int] = {}
-    for slot, pattern in _PATTERNS.items():
-        if found := list(pattern.finditer(text)):
-            meant = [match for match in found if not _DENIED.search(text, 0, match.start())]
-            slots[slot] = _read(slot, (meant or found)[0])
-            text = pattern.sub(EXAMPLES[slot], text)
+    spans: list[tuple[int, int, str]] = []
+    for slot, found in mentions.items():
+        if not found:
+            continue
+        value = only_value(meant(masked, sorted(found + bare), strict=slot != "reference"))
+        if value is not None:
+            slots[slot] = value
+        spans += [(mention.start, mention.end, EXAMPLES[slot]) for mention in found]
+    for start, end, example in sorted(spans, reverse=True):
+        text = text[:start] + example + text[end:]
     return slots, text
+
+
+def _dates(masked: str, numbers: Mapping[int, Number]) -> Iterator[Mention]:
+    """Yield the dates in a masked text."""
+    for found in _DATE.finditer(masked) if any(word in masked for word in _WORDS_OF_DATES) else ():
+        lasting = found[0].startswith("last") and masked.endswith("the ", 0, found.start())  # "the last month"
+        unsure = lasting or _unsure(masked, *found.span(), _NOT_THE_DAY)
+        yield Mention(*found.span(), None if unsure else _days(found, numbers))
+
+
+def _days(found: re.Match[str], numbers: Mapping[int, Number]) -> int | None:
+    """Return how many days ago a date is; None if they aren't whole days."""
+    if found["named"]:
+        return _NAMED[found["named"]]
+    total, unit = Fraction(0), max(_DAYS.values()) + 1
+    for step in _STEP.finditer(found.string, *found.span()):
+        words, name = step["count"] or "#", step["unit"]
+        count = numbers[step.start()].value if words[0] == "#" else Fraction(2 if "couple" in words else 1)
+        part = not name or words.endswith("a")  # "a week and a half", "half a week"
+        if count is None or (part and words[0] == "#" and count >= 1) or (name and _DAYS[name] >= unit):
+            return None
+        unit = _DAYS[name] if name else unit
+        total += count * unit
+    return int(total) if total.denominator == 1 and 1 <= total <= MAX_DAYS else None
+
+
+def _amounts(masked: str, numbers: Mapping[int, Number]) -> Iterator[Mention]:
+    """Yield the amounts in a masked text."""
+    for found in _AMOUNT.finditer(masked) if numbers else ():
+        unsure = _unsure(masked, *found.span(), _NOT_THE_SUM)
+        yield Mention(*found.span(), None if unsure else _euros(found, numbers))
+
+
+def _euros(found: re.Match[str], numbers: Mapping[int, Number]) -> int | None:
+    """Return the whole euros of an amount; None if the cents decide its case of the policy."""
+    number = numbers[found.start("before" if found["before"] else "after")]
+    at = max(found.start("cents"), found.start("more"))
+    cents = numbers[at].value if at >= 0 else Fraction(0)
+    if number.value is None or number.fraction or cents is None or not 0 <= cents < 100:
+        return None
+    euros = number.value + cents / 100
+    same = case.py_func(AMOUNT, euros) == case.py_func(AMOUNT, int(euros))
+    return int(euros) if same and 1 <= euros < 10**6 else None
+
+
+def _references(masked: str, free: Sequence[Number]) -> Iterator[Mention]:
+    """Yield the order numbers among numbers that are no part of a date or an amount."""
+    for number in free:
+        if len(number.code) != 6 or _MEASURED.match(masked, number.end):
+            continue
+        gaps = (masked[min(one.end, number.end) : max(one.start, number.start)] for one in free if one is not number)
+        part = _GLUED.match(masked, number.end) or _NO_ORDER.search(masked, 0, number.start)
+        sure = number.code[0] != "0" and not part and not any(gap in (" ", "-") for gap in gaps)
+        yield Mention(number.start, number.end, int(number.code) if sure else None)
+
+
+def _unsure(masked: str, start: int, end: int, after: re.Pattern[str]) -> bool:
+    """Tell whether the words around a value make it another value, or one of several."""
+    before = _UNSURE_BEFORE.search(masked, max(start - 30, 0), start)
+    return bool(before or _UNSURE_AFTER.match(masked, end) or after.match(masked, end))
 
 
 def parse(act: str, part: str, slots: Mapping[str, int], said: Any) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -11,6 +12,8 @@ from chatgym.dynamics.scenario import TONES, Meaning
 from chatgym.scenarios.education.policy import *
 from chatgym.scenarios.education.problems import TEXTS, question, surface
 from chatgym.scenarios.education.student import say
+from chatgym.scenarios.mentions import BOUND_AFTER, BOUND_BEFORE, Mention, meant, only_value
+from chatgym.scenarios.numbers import Number, find_numbers, mask, plain
 
 SKILL_NAMES = tuple(name.replace("_", " ") for name in SKILLS)
 EXAMPLES_FROM = 1000
@@ -115,45 +118,121 @@ EXAMPLES = {
 
 CHOICES = {"skill": SKILL_NAMES}
 
-_NUMBER = re.compile(
-    r"(?<![\w./])(?P<sign>[-−]?)(?P<whole>\d{1,6})(?:\s?/\s?(?P<den>\d{1,6})|[.,](?P<decimals>\d{1,4}))?(?![\w/])"
+LARGEST = 10**6
+"""Bound of an answer's numerator and denominator."""
+_DIGITS = re.compile(r"(?<![\w./])\d{1,6}(?:\s?/\s?\d{1,6}|[.,]\d{1,4})?(?![\w/])")
+_NO_ANSWER_AFTER = re.compile(
+    r"\b(?:step|question|exercise|problem|part|page|task|chapter|lesson|line|point|attempt|try|level|section|rule|hint|"
+    r"example|q)(?: number| no\.?| nr\.?)? ?#?$"
 )
-_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
-_WORDS = {word: str(number) for number, word in enumerate(_DIGITS)}
-_ALONE = re.compile(
-    rf"^(?P<before>\W*(?:(?:it'?s|is it|i get|i think|maybe)\s)?)(?P<word>{'|'.join(_WORDS)})(?=\W*$)", re.I
+_NO_ANSWER_BEFORE = re.compile(
+    r" ?(?:%|(?:[ap]\.?m|o'clock|percent|more|times|questions?|steps?|tries|try|attempts?|exercises?|years? old|"
+    r"(?:second|minute|hour|week|month)s?)\b)"
 )
-
-
-def _read(found: re.Match[str]) -> Fraction | None:
-    """Return the number that a match means; None for a denominator of 0."""
-    value = Fraction(int(found["whole"]))
-    if found["den"]:
-        if int(found["den"]) == 0:
-            return None
-        value /= int(found["den"])
-    elif found["decimals"]:
-        value += Fraction(int(found["decimals"]), 10 ** len(found["decimals"]))
-    return -value if found["sign"] else value
+_BOUND_BEFORE = re.compile(rf"(?:{BOUND_BEFORE}) ?$")
+_BOUND_AFTER = re.compile(rf"{BOUND_AFTER}| (?:repeating|recurring|below|remainder|r ?\d)")
+_WORD_AFTER = re.compile(
+    r"(?:(?:^|[.,!?:;=…]|\b(?:is it|but|is|it'?s|that'?s|be|are|get|got|gets|say|said|think|guess|makes?|equals?|so|"
+    r"then|maybe|about|around|roughly|answer|yes|yeah|no|um+|h+m+|like|still)) ?)$"
+)
+_WORD_BEFORE = re.compile(r"\s*(?:$|[.,!?;)…]|(?:i|right|maybe|again|is (?:my|it|what)|euros?|days?|or am)\b)")
+_WORDS_BEFORE = re.compile(r"(?! (?:of|is an?|are an?)\b)")
+_ALONE = re.compile(r"[\s.!?…]*$")
+_SURE = re.compile(
+    r"(?:(?:answer|result|solution|total)(?: (?:would|should|must|has to|could) be| is| was|'s|:)?|"
+    r"\b[xyz] is|=) ?"
+    r"(?:about |just |only |exactly )?$"
+)
+_LIKELY = re.compile(
+    r"\b(?:is|it'?s|that'?s|be|gets?|got|makes?|gives?|equals?|so),? (?:about |just |only |exactly )?$"
+)
+_ANOTHER = re.compile(r"\b(?:or|maybe|perhaps|possibly|either|could be)\b[^.!?#]*$")
+_SUMS = re.compile(
+    r"-?(?:#~*|\bx\b)(?:\s*(?:[-+*×x÷=]|times|plus|minus|divided by|(?:%|percent)? of)\s*-?(?:#~*|\bx\b))+"
+)
+_OPERATION = re.compile(r"[+*×÷-]|x.*x|#~* ?x|[a-z]{2}|%")
 
 
 def find_slots(text: str) -> tuple[dict[str, str], str]:
-    """Find the last number in a text, the answer, and replace numbers by `EXAMPLES`.
+    """Find the number that a text gives as the answer, and replace numbers by `EXAMPLES`.
 
     Questions, lessons, plans and sums are replaced, too: what remains is what the tutor does with them ("an easy
-    one: ...", "watch how I do one: ...").
+    one: ...", "watch how I do one: ..."). A number that isn't read whole or for sure isn't found: a range, one that
+    is denied, or one of several of which none is said to be the answer.
     """
-    text = _ALONE.sub(lambda found: found["before"] + _WORDS[found["word"].lower()], text)
-    values = [value for found in _NUMBER.finditer(text) if (value := _read(found)) is not None]
-    for pattern, example in _HIDDEN:
-        text = pattern.sub(example, text)
-    text = _NUMBER.sub(EXAMPLES["answer"], text)
-    return {"answer": str(values[-1])} if values else {}, text
+    answer, canonical = _found(text)
+    return {} if answer is None else {"answer": str(answer)}, canonical
+
+
+@functools.lru_cache(maxsize=4096)  # tutors and students repeat themselves
+def _found(text: str) -> tuple[Fraction | None, str]:
+    """Return what `find_slots` does."""
+    numbers = find_numbers(low := plain(text))
+    answer = _answer(low, numbers) if numbers else None
+    canonical = text
+    for number in reversed(numbers):
+        if _counts(low, number):
+            words = text[number.start : number.end]
+            words = EXAMPLES["answer"] if number.value is not None else _DIGITS.sub(EXAMPLES["answer"], words)
+            canonical = canonical[: number.start] + words + canonical[number.end :]
+    for pattern, example in _HIDDEN if numbers else _HIDDEN[1:]:  # all questions have numbers
+        canonical = pattern.sub(example, canonical)
+    return answer, canonical
+
+
+def _counts(text: str, number: Number) -> bool:
+    """Tell whether a number is meant as one: words only where an answer stands ("one" may be a pronoun)."""
+    if number.words:
+        one = text[number.start : number.end] == "one"
+        after = _ALONE if one else _WORD_BEFORE if number.words == 1 else _WORDS_BEFORE
+        return bool(_WORD_AFTER.search(text, 0, number.start) and after.match(text, number.end))
+    return number.value is not None or any(char.isdecimal() for char in text[number.start : number.end])
+
+
+def _answer(text: str, numbers: Sequence[Number]) -> Fraction | None:
+    """Return the number that a plain text gives as the answer; None if there is none or it isn't sure."""
+    masked = mask(text, numbers)
+    terms = [span for found in _SUMS.finditer(masked) for span in _terms(found, text, numbers)]
+    candidates = [
+        Mention(n.start, n.end, None if _bound(text, n) else n.value)
+        for n in numbers
+        if _counts(text, n)
+        and not any(start <= n.start < end for start, end in terms)
+        and not _NO_ANSWER_AFTER.search(text, 0, n.start)
+        and not _NO_ANSWER_BEFORE.match(text, n.end)
+    ]
+    left = meant(masked, candidates)
+    if len({mention.value for mention in left}) > 1:
+        if any(_ANOTHER.search(masked, left[0].end, mention.start) for mention in left[1:]):
+            return None
+        sure = [mention for mention in left if _SURE.search(masked, 0, mention.start)]
+        likely = [mention for mention in left if _LIKELY.search(masked, 0, mention.start)]
+        left = sure or (likely if left[-1:] == likely[-1:] else [])
+    value = only_value(left)
+    return value if value is not None and max(abs(value.numerator), value.denominator) <= LARGEST else None
+
+
+def _bound(text: str, number: Number) -> bool:
+    """Tell whether a number is a bound ("more than 7")."""
+    return bool(_BOUND_BEFORE.search(text, 0, number.start) or _BOUND_AFTER.match(text, number.end))
+
+
+def _terms(found: re.Match[str], text: str, numbers: Sequence[Number]) -> Iterator[tuple[int, int]]:
+    """Yield the spans of a sum whose numbers aren't its result: all of an equation in x, else what has operations."""
+    start, end = found.span()
+    if re.search(r"\bx\b|\dx", text[start:end]) and not re.fullmatch(r"x\s*=\s*-?#~*|-?#~*\s*=\s*x", found[0]):
+        yield start, end
+        return
+    unread = {number.start for number in numbers if number.value is None}
+    for side in re.finditer("[^=]+", found[0]):
+        first, last = start + side.start(), start + side.end()
+        if _OPERATION.search(side[0].strip(" -")) or any(first <= at < last for at in unread):
+            yield first, last
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
     """Return a pattern that matches any of some texts, ignoring case, with any numbers in the place of ``{0}``."""
-    return re.compile("|".join(re.sub(r"\\{\d\\}", r"\\d+", re.escape(text)) for text in texts), re.I)
+    return re.compile("|".join(re.sub(r"\\{\d\\}|\d", r"\\d+", re.escape(text)) for text in texts), re.I)
 
 
 _SKILL = "|".join(SKILL_NAMES)
@@ -161,7 +240,7 @@ _TERM = r"(?:\d+(?:[./]\d+)?x?|x)\b"
 _SIGN = r"(?:[-−+*×x÷:=]|times|plus|minus|divided by|(?:%|percent) of)"
 _SUM = re.compile(rf"(?<![\w./])-?{_TERM}(?:\s*{_SIGN}\s*{_TERM})+", re.I)
 _UNKNOWN = re.compile(r"\dx\b|(?:^|[-−+*=])\s*x\b", re.I)
-_ROOT = re.compile(r"x\s*=\s*\d+", re.I)
+_ROOT = re.compile(r"x\s*=\s*\d+(?:[./]\d+)?", re.I)
 
 
 def _without_terms(found: re.Match[str]) -> str:
