@@ -40,7 +40,8 @@ _HUNDREDS = f"(?:(?:{_TENS_AND_ONES}|A|D)H(?:N?{_TENS_AND_ONES})?|{_TENS_AND_ONE
 _WHOLE = f"(?:(?:{_HUNDREDS}|A|D)K(?:N?{_HUNDREDS})?|{_HUNDREDS}|D|Z)"
 _WORDY_PART = f"(?:(?:A|D|{_TENS_AND_ONES})F|[AO]?L)"
 _GRAMMAR = re.compile(
-    rf"(?P<part>{_WORDY_PART}|DSD|V)|(?P<whole>{_WHOLE})(?:P(?P<decimals>[OUZ]+|D)|(?P<more>N(?:{_WORDY_PART}|DSD)|DSD|V))?"
+    rf"(?P<part>{_WORDY_PART}|DSD|V)|(?P<whole>{_WHOLE})"
+    rf"(?:P(?P<decimals>[OUZ]+|D)|(?P<more>N(?:{_WORDY_PART}|DSD)|DSD|V))?"
 )
 
 _VULGAR = "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
@@ -63,7 +64,8 @@ _DIGIT, _LETTERS = re.compile(rf"[\d{_VULGAR}]"), re.compile("[a-z]{3,}")
 _TOKEN = re.compile(rf"{_DIGITS}|[a-z]+|[/:{_VULGAR}-]")
 _GROUPED = re.compile(r"([1-9]\d{0,2})((?:([.,' ])\d{3})(?:\3\d{3})*)((?!\3)[.,]\d+)?")
 _BEFORE_A_SIGN = re.compile(
-    r"(?:^|[^\w\s]|\b(?:is|it'?s|that'?s|be|was|to|say|said|gets?|got|equals?|makes?|about|think|guess|maybe|answer|just|x))\s*$"
+    r"(?:^|[^\w\s]|\b(?:is|it'?s|that'?s|be|was|to|say|said|gets?|got|equals?|makes?|about|think|guess|maybe|answer|"
+    r"just|x))\s*$"
 )
 _NAMES_AN_ORDER = re.compile(r"\b(?:order|number|no|nr|ref|reference|id)-$")
 

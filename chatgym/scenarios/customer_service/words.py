@@ -112,21 +112,21 @@ _DATE = re.compile(
     rf"\b(?:the (?=day|week))?(?P<named>{'|'.join(sorted(_NAMED, key=len, reverse=True))})\b"
 )
 _STEP = re.compile(rf"(?P<count>{_COUNT}) ?(?P<unit>{_UNIT})|{_NUMBER}")
-_CURRENCY = r"(?:euros?\b|eur\b|dollars?\b|pounds?\b|bucks\b|[€$£])"
+_CURRENCY = r"(?:euros?\b|eur\b|dollars?\b|pounds?\b|bucks\b|[€$£](?!\w))"
 _AMOUNT = re.compile(
     rf"(?:(?:[€$£]|\beur) ?(?P<before>{_NUMBER})|(?P<after>{_NUMBER}) ?{_CURRENCY})"
     rf"(?: (?:and )?(?P<cents>{_NUMBER}) cents?\b| (?P<more>#~{{0,4}})(?=[,.?!]|$))?"
 )
 _UNSURE_BEFORE = re.compile(
-    rf"(?:{BOUND_BEFORE}|\b(?:minus|plus|every|each|or|by|before|after|half|early|late|mid|twice|and a half,?|"
-    r"days? \w+|(?:end|beginning|middle|start|half|third|most|some|part) of|"
+    rf"(?<![a-z])(?:{BOUND_BEFORE}|\b(?:minus|plus|every|each|or|by|before|after|half|early|late|mid|twice|was no|"
+    r"and a half,?|days? \w+|(?:end|beginning|middle|start|half|third|most|some|part) of|"
     rf"(?:{_COUNT}|few|several|some|many) (?:hour|minute|{_UNIT})s?,?(?: and| to)?)|[x*×/-]|{_NUMBER} times|"
     rf"{_NUMBER} ?(?:%|percent) (?:off?|on|from)|{_NUMBER} off?|#~{{0,4}} \w+s of|{_NUMBER},? (?:maybe|perhaps|even)|"
     r"(?<!not )(?<!n't )#~{0,4} *[.,'][.,' ]*|\d[ .,'-]+) ?$"
 )
 _UNSURE_AFTER = re.compile(
-    rf"[-/]|{BOUND_AFTER}|,? ?\bor (?!so\b|something)|\s?(?:to|till|until) ?[€$£]?#|"
-    r"(?: ?[,.?!…]+| and) ?#~{0,4}(?=[,.?!]|$)"
+    rf"[-/]|{BOUND_AFTER}|[ ,(]*\bor (?!so\b|something)|\s?(?:to|till|until) ?[€$£]?#|"
+    r"(?: ?[,.?!…]+| and) ?#~{0,4}(?= ?(?:[,.?!)]|$|(?:actually|rather|maybe|sorry|i)\b))"
 )
 """What stands before and after a value that is a bound, in a range, a share, or only a part of the value."""
 _NOT_THE_DAY = re.compile(
@@ -142,7 +142,7 @@ _NO_ORDER = re.compile(
     r"[^\d!?,]{0,12}|\d[ -])$"
 )
 _SAME_CLAUSE = re.compile(r"(?:(?!\b(?:but|and|no|not|sorry|wait|rather)\b)[^,.;:!?(])*")
-_GLUED = re.compile(r"[-/]\w")
+_GLUED = re.compile(r"[-/]\w| ?[x*×] ?[\d#]")
 
 
 def find_slots(text: str) -> tuple[dict[str, int], str]:
@@ -168,9 +168,9 @@ def _found(text: str) -> tuple[Mapping[str, int], str]:
     mentions["reference"] = [*_references(masked, free)]
     orders = {mention.start for mention in mentions["reference"]}
     bare = [
-        Mention[int](n.start, n.end, None, bare=True)
+        Mention(n.start, n.end, None, bare=True)
         for n in free
-        if n.start not in orders and not _MEASURED.match(masked, n.end)
+        if n.start not in orders and low[n.start : n.end] != "one" and not _MEASURED.match(masked, n.end)
     ]
     mentions["amount"] = [
         one._replace(value=None) if any(_SAME_CLAUSE.fullmatch(masked, n.end, one.start) for n in bare) else one
@@ -190,7 +190,7 @@ def _found(text: str) -> tuple[Mapping[str, int], str]:
     return slots, text
 
 
-def _dates(masked: str, numbers: Mapping[int, Number]) -> Iterator[Mention[int]]:
+def _dates(masked: str, numbers: Mapping[int, Number]) -> Iterator[Mention]:
     """Yield the dates in a masked text."""
     for found in _DATE.finditer(masked) if any(word in masked for word in _WORDS_OF_DATES) else ():
         lasting = found[0].startswith("last") and masked.endswith("the ", 0, found.start())  # "the last month"
@@ -214,7 +214,7 @@ def _days(found: re.Match[str], numbers: Mapping[int, Number]) -> int | None:
     return int(total) if total.denominator == 1 and 1 <= total <= MAX_DAYS else None
 
 
-def _amounts(masked: str, numbers: Mapping[int, Number]) -> Iterator[Mention[int]]:
+def _amounts(masked: str, numbers: Mapping[int, Number]) -> Iterator[Mention]:
     """Yield the amounts in a masked text."""
     for found in _AMOUNT.finditer(masked) if numbers else ():
         unsure = _unsure(masked, *found.span(), _NOT_THE_SUM)
@@ -233,7 +233,7 @@ def _euros(found: re.Match[str], numbers: Mapping[int, Number]) -> int | None:
     return int(euros) if same and 1 <= euros < 10**6 else None
 
 
-def _references(masked: str, free: Sequence[Number]) -> Iterator[Mention[int]]:
+def _references(masked: str, free: Sequence[Number]) -> Iterator[Mention]:
     """Yield the order numbers among numbers that are no part of a date or an amount."""
     for number in free:
         if len(number.code) != 6 or _MEASURED.match(masked, number.end):

@@ -120,7 +120,7 @@ CHOICES = {"skill": SKILL_NAMES}
 
 LARGEST = 10**6
 """Bound of an answer's numerator and denominator."""
-_DIGITS = re.compile(r"(?<![\w./])[-−]?\d{1,6}(?:\s?/\s?\d{1,6}|[.,]\d{1,4})?(?![\w/])")
+_DIGITS = re.compile(r"(?<![\w./])\d{1,6}(?:\s?/\s?\d{1,6}|[.,]\d{1,4})?(?![\w/])")
 _NO_ANSWER_AFTER = re.compile(
     r"\b(?:step|question|exercise|problem|part|page|task|chapter|lesson|line|point|attempt|try|level|section|rule|hint|"
     r"example|q)(?: number| no\.?| nr\.?)? ?#?$"
@@ -129,10 +129,11 @@ _NO_ANSWER_BEFORE = re.compile(
     r" ?(?:%|(?:[ap]\.?m|o'clock|percent|more|times|questions?|steps?|tries|try|attempts?|exercises?|years? old|"
     r"(?:second|minute|hour|week|month)s?)\b)"
 )
-_BOUND_BEFORE, _BOUND_AFTER = re.compile(rf"(?:{BOUND_BEFORE}) ?$"), re.compile(rf"{BOUND_AFTER}| (?:repeating|recurring|below)\b")
+_BOUND_BEFORE = re.compile(rf"(?:{BOUND_BEFORE}) ?$")
+_BOUND_AFTER = re.compile(rf"{BOUND_AFTER}| (?:repeating|recurring|below|remainder|r ?\d)")
 _WORD_AFTER = re.compile(
-    r"(?:(?:^|[.,!?:;=…]|\b(?:is|it'?s|that'?s|be|are|get|got|gets|say|said|think|guess|makes?|equals?|so|then|maybe|"
-    r"about|around|roughly|answer|yes|yeah|no|um+|h+m+|like|still)) ?)$"
+    r"(?:(?:^|[.,!?:;=…]|\b(?:is it|but|is|it'?s|that'?s|be|are|get|got|gets|say|said|think|guess|makes?|equals?|so|"
+    r"then|maybe|about|around|roughly|answer|yes|yeah|no|um+|h+m+|like|still)) ?)$"
 )
 _WORD_BEFORE = re.compile(r"\s*(?:$|[.,!?;)…]|(?:i|right|maybe|again|is (?:my|it|what)|euros?|days?|or am)\b)")
 _WORDS_BEFORE = re.compile(r"(?! (?:of|is an?|are an?)\b)")
@@ -169,15 +170,13 @@ def _found(text: str) -> tuple[Fraction | None, str]:
     numbers = find_numbers(low := plain(text))
     answer = _answer(low, numbers) if numbers else None
     canonical = text
-    for pattern, example in _HIDDEN:
-        canonical = pattern.sub(example, canonical)
-    if canonical != text:
-        numbers = find_numbers(low := plain(canonical))
     for number in reversed(numbers):
         if _counts(low, number):
-            words = canonical[number.start : number.end]
-            words = _DIGITS.sub(EXAMPLES["answer"], words) if number.value is None else EXAMPLES["answer"]
+            words = text[number.start : number.end]
+            words = EXAMPLES["answer"] if number.value is not None else _DIGITS.sub(EXAMPLES["answer"], words)
             canonical = canonical[: number.start] + words + canonical[number.end :]
+    for pattern, example in _HIDDEN if numbers else _HIDDEN[1:]:  # all questions have numbers
+        canonical = pattern.sub(example, canonical)
     return answer, canonical
 
 
@@ -233,7 +232,7 @@ def _terms(found: re.Match[str], text: str, numbers: Sequence[Number]) -> Iterat
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
     """Return a pattern that matches any of some texts, ignoring case, with any numbers in the place of ``{0}``."""
-    return re.compile("|".join(re.sub(r"\\{\d\\}", r"\\d+", re.escape(text)) for text in texts), re.I)
+    return re.compile("|".join(re.sub(r"\\{\d\\}|\d", r"\\d+", re.escape(text)) for text in texts), re.I)
 
 
 _SKILL = "|".join(SKILL_NAMES)
