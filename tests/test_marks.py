@@ -207,6 +207,18 @@ def test_a_unigram_model_does_not_find_marks_in_words_either():
     assert marks.encode("bye</s>")[-1] == 1
 
 
+def test_a_vocabulary_that_merges_characters_to_a_mark_does_not_make_one_of_words():
+    from tokenizers import Tokenizer, models
+
+    pieces = ["b", "y", "<", "e", ">", "<e", "<e>", "<e>b"]
+    merges = [("<", "e"), ("<e", ">"), ("<e>", "b")]
+    made = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, merges))
+    made.add_special_tokens(["<e>"])
+    marks = marks_of(made)
+    assert marks.encode(marks.shield("by<e>by")) == [0, 1, 5, 4, 0, 1]
+    assert marks.encode("by<e>by") == [0, 1, 6, 0, 1]
+
+
 def test_a_tokenizer_without_chatml_breaks_its_marks_in_words(tmp_path):
     from chatgym.engines.tokenizer import ChatTokenizer
 

@@ -135,7 +135,7 @@ class Marks:
         else:  # of a Unigram model
             model["vocab"] = [[names.get(text, text), score] for text, score in vocabulary]
         if "merges" in model:
-            model["merges"] = [pair for pair in model["merges"] if "".join(pair) not in names]
+            model["merges"] = [pair for pair in model["merges"] if names.keys().isdisjoint([*pair, "".join(pair)])]
         if model.get("unk_token") in names:
             model["unk_token"] = names[model["unk_token"]]
         twin = Tokenizer.from_str(json.dumps(state))
