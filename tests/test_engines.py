@@ -183,7 +183,7 @@ def test_a_tokenizer_that_does_not_fit_is_told_when_the_model_is_opened(change, 
         make_engine(f"hf:{folder}").opened()
     with pytest.raises(InvalidValue, match=words):
         make_reward_model(f"hf:{judge}", find_scenario("social"))
-    with pytest.raises(InvalidValue, match="tokenizer.save_pretrained|resize_token_embeddings"):
+    with pytest.raises(InvalidValue, match=r"tokenizer.save_pretrained|resize_token_embeddings"):
         models.load(folder)
 
 

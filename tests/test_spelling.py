@@ -98,15 +98,17 @@ def test_a_continuation_keeps_its_first_space():
     assert "".join(spelling.text([token]) for token in ids) == " and you feel great"
 
 
-SCORED = [("I feel 😀", "🎉 great"), ("I feel 😀", " fine, and 你"), ("The capital of France is", " Paris."), ("Hel", "lo"),
-          ("a  ", " b\n"), ("I", "")]  # fmt: skip
+SCORED = [
+    ("I feel 😀", "🎉 great"), ("I feel 😀", " fine, and 你"), ("The capital of France is", " Paris."), ("Hel", "lo"),
+    ("a  ", " b\n"), ("I", ""),
+]  # fmt: skip
 
 
 def test_a_text_scores_the_same_served_as_in_process(asked, engine):
     prompts, texts = zip(*SCORED, strict=True)
     direct, found = engine.score(prompts, texts), asked.score(prompts, texts)
     assert [len(row) for row in found] == [len(row) for row in direct]
-    assert sum(found, []) == pytest.approx(sum(direct, []))
+    assert np.concatenate(found) == pytest.approx(np.concatenate(direct))
     assert len(direct[0]) >= 4  # the emoji is several tokens
     assert direct[-1] == []
 

@@ -52,7 +52,11 @@ def llama_like(prepend: str = "first", template: str | None = None):
     made.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    said = ["I feel great today, and you?", "The capital of France is Paris.", "All solved, thanks! <s> </s> [INST]"] * 3
+    said = [
+        "I feel great today, and you?",
+        "The capital of France is Paris.",
+        "All solved, thanks! <s> </s> [INST]",
+    ] * 3
     made.train_from_iterator(said, trainers.BpeTrainer(vocab_size=500, special_tokens=[*control, *single],
                                                        show_progress=False))  # fmt: skip
     state = json.loads(made.to_str())

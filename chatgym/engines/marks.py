@@ -29,11 +29,15 @@ OWNERS = ("system", "developer", "assistant")
 """Roles that may write them."""
 
 _BRACKETED = re.compile(r"[<\[{|｜].+[>\]}|｜]", re.DOTALL)
-_MARK = re.compile(r"<[|｜].+[|｜]>|\[/?[A-Z_]+\]", re.DOTALL)
+_MARK = re.compile(r"<[|｜][^<>|｜]+[|｜]>|\[/?[A-Z_]{2,}\]")
 
 
 class Marks:
-    """The control tokens of one tokenizer."""
+    """The control tokens of one tokenizer.
+
+    Attributes:
+        control: Their ids to their texts.
+    """
 
     def __init__(self, tokenizer: Any, template: str = "", frame: Sequence[str] = ()) -> None:
         """Find them.
@@ -41,20 +45,22 @@ class Marks:
         Args:
             tokenizer: A tokenizer of the transformers or the tokenizers library; None for an unknown one.
             template: Source of the chat template.
-            frame: Further turn marks; the tokenizer need have no tokens for them.
+            frame: Further turn marks. Where the tokenizer has no tokens for them or for the template's, a space breaks
+                them in contents.
         """
         self._tokenizer, self._backend = tokenizer, getattr(tokenizer, "backend_tokenizer", tokenizer)
-        control = [
-            token for token in _added(tokenizer)
+        control = {
+            number: token for number, token in _added(tokenizer).items()
             if token.special or token.content in frame or _MARK.fullmatch(token.content)
             or (token.content in template and _BRACKETED.fullmatch(token.content))
-        ]  # fmt: skip
-        own = {token.content for token in control if not token.special and OWN_TAGS.fullmatch(token.content)}
-        texts = sorted({*(token.content for token in control), *frame})
+        }  # fmt: skip
+        self.control = {number: token.content for number, token in control.items()}
+        own = {token.content for token in control.values() if not token.special and OWN_TAGS.fullmatch(token.content)}
+        texts = sorted({*self.control.values(), *frame, *_MARK.findall(template)})
         nonce = secrets.token_hex(8)  # nobody can write these names in advance
         self._stand_ins = {text: f"s{nonce}{i:05d}z" for i, text in enumerate(texts)}
         self._meant = {stand_in: text for text, stand_in in self._stand_ins.items()}
-        self._names = {token.content: f"n{nonce}{i:05d}z" for i, token in enumerate(control)}
+        self._names = {text: f"n{nonce}{i:05d}z" for i, text in enumerate(self.control.values())}
         self._stand_in = re.compile(f"s{nonce}[0-9]{{5}}z")
         self._all, self._foreign = _any_of(texts), _any_of(text for text in texts if text not in own)
 
@@ -105,10 +111,9 @@ class Marks:
 
     @functools.cached_property
     def _ids(self) -> dict[int, int]:
-        """Ids of the twin's control tokens to those of the tokenizer, where they differ."""
+        """Ids of the twin's control tokens to those of the tokenizer."""
         assert self._twin is not None
-        pairs = [(self._twin.token_to_id(name), self._backend.token_to_id(text)) for text, name in self._names.items()]
-        return {twin: token for twin, token in pairs if twin != token}
+        return {self._twin.token_to_id(self._names[text]): token for token, text in self.control.items()}
 
     @functools.cached_property
     def _twin(self) -> Any:
@@ -130,7 +135,7 @@ class Marks:
         else:  # of a Unigram model
             model["vocab"] = [[names.get(text, text), score] for text, score in vocabulary]
         if "merges" in model:
-            model["merges"] = [pair for pair in model["merges"] if "".join(pair) not in names]
+            model["merges"] = [pair for pair in model["merges"] if names.keys().isdisjoint([*pair, "".join(pair)])]
         if model.get("unk_token") in names:
             model["unk_token"] = names[model["unk_token"]]
         twin = Tokenizer.from_str(json.dumps(state))
@@ -147,11 +152,11 @@ def marks_of(tokenizer: Any, frame: Sequence[str] = ()) -> Marks:
 _marks = functools.lru_cache(maxsize=16)(Marks)
 
 
-def _added(tokenizer: Any) -> list[Any]:
-    """Return the tokens that were added to a tokenizer's vocabulary, with ``content`` and ``special``."""
+def _added(tokenizer: Any) -> dict[int, Any]:
+    """Return the tokens that were added to a tokenizer's vocabulary by id, with ``content`` and ``special``."""
     if hasattr(tokenizer, "get_added_tokens_decoder"):  # of the tokenizers library
-        return list(tokenizer.get_added_tokens_decoder().values())
-    return list(getattr(tokenizer, "added_tokens_decoder", {}).values())
+        return dict(tokenizer.get_added_tokens_decoder())
+    return dict(getattr(tokenizer, "added_tokens_decoder", {}))
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
