@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 import chatgym
 from chatgym.cli.app import app
+from chatgym.engines import make_engine
 from chatgym.engines.recorded import RecordedEngine
 from chatgym.engines.tokenizer import ChatTokenizer
 from chatgym.envs.chat_env import ChatEnv
@@ -122,6 +123,13 @@ def test_what_only_looks_like_a_home_is_left_as_it_is(monkeypatch):
     code, printed = run("train", "qlearning", "--run=~/x")
     assert code == 2
     assert "write the whole path" in printed.replace("\n", " ")
+
+
+@pytest.mark.parametrize("name", ["a,b.sqlite", "~/a, b.sqlite", "plain.sqlite", "a?b#c.sqlite", "template,x.sqlite"])
+def test_a_record_may_have_any_name(name):
+    make_engine(f"record:{name},openai:http://127.0.0.1:9/v1#m,n").close()
+    assert make_engine(f"recorded:{name}").identity == "http://127.0.0.1:9/v1#m,n"
+    assert given(name).is_file()
 
 
 def test_a_url_of_a_server_is_used_as_it_is():

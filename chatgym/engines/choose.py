@@ -111,11 +111,23 @@ def _openai(spec: str) -> Engine:
 def _record(spec: str) -> Engine:
     from chatgym.engines.recorded import RecordedEngine
 
-    file, _, llm = spec.partition(",")
+    # The file's name may have commas, too: it ends at the first one before what names a model.
+    parts = spec.split(",")
+    splits = [(",".join(parts[:i]), ",".join(parts[i:])) for i in range(1, len(parts))]
+    file, llm = next((one for one in splits if _is_llm(one[1])), splits[0] if splits else (spec, ""))
     engine = make_engine(llm) if file and llm else None
     if engine is None:
         raise InvalidValue(f"llm 'record:{spec}' names nothing to record; write 'record:FILE,LLM', a model for LLM")
     return RecordedEngine(file, engine)
+
+
+def _is_llm(llm: str) -> bool:
+    """Tell whether a text has the form of an llm's name."""
+    from chatgym import plugins
+
+    kind, colon, spec = llm.partition(":")
+    known = kind in BUILT_IN or kind in plugins.load().engines
+    return llm in ("template", DEFAULT_MODEL, PLAIN_MODEL) or bool(colon and spec and known)
 
 
 def _recorded(spec: str) -> Engine:
