@@ -57,7 +57,8 @@ def unread():
     return 7
 '''
 SEEN = [
-    ("LIMIT = 3", "LIMIT = 4"), ("LIMIT = 3", "LIMIT = 3.0"), ("(1.0, 2.0)", "(1.0, 2.5)"), ("(1.0, 2.0)", "[1.0, 2.0]"),
+    ("LIMIT = 3", "LIMIT = 4"), ("LIMIT = 3", "LIMIT = 3.0"), ("(1.0, 2.0)", "(1.0, 2.5)"),
+    ("(1.0, 2.0)", "[1.0, 2.0]"),
     ("Point(0, 1)", "Point(0, 2)"), ("GOOD = 1", "GOOD = 2"), ("factor = 2", "factor = 3"), ("x * self", "x + self"),
     ("math.floor", "math.ceil"), ("by=1", "by=2"), ("x > LIMIT", "x >= LIMIT"), ("closing(5)", "closing(6)"),
     ("share * x", "share + x"), ("n != 0", "n != 1"), ("LIMIT * each", "LIMIT + each"), ('"unread"', '"read"'),
@@ -129,9 +130,9 @@ def test_arrays_dtypes_options_and_wrapped_functions_count():
 
     values = [
         np.zeros(3), np.zeros(3, np.float32), np.zeros((3, 1)), np.ones(3), np.float32(0), np.dtype("i4"),
-        np.dtype((np.record, [("a", "i4")])), np.dtype((np.record, [("b", "i4")])), nb.njit(even), nb.njit(fastmath=True)(even),
-        nb.njit("boolean(int64)")(even), nb.njit(odd), functools.partial(even, 1), functools.partial(even, 2), even, np.add,
-        np.subtract, {"a": 1}, {1, 2}, {"a"}.add, {"b"}.add,
+        np.dtype((np.record, [("a", "i4")])), np.dtype((np.record, [("b", "i4")])), nb.njit(even),
+        nb.njit(fastmath=True)(even), nb.njit("boolean(int64)")(even), nb.njit(odd), functools.partial(even, 1),
+        functools.partial(even, 2), even, np.add, np.subtract, {"a": 1}, {1, 2}, {"a"}.add, {"b"}.add,
     ]  # fmt: skip
     assert len({source_digest(over(value)) for value in values}) == len(values)
     assert source_digest(over(np.arange(3))) == source_digest(over(np.arange(3)))

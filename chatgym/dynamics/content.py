@@ -1,7 +1,7 @@
-"""Hash functions by content: their code, and by value what they call, close over and read as globals, all the way down.
+"""Hash functions by content: their code, and the values that they call, close over and read as globals.
 
-A compiled function freezes all of that, so its digest tells whether two of them do the same. Modules, names of functions,
-comments, docstrings and annotations don't matter. Needs the standard library only.
+A compiled function freezes all of that, so its digest tells whether two of them do the same. Modules, names of
+functions, comments, docstrings and annotations don't matter. Needs the standard library only.
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ from chatgym.errors import InvalidValue
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...), type(NotImplemented), range, slice)
 _KNOWN_BY_NAME = {*sys.stdlib_module_names, "numpy", "numba", "llvmlite"}
 _WHAT_IT_IS = (
-    inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+    inspect.CO_VARARGS
+    | inspect.CO_VARKEYWORDS
+    | inspect.CO_GENERATOR
+    | inspect.CO_COROUTINE
+    | inspect.CO_ASYNC_GENERATOR
 )
 _Some = TypeVar("_Some")
 _Places = dict[tuple[str, int], list[_Some]]
@@ -177,7 +181,8 @@ def _tree_of(function: FunctionType) -> list[Any]:
     code = function.__code__
     text = "".join(linecache.getlines(code.co_filename, function.__globals__))
     place = code.co_name, code.co_firstlineno
-    nodes, compiled = (there.get(place, []) for there in _parsed(code.co_filename, text))
+    all_nodes, all_compiled = _parsed(code.co_filename, text)
+    nodes, compiled = all_nodes.get(place, []), all_compiled.get(place, [])
     if len(nodes) == len(compiled) == 1:
         if _bytecode(compiled[0], compiled[0].co_consts) == _bytecode(code, code.co_consts):
             return [tree_text(nodes[0])]
@@ -220,9 +225,7 @@ def _by_name(thing: Any) -> bool:
     name, module = getattr(thing, "__name__", None), getattr(thing, "__module__", None) or "numpy"  # which ufuncs lack
     if not isinstance(name, str) or module.partition(".")[0] not in _KNOWN_BY_NAME:
         return False
-    if isinstance(thing, BuiltinFunctionType):
-        return thing.__self__ is None or isinstance(thing.__self__, ModuleType)
-    return not isinstance(thing, FunctionType) or getattr(sys.modules.get(module), name, None) is thing
+    return getattr(sys.modules.get(module), name, None) is thing
 
 
 def _class_parts(kind: type) -> list[Any]:
@@ -245,7 +248,9 @@ def _array_parts(thing: Any) -> tuple[str, Sequence[Any]]:
     if hasattr(thing, "descr"):
         return "dtype", (str(thing.descr), thing.itemsize, thing.type.__name__)
     if not hasattr(thing, "dtype"):
-        return (repr(thing), ()) if type(thing).__module__.startswith("numba") else (type(thing).__name__, _state(thing))
+        return (
+            (repr(thing), ()) if type(thing).__module__.startswith("numba") else (type(thing).__name__, _state(thing))
+        )
     values = thing.tolist() if thing.dtype.hasobject else thing.tobytes()
     return type(thing).__name__, (thing.dtype, thing.shape, values)
 

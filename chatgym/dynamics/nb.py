@@ -66,7 +66,6 @@ class CodeCache(caching.FunctionCache):
         except OSError as error:
             _warn_once(error.strerror)
 
-
     def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
         return sig, codegen.magic_tuple(), self._digest
 

@@ -202,8 +202,27 @@ class Scenario:
         return {name: getattr(self, name) for name in _DECIDING}
 
 
-_DECIDING = ("agent_acts", "user_acts", "outcomes", "success", "reward_terms", "hidden", "belief", "said", "n_beliefs",
-             "embedding_size", "agent_codes", "start", "respond", "index", "embed", "mask", "expert", "note", "hear")
+_DECIDING = (
+    "agent_acts",
+    "user_acts",
+    "outcomes",
+    "success",
+    "reward_terms",
+    "hidden",
+    "belief",
+    "said",
+    "n_beliefs",
+    "embedding_size",
+    "agent_codes",
+    "start",
+    "respond",
+    "index",
+    "embed",
+    "mask",
+    "expert",
+    "note",
+    "hear",
+)
 
 
 def fill(template: str, slots: Mapping[str, str]) -> str:
