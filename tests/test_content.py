@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import importlib.util
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +134,7 @@ def test_arrays_dtypes_options_and_wrapped_functions_count():
         np.dtype((np.record, [("a", "i4")])), np.dtype((np.record, [("b", "i4")])), nb.njit(even),
         nb.njit(fastmath=True)(even), nb.njit("boolean(int64)")(even), nb.njit(odd), functools.partial(even, 1),
         functools.partial(even, 2), even, np.add, np.subtract, {"a": 1}, {1, 2}, {"a"}.add, {"b"}.add,
+        re.compile("a"), re.compile("b"),
     ]  # fmt: skip
     assert len({source_digest(over(value)) for value in values}) == len(values)
     assert source_digest(over(np.arange(3))) == source_digest(over(np.arange(3)))

@@ -7,6 +7,7 @@ functions, comments, docstrings and annotations don't matter. Needs the standard
 from __future__ import annotations
 
 import ast
+import copyreg
 import dataclasses
 import dis
 import enum
@@ -234,7 +235,8 @@ def _class_parts(kind: type) -> list[Any]:
         return [each for name, member in kind.__members__.items() for each in (name, member.value)]
     fields = [each.name for each in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
     own = sorted((name, value) for name, value in vars(kind).items() if not name.startswith("_abc_"))
-    found: list[Any] = [kind.__bases__, fields]
+    methods = getattr(getattr(kind, "class_type", None), "jit_methods", {})  # of numba's jitclass
+    found: list[Any] = [kind.__bases__, fields, methods]
     for name, value in own:
         value = getattr(value, "__func__", None) or getattr(value, "fget", None) or value
         written = isinstance(value, FunctionType) and not value.__code__.co_filename.startswith("<")
@@ -270,7 +272,8 @@ def _state(thing: Any) -> list[Any]:
         InvalidValue: It can't be.
     """
     try:
-        parts = thing.__reduce_ex__(4)
+        reduce = copyreg.dispatch_table.get(type(thing))
+        parts = reduce(thing) if reduce else thing.__reduce_ex__(4)
     except Exception as error:
         raise InvalidValue(
             f"a scenario's function reads {type(thing).__name__} object {ascii(thing)[:100]}, which has no content to "

@@ -72,7 +72,7 @@ def episode_key(root: np.uint64, episode: int) -> np.uint64:
 
 
 def hashed(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Return numbers that stand for keys, uint64[B] for uint64[B], and don't lead back to them: BLAKE2, 64 bits of it."""
+    """Return numbers that stand for keys, uint64[B] for uint64[B], and don't lead back to them: 64 bits of BLAKE2."""
     digests = (hashlib.blake2b(key.tobytes(), digest_size=8).digest() for key in keys)
     return np.array([int.from_bytes(each, "little") for each in digests], np.uint64)
 

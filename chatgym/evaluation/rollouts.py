@@ -69,7 +69,7 @@ def run_conversations(
 
 
 def _begin(agent: Agent, keys: npt.NDArray[np.uint64]) -> None:
-    """Call `begin` of an agent with memory; `keys` are those of the conversations, uint64[N], and stay unknown to it."""
+    """Call `begin` of an agent with memory; it doesn't get to know `keys`, the conversations', uint64[N]."""
     begin = getattr(agent, "begin", None)
     if begin is not None:
         begin(rng.hashed(keys))
