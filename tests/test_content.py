@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium as gym
 import numba as nb
 import numpy as np
 import pytest
@@ -203,11 +204,17 @@ def test_a_helper_that_is_replaced_after_it_was_compiled_is_compiled_anew(monkey
     ids=["helper", "table", "constant", "values"],
 )
 def test_a_changed_helper_table_or_constant_makes_another_scenario(module, name, value, monkeypatch):
-    source, kernel = source_digest(SCENARIO.content), rooms._content(SCENARIO)
-    monkeypatch.setattr(module, name, value)
-    assert source_digest(SCENARIO.content) != source
-    assert bytecode_digest(rooms._loops, SCENARIO.content) != kernel
-    assert kernels(SCENARIO) is kernels(copy.deepcopy(SCENARIO))
+    env = gym.make("ChatEnv-v0", scenario="social", llm="template").unwrapped
+    source, kernel = env.identity()["scenario"]["sha256"], rooms.content_of(SCENARIO)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, value)
+        assert SCENARIO.digest != source
+        assert rooms.content_of(SCENARIO) != kernel
+        assert kernels(SCENARIO) is not env.room._kernels
+        with pytest.raises(InvalidValue, match="make the environment again"):
+            env.identity()
+    assert kernels(SCENARIO) is env.room._kernels
+    assert env.identity()["scenario"]["sha256"] == source
 
 
 def test_a_pickled_scenario_is_the_same_scenario():

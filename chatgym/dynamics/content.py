@@ -66,7 +66,7 @@ class _Walk:
     What contains itself, such as a recursive function, is hashed as the number of steps back to it.
     """
 
-    def __init__(self, text_of: Callable[[FunctionType], list[Any]]) -> None:
+    def __init__(self, text_of: Callable[[FunctionType], Any]) -> None:
         """Begin; `text_of` returns what stands for a function's code."""
         self._text_of = text_of
         self._done: dict[int, tuple[str, Any]] = {}  # by id; the thing is held, so that the id stays its own
@@ -127,7 +127,7 @@ class _Walk:
         code, scope = function.__code__, function.__globals__
         cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
         found: list[Any] = [self._text_of(function), function.__defaults__, function.__kwdefaults__]
-        for name, *attributes in sorted(set(_reads(code))):
+        for name, *attributes in _names(code):
             if name in cells:
                 try:
                     value = cells[name].cell_contents
@@ -145,6 +145,12 @@ class _Walk:
         return found
 
 
+@functools.lru_cache(maxsize=4096)
+def _names(code: CodeType) -> list[tuple[str, ...]]:
+    """Return what `_reads` yields, sorted."""
+    return sorted(set(_reads(code)))
+
+
 def _reads(code: CodeType) -> Iterator[tuple[str, ...]]:
     """Yield the names that code reads from outside, each with the attributes that are taken of it."""
     chain: tuple[str, ...] = ()
@@ -160,11 +166,17 @@ def _reads(code: CodeType) -> Iterator[tuple[str, ...]]:
             yield from _reads(constant)
 
 
-def _bytecode_of(function: FunctionType) -> list[Any]:
-    """Return what a function's code does, in the terms of this Python."""
+def _bytecode_of(function: FunctionType) -> str:
+    """Return the digest of a function's code, in the terms of this Python."""
     code = function.__code__
-    documented = function.__doc__ is not None and code.co_consts[:1] == (function.__doc__,)
-    return _bytecode(code, [None, *code.co_consts[1:]] if documented else code.co_consts)
+    return _digest_of_code(code, function.__doc__ is not None and code.co_consts[:1] == (function.__doc__,))
+
+
+@functools.lru_cache(maxsize=4096)
+def _digest_of_code(code: CodeType, documented: bool) -> str:
+    """Return the digest of bytecode; the first constant of `documented` code is a docstring."""
+    constants = [None, *code.co_consts[1:]] if documented else code.co_consts
+    return _Walk(_bytecode_of).digest(_bytecode(code, constants))
 
 
 def _bytecode(code: CodeType, constants: Sequence[Any]) -> list[Any]:
@@ -177,7 +189,7 @@ def _bytecode(code: CodeType, constants: Sequence[Any]) -> list[Any]:
     return [sys.implementation.cache_tag, code.co_code, names, shape, handlers, inner]
 
 
-def _tree_of(function: FunctionType) -> list[Any]:
+def _tree_of(function: FunctionType) -> Any:
     """Return a function's syntax tree as text, or its bytecode if its source isn't known for certain."""
     code = function.__code__
     text = "".join(linecache.getlines(code.co_filename, function.__globals__))
