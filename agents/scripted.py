@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from chatgym.agent import Callback, Interface, MakeEnvs, make_config
 from chatgym.dynamics import rng
-from chatgym.dynamics.room import kernels
+from chatgym.dynamics.room import Kernels, kernels
 from chatgym.envs.interfaces import draw_allowed
 from chatgym.errors import Corrupted
 from chatgym.scenarios import Scenario, find_scenario
@@ -83,11 +84,15 @@ class Expert(Scripted):
 
     requires = Interface(action="act", observation="belief")
 
+    @functools.cached_property
+    def _loops(self) -> Kernels:
+        return kernels(self.scenario)
+
     def act(
         self, observations: Any, *, deterministic: bool = True, action_masks: npt.NDArray[np.bool_] | None = None
     ) -> npt.NDArray[np.int64]:
         """Return the script's acts int64[B] for belief states uint8[B, itemsize]."""
         beliefs = np.ascontiguousarray(observations).view(self.scenario.belief)[:, 0]
         acts = np.empty(len(beliefs), np.int64)
-        kernels(self.scenario).expert(beliefs, acts)
+        self._loops.expert(beliefs, acts)
         return acts

@@ -48,8 +48,9 @@ class Agent(Protocol):
     A class may define ``default_steps: ClassVar[int]``, the turns of a training by default (0: the agent doesn't
     learn); ``default_evaluations`` and ``default_conversations``, how many evaluations a training has and how many
     conversations each; and ``several_processes = True`` if processes can train it together (see
-    `chatgym.finetuning.distributed`). An agent with memory has ``begin(keys)``, called with the keys, uint64[B], of
-    conversations that are about to begin; if it observes texts, it then sees ``""`` for conversations that are over.
+    `chatgym.finetuning.distributed`). An agent with memory has ``begin(keys)``, called with numbers, uint64[B], that
+    stand for the conversations that are about to begin (hashed keys: from the keys everything hidden follows); if it
+    observes texts, it then sees ``""`` for conversations that are over.
     """
 
     requires: ClassVar[Interface]

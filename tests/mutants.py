@@ -39,6 +39,7 @@ RNG, ROOM, VECTOR, CODECS = (
     "chatgym/envs/vector_env.py",
     "chatgym/envs/codecs.py",
 )
+CONTENT = "chatgym/dynamics/content.py"
 CUSTOMER = "chatgym/scenarios/customer_service/customer.py"
 CUSTOMER_BELIEF = "chatgym/scenarios/customer_service/belief.py"
 STUDENT, PERSON = "chatgym/scenarios/education/student.py", "chatgym/scenarios/social/person.py"
@@ -54,6 +55,12 @@ FAULTS = [
     Fault("a draw never comes near one", RNG, "_UNIT = 2.0**-53", "_UNIT = 2.0**-54", "rng"),
     Fault("a row's conversations are all the same one", RNG, "return bits(root, episode, PURPOSES - 1)",
           "return bits(root, 0, PURPOSES - 1)", "rng room vector"),
+    Fault("a seed that may be seen is a draw", RNG, " ^ bits(key, turn, purpose + 1)) >> _S48", ")", "rng"),
+    # What is compiled
+    Fault("the values of globals don't count", CONTENT, "found += [\".\".join((name, *attributes)), value]",
+          "found += [\".\".join((name, *attributes))]", "content"),
+    Fault("compiled code is kept by name", "chatgym/dynamics/nb.py", "return sig, codegen.magic_tuple(), self._digest",
+          "return sig, codegen.magic_tuple()", "content"),
     # The room
     Fault("the last turn comes one too late", ROOM, "last = turns[i] >= max_turns", "last = turns[i] > max_turns",
           "room env"),

@@ -142,7 +142,7 @@ class Spelling:
         self.scenario, self.tokenizer = scenario, tokenizer
 
     def begin(self, keys):
-        self.left = [[] for _ in keys]
+        self.known, self.left = keys, [[] for _ in keys]
 
     def act(self, observations, *, deterministic=True, action_masks=None):
         from chatgym.dynamics.room import ChatRoom
@@ -167,6 +167,10 @@ def test_an_agent_that_speaks_in_tokens_is_evaluated_in_turns():
     result = evaluate(agent, task, conversations=6, references=False)
     assert (result.turns <= 20).all()
     assert (result.turns >= 2).all()
+    rows = task.make_envs(Spelling.requires, 6)
+    rows.reset(seed=result.seed)
+    assert len(agent.known) == 6
+    assert not set(agent.known.tolist()) & set(rows.room.keys.tolist())  # from which everything hidden follows
     held = [converse(agent, task.make_env(agent.requires), result.seed + i) for i in range(6)]
     assert [one["outcome"] for one in held] == result.outcomes.tolist()
     assert [one["return"] for one in held] == pytest.approx(result.returns.tolist())

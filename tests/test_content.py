@@ -5,10 +5,12 @@ import dataclasses
 import functools
 import importlib.util
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium as gym
 import numba as nb
 import numpy as np
 import pytest
@@ -57,7 +59,8 @@ def unread():
     return 7
 '''
 SEEN = [
-    ("LIMIT = 3", "LIMIT = 4"), ("LIMIT = 3", "LIMIT = 3.0"), ("(1.0, 2.0)", "(1.0, 2.5)"), ("(1.0, 2.0)", "[1.0, 2.0]"),
+    ("LIMIT = 3", "LIMIT = 4"), ("LIMIT = 3", "LIMIT = 3.0"), ("(1.0, 2.0)", "(1.0, 2.5)"),
+    ("(1.0, 2.0)", "[1.0, 2.0]"),
     ("Point(0, 1)", "Point(0, 2)"), ("GOOD = 1", "GOOD = 2"), ("factor = 2", "factor = 3"), ("x * self", "x + self"),
     ("math.floor", "math.ceil"), ("by=1", "by=2"), ("x > LIMIT", "x >= LIMIT"), ("closing(5)", "closing(6)"),
     ("share * x", "share + x"), ("n != 0", "n != 1"), ("LIMIT * each", "LIMIT + each"), ('"unread"', '"read"'),
@@ -129,9 +132,10 @@ def test_arrays_dtypes_options_and_wrapped_functions_count():
 
     values = [
         np.zeros(3), np.zeros(3, np.float32), np.zeros((3, 1)), np.ones(3), np.float32(0), np.dtype("i4"),
-        np.dtype((np.record, [("a", "i4")])), np.dtype((np.record, [("b", "i4")])), nb.njit(even), nb.njit(fastmath=True)(even),
-        nb.njit("boolean(int64)")(even), nb.njit(odd), functools.partial(even, 1), functools.partial(even, 2), even, np.add,
-        np.subtract, {"a": 1}, {1, 2}, {"a"}.add, {"b"}.add,
+        np.dtype((np.record, [("a", "i4")])), np.dtype((np.record, [("b", "i4")])), nb.njit(even),
+        nb.njit(fastmath=True)(even), nb.njit("boolean(int64)")(even), nb.njit(odd), functools.partial(even, 1),
+        functools.partial(even, 2), even, np.add, np.subtract, {"a": 1}, {1, 2}, {"a"}.add, {"b"}.add,
+        re.compile("a"), re.compile("b"),
     ]  # fmt: skip
     assert len({source_digest(over(value)) for value in values}) == len(values)
     assert source_digest(over(np.arange(3))) == source_digest(over(np.arange(3)))
@@ -200,11 +204,17 @@ def test_a_helper_that_is_replaced_after_it_was_compiled_is_compiled_anew(monkey
     ids=["helper", "table", "constant", "values"],
 )
 def test_a_changed_helper_table_or_constant_makes_another_scenario(module, name, value, monkeypatch):
-    source, kernel = source_digest(SCENARIO.content), rooms._content(SCENARIO)
-    monkeypatch.setattr(module, name, value)
-    assert source_digest(SCENARIO.content) != source
-    assert bytecode_digest(rooms._loops, SCENARIO.content) != kernel
-    assert kernels(SCENARIO) is kernels(copy.deepcopy(SCENARIO))
+    env = gym.make("ChatEnv-v0", scenario="social", llm="template").unwrapped
+    source, kernel = env.identity()["scenario"]["sha256"], rooms.content_of(SCENARIO)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, value)
+        assert SCENARIO.digest != source
+        assert rooms.content_of(SCENARIO) != kernel
+        assert kernels(SCENARIO) is not env.room._kernels
+        with pytest.raises(InvalidValue, match="make the environment again"):
+            env.identity()
+    assert kernels(SCENARIO) is env.room._kernels
+    assert env.identity()["scenario"]["sha256"] == source
 
 
 def test_a_pickled_scenario_is_the_same_scenario():

@@ -120,7 +120,7 @@ def test_a_trace_that_version_0_1_recorded_is_replayed_where_the_same_acts_give_
     if trace.stem.startswith("customer_service"):
         assert chatgym.replay(trace).conversations == 1
     else:
-        with pytest.raises(ReplayMismatch, match="another simulator .* install the version"):
+        with pytest.raises(ReplayMismatch, match=r"another simulator .* install the version"):
             chatgym.replay(trace)
 
 

@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatgym.dynamics import rng
+from chatgym.testing import inversion
 
 keys = st.integers(0, 2**64 - 1)
 turns = st.integers(0, 10_000)
@@ -75,3 +76,21 @@ def test_integers_stay_below_their_bound(key, turn, purpose, n):
 def test_the_conversations_of_a_row_have_different_keys():
     roots = np.arange(100, dtype=np.uint64)
     assert len({int(rng.episode_key(root, episode)) for root in roots for episode in range(100)}) == 10_000
+
+
+def test_hashed_keys_are_distinct_and_are_no_draw_of_the_keys():
+    keys = np.arange(1000, dtype=np.uint64)
+    hashed = rng.hashed(keys)
+    assert hashed.dtype == np.uint64
+    assert len(np.unique(hashed)) == 1000
+    assert np.array_equal(hashed[5:7], rng.hashed(keys[5:7]))
+    assert list(inversion.revealing([("drawn", np.array([rng.bits(key, 0, 9) for key in keys], np.uint64))], keys, 0))
+    assert not list(inversion.revealing([("hashed", hashed)], keys, 0))
+
+
+def test_a_public_seed_has_16_bits_and_is_no_draw_of_the_keys():
+    keys = np.arange(1000, dtype=np.uint64)
+    seeds = np.array([rng.public_seed(key, 0, 9) for key in keys], np.uint64)
+    assert seeds.max() < 2**16
+    assert len(np.unique(seeds)) > 950
+    assert not list(inversion.revealing([("seed", seeds)], keys, 0))

@@ -336,7 +336,9 @@ def test_a_field_from_which_the_key_can_be_computed_is_noticed(dtype, value, tel
 
 def test_a_key_in_the_infos_is_noticed():
     keys = rng._mix.py_func(np.arange(1, inversion.ROWS + 1, dtype=np.uint64))
-    columns = list(inversion._columns("info", {"text": np.array([f"Ticket {key}." for key in keys >> np.uint64(2)], object)}))
+    columns = list(
+        inversion._columns("info", {"text": np.array([f"Ticket {key}." for key in keys >> np.uint64(2)], object)})
+    )
     assert [name for name, _ in columns] == ["info text"]
     assert "info text" in set(inversion.revealing(columns, keys, 0))
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from chatgym.dynamics import rng
 from chatgym.dynamics.room import ChatRoom
 from chatgym.envs.vector_env import ChatVectorEnv
 
@@ -103,10 +104,11 @@ def hold(
     for row, text in enumerate(envs.texts):
         turns.hear(row, text)
     going, texts = np.ones(size, bool), [""] * size
+    roots = rng.hashed(room.keys)  # a server that generates is told the seeds
     while going.any():
         rows = np.flatnonzero(going).tolist()
         with phases("generation"):
-            said = turns.speak(rows, speech_seeds(room.keys[rows], room.turns[rows], [salt[row] for row in rows]))
+            said = turns.speak(rows, speech_seeds(roots[rows], room.turns[rows], [salt[row] for row in rows]))
         for row, turn in zip(rows, said, strict=True):
             taken[row].append(turn)
             texts[row] = turns.text(turn)

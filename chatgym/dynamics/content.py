@@ -1,12 +1,13 @@
-"""Hash functions by content: their code, and by value what they call, close over and read as globals, all the way down.
+"""Hash functions by content: their code, and the values that they call, close over and read as globals.
 
-A compiled function freezes all of that, so its digest tells whether two of them do the same. Modules, names of functions,
-comments, docstrings and annotations don't matter. Needs the standard library only.
+A compiled function freezes all of that, so its digest tells whether two of them do the same. Modules, names of
+functions, comments, docstrings and annotations don't matter. Needs the standard library only.
 """
 
 from __future__ import annotations
 
 import ast
+import copyreg
 import dataclasses
 import dis
 import enum
@@ -26,7 +27,11 @@ from chatgym.errors import InvalidValue
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...), type(NotImplemented), range, slice)
 _KNOWN_BY_NAME = {*sys.stdlib_module_names, "numpy", "numba", "llvmlite"}
 _WHAT_IT_IS = (
-    inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+    inspect.CO_VARARGS
+    | inspect.CO_VARKEYWORDS
+    | inspect.CO_GENERATOR
+    | inspect.CO_COROUTINE
+    | inspect.CO_ASYNC_GENERATOR
 )
 _Some = TypeVar("_Some")
 _Places = dict[tuple[str, int], list[_Some]]
@@ -61,7 +66,7 @@ class _Walk:
     What contains itself, such as a recursive function, is hashed as the number of steps back to it.
     """
 
-    def __init__(self, text_of: Callable[[FunctionType], list[Any]]) -> None:
+    def __init__(self, text_of: Callable[[FunctionType], Any]) -> None:
         """Begin; `text_of` returns what stands for a function's code."""
         self._text_of = text_of
         self._done: dict[int, tuple[str, Any]] = {}  # by id; the thing is held, so that the id stays its own
@@ -122,7 +127,7 @@ class _Walk:
         code, scope = function.__code__, function.__globals__
         cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
         found: list[Any] = [self._text_of(function), function.__defaults__, function.__kwdefaults__]
-        for name, *attributes in sorted(set(_reads(code))):
+        for name, *attributes in _names(code):
             if name in cells:
                 try:
                     value = cells[name].cell_contents
@@ -140,6 +145,12 @@ class _Walk:
         return found
 
 
+@functools.lru_cache(maxsize=4096)
+def _names(code: CodeType) -> list[tuple[str, ...]]:
+    """Return what `_reads` yields, sorted."""
+    return sorted(set(_reads(code)))
+
+
 def _reads(code: CodeType) -> Iterator[tuple[str, ...]]:
     """Yield the names that code reads from outside, each with the attributes that are taken of it."""
     chain: tuple[str, ...] = ()
@@ -155,11 +166,17 @@ def _reads(code: CodeType) -> Iterator[tuple[str, ...]]:
             yield from _reads(constant)
 
 
-def _bytecode_of(function: FunctionType) -> list[Any]:
-    """Return what a function's code does, in the terms of this Python."""
+def _bytecode_of(function: FunctionType) -> str:
+    """Return the digest of a function's code, in the terms of this Python."""
     code = function.__code__
-    documented = function.__doc__ is not None and code.co_consts[:1] == (function.__doc__,)
-    return _bytecode(code, [None, *code.co_consts[1:]] if documented else code.co_consts)
+    return _digest_of_code(code, function.__doc__ is not None and code.co_consts[:1] == (function.__doc__,))
+
+
+@functools.lru_cache(maxsize=4096)
+def _digest_of_code(code: CodeType, documented: bool) -> str:
+    """Return the digest of bytecode; the first constant of `documented` code is a docstring."""
+    constants = [None, *code.co_consts[1:]] if documented else code.co_consts
+    return _Walk(_bytecode_of).digest(_bytecode(code, constants))
 
 
 def _bytecode(code: CodeType, constants: Sequence[Any]) -> list[Any]:
@@ -172,12 +189,13 @@ def _bytecode(code: CodeType, constants: Sequence[Any]) -> list[Any]:
     return [sys.implementation.cache_tag, code.co_code, names, shape, handlers, inner]
 
 
-def _tree_of(function: FunctionType) -> list[Any]:
+def _tree_of(function: FunctionType) -> Any:
     """Return a function's syntax tree as text, or its bytecode if its source isn't known for certain."""
     code = function.__code__
     text = "".join(linecache.getlines(code.co_filename, function.__globals__))
     place = code.co_name, code.co_firstlineno
-    nodes, compiled = (there.get(place, []) for there in _parsed(code.co_filename, text))
+    all_nodes, all_compiled = _parsed(code.co_filename, text)
+    nodes, compiled = all_nodes.get(place, []), all_compiled.get(place, [])
     if len(nodes) == len(compiled) == 1:
         if _bytecode(compiled[0], compiled[0].co_consts) == _bytecode(code, code.co_consts):
             return [tree_text(nodes[0])]
@@ -220,9 +238,7 @@ def _by_name(thing: Any) -> bool:
     name, module = getattr(thing, "__name__", None), getattr(thing, "__module__", None) or "numpy"  # which ufuncs lack
     if not isinstance(name, str) or module.partition(".")[0] not in _KNOWN_BY_NAME:
         return False
-    if isinstance(thing, BuiltinFunctionType):
-        return thing.__self__ is None or isinstance(thing.__self__, ModuleType)
-    return not isinstance(thing, FunctionType) or getattr(sys.modules.get(module), name, None) is thing
+    return getattr(sys.modules.get(module), name, None) is thing
 
 
 def _class_parts(kind: type) -> list[Any]:
@@ -231,7 +247,8 @@ def _class_parts(kind: type) -> list[Any]:
         return [each for name, member in kind.__members__.items() for each in (name, member.value)]
     fields = [each.name for each in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
     own = sorted((name, value) for name, value in vars(kind).items() if not name.startswith("_abc_"))
-    found: list[Any] = [kind.__bases__, fields]
+    methods = getattr(getattr(kind, "class_type", None), "jit_methods", {})  # of numba's jitclass
+    found: list[Any] = [kind.__bases__, fields, methods]
     for name, value in own:
         value = getattr(value, "__func__", None) or getattr(value, "fget", None) or value
         written = isinstance(value, FunctionType) and not value.__code__.co_filename.startswith("<")
@@ -245,7 +262,9 @@ def _array_parts(thing: Any) -> tuple[str, Sequence[Any]]:
     if hasattr(thing, "descr"):
         return "dtype", (str(thing.descr), thing.itemsize, thing.type.__name__)
     if not hasattr(thing, "dtype"):
-        return (repr(thing), ()) if type(thing).__module__.startswith("numba") else (type(thing).__name__, _state(thing))
+        return (
+            (repr(thing), ()) if type(thing).__module__.startswith("numba") else (type(thing).__name__, _state(thing))
+        )
     values = thing.tolist() if thing.dtype.hasobject else thing.tobytes()
     return type(thing).__name__, (thing.dtype, thing.shape, values)
 
@@ -265,7 +284,8 @@ def _state(thing: Any) -> list[Any]:
         InvalidValue: It can't be.
     """
     try:
-        parts = thing.__reduce_ex__(4)
+        reduce = copyreg.dispatch_table.get(type(thing))
+        parts = reduce(thing) if reduce else thing.__reduce_ex__(4)
     except Exception as error:
         raise InvalidValue(
             f"a scenario's function reads {type(thing).__name__} object {ascii(thing)[:100]}, which has no content to "

@@ -8,6 +8,7 @@ package's own ``__pycache__`` if it was compiled there before, else it is compil
 from __future__ import annotations
 
 import functools
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -66,9 +67,19 @@ class CodeCache(caching.FunctionCache):
         except OSError as error:
             _warn_once(error.strerror)
 
-
     def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
         return sig, codegen.magic_tuple(), self._digest
+
+
+class LoopCache(CodeCache):
+    """The cache of a scenario's loops, which says that they are compiled."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Return the compiled loop for a signature, or None."""
+        found = super().load_overload(sig, target_context)
+        if found is None and self._py_func.__name__ == "start" and sys.stderr.isatty():
+            print("Compiling a scenario; once, it takes about ten seconds ...", file=sys.stderr)
+        return found
 
 
 @functools.cache

@@ -7,6 +7,8 @@ conversation's stream begins, (turn, purpose) is the offset.
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import numpy.typing as npt
 
@@ -67,6 +69,12 @@ def public_seed(key: np.uint64, turn: int, purpose: int) -> np.uint64:
 def episode_key(root: np.uint64, episode: int) -> np.uint64:
     """Return the key, uint64, of a row's `episode`-th conversation since it was seeded with `root`."""
     return bits(root, episode, PURPOSES - 1)
+
+
+def hashed(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Return numbers that stand for keys, uint64[B] for uint64[B], and don't lead back to them: 64 bits of BLAKE2."""
+    digests = (hashlib.blake2b(key.tobytes(), digest_size=8).digest() for key in keys)
+    return np.array([int.from_bytes(each, "little") for each in digests], np.uint64)
 
 
 def uniform(keys: npt.ArrayLike, turns: npt.ArrayLike, purposes: npt.ArrayLike) -> npt.NDArray[np.float64]:

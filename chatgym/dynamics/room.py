@@ -7,9 +7,9 @@ never on the rows beside it.
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
-import sys
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,21 +21,11 @@ import numpy.typing as npt
 
 from chatgym.dynamics import rng
 from chatgym.dynamics.content import bytecode_digests, source_digest
-from chatgym.dynamics.nb import CodeCache
+from chatgym.dynamics.nb import LoopCache
 from chatgym.dynamics.scenario import Scenario
 from chatgym.errors import InvalidValue, unknown
 
 Snapshot = dict[str, npt.NDArray[Any]]
-
-
-class _ScenarioCache(CodeCache):
-    """The cache of a scenario's loops, which says that they are compiled."""
-
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
-        found = super().load_overload(sig, target_context)
-        if found is None and self._py_func.__name__ == "start" and sys.stderr.isatty():
-            print("Compiling a scenario; once, it takes about ten seconds ...", file=sys.stderr)
-        return found
 
 
 @dataclass(frozen=True)
@@ -60,6 +50,7 @@ def _next_keys(rows, roots, episodes, keys):  # type: ignore[no-untyped-def]
 
 
 _compiled: dict[Scenario, Kernels] = {}
+_content: dict[Scenario, str] = {}
 _by_content: dict[str, Kernels] = {}
 _frozen: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 """Compiled functions to the digest that they had first: what they read then is in their code."""
@@ -68,20 +59,20 @@ _frozen: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 def kernels(scenario: Scenario) -> Kernels:
     """Return a scenario's compiled loops: compiled at the first use, later read from the cache on disk.
 
-    They are those of the scenario as it is at its first use; scenarios with the same content share them.
+    They are those of the scenario as it is now; scenarios with the same content share them.
     """
-    if scenario not in _compiled:
-        content = _content(scenario)
+    content = content_of(scenario)
+    if scenario not in _compiled or _content.get(scenario, content) != content:
         if content not in _by_content:
             loops = _loops(scenario)
             for loop in loops.values():
-                loop._cache = _ScenarioCache(loop.py_func, functools.partial(_content, scenario), content)
+                loop._cache = LoopCache(loop.py_func, functools.partial(content_of, scenario), content)
             _by_content[content] = Kernels(**loops)
-        _compiled[scenario] = _by_content[content]
+        _compiled[scenario], _content[scenario] = _by_content[content], content
     return _compiled[scenario]
 
 
-def _content(scenario: Scenario) -> str:
+def content_of(scenario: Scenario) -> str:
     """Return the digest of a scenario's loops, and have functions compiled anew that read something else by now."""
     whole, functions = bytecode_digests(_loops, scenario.content)
     for function, digest in functions:
@@ -239,8 +230,7 @@ class ChatRoom:
         Raises:
             InvalidValue: A value is out of range, or a reward term is unknown.
         """
-        if not is_integer(size) or size < 1:
-            raise InvalidValue(f"num_envs is the number of conversations, an integer of at least 1, not {size!r}")
+        _check_size(size)
         if not is_number(error_rate) or not 0.0 <= error_rate <= 1.0:
             raise InvalidValue(f"error_rate is a probability from 0 to 1, not {error_rate!r}")
         turns = scenario.max_turns if max_turns is None else max_turns
@@ -254,7 +244,7 @@ class ChatRoom:
         self.scenario, self.size = scenario, size
         self.error_rate, self.max_turns, self.reward_weights = float(error_rate), int(turns), weights
         self._weights = np.array(list(weights.values()))
-        self._kernels = kernels(scenario)
+        self._kernels, self._content = kernels(scenario), _content.get(scenario)
         self._all, self._none = np.ones(size, bool), np.zeros(size, bool)
         self.keys = np.zeros(size, np.uint64)
         self.roots = np.zeros(size, np.uint64)
@@ -358,6 +348,18 @@ class ChatRoom:
             getattr(self, name)[...] = state[name]
         self._tell_limit()
 
+    def check_unchanged(self) -> None:
+        """Check that the scenario is still what was compiled for this room.
+
+        Raises:
+            InvalidValue: A function or a value that it reads was replaced since.
+        """
+        if self._content not in (None, content_of(self.scenario)):
+            raise InvalidValue(
+                f"something that the scenario {self.scenario.name!r} reads was replaced since the environment was made; "
+                "make the environment again"
+            )
+
     def limit(self, turns: int) -> None:
         """Truncate conversations after `turns` at the latest."""
         self.max_turns = min(self.max_turns, turns)
@@ -376,9 +378,19 @@ class ChatRoom:
         """
         if not is_integer(index) or not 0 <= index < self.size:
             raise InvalidValue(f"there is no row {index} in a room of {self.size}; rows are 0 to {self.size - 1}")
-        room = ChatRoom(
-            self.scenario, copies, error_rate=self.error_rate, max_turns=self.max_turns,
-            reward_weights=self.reward_weights,
-        )  # fmt: skip
-        room.load({name: array[[index] * copies] for name, array in self.dump().items()})
+        _check_size(copies)
+        room = copy.copy(self)
+        room.size, room._all, room._none = copies, np.ones(copies, bool), np.zeros(copies, bool)
+        for name in self._STATE:
+            setattr(room, name, getattr(self, name)[[index] * copies])
         return room
+
+
+def _check_size(size: Any) -> None:
+    """Check a number of conversations.
+
+    Raises:
+        InvalidValue: It isn't an integer of at least 1.
+    """
+    if not is_integer(size) or size < 1:
+        raise InvalidValue(f"num_envs is the number of conversations, an integer of at least 1, not {size!r}")

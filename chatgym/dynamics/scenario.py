@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from chatgym.dynamics.content import source_digest
+from chatgym.dynamics.content import bytecode_digest, source_digest
 from chatgym.storage.utf8 import read_json
 
 TONES = ("calm", "annoyed", "angry")
@@ -192,10 +192,18 @@ class Scenario:
         """SHA-256 of the sentences, independent of the file's layout."""
         return hashlib.sha256(json.dumps(self.sentences, sort_keys=True).encode()).hexdigest()
 
-    @functools.cached_property
+    @property
     def digest(self) -> str:
-        """SHA-256 of `content` (see `source_digest`): another digest, another simulator."""
-        return source_digest(self.content)
+        """SHA-256 of `content` as it is now (see `source_digest`): another digest, another simulator."""
+        content, digests = bytecode_digest(self.content), self._digests
+        if content not in digests:
+            digests[content] = source_digest(self.content)
+        return digests[content]
+
+    @functools.cached_property
+    def _digests(self) -> dict[str, str]:
+        """`bytecode_digest` of a content, which is fast, to its `source_digest`."""
+        return {}
 
     @property
     def content(self) -> dict[str, Any]:
@@ -203,8 +211,27 @@ class Scenario:
         return {name: getattr(self, name) for name in _DECIDING}
 
 
-_DECIDING = ("agent_acts", "user_acts", "outcomes", "success", "reward_terms", "hidden", "belief", "said", "n_beliefs",
-             "embedding_size", "agent_codes", "start", "respond", "index", "embed", "mask", "expert", "note", "hear")
+_DECIDING = (
+    "agent_acts",
+    "user_acts",
+    "outcomes",
+    "success",
+    "reward_terms",
+    "hidden",
+    "belief",
+    "said",
+    "n_beliefs",
+    "embedding_size",
+    "agent_codes",
+    "start",
+    "respond",
+    "index",
+    "embed",
+    "mask",
+    "expert",
+    "note",
+    "hear",
+)
 
 
 def fill(template: str, slots: Mapping[str, str]) -> str:

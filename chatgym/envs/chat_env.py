@@ -91,7 +91,9 @@ class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
 
     ## Episode End
     *Terminated*: the agent closes or escalates, or the partner hangs up; ``info["outcome"]`` names the outcome.
-    *Truncated*: after `max_turns` agent turns (20).
+    *Truncated*: after `max_turns` agent turns (20); that turn is paid like any other. A `TimeLimit` around the
+    environment, as ``gym.make(..., max_episode_steps=n)`` makes one, limits the turns too, with the outcome
+    ``"truncated"``; with ``action="token"`` it is refused, since it would count tokens.
 
     ## Arguments
     ```python

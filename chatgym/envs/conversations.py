@@ -213,21 +213,26 @@ class Conversations:
 
         ``sha256`` covers what determines outcomes and rewards, not words or observations: two scores are comparable if
         it is equal.
+
+        Raises:
+            InvalidValue: Something that the scenario reads was replaced since the environment was made.
         """
         scenario, room = self.scenario, self.room
+        room.check_unchanged()
+        code = scenario.digest
         deciding: dict[str, Any] = {
-            "scenario": {"name": scenario.name, "version": scenario.version, "sha256": scenario.digest},
+            "scenario": {"name": scenario.name, "version": scenario.version, "sha256": code},
             "simulator": {"name": self.simulator, "version": 1, "sha256": loops_digest(), **self._simulator_identity()},
             "error_model": {
                 "name": "semantic",
                 "version": 1,
-                "sha256": scenario.digest,
+                "sha256": code,
                 "rate": room.error_rate,
             },
             "nlu": self._nlu_identity(),
             "reward": {
                 "version": scenario.version,
-                "sha256": scenario.digest,
+                "sha256": code,
                 "weights": self.reward_weights,
                 **({} if self.judged is None else {"model": self.judged.identity()}),
             },

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chatgym.agent import Agent
+from chatgym.dynamics import rng
 from chatgym.envs.chat_env import ChatEnv
 from chatgym.envs.vector_env import ChatVectorEnv
 
@@ -68,10 +69,10 @@ def run_conversations(
 
 
 def _begin(agent: Agent, keys: npt.NDArray[np.uint64]) -> None:
-    """Call `begin` of an agent with memory; `keys` are those of the conversations, uint64[N]."""
+    """Call `begin` of an agent with memory; it doesn't get to know `keys`, the conversations', uint64[N]."""
     begin = getattr(agent, "begin", None)
     if begin is not None:
-        begin(keys.copy())
+        begin(rng.hashed(keys))
 
 
 def converse(agent: Agent, env: ChatEnv, seed: int, *, deterministic: bool = True) -> dict[str, Any]:

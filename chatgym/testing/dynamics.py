@@ -134,13 +134,13 @@ def _cut_off(findings: Findings, scenario: Scenario) -> None:
     terms = [name for i, name in enumerate(scenario.reward_terms) if (cut.terms != going.terms)[rows, i].any()]
     findings.expect(
         not terms,
-        f"at truncation the reward terms {', '.join(terms)} aren't what they are if the conversation goes on. Leave them "
-        "as they are: a learner adds the value of the state after it.",
+        f"at truncation the reward terms {', '.join(terms)} aren't what they are if the conversation goes on. Leave "
+        "them as they are: a learner adds the value of the state after it.",
     )
     findings.expect(
         raw(cut.said[rows]).tolist() == raw(going.said[rows]).tolist(),
-        "at truncation the partner says something else than if the conversation goes on. Let it, as `last` only decides "
-        "the outcome.",
+        "at truncation the partner says something else than if the conversation goes on. Let `last` decide the "
+        "outcome only.",
     )
 
 

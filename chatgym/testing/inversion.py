@@ -50,8 +50,8 @@ def check_inversion(findings: Findings, scenario: Scenario) -> None:
     findings.expect(
         not given_away,
         f"the conversation's key, from which everything hidden follows, can be computed from "
-        f"{', '.join(sorted(given_away))}: more than {MOST_BITS} bits of a draw stand there. Show fewer bits, or draw by "
-        "`chatgym.dynamics.rng.public_seed`.",
+        f"{', '.join(sorted(given_away))}: more than {MOST_BITS} bits of a draw stand there. Show fewer bits, or draw "
+        "by `chatgym.dynamics.rng.public_seed`.",
     )
 
 
@@ -93,6 +93,7 @@ def _draws(keys: Words, turn: int) -> Iterator[Words]:
 
 def unmix(z: Words) -> Words:
     """Return the inverse of the generator's finaliser, uint64[...]."""
+
     def unshift(y: Words, shift: int) -> Words:
         x = y
         for _ in range(64 // shift):
@@ -104,7 +105,7 @@ def unmix(z: Words) -> Words:
 
 
 def _columns(name: str, seen: Any) -> Iterator[Column]:
-    """Yield the numbers in an observation or info of N conversations as columns, number[N], the long ones in texts too."""
+    """Yield the numbers in what N agents see as columns, number[N], long ones in texts included."""
     if isinstance(seen, dict):
         for key, value in seen.items():
             yield from _columns(f"{name} {key}".strip(), value)
@@ -125,7 +126,7 @@ def _as_integers(values: npt.NDArray[Any]) -> Words:
 
 
 def _bit_words(values: Words) -> Words:
-    """Return bit i of all values, uint64[SAMPLE, ...], as one word, uint64[64, ...]; a bit and its opposite are equal."""
+    """Return bit i of values, uint64[SAMPLE, ...], as one word, uint64[64, ...]; a bit and its opposite are equal."""
     places = np.arange(SAMPLE, dtype=np.uint64).reshape(-1, *[1] * (values.ndim - 1))
     words = np.stack([((values >> np.uint64(i) & np.uint64(1)) << places).sum(0, dtype=np.uint64) for i in range(64)])
     return np.where(words & np.uint64(1), ~words, words)
