@@ -30,7 +30,7 @@ SUPERSEDED: Mapping[str, tuple[str, str, str]] = {
         "0108bc06a1f48fc08a91a5e87c33999915ef16ded8f5ae6159ba1bcb05d934fd",
     ),
     # llm_simulator in customer_service
-    "6a80d2acad36ce9b342caf1e448ef987c53e5c6a0b93dc0ce82acc654d9f065c": (
+    "26def369504514870a22fe92ec0d3e0d89482195fe1a613326214e0edc964ecd": (
         "9bc551f31c1e9539845bcb89d6c4aaaa79b726c2f09a0b001300505c4d3f4a3e",
         "32a910467794807678e9c346c2f5f55dbc164e29d24d82ea253c461a5d120c7b",
         "6de0172bbd2dd0ae2e8afe3fbf7c9e032d94af34ba8058cf7e75eb096c2ab694",
