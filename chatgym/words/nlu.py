@@ -34,7 +34,7 @@ THRESHOLD = 0.5
 """Least probability of an act, summed over its parts; below it the utterance is unclear."""
 WEIGHT_DECAY = 1e-5
 """Strength of the L2 penalty; chosen on development data, as `THRESHOLD` and `WEIGHTS`, see ``docs/nlu.md``."""
-WEIGHTS = {OUT_OF_DOMAIN: 4.0, UNCLEAR: 2.0}
+WEIGHTS = {OUT_OF_DOMAIN: 6.0, UNCLEAR: 2.0}
 """Weights of all sentences of a label, where a part's weigh 1: mishearing is worse than asking again."""
 
 
