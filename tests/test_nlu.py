@@ -111,13 +111,14 @@ def test_few_contrasts_are_another_act(benchmark, name, role):
     assert counts["right"] >= 0.8 * said
 
 
-def test_the_guard_learns_no_words_of_contrasts():
-    rows = {scenario: [set(nlu.labelled(scenario, contrasts=c)) for c in (False, True)]
-            for scenario in map(plugins.load().scenarios.get, sorted({name for name, _ in FLOORS}))}  # fmt: skip
-    for scenario, (own, everything) in rows.items():
-        learnt = {text for _, _, text in own}
-        assert ("partner", "unclear") in {(head, label) for head, label, _ in everything - own}
-        assert learnt >= set(sum(Guard(scenario, nlu.nlu_of(scenario))._sentences.values(), []))
+@pytest.mark.parametrize("name", sorted({name for name, _ in FLOORS}))
+def test_the_guard_learns_no_words_of_contrasts(name):
+    scenario = plugins.load().scenarios[name]
+    learnt = {text for _, _, text in nlu.labelled(scenario, contrasts=False)}
+    assert ("partner", "unclear") in {(head, label) for head, label, _ in nlu.labelled(scenario)}
+    own = Guard(scenario, nlu.nlu_of(scenario))._sentences
+    assert "unclear" not in own
+    assert all(learnt.issuperset(texts) for texts in own.values())
 
 
 def test_what_has_nothing_to_do_with_it_is_unclear(understood):

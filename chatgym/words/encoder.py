@@ -40,8 +40,8 @@ SHORT_FORMS = {
 """Spellings of chats to those that the encoder was trained on."""
 
 DENIED = re.compile(
-    r"\b(?:not|no|never|nothing|nobody|none|neither|nor|nowhere|cannot|without|hardly|less|longer|anything but|\w+n't)\b"
-    r".*?(?=[,.;!?]|\bbut\b|$)", re.S,
+    r"\b(?:not|no|never|nothing|nobody|none|neither|nor|nowhere|cannot|without|hardly|less|longer|anything but|"
+    r"\w+n't)\b.*?(?=[,.;!?]|\bbut\b|$)", re.S,
 )  # fmt: skip
 """What a text denies: from a word of denial to the end of its clause (as Das & Chen 2001, "Yahoo! for Amazon")."""
 
