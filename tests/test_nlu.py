@@ -10,6 +10,7 @@ from chatgym import plugins
 from chatgym.errors import Corrupted, InvalidValue
 from chatgym.scenarios.customer_service import SCENARIO
 from chatgym.words import encoder, nlu
+from chatgym.words.guard import Guard
 
 HELD_OUT = [  # as people type, none of it among the sentences that the heads learn
     ("hey is anyone around", "greet"),
@@ -46,6 +47,21 @@ OUT_OF_DOMAIN = [
     "what is the capital of France", "tell me a joke", "asdf qwer zxcv", "je ne comprends pas", "how old are you",
     "I love pizza with pineapple", "write me a python function", "", "   ", "🙂🙂🙂", "7", "lorem ipsum " * 500,
 ]  # fmt: skip
+CONTRASTS = [  # the words of one act in an utterance that means another, or none
+    ("social", "I don't feel sad anymore", {"feel_better"}),
+    ("social", "I feel no better", {"unclear", "state_feeling"}),
+    ("social", "that's not a bad idea", {"take_advice"}),
+    ("social", "I'm not angry, just very sad", {"state_feeling"}),
+    ("education", "not bored at all", {"fine"}),
+    ("education", "I said ratios, I don't want fractions", {"state_goal"}),
+    *((name, "yeah, right", {"unclear", "complain", "frustrated", "reject_advice"}) for name in ("customer_service", "education", "social")),
+    ("customer_service", "thanks for nothing", {"complain"}),
+    ("customer_service", "great, another form", {"complain", "unclear"}),
+    ("customer_service", "sure, that always works", {"unclear", "complain"}),
+    ("customer_service", "I can't complain", {"thank", "accept", "unclear"}),
+    ("customer_service", "sure, but only if you also pay the shipping", {"unclear", "reject"}),
+    ("customer_service", "I'd take it if it came with a guarantee", {"unclear"}),
+]
 FLOORS = {  # scenario and role: least macro-F1 of the held-out test half, and most of out-of-domain accepted
     ("customer_service", "partner"): (0.87, 0.05),
     ("customer_service", "agent"): (0.94, 0.03),
@@ -75,6 +91,35 @@ def test_what_people_type_is_understood(understood):
     heard = [u.part for u in understood([text for text, _ in HELD_OUT])]
     wrong = [(text, part, got) for (text, part), got in zip(HELD_OUT, heard, strict=True) if part != got]
     assert len(wrong) <= len(HELD_OUT) // 10, wrong
+
+
+@pytest.mark.parametrize(("name", "text", "acts"), CONTRASTS)
+def test_what_is_denied_ironic_or_conditional_is_not_taken_at_its_word(name, text, acts):
+    assert nlu.nlu_of(plugins.load().scenarios[name]).understand([text])[0].act in acts
+
+
+def test_of_two_topics_the_one_that_is_not_denied_is_understood(understood):
+    heard = understood(["my account isn't locked, I was charged twice", "I wasn't charged twice, my account is locked"])
+    assert [u.part for u in heard] == ["state_problem/billing", "state_problem/account_access"]
+
+
+@pytest.mark.parametrize(("name", "role"), FLOORS)
+def test_few_contrasts_are_another_act(benchmark, name, role):
+    counts = benchmark.evaluate_contrasts(plugins.load().scenarios[name], role)
+    said = counts["right"] + counts["unclear"] + counts["wrong"]
+    assert said >= (60 if role == "partner" else 20)
+    assert counts["wrong"] <= (0.1 if role == "partner" else 0.2) * said
+    assert counts["right"] >= 0.8 * said
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in FLOORS}))
+def test_the_guard_learns_no_words_of_contrasts(name):
+    scenario = plugins.load().scenarios[name]
+    learnt = {text for _, _, text in nlu.labelled(scenario, contrasts=False)}
+    assert ("partner", "unclear") in {(head, label) for head, label, _ in nlu.labelled(scenario)}
+    own = Guard(scenario, nlu.nlu_of(scenario))._sentences
+    assert "unclear" not in own
+    assert all(learnt.issuperset(texts) for texts in own.values())
 
 
 def test_what_has_nothing_to_do_with_it_is_unclear(understood):
@@ -123,7 +168,7 @@ def test_the_heads_that_are_shipped_were_trained_on_the_sentences_as_they_are():
 def test_the_heads_can_be_made_again(understood):
     again = nlu.train(SCENARIO)
     shipped = nlu.nlu_of(SCENARIO).heads
-    vectors = encoder.encoder().encode([text for text, _ in HELD_OUT])
+    vectors = encoder.encoder().features([text for text, _ in HELD_OUT])
     assert again.keys() == shipped.keys()
     for name, head in again.items():
         assert head.labels == shipped[name].labels
@@ -136,7 +181,7 @@ def test_the_partners_sentences_are_shipped_as_vectors(monkeypatch):
     """The guard compares each wording with them; to encode them took it twice as long as to encode the wordings."""
     texts = nlu._said_by_partner(SCENARIO)[::20]
     vectors, shipped = encoder.encoder().encode(texts), nlu.NLU(SCENARIO)
-    monkeypatch.setattr(encoder.Encoder, "encode", lambda *_: pytest.fail("they are encoded anew"))
+    monkeypatch.setattr(encoder.Encoder, "features", lambda *_: pytest.fail("they are encoded anew"))
     assert (vectors * shipped.examples(texts)).sum(1).min() > 0.9999
 
 
@@ -177,6 +222,8 @@ def test_no_held_out_utterance_is_learnt(benchmark, name):
     for role in ("partner", "agent"):
         for utterance in benchmark.held_out(name, role):
             assert not spellings(scenario, utterance.text) & learnt, utterance
+        for text, _ in benchmark.contrasts(name, role):
+            assert not spellings(scenario, text) & learnt, text
 
 
 def spellings(scenario, text):
@@ -194,7 +241,7 @@ def test_every_act_has_enough_held_out_utterances(benchmark, name, role):
     assert min(counts.values()) >= 40, counts
     assert sum(not u.label for u in said) >= 200
     assert sum(u.two for u in said) >= 5
-    learnt = {label for head, label, _ in nlu.labelled(scenario) if head == role} - {nlu.OUT_OF_DOMAIN}
+    learnt = {label for head, label, _ in nlu.labelled(scenario) if head == role} - {nlu.OUT_OF_DOMAIN, nlu.UNCLEAR}
     assert {u.label for u in said if u.label} == learnt
 
 

@@ -17,8 +17,12 @@ from chatgym.storage.utf8 import valid
 Floats = npt.NDArray[np.float32]
 
 ENCODER = "all-minilm-l6-v2"
-REMEMBERED = 65_536
-"""Texts whose vectors are kept in memory (100 MB)."""
+WIDTH = 384
+"""Length of a vector."""
+MIDDLE = 3
+"""The layer whose mean is the second third of the features: nearer to the words than the last layer is."""
+REMEMBERED = 32_768
+"""Texts whose features are kept in memory (150 MB)."""
 MAX_TOKENS = 64
 """Tokens of a text that are encoded; the rest is cut off."""
 
@@ -39,7 +43,15 @@ SHORT_FORMS = {
 }  # fmt: skip
 """Spellings of chats to those that the encoder was trained on."""
 
+DENIED = re.compile(
+    r"\b(?:not|no|never|nothing|nobody|none|neither|nor|nowhere|cannot|without|hardly|less|longer|anything but|"
+    r"\w+n't)\b.*?(?=[,.;!?]|\bbut\b|$)", re.S,
+)  # fmt: skip
+"""What a text denies: from a word of denial to the end of its clause (as Das & Chen 2001, "Yahoo! for Amazon")."""
+
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
+SCORN = re.compile(r"\byeah?,? right\b(?=\W*$)")
+"""What is said in disbelief more often than in agreement."""
 _STRETCHED = re.compile(r"([a-z])\1{2,}")
 
 
@@ -76,7 +88,14 @@ class Encoder:
         return tokenizer, model
 
     def encode(self, texts: Sequence[str], together: int = 64) -> Floats:
-        """Return texts' vectors, float32[B, 384]; those of the last `REMEMBERED` texts are in memory.
+        """Return texts' vectors, float32[B, 384]; arguments as of `features`."""
+        return self.features(texts, together)[:, :WIDTH]
+
+    def features(self, texts: Sequence[str], together: int = 64) -> Floats:
+        """Return texts' features, float32[B, 1152]; those of the last `REMEMBERED` texts are in memory.
+
+        A vector alone hardly tells "I'm sad" from "I'm not sad anymore". So the features are the vector, the mean of
+        layer `MIDDLE`, normalised, and the share of the last layer's mean that comes from the words `DENIED`.
 
         Args:
             texts: B texts.
@@ -89,30 +108,51 @@ class Encoder:
         for first in range(0, len(new), together):
             batch = new[first : first + together]
             known.update(zip(batch, self._forward(batch), strict=True))
-        return np.stack([known[text] for text in texts]) if texts else np.zeros((0, 384), np.float32)
+        return np.stack([known[text] for text in texts]) if texts else np.zeros((0, 3 * WIDTH), np.float32)
 
     def encode_alone(self, text: str) -> Floats:
         """Return a text's vector, float32[384], encoded alone: the bits don't depend on other texts."""
-        vector: Floats = self._forward([text])[0]
+        vector: Floats = self._forward([text])[0, :WIDTH]
         return vector
 
     def _forward(self, texts: list[str]) -> Floats:
-        """Encode B texts in one batch; returns float32[B, 384]."""
+        """Encode B texts in one batch; returns their features, float32[B, 1152]."""
         import torch
 
         tokenizer, model = self._model()
-        inputs = tokenizer([written_out(text) for text in texts], **_TOKENS)
+        texts = [written_out(text) for text in texts]
+        inputs = tokenizer(texts, **_TOKENS)
         with torch.inference_mode():
-            hidden = model(**inputs).last_hidden_state  # (B, T, 384)
+            output = model(**inputs, output_hidden_states=True)
+        hidden, middle = output.last_hidden_state, output.hidden_states[MIDDLE]  # (B, T, 384)
         mask = inputs["attention_mask"][..., None].to(hidden.dtype)
-        mean = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
-        vectors: Floats = torch.nn.functional.normalize(mean, dim=1).numpy()
-        return vectors
+        count = mask.sum(1).clamp(min=1)
+        mean = (hidden * mask).sum(1) / count
+        denied = torch.zeros_like(mean)
+        for row, text in enumerate(texts):
+            if spans := [found.span() for found in DENIED.finditer(text)]:
+                denied[row] = hidden[row, _tokens(inputs, row, spans)].sum(0) / count[row] / mean[row].norm()
+        thirds = (torch.nn.functional.normalize(mean, dim=1),
+                  torch.nn.functional.normalize((middle * mask).sum(1), dim=1), denied)  # fmt: skip
+        features: Floats = torch.cat(thirds, 1).numpy()
+        return features
+
+
+def _tokens(inputs: Any, row: int, spans: Sequence[tuple[int, int]]) -> list[int]:
+    """Return the positions of a row's tokens in spans of characters; a cut-off end has none."""
+    found = []
+    for begin, end in spans:
+        tokens = (inputs.char_to_token(row, at) for at in range(begin, end))
+        found += sorted({token for token in tokens if token is not None})
+    return found
 
 
 def written_out(text: str) -> str:
-    """Return a text in lower case, with `SHORT_FORMS` and stretched words ("heyyy") in their usual spelling."""
-    text = _STRETCHED.sub(r"\1", valid(text).lower().replace("’", "'"))
+    """Return a text in lower case, with `SHORT_FORMS` and stretched words ("heyyy") in their usual spelling.
+
+    "Yeah, right" at the end is written as "as if".
+    """
+    text = SCORN.sub("as if", _STRETCHED.sub(r"\1", valid(text).lower().replace("’", "'")))
     return _WORD.sub(lambda word: SHORT_FORMS.get(word[0], word[0]), text)
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from chatgym.scenarios import Scenario, fill
 from chatgym.words.charset import CHARSET
+from chatgym.words.encoder import WIDTH
 from chatgym.words.nlu import NLU, OUT_OF_DOMAIN, labelled
 from chatgym.words.voice.wordings import wordings
 
@@ -103,7 +104,7 @@ class Guard:
         """Make a guard that uses `nlu`; `margin` is added to the probabilities that a wording needs."""
         self.scenario, self.nlu, self.margin = scenario, nlu, margin
         self._sentences: dict[str, list[str]] = {}
-        for head, label, text in labelled(scenario):
+        for head, label, text in labelled(scenario, contrasts=False):
             if head == "partner" and label != OUT_OF_DOMAIN:
                 self._sentences.setdefault(label, []).append(text)
         texts = [text for texts in self._sentences.values() for text in texts]
@@ -217,9 +218,9 @@ class Guard:
         if not texts:
             return []
         heads = self.nlu.heads
-        vectors = self.nlu.encoder.encode(texts, TOGETHER)  # most of the guard's time goes here
-        similarity = (vectors @ self.nlu.examples(own.in_tone).T).max(1)
-        parts, roles, tones = (heads[name].probabilities(vectors) for name in ("partner", "role", "tone"))
+        features = self.nlu.encoder.features(texts, TOGETHER)  # most of the guard's time goes here
+        similarity = (features[:, :WIDTH] @ self.nlu.examples(own.in_tone).T).max(1)
+        parts, roles, tones = (heads[name].probabilities(features) for name in ("partner", "role", "tone"))
         labels = heads["partner"].labels
         same = [i for i, label in enumerate(labels) if _same_value(label, part)]
         meant, other, sounds = labels.index(part), heads["role"].labels.index("agent"), heads["tone"].labels.index(tone)

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from chatgym.errors import Corrupted, Unavailable, unknown
 from chatgym.scenarios import Scenario, fill
 from chatgym.storage import model_store
-from chatgym.words.encoder import ENCODER, SHORT_FORMS, Floats, encoder, written_out
+from chatgym.words.encoder import DENIED, ENCODER, MIDDLE, SCORN, SHORT_FORMS, WIDTH, Floats, encoder, written_out
 from chatgym.words.voice.wordings import wordings
 
 T = TypeVar("T")
@@ -33,9 +33,9 @@ OUT_OF_DOMAIN = "out_of_domain"
 THRESHOLD = 0.5
 """Least probability of an act, summed over its parts; below it the utterance is unclear."""
 WEIGHT_DECAY = 1e-5
-"""Strength of the L2 penalty; chosen on development data, as `THRESHOLD` and `OUTSIDE_WEIGHT`, see ``docs/nlu.md``."""
-OUTSIDE_WEIGHT = 4.0
-"""Weight of all out-of-domain sentences, where a part's weigh 1: mishearing is worse than asking again."""
+"""Strength of the L2 penalty; chosen on development data, as `THRESHOLD` and `WEIGHTS`, see ``docs/nlu.md``."""
+WEIGHTS = {OUT_OF_DOMAIN: 6.0, UNCLEAR: 2.0}
+"""Weights of all sentences of a label, where a part's weigh 1: mishearing is worse than asking again."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Head:
 
     Attributes:
         labels: L names.
-        weights: float32[L, 384].
+        weights: float32[L, W], for the first W of `Encoder.features`.
         bias: float32[L].
     """
 
@@ -69,9 +69,9 @@ class Head:
     weights: Floats
     bias: Floats
 
-    def probabilities(self, embeddings: Floats) -> Floats:
-        """Return probabilities, float32[B, L], for vectors float32[B, 384]."""
-        logits = embeddings @ self.weights.T + self.bias
+    def probabilities(self, features: Floats) -> Floats:
+        """Return probabilities, float32[B, L], for features float32[B, 1152]."""
+        logits = features[:, : self.weights.shape[1]] @ self.weights.T + self.bias
         exponentials = np.exp(logits - logits.max(1, keepdims=True))
         result: Floats = exponentials / exponentials.sum(1, keepdims=True)
         return result
@@ -110,13 +110,13 @@ class NLU:
         known = [self._by_heart.get(written_out(canonical)) if role == "agent" else None for _, canonical in found]
         head = self.heads[role]
         unknown_texts = [canonical for (_, canonical), part in zip(found, known, strict=True) if part is None]
-        parts = head.probabilities(self.encoder.encode(unknown_texts))
+        parts = head.probabilities(self.encoder.features(unknown_texts))
         acts = parts @ head.acts  # (B, L): probability of each part's act
         guesses = zip(parts, acts, strict=True)
         result = []
         for (slots, _), own in zip(found, known, strict=True):
             part, confidence = (own, 1.0) if own is not None else _likeliest(head, *next(guesses))
-            if part == OUT_OF_DOMAIN or confidence < THRESHOLD:
+            if part in (OUT_OF_DOMAIN, UNCLEAR) or confidence < THRESHOLD:
                 result.append(Understanding(UNCLEAR, "", slots, confidence))
             else:
                 result.append(Understanding(part.partition("/")[0], part, slots, confidence))
@@ -179,8 +179,14 @@ def nlu_of(scenario: Scenario) -> NLU:
     return NLU(scenario)
 
 
-def labelled(scenario: Scenario) -> Iterator[tuple[str, str, str]]:
-    """Yield the training data: (head, label, text), slots replaced by their examples."""
+def labelled(scenario: Scenario, *, contrasts: bool = True) -> Iterator[tuple[str, str, str]]:
+    """Yield the training data: (head, label, text), slots replaced by their examples.
+
+    Args:
+        scenario: The scenario.
+        contrasts: Whether to yield sentences with denials, irony and conditions, too, as ``nlu/contrasts`` labels them.
+            Nobody should take their words for a part's own: most of them are about what isn't so.
+    """
     sentences = scenario.sentences
     for role in ("partner", "agent"):
         for part, said in sentences[role].items():
@@ -194,6 +200,9 @@ def labelled(scenario: Scenario) -> Iterator[tuple[str, str, str]]:
         for part, templates in sentences["nlu"][role].items():
             for text in _filled(scenario, templates):
                 yield role, part, text
+        for part, templates in sentences["nlu"].get("contrasts", {}).get(role, {}).items() if contrasts else ():
+            for text in _filled(scenario, templates):
+                yield role, part, scenario.find_slots(text)[1]
         for text in sentences["nlu"]["out_of_domain"]:
             yield role, OUT_OF_DOMAIN, text
     for bank in wordings(scenario):
@@ -228,20 +237,19 @@ def train(scenario: Scenario) -> dict[str, Head]:
     data: dict[str, list[tuple[str, str]]] = {}
     for head, label, text in labelled(scenario):
         data.setdefault(head, []).append((label, text))
-    return {name: _fit(pairs) for name, pairs in data.items()}
+    return {name: _fit(pairs, 3 * WIDTH if name in ("partner", "agent") else WIDTH) for name, pairs in data.items()}
 
 
-def _fit(pairs: list[tuple[str, str]]) -> Head:
-    """Fit a head to pairs of label and text."""
+def _fit(pairs: list[tuple[str, str]], width: int) -> Head:
+    """Fit a head to pairs of label and text, by the first `width` features."""
     import torch
 
     labels = sorted({label for label, _ in pairs})
-    x = torch.from_numpy(encoder().encode([text for _, text in pairs])).double()  # (N, 384)
+    x = torch.from_numpy(encoder().features([text for _, text in pairs])[:, :width]).double()  # (N, W)
     y = torch.tensor([labels.index(label) for label, _ in pairs])
     counts = torch.bincount(y, minlength=len(labels)).double()
     weight = counts.mean() / counts
-    if OUT_OF_DOMAIN in labels:
-        weight[labels.index(OUT_OF_DOMAIN)] *= OUTSIDE_WEIGHT
+    weight *= torch.tensor([WEIGHTS.get(label, 1.0) for label in labels])
     weights = torch.zeros(len(labels), x.shape[1], dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(len(labels), dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.LBFGS([weights, bias], max_iter=200, line_search_fn="strong_wolfe")
@@ -272,7 +280,10 @@ def digest(heads: Mapping[str, Head]) -> str:
 def data_digest(scenario: Scenario) -> str:
     """Return the SHA-256 of everything that the heads are trained from."""
     rows = "\n".join("\t".join(row) for row in labelled(scenario))
-    made_with = f"{model_store.MODELS[ENCODER].sha256}\n{WEIGHT_DECAY} {OUTSIDE_WEIGHT}\n{sorted(SHORT_FORMS.items())}"
+    made_with = (
+        f"{model_store.MODELS[ENCODER].sha256}\n{WEIGHT_DECAY} {WEIGHTS}\n{MIDDLE} {DENIED.pattern} {SCORN.pattern}\n"
+        f"{sorted(SHORT_FORMS.items())}"
+    )
     return hashlib.sha256(f"{made_with}\n{rows}".encode()).hexdigest()
 
 
