@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from chatgym.dynamics.content import source_digest
 from chatgym.errors import Corrupted, Unavailable, unknown
 from chatgym.scenarios import Scenario, fill
 from chatgym.storage import model_store
@@ -154,10 +155,10 @@ class NLU:
         return vectors
 
     def identity(self) -> dict[str, Any]:
-        """Return what identifies the encoder and the heads: their digests, and the threshold."""
+        """Return what identifies the encoder, the heads and what reads the slots: their digests, and the threshold."""
         encoder_sha256 = model_store.MODELS[ENCODER].sha256
         return {"encoder": ENCODER, "encoder_sha256": encoder_sha256, "heads_sha256": digest(self.heads),
-                "threshold": THRESHOLD}  # fmt: skip
+                "slots_sha256": source_digest(self.scenario.find_slots), "threshold": THRESHOLD}  # fmt: skip
 
 
 def _likeliest(head: Head, parts: Floats, acts: Floats) -> tuple[str, float]:
