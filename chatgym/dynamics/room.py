@@ -356,7 +356,7 @@ class ChatRoom:
         """
         if self._content not in (None, content_of(self.scenario)):
             raise InvalidValue(
-                f"something that the scenario {self.scenario.name!r} reads was replaced since the environment was made; "
+                f"what the scenario {self.scenario.name!r} reads was replaced since this environment began; "
                 "make the environment again"
             )
 
