@@ -19,6 +19,7 @@ from test_identity import interpreters
 import chatgym
 from chatgym.dynamics import room as rooms
 from chatgym.dynamics.content import bytecode_digest, source_digest
+from chatgym.dynamics.nb import CodeCache
 from chatgym.dynamics.room import ChatRoom, kernels
 from chatgym.envs.llm_simulator import llm_simulator_digest
 from chatgym.errors import InvalidValue
@@ -157,6 +158,17 @@ def test_what_has_no_content_is_refused():
 @nb.njit
 def closes(belief):
     return policy.CLOSE
+
+
+@nb.njit(cache=True)
+def closes_and_is_kept(belief):
+    return policy.CLOSE
+
+
+def test_a_function_that_numba_keeps_is_kept_by_content_too():
+    rooms.content_of(dataclasses.replace(SCENARIO, expert=closes_and_is_kept))
+    assert type(closes_and_is_kept._cache) is CodeCache
+    assert closes_and_is_kept._cache._digest == bytecode_digest(closes_and_is_kept.py_func)
 
 
 def acts(scenario, turns=3):

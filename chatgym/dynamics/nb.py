@@ -92,6 +92,24 @@ def _warn_once(reason: str | None) -> None:
     )
 
 
+def keep_by_content(compiled: Any) -> None:
+    """Give a function with numba's own cache (``cache=True``), which may hold outdated code, a `CodeCache`."""
+    if type(compiled._cache) is caching.FunctionCache:
+        compiled._cache = _cache_of(compiled.py_func)
+
+
+def forget(compiled: Any) -> None:
+    """Have a function compiled anew at its next use, unless its signature is fixed."""
+    if compiled._can_compile:
+        compiled._reset_overloads()
+
+
+def _cache_of(function: Callable[..., Any]) -> CodeCache:
+    """Return the cache of a Python function by its own content."""
+    content = functools.partial(bytecode_digest, function)
+    return CodeCache(function, content, content())
+
+
 def njit(signature: Any = None, *, cache: bool = False) -> Any:
     """Compile a function, as ``numba.njit`` does.
 
@@ -105,8 +123,7 @@ def njit(signature: Any = None, *, cache: bool = False) -> Any:
     def decorate(function: Callable[..., Any]) -> Any:
         compiled = numba.njit(function)
         if cache:
-            content = functools.partial(bytecode_digest, function)
-            compiled._cache = CodeCache(function, content, content())
+            compiled._cache = _cache_of(function)
         if signature is not None:
             compiled.compile(signature)
             compiled.disable_compile()

@@ -18,10 +18,11 @@ from typing import Any
 import numba as nb
 import numpy as np
 import numpy.typing as npt
+from numba.core.dispatcher import Dispatcher
 
 from chatgym.dynamics import rng
 from chatgym.dynamics.content import bytecode_digests, source_digest
-from chatgym.dynamics.nb import LoopCache
+from chatgym.dynamics.nb import LoopCache, forget, keep_by_content
 from chatgym.dynamics.scenario import Scenario
 from chatgym.errors import InvalidValue, unknown
 
@@ -76,9 +77,11 @@ def content_of(scenario: Scenario) -> str:
     """Return the digest of a scenario's loops, and have functions compiled anew that read something else by now."""
     whole, functions = bytecode_digests(_loops, scenario.content)
     for function, digest in functions:
-        if _frozen.setdefault(function, digest) != digest and function._can_compile:
-            function._reset_overloads()
-            _frozen[function] = digest
+        if isinstance(function, Dispatcher):
+            keep_by_content(function)
+            if _frozen.setdefault(function, digest) != digest:
+                forget(function)
+                _frozen[function] = digest
     return whole
 
 
@@ -356,7 +359,7 @@ class ChatRoom:
         """
         if self._content not in (None, content_of(self.scenario)):
             raise InvalidValue(
-                f"something that the scenario {self.scenario.name!r} reads was replaced since the environment was made; "
+                f"what the scenario {self.scenario.name!r} reads was replaced since this environment began; "
                 "make the environment again"
             )
 
