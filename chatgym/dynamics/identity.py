@@ -29,16 +29,11 @@ SUPERSEDED: Mapping[str, tuple[str, str, str]] = {
         "d00ec4c38e0703412e183558b67a766f3e9e2656affc4df257e7ac1d2f6050b0",
         "0108bc06a1f48fc08a91a5e87c33999915ef16ded8f5ae6159ba1bcb05d934fd",
     ),
-    # llm_simulator in customer_service
-    "26def369504514870a22fe92ec0d3e0d89482195fe1a613326214e0edc964ecd": (
-        "9bc551f31c1e9539845bcb89d6c4aaaa79b726c2f09a0b001300505c4d3f4a3e",
-        "32a910467794807678e9c346c2f5f55dbc164e29d24d82ea253c461a5d120c7b",
-        "6de0172bbd2dd0ae2e8afe3fbf7c9e032d94af34ba8058cf7e75eb096c2ab694",
-    ),
 }
 """SHA-256 of code to what earlier versions of ChatGym recorded where the same acts gave the same conversation. They
 hashed source files: their tokens (under Python 3.10 and 3.11, and under 3.12 and 3.13), then their syntax trees. In
-education and social the same acts gave other questions and rewards, so these aren't here."""
+education and social the same acts gave other questions and rewards, so these aren't here; nor is the simulator of a
+language model, whose words NLU understood otherwise."""
 
 _UNUSED = {"annotation", "returns", "kind", "type_comment", "type_ignores", "ctx"}
 
