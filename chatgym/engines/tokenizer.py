@@ -61,11 +61,6 @@ class ChatTokenizer:
         """Return the token ids of what somebody said: no turn mark or other special token, whatever the words are."""
         return self._marks.encode(self._marks.shield(text))
 
-    def spoken(self, token: int) -> list[int]:
-        """Return a token as it stands in somebody's turn: a turn mark or another special one as words."""
-        text = self._marks.control.get(token)
-        return [token] if text is None else self.words(text)
-
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids, without special tokens."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)

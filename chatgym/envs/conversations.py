@@ -258,9 +258,9 @@ class Conversations:
         if action == "text":
             return TextCodec(self.room)
         assert self.tokenizer is not None
-        history, tokenizer = self.history, self.tokenizer
-        on_token = None if history is None else (lambda row, token: history.say(row, tokenizer.spoken(token)))
-        return TokenCodec(self.room, tokenizer, on_token)
+        history = self.history
+        on_token = None if history is None else (lambda row, token: history.say(row, [token]))
+        return TokenCodec(self.room, self.tokenizer, on_token)
 
     def _nlu_identity(self) -> dict[str, Any] | None:
         """Return the identity of the NLU where it understands the agent's words; None for other interfaces."""

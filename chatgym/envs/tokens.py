@@ -1,8 +1,8 @@
 """Token observations: the words of B conversations as growing lists of token ids.
 
 An utterance is encoded once, when it is said, without special tokens: nobody can end a turn by its words. An agent's
-tokens are kept as it chose them, but of turn marks the words. The format is ChatML: the partner is the ``user``, the
-agent the ``assistant``.
+tokens are kept as it chose them, so that it can learn from them: only there a special token can stand that no turn
+made. The format is ChatML: the partner is the ``user``, the agent the ``assistant``.
 """
 
 from __future__ import annotations
