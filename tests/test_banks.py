@@ -46,7 +46,7 @@ def test_the_shipped_banks_are_those_that_the_code_would_make_and_all_of_them(na
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_a_person_dropped_does_not_ship(name):
+def test_what_a_reader_dropped_does_not_ship(name):
     scenario = find_scenario(name)
     found = banks.shipped(scenario).banks
     dropped = banks.dropped(scenario)
