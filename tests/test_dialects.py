@@ -74,6 +74,14 @@ FORMS = {
     "text": (400, lambda name: f"Argument not supported on this model: {name}"),
     "message": (400, lambda name: {"message": f"Unrecognized request argument supplied: {name}"}),
     "within 200": (200, lambda name: {"error": {"code": 400, "message": f"property '{name}' is unsupported"}}),
+    "details": (
+        400,
+        lambda name: {"error": {"message": "Failed", "details": [{"field": f"body.{name}", "msg": "no"}]}},
+    ),
+    "gateway": (400, lambda name: {"error": {"message": "Failed", "metadata": {"raw": json.dumps(openai_form(name))}}}),
+    "list within 200": (200, lambda name: [{"error": {"code": 400, "message": f"Unknown name '{name}'"}}]),
+    "capital": (400, lambda name: {"message": f"{name.upper().replace('_', '-')} must be 1"}),
+    "no route": (404, lambda name: {"error": {"message": f"No endpoints found that support '{name}'"}}),
     "keyword": (500, lambda name: {"detail": f"create() got an unexpected keyword argument '{name}'"}),
 }
 
@@ -174,6 +182,11 @@ def test_a_field_that_was_not_the_trouble_is_sent_again(picky):
         (200, {"error": "upstream died"}, "upstream died"),
         (200, {"detail": "Not what you think"}, "Not what you think"),
         (200, {"choices": [{"error": {"code": 502, "message": "provider fell over"}}]}, "502: provider fell over"),
+        (200, {"choices": [{"message": {}}], "error": {"code": 402, "message": "no credits"}}, "no credits"),
+        (200, {"choices": [{**GOOD, "finish_reason": "error", "message": {}}]}, 'finish_reason is "error"'),
+        (200, {"base_resp": {"status_msg": "login failed"}, "choices": None}, "login failed"),
+        (200, 'event: error\ndata: {"error": {"code": 402, "message": "no credits"}}\n\n', r"\(402\): no credits"),
+        (400, {"error": {"message": "Failed", "metadata": {"raw": '{"message": "no GPU"}'}}}, "Failed: no GPU"),
         (200, {"hello": "world"}, 'no completion: {"hello": "world"}; start the server, or check the URL'),
     ],
 )  # fmt: skip

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from chatgym.engines.dialect import LIMITS, OPTIONAL, Dialect, ServerError, error_within, redacted, refusal
+from chatgym.engines.dialect import LIMITS, OPTIONAL, Dialect, ServerError, error_within, redacted, refusal, told_in
 from chatgym.engines.patience import retry_after
 from chatgym.engines.wire import Job, api_key, checked_url
 from chatgym.errors import Unavailable, Unfinished
@@ -125,7 +125,7 @@ class Server:
             after = retry_after(error.response.headers.get("retry-after"), self._clock())
             raise refusal(error.status_code, error.response.text, after) from None
         try:
-            answer = parsed(raw)
+            answer = told_in(raw)
         except ValueError:
             raise TryAgain(self._clean(f"its answer is no JSON: {raw[:60]!r}"), mistaken=True) from None
         self.reached = True
