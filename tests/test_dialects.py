@@ -207,3 +207,31 @@ def test_a_reason_is_short_and_holds_no_key(picky, monkeypatch, status):
     assert KEY[:12] not in str(shown.value)
     assert "abcdefg" not in str(shown.value)
     assert len(str(shown.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("stated", "read"),
+    [
+        ({"content": [{"token": "Hi", "logprob": -1.0}]}, (-1.0,)),
+        ({"content": None, "token_logprobs": [-1.0]}, (-1.0,)),
+        ({"content": [{"token": "Hi", "logprob": None}]}, None),
+        ({"content": [{"token": "Hi"}]}, None),
+        ({"token_logprobs": [None, -1.0]}, None),
+        ({"token_logprobs": [float("nan")]}, None),
+        ([-1.0], None),
+        ("n/a", None),
+    ],
+)
+def test_log_probabilities_that_cannot_be_read_are_none(picky, stated, read):
+    server, engine = picky(lambda body: None)
+    server.answer = lambda path, body: {"choices": [{**GOOD, "text": "Hi", "logprobs": stated}]}
+    assert engine.generate(["x"], max_new_tokens=4, logprobs=True)[0].logprobs == read
+
+
+@pytest.mark.parametrize("begins", [[0, 0, 0], [4, 2, 0], [0, 2, 9], [4], [2, 4, 4], None])
+def test_offsets_that_cannot_be_true_give_no_score(picky, begins):
+    server, engine = picky(lambda body: None)
+    stated = {"text_offset": begins, "token_logprobs": [None, -1.0, -2.0][-len(begins or [1]) :]}
+    server.answer = lambda path, body: {"choices": [{**GOOD, "text": "abcd!", "logprobs": stated}]}
+    with pytest.raises(Unfinished, match="no log-probabilities of a prompt"):
+        engine.score(["ab"], ["cd"])
