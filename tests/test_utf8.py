@@ -29,6 +29,7 @@ from chatgym.rewards.pairs import Pair, read_pairs, write_pairs
 from chatgym.scenarios import find_scenario
 from chatgym.serving.access import VARIABLE, Access, read_tokens
 from chatgym.serving.bodies import ChatBody, CompletionBody, read
+from chatgym.serving.refusal import Refusal
 from chatgym.storage.cache import Cache
 from chatgym.storage.utf8 import parsed, read_json, read_text, valid
 from chatgym.training.run import read_object
@@ -200,6 +201,8 @@ def test_a_request_with_halves_is_answered(mark):
     assert [one.content for one in body.messages] == [WHOLE, "😀 \\ud83d"]
     assert body.stop == ["\ufffd"]
     assert read(CompletionBody, mark + json.dumps({"model": "x", "prompt": HALF}).encode()).prompt == WHOLE
+    with pytest.raises(Refusal, match="no JSON"):
+        read(CompletionBody, mark + json.dumps({"model": "x", "prompt": HALF}).encode()[:-1] + b"," + b"[" * 100_000)
 
 
 def test_a_key_with_a_mark_is_a_key(monkeypatch):
