@@ -30,7 +30,8 @@ BOUND_BEFORE = (
 )
 """What stands before a value that is only a bound."""
 BOUND_AFTER = (
-    r"\+| ?(?:or (?:more|less)|(?:and )?(?:up|upwards?|onwards?|above)|at (?:the )?(?:least|most|latest|earliest)|tops|"
+    r"\+|,? ?(?:almost|nearly|"
+    r"or (?:more|less)|(?:and )?(?:up|upwards?|onwards?|above)|at (?:the )?(?:least|most|latest|earliest)|tops|"
     r"max|maximum|minimum)\b"
 )
 """What stands after it."""

@@ -119,12 +119,12 @@ _AMOUNT = re.compile(
 )
 _UNSURE_BEFORE = re.compile(
     rf"(?<![a-z])(?:{BOUND_BEFORE}|\b(?:minus|plus|every|each|or|by|before|after|half|early|late|mid|twice|was no|"
-    r"and a half,?|days? \w+|(?:end|beginning|middle|start|half|third|most|some|part) of|"
+    r"and a half,?|days? \w+|(?:end|beginning|middle|start|half|third|most|some|part|rest) of(?: the)?|"
     r"(?:should(?:'?ve| have| of)|supposed to)(?: \w+){0,2})|[x*×/-]|"
     rf"(?:{_COUNT}|\b(?:few|several|some|many)) (?:hour|minute|{_UNIT})s?(?: or so)?,?(?: (?:and|to|from|[&+]|maybe))?|"
-    rf"{_NUMBER} times|{_NUMBER} ?(?:%|percent) (?:off?|on|from)|{_NUMBER} off?|#~{{0,4}} \w+s of|"
+    rf"{_NUMBER} times|{_NUMBER} ?(?:%|percent) (?:off?|on|from)(?: the)?|{_NUMBER} off?|#~{{0,4}} \w+s of|"
     rf"{_NUMBER},? (?:maybe|perhaps|even)|"
-    r"(?<!not )(?<!n't )#~{0,4} *[.,'][.,' ]*|\d[ .,'-]+) ?$"
+    r"(?<!not )(?<!n't )#~{0,4} *[.,'?][.,'? ]*|\d[ .,'-]+) ?$"
 )
 _UNSURE_AFTER = re.compile(
     rf"[-/]|{BOUND_AFTER}|[ ,(]*\bor (?!so\b|something)|\s?(?:to|till|until) ?[€$£]?#|"
@@ -136,7 +136,7 @@ _NOT_THE_DAY = re.compile(
     r"(?:on )?(?:mon|tues|wednes|thurs|fri|satur|sun)day\b)"
 )
 _NOT_THE_SUM = re.compile(
-    r" ?[x*×+&] ?#| (?:plus|minus|each|apiece|times|twice|more|less|extra|off|cheaper|too|"
+    r" ?[x*×+&] ?#| (?:plus|minus|each|apiece|(?:#~* )?times|twice|more|less|extra|off|cheaper|too|"
     r"(?:per|an?) (?:item|piece|unit|person|head|pair))\b"
 )
 _MEASURED = re.compile(rf" ?(?:{_CURRENCY}|%|percent|(?:{_UNIT}|hour|minute|cent|point|time|km|kg)s?\b)")
