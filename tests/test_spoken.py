@@ -82,6 +82,8 @@ class Writer(LocalServer):
         ("<|channel|>commentary to=functions.x <|constrain|>json<|message|>{}<|call|>", "", True),
         ("<|im_start|>assistant\nHello.<|im_end|>", "Hello.", False),
         ("Hello.<｜end▁of▁sentence｜>", "Hello.", False),
+        ("Hello.<|im_end|>\n<|im_start|>user\nHi", "Hello.", False),
+        ("<think>So.</think><answer>Hello.</answer> You?", "Hello. You?", False),
         ("Hello.<|im_end|>", "Hello.", False),
         ("I think that 3 < 4 > 2 is odd.", "I think that 3 < 4 > 2 is odd.", False),
         ("My analysis: <br> thinking helps.", "My analysis: <br> thinking helps.", False),

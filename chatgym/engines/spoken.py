@@ -39,13 +39,15 @@ _CLOSE = (
 _MARK = re.compile(f"(?P<open>{'|'.join(_OPEN)})|(?P<close>{'|'.join(_CLOSE)})", re.I)
 _ANSWER = re.compile(
     r"\s*(?:<(?P<name>answer|final_answer|final|response|reply|output)>|<\|(?:START_RESPONSE|begin_of_solution)\|>)"
-    r"(?P<words>.*?)(?:</(?P=name)>|<\|(?:END_RESPONSE|end_of_solution)\|>)?\s*", re.I | re.S,
+    r"(?P<words>.*?)(?:(?:</(?P=name)>|<\|(?:END_RESPONSE|end_of_solution)\|>)(?P<more>.*))?\s*", re.I | re.S,
 )  # fmt: skip
 _BEGIN = re.compile(r"\A\s*<\|(?:im_start\|>|start_header_id\|>)?assistant(?:\|>|<\|end_header_id\|>|\n)\s*")
 _END = re.compile(
     r"(?:<\|(?:im_end|end|eot_id|eom_id|endoftext|end_of_text|return|call|END_OF_TURN_TOKEN)\|>|</s>|<eos>|"
-    r"<end_of_turn>|<turn\|>|<｜end▁of▁sentence｜>)+\Z"
-)
+    r"<end_of_turn>|<turn\|>|<｜end▁of▁sentence｜>)+"
+    r"(?:\s*<(?:\|(?:im_start|start_header_id|start)\||\|turn|start_of_turn)>.*)?\Z", re.S,
+)  # fmt: skip
+"""The end of a turn, and the next turn, if the model wrote that, too."""
 _UNUSABLE = {
     "empty": "without words outside of thoughts",
     "unknown_tools": "with calls of no known tool",
@@ -112,4 +114,4 @@ def _unwrapped(text: str) -> str:
         return text
     text = _BEGIN.sub("", _END.sub("", text.rstrip()))
     found = _ANSWER.fullmatch(text)
-    return found["words"].strip() if found else text
+    return (found["words"] + (found["more"] or "")).strip() if found else text
