@@ -137,6 +137,12 @@ def test_texts_come_without_what_is_only_reported_or_cut_here(picky, name):
     assert (made.logprobs is None) or name == "stop"
 
 
+def test_the_length_gets_its_other_name_for_prompts_as_well(picky):
+    server, engine = picky(lambda body: (422, fastapi_form("max_tokens")) if "max_tokens" in body else None)
+    assert engine.generate(["Hi"], max_new_tokens=4)[0].text == "Hello."
+    assert server.requests[-1][1]["max_completion_tokens"] == 4
+
+
 def test_what_is_needed_is_not_left_out(picky):
     server, engine = picky(lambda body: (400, openai_form("logprobs")) if "logprobs" in body else None)
     with pytest.raises(Unfinished, match="Unsupported parameter: 'logprobs'"):

@@ -42,7 +42,7 @@ _UNKNOWN = re.compile(
 _SECRET = re.compile(r"(?i:(?<=bearer )(?=\S*\d)\S{8,}|(?<=api_key=)[^&\s]+)|\bsk-[\w*-]{6,}|\b(?:hf|gsk)_\w{16,}")
 
 _STOP = re.compile(  # which is an English word, too
-    r"[`'\":.] ?stop\b|\b(?:parameter|argument|field|support|accept)s? stop\b|"
+    r"[`'\":.>] ?stop\b|\b(?:parameter|argument|field|support|accept|for)s? stop\b|\bstop_sequences?\b|"
     r"\bstop (?:is|are|parameter|argument|field|must|sequences?)\b"
 )
 
@@ -165,7 +165,8 @@ def _named(error: ServerError, body: Mapping[str, Any]) -> set[str]:
     """Return the fields of a request that a refusal is about: those that it states, else those in its words."""
     if stated := set(error.fields) & set(body):
         return stated
-    words = {name: _STOP if name == "stop" else rf"(?i:\b{name.replace('_', '[_-]?')}\b)" for name in body}
+    loose = {name: name if name in LIMITS else name.replace("_", "[_ -]?") for name in body}
+    words = {name: _STOP if name == "stop" else rf"(?i:\b{loose[name]}\b)" for name in body}
     return {name for name, pattern in words.items() if re.search(pattern, error.reason)}
 
 

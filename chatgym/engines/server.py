@@ -113,6 +113,9 @@ class Server:
         """Send a request to an endpoint, and return its answer, from JSON; raises `TryAgain` or `ServerError`."""
         import openai
 
+        if endpoint != "chat" and LIMITS[1] in body:  # which the library doesn't know there
+            body = {**body, "extra_body": {**body.get("extra_body", {}), LIMITS[1]: body[LIMITS[1]]}}
+            del body[LIMITS[1]]
         resource = self._client.chat.completions if endpoint == "chat" else self._client.completions
         try:
             raw = resource.with_raw_response.create(**body, model=self.model, extra_headers=self._headers).text
