@@ -20,6 +20,7 @@ from chatgym.engines.spoken import why_wordless, without_thoughts
 from chatgym.envs.codecs import Spoken
 from chatgym.errors import InvalidValue
 from chatgym.scenarios import UNCLEAR_ACT, Scenario, fill
+from chatgym.storage.utf8 import parsed
 from chatgym.words.charset import MAX_CHARS, clean
 
 from .scripted import Scripted
@@ -223,7 +224,7 @@ def _examples(scenario: Scenario) -> dict[str, str]:
 def _words(arguments: str) -> str | None:
     """Return the argument ``say`` of a tool call, empty if it is absent; None if the arguments can't be read."""
     try:
-        read = json.loads(arguments or "{}")
+        read = parsed(arguments or "{}")
     except ValueError:
         return None
     said = read.get("say", "") if isinstance(read, dict) else None

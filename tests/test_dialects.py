@@ -74,6 +74,14 @@ FORMS = {
     "text": (400, lambda name: f"Argument not supported on this model: {name}"),
     "message": (400, lambda name: {"message": f"Unrecognized request argument supplied: {name}"}),
     "within 200": (200, lambda name: {"error": {"code": 400, "message": f"property '{name}' is unsupported"}}),
+    "details": (
+        400,
+        lambda name: {"error": {"message": "Failed", "details": [{"field": f"body.{name}", "msg": "no"}]}},
+    ),
+    "gateway": (400, lambda name: {"error": {"message": "Failed", "metadata": {"raw": json.dumps(openai_form(name))}}}),
+    "list within 200": (200, lambda name: [{"error": {"code": 400, "message": f"Unknown name '{name}'"}}]),
+    "capital": (400, lambda name: {"message": f"{name.upper().replace('_', '-')} must be 1"}),
+    "no route": (404, lambda name: {"error": {"message": f"No endpoints found that support '{name}'"}}),
     "keyword": (500, lambda name: {"detail": f"create() got an unexpected keyword argument '{name}'"}),
 }
 
@@ -129,6 +137,12 @@ def test_texts_come_without_what_is_only_reported_or_cut_here(picky, name):
     assert (made.logprobs is None) or name == "stop"
 
 
+def test_the_length_gets_its_other_name_for_prompts_as_well(picky):
+    server, engine = picky(lambda body: (422, fastapi_form("max_tokens")) if "max_tokens" in body else None)
+    assert engine.generate(["Hi"], max_new_tokens=4)[0].text == "Hello."
+    assert server.requests[-1][1]["max_completion_tokens"] == 4
+
+
 def test_what_is_needed_is_not_left_out(picky):
     server, engine = picky(lambda body: (400, openai_form("logprobs")) if "logprobs" in body else None)
     with pytest.raises(Unfinished, match="Unsupported parameter: 'logprobs'"):
@@ -174,6 +188,11 @@ def test_a_field_that_was_not_the_trouble_is_sent_again(picky):
         (200, {"error": "upstream died"}, "upstream died"),
         (200, {"detail": "Not what you think"}, "Not what you think"),
         (200, {"choices": [{"error": {"code": 502, "message": "provider fell over"}}]}, "502: provider fell over"),
+        (200, {"choices": [{"message": {}}], "error": {"code": 402, "message": "no credits"}}, "no credits"),
+        (200, {"choices": [{**GOOD, "finish_reason": "error", "message": {}}]}, 'finish_reason is "error"'),
+        (200, {"base_resp": {"status_msg": "login failed"}, "choices": None}, "login failed"),
+        (200, 'event: error\ndata: {"error": {"code": 402, "message": "no credits"}}\n\n', r"\(402\): no credits"),
+        (400, {"error": {"message": "Failed", "metadata": {"raw": '{"message": "no GPU"}'}}}, "Failed: no GPU"),
         (200, {"hello": "world"}, 'no completion: {"hello": "world"}; start the server, or check the URL'),
     ],
 )  # fmt: skip
@@ -194,3 +213,31 @@ def test_a_reason_is_short_and_holds_no_key(picky, monkeypatch, status):
     assert KEY[:12] not in str(shown.value)
     assert "abcdefg" not in str(shown.value)
     assert len(str(shown.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("stated", "read"),
+    [
+        ({"content": [{"token": "Hi", "logprob": -1.0}]}, (-1.0,)),
+        ({"content": None, "token_logprobs": [-1.0]}, (-1.0,)),
+        ({"content": [{"token": "Hi", "logprob": None}]}, None),
+        ({"content": [{"token": "Hi"}]}, None),
+        ({"token_logprobs": [None, -1.0]}, None),
+        ({"token_logprobs": [float("nan")]}, None),
+        ([-1.0], None),
+        ("n/a", None),
+    ],
+)
+def test_log_probabilities_that_cannot_be_read_are_none(picky, stated, read):
+    server, engine = picky(lambda body: None)
+    server.answer = lambda path, body: {"choices": [{**GOOD, "text": "Hi", "logprobs": stated}]}
+    assert engine.generate(["x"], max_new_tokens=4, logprobs=True)[0].logprobs == read
+
+
+@pytest.mark.parametrize("begins", [[0, 0, 0], [4, 2, 0], [0, 2, 9], [4], [2, 4, 4], None])
+def test_offsets_that_cannot_be_true_give_no_score(picky, begins):
+    server, engine = picky(lambda body: None)
+    stated = {"text_offset": begins, "token_logprobs": [None, -1.0, -2.0][-len(begins or [1]) :]}
+    server.answer = lambda path, body: {"choices": [{**GOOD, "text": "abcd!", "logprobs": stated}]}
+    with pytest.raises(Unfinished, match="no log-probabilities of a prompt"):
+        engine.score(["ab"], ["cd"])

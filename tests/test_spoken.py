@@ -73,6 +73,17 @@ class Writer(LocalServer):
         ("<|channel|>analysis<|message|>So we", "", True),
         ("analysisWe greet.assistantfinalHello.", "Hello.", False),
         ("<think>So.</think><answer>8</answer>", "8", False),
+        ("<antThinking>So.</antThinking><chain_of_thought>So.</chain_of_thought>Hello.", "Hello.", False),
+        ("<|thinking|>So.<|/thinking|>Hello.", "Hello.", False),
+        ("<|begin_of_thought|>So.<|end_of_thought|><|begin_of_solution|>Hello.<|end_of_solution|>", "Hello.", False),
+        ("<|im_start|>think\nSo.<|im_end|>\n<|im_start|>answer\nHello.<|im_end|>", "Hello.", False),
+        ("<unused94>thought\nSo.<unused95>Hello.<end_of_turn>", "Hello.", False),
+        ("<|channel>thought\nSo.<channel|>Hello.<turn|>", "Hello.", False),
+        ("<|channel|>commentary to=functions.x <|constrain|>json<|message|>{}<|call|>", "", True),
+        ("<|im_start|>assistant\nHello.<|im_end|>", "Hello.", False),
+        ("Hello.<｜end▁of▁sentence｜>", "Hello.", False),
+        ("Hello.<|im_end|>\n<|im_start|>user\nHi", "Hello.", False),
+        ("<think>So.</think><answer>Hello.</answer> You?", "Hello. You?", False),
         ("Hello.<|im_end|>", "Hello.", False),
         ("I think that 3 < 4 > 2 is odd.", "I think that 3 < 4 > 2 is odd.", False),
         ("My analysis: <br> thinking helps.", "My analysis: <br> thinking helps.", False),
@@ -89,6 +100,8 @@ def test_thoughts_are_not_said(written, said, cut):
         ([{"type": "thinking", "thinking": [{"type": "text", "text": "So."}]}, {"type": "text", "text": "8"}], "8"),
         ([{"type": "reasoning", "text": "So."}, {"type": "output_text", "text": "8"}, "!"], "8!"),
         ({"type": "text", "text": {"value": "8"}}, "8"),
+        ([{"thought": True, "text": "So."}, {"type": None, "text": "8"}], "8"),
+        ([{"type": "message", "content": [{"type": "output_text", "text": "8"}]}], "8"),
         (None, ""), ([], ""), (3, ""),
     ],
 )  # fmt: skip
@@ -216,6 +229,10 @@ def partner(written):
         ("My parcel is late. **###Stop###**", "My parcel is late.", True),
         ("My parcel is late.\n### STOP", "My parcel is late.", True),
         ("My parcel is late. STOP###", "My parcel is late.", True),
+        ("My parcel is late. [STOP]", "My parcel is late.", True),
+        ("My parcel is late.\n\n**STOP**", "My parcel is late.", True),
+        ("My parcel is late. \\#\\#\\#_STOP_\\#\\#\\#", "My parcel is late.", True),
+        ("STOP asking me that!", "STOP asking me that!", False),
         (("My parcel is late. ###ST", CUT), "My parcel is late.", False),
         ("Please stop asking me that!", "Please stop asking me that!", False),
         ([{"type": "text", "text": "My parcel "}, {"type": "text", "text": "is late."}], "My parcel is late.", False),
@@ -246,6 +263,7 @@ def test_a_partner_that_thinks_gets_room_and_one_that_says_nothing_is_told():
         "`8`", '{"grade": 8}', "Rating (1-10): 8", "On a scale from 1 to 10, I'd give it an 8.", "Score - 8", "# 8",
         "I would rate this 8/10 because it is polite.", "Politeness: 9. Final grade: 8", "\\boxed{8}", "Grade:\n8",
         "1. polite\n2. quick\nGrade: 8", "8\n\nThe assistant asked 1 question in 3 turns.", "My grade is **8**.",
+        "1. Polite: 9/10\n2. Quick: 6/10\nOverall: 8/10",
     ],
 )  # fmt: skip
 def test_a_grade_in_other_words_is_a_grade(text):
@@ -264,8 +282,9 @@ def test_what_is_no_grade_from_1_to_10_or_more_than_one_is_none(text):
     ("letter", "texts"),
     [
         ("A", ["A", "**A**", "(A)", "[[A]]", "Answer: A", "A is better than B.", "In conversation A it does better."]),
-        ("B", ["B.", "Conversation B", "I prefer B because A is rude.", "The better one is B."]),
+        ("B", ["B.", "Conversation B", "I prefer B because A is rude.", "The better one is B.", "B wins"]),
         (None, ["", "A or B", "Both", "A good reply", "Conversation A is short, conversation B is long."]),
+        (None, ["A is not better.", "Conversation A is worse.", "I don't prefer A.", "A isn't better than B."]),
     ],
 )
 def test_a_choice_in_other_words_is_a_choice(letter, texts):

@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import os
 
 import gymnasium as gym
 import numpy as np
@@ -21,11 +22,15 @@ from chatgym.envs.task import Task
 from chatgym.errors import InvalidValue
 from chatgym.evaluation.rollouts import converse
 from chatgym.finetuning import dialogues
+from chatgym.finetuning.loop import Optimization
+from chatgym.finetuning.sft import SFT, Settings
 from chatgym.rewards.judge import JudgeRewardModel
 from chatgym.rewards.pairs import Pair, read_pairs, write_pairs
 from chatgym.scenarios import find_scenario
 from chatgym.serving.access import VARIABLE, Access, read_tokens
 from chatgym.serving.bodies import ChatBody, CompletionBody, read
+from chatgym.serving.refusal import Refusal
+from chatgym.storage.cache import Cache
 from chatgym.storage.utf8 import parsed, read_json, read_text, valid
 from chatgym.training.run import read_object
 from chatgym.words.nlu import nlu_of
@@ -85,6 +90,23 @@ def test_what_a_server_answers_can_be_recorded_and_evaluated(tmp_path):
     held = [json.loads(one) for one in (tmp_path / "out" / "transcripts.jsonl").read_text("utf-8").splitlines()]
     assert held[0]["turns"][1]["text"] == WHOLE
     assert chatgym.replay(tmp_path / "t.jsonl").conversations == 2
+
+
+def test_stop_strings_and_keys_of_a_cache_are_valid(tmp_path):
+    with Halves() as server:
+        server.paths = ("chat/completions",)
+        (made,) = make_engine(server.llm).generate(["Hi"], max_new_tokens=4, stop=("? \ud83d",))
+    assert made.text == HALF.partition("?")[0]
+    cache = Cache(tmp_path / "cache.sqlite")
+    assert cache.add("key\udce9", HALF) == cache.get("key\udce9") == WHOLE
+
+
+def test_names_that_are_no_text_are_refused_where_they_have_to_be_recorded(tmp_path):
+    name = str(tmp_path / os.fsdecode(b"caf\xe9"))
+    with pytest.raises(InvalidValue, match=r"isn't in UTF-8.*rename it"):
+        make_engine(f"hf:{name}")
+    with pytest.raises(InvalidValue, match=r"isn't in UTF-8.*rename it"):
+        SFT.prepare(tmp_path / "run", Settings(model="", data=name, data_sha256=""), Optimization())
 
 
 def test_words_and_names_of_a_tool_call_are_valid():
@@ -179,6 +201,8 @@ def test_a_request_with_halves_is_answered(mark):
     assert [one.content for one in body.messages] == [WHOLE, "😀 \\ud83d"]
     assert body.stop == ["\ufffd"]
     assert read(CompletionBody, mark + json.dumps({"model": "x", "prompt": HALF}).encode()).prompt == WHOLE
+    with pytest.raises(Refusal, match="no JSON"):
+        read(CompletionBody, mark + json.dumps({"model": "x", "prompt": HALF}).encode()[:-1] + b"," + b"[" * 100_000)
 
 
 def test_a_key_with_a_mark_is_a_key(monkeypatch):

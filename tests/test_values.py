@@ -18,7 +18,7 @@ from chatgym.words.voice.wordings import wordings
 TABLES = json.loads((Path(__file__).parent / "data" / "values.json").read_text(encoding="utf-8"))
 """Name to scenario/slot to form to value; null where nothing is sure. `first` was written before the code; each of the
 others after the code that reads those before."""
-MISSED = {"first": 0, "second": 3, "third": 0, "fourth": 2, "fifth": 0, "sixth": 0}
+MISSED = {"first": 0, "second": 3, "third": 0, "fourth": 2, "fifth": 0, "sixth": 0, "seventh": 0}
 SMALL = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
 )

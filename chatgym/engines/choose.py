@@ -12,6 +12,7 @@ from typing import Any
 from chatgym.engines.protocol import Engine, LazyEngine
 from chatgym.errors import InvalidValue, Unavailable, unknown
 from chatgym.storage.paths import given
+from chatgym.storage.utf8 import valid
 
 DEFAULT_MODEL = "smollm2-135m-partner"
 """The model that generates the partner's utterances: SmolLM2 with the adapter below, see `chatgym.words.voice`."""
@@ -151,6 +152,8 @@ def find_model(spec: str) -> tuple[Path, str]:
         InvalidValue: There is no such folder, or it holds no safetensors, or no tokenizer.
         Unavailable: The model can't be fetched from the hub.
     """
+    if spec != valid(spec):
+        raise InvalidValue(f"the name {valid(spec)!r} isn't in UTF-8, so no tokenizer can be read there; rename it")
     folder = given(spec)
     if not folder.is_dir():
         if not _is_hub_id(spec):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Container, Iterable, Mapping
@@ -21,19 +22,27 @@ OPTIONAL = {
 """Fields that a request can do without, to what that means. If a refusal names several, the first is left out."""
 LIMITS = ("max_tokens", "max_completion_tokens")
 """The names of the length: OpenAI's reasoning models have the second one."""
-SPEAKS_OF_FIELDS = (200, 400, 422, 500, 501)
+SPEAKS_OF_FIELDS = (200, 400, 403, 404, 405, 413, 422, 500, 501)
 """Statuses whose reason may name a field that the server doesn't take."""
+OF_FIELDS = (200, 400, 422)
+"""Those of them that mostly are about fields; of the others, the reason has to say that it doesn't know the field."""
 
-_REASON = ("message", "error", "detail", "errors", "msg", "reason", "description", "error_description", "title")
+_REASON = (
+    "message", "error", "detail", "errors", "msg", "reason", "description", "error_description", "error_message",
+    "error_msg", "status_msg", "base_resp", "title",
+)  # fmt: skip
 """Keys under which servers tell the reason."""
+_MORE = ("details", "metadata", "raw")
+"""Keys under which gateways tell what they were told themselves."""
 _UNKNOWN = re.compile(
     r"(?:not|un)[ -]?(?:supported|permitted|allowed|recognized|recognised|known|expected)|extra|additional|unexpected|"
-    r"invalid (?:field|parameter|argument)|does ?n[o']t (?:support|accept|take)|cannot find", re.I,
+    r"invalid (?:field|parameter|argument)|(?:does ?n[o']t|do not) (?:support|accept|take)|cannot find|not available|"
+    r"no \w+ found that support", re.I,
 )  # fmt: skip
 _SECRET = re.compile(r"(?i:(?<=bearer )(?=\S*\d)\S{8,}|(?<=api_key=)[^&\s]+)|\bsk-[\w*-]{6,}|\b(?:hf|gsk)_\w{16,}")
 
 _STOP = re.compile(  # which is an English word, too
-    r"[`'\":.] ?stop\b|\b(?:parameter|argument|field|support|accept)s? stop\b|"
+    r"[`'\":.>] ?stop\b|\b(?:parameter|argument|field|support|accept|for)s? stop\b|\bstop_sequences?\b|"
     r"\bstop (?:is|are|parameter|argument|field|must|sequences?)\b"
 )
 
@@ -68,19 +77,32 @@ class ServerError(Exception):
 def refusal(status: int, text: str, after: float | None = None) -> ServerError:
     """Return the error in the body of a response with this status, which asks to wait so many seconds."""
     try:
-        told = parsed(text)
+        told = told_in(text)
     except ValueError:
         title = re.search(r"<title>(.*?)</title>", text, re.I | re.S)
         told = re.sub(r"<[^<>]*>", " ", title[1] if title else text)
     return ServerError(status, told, after)
 
 
+def told_in(text: str) -> Any:
+    """Return the JSON of a response; of an event stream that of the first event.
+
+    Raises:
+        ValueError: It is no JSON.
+    """
+    event = re.match(r"\s*(?:event:.*\s+)?data:(.*)", text)
+    return parsed(event[1] if event else text)
+
+
 def error_within(answer: Any) -> ServerError | None:
     """Return the error in an answer with status 200, of the whole or of its first choice; None if there is none."""
-    told = answer
+    told = answer = answer[0] if isinstance(answer, list) and len(answer) == 1 else answer
     if isinstance(answer, Mapping) and answer.get("choices"):
         first = answer["choices"][0] if isinstance(answer["choices"], list) else None
-        told = first.get("error") if isinstance(first, Mapping) else None
+        first = first if isinstance(first, Mapping) else {}
+        told = first.get("error") or answer.get("error")
+        if not told and first.get("finish_reason") == "error":
+            told = 'finish_reason is "error"'
         if not told:
             return None
         told = {"error": told}
@@ -121,7 +143,7 @@ class Dialect:
             needed: Fields among `OPTIONAL` that this request can't do without.
         """
         unknown = _UNKNOWN.search(f"{error.reason} {error.code}") is not None
-        if error.status not in SPEAKS_OF_FIELDS or (error.status > 499 and not unknown):
+        if error.status not in SPEAKS_OF_FIELDS or (error.status not in OF_FIELDS and not unknown):
             return None
         named, (old, new) = _named(error, body), LIMITS
         if old in body and (new in error.reason or (old in named and unknown)):
@@ -143,12 +165,16 @@ def _named(error: ServerError, body: Mapping[str, Any]) -> set[str]:
     """Return the fields of a request that a refusal is about: those that it states, else those in its words."""
     if stated := set(error.fields) & set(body):
         return stated
-    return {name for name in body if re.search(_STOP if name == "stop" else rf"\b{re.escape(name)}\b", error.reason)}
+    loose = {name: name if name in LIMITS else name.replace("_", "[_ -]?") for name in body}
+    words = {name: _STOP if name == "stop" else rf"(?i:\b{loose[name]}\b)" for name in body}
+    return {name for name, pattern in words.items() if re.search(pattern, error.reason)}
 
 
 def _words(told: Any) -> str:
     """Return the reason in the JSON of an error: OpenAI's, FastAPI's list of details, a text, or other forms."""
     if isinstance(told, str):
+        with contextlib.suppress(ValueError):
+            return _words(parsed(told)) if told.lstrip().startswith(("{", "[")) else told.strip()
         return told.strip()
     if isinstance(told, list):
         return "; ".join(filter(None, map(_words, told)))
@@ -158,7 +184,11 @@ def _words(told: Any) -> str:
         if words := _words(told.get(name)):
             where = told.get("loc")
             place = ".".join(map(str, where)) if isinstance(where, list) else ""
-            return f"{place}: {words}" if place else words
+            more = [one for name in _MORE if (one := _words(told.get(name))) and one not in words]
+            return ": ".join(filter(None, (place, words, *more)))
+    for name in _MORE:
+        if words := _words(told.get(name)):
+            return words
     return json.dumps(told, ensure_ascii=False) if told else ""
 
 
@@ -170,8 +200,8 @@ def _fields(told: Any) -> Iterable[str]:
     elif isinstance(told, Mapping):
         for name in ("param", "parameter", "field"):
             if isinstance(told.get(name), str):
-                yield told[name]
+                yield told[name].rpartition(".")[2]
         if isinstance(told.get("loc"), list):
             yield from (name for name in told["loc"] if isinstance(name, str))
-        for name in ("error", "detail", "errors"):
+        for name in ("error", "detail", "errors", "message", "details"):
             yield from _fields(told.get(name))

@@ -176,7 +176,7 @@ class OpenAIEngine:
                 top_p,
                 int(seed) % 2**63,
                 logprobs,
-                tuple(filter(None, stop)),
+                tuple(map(valid, filter(None, stop))),
             )
             for prompt, seed in zip(prompts, range(len(prompts)) if seeds is None else seeds, strict=True)
         ]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from chatgym.engines.dialect import LIMITS, OPTIONAL, Dialect, ServerError, error_within, redacted, refusal
+from chatgym.engines.dialect import LIMITS, OPTIONAL, Dialect, ServerError, error_within, redacted, refusal, told_in
 from chatgym.engines.patience import retry_after
 from chatgym.engines.wire import Job, api_key, checked_url
 from chatgym.errors import Unavailable, Unfinished
@@ -113,6 +113,9 @@ class Server:
         """Send a request to an endpoint, and return its answer, from JSON; raises `TryAgain` or `ServerError`."""
         import openai
 
+        if endpoint != "chat" and LIMITS[1] in body:  # which the library doesn't know there
+            body = {**body, "extra_body": {**body.get("extra_body", {}), LIMITS[1]: body[LIMITS[1]]}}
+            del body[LIMITS[1]]
         resource = self._client.chat.completions if endpoint == "chat" else self._client.completions
         try:
             raw = resource.with_raw_response.create(**body, model=self.model, extra_headers=self._headers).text
@@ -125,7 +128,7 @@ class Server:
             after = retry_after(error.response.headers.get("retry-after"), self._clock())
             raise refusal(error.status_code, error.response.text, after) from None
         try:
-            answer = parsed(raw)
+            answer = told_in(raw)
         except ValueError:
             raise TryAgain(self._clean(f"its answer is no JSON: {raw[:60]!r}"), mistaken=True) from None
         self.reached = True

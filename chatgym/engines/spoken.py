@@ -10,35 +10,50 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-_NAMES = r"(?:\w+:)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis|scratchpad|(?:inner_?)?monologue)"
+_NAMES = (
+    r"(?:\w+:|inner_?|chain_of_|longcat_|ant)?(?:think(?:ing)?(?:_never_used_\w+)?|thought(?:s|_?process)?|reason(?:ing)?(?:_content)?|cot|"
+    r"reflection|analysis|scratchpad|monologue)"
+)
 _OPEN = (
-    rf"<\s*{_NAMES}(?:\s[^<>]*)?/?>",
+    rf"<\|?\s*{_NAMES}(?:\s[^<>]*)?[/|]?>",
     r"(?-i:\[THINK\])",  # Mistral
     r"◁think▷",  # Kimi
     r"<\|START_THINKING\|>",  # Command
-    r"(?:<\|start\|>assistant)?<\|channel\|>(?:analysis|commentary)\b[^<]*<\|message\|>",  # gpt-oss
+    r"<\|begin_of_thought\|>",  # Sky-T1
+    r"<\|im_start\|>think\b",  # s1
+    r"<unused94>|<\|channel>thought\b",  # Gemma
+    r"(?:<\|start\|>assistant)?<\|channel\|>(?:analysis|commentary)\b(?:[^<]|<\|constrain\|>)*<\|message\|>",  # gpt-oss
     r"\A(?-i:analysis(?=[A-Z]))",  # the same without its special tokens
 )
 _CLOSE = (
-    rf"<\s*/\s*{_NAMES}\s*>",
+    rf"<\|?\s*/\s*{_NAMES}\s*\|?>",
     r"(?-i:\[/THINK\])",
     r"◁/think▷",
     r"<\|END_THINKING\|>",
+    r"<\|end_of_thought\|>",
+    r"<\|im_start\|>answer\b",
+    r"<unused95>|<channel\|>",
     r"(?:<\|end\|>)?(?:<\|start\|>assistant)?<\|channel\|>final\b[^<]*<\|message\|>",
     r"(?-i:assistantfinal(?=\W|[A-Z]))",
 )
 _MARK = re.compile(f"(?P<open>{'|'.join(_OPEN)})|(?P<close>{'|'.join(_CLOSE)})", re.I)
 _ANSWER = re.compile(
-    r"\s*(?:<(?P<name>answer|final_answer|final|response|reply|output)>|<\|START_RESPONSE\|>)(?P<words>.*?)"
-    r"(?:</(?P=name)>|<\|END_RESPONSE\|>)?\s*", re.I | re.S,
+    r"\s*(?:<(?P<name>answer|final_answer|final|response|reply|output)>|<\|(?:START_RESPONSE|begin_of_solution)\|>)"
+    r"(?P<words>.*?)(?:(?:</(?P=name)>|<\|(?:END_RESPONSE|end_of_solution)\|>)(?P<more>.*))?\s*", re.I | re.S,
 )  # fmt: skip
-_END = re.compile(r"(?:<\|(?:im_end|end|eot_id|eom_id|endoftext|end_of_text|return|END_OF_TURN_TOKEN)\|>|</s>)+\Z")
+_BEGIN = re.compile(r"\A\s*<\|(?:im_start\|>|start_header_id\|>)?assistant(?:\|>|<\|end_header_id\|>|\n)\s*")
+_END = re.compile(
+    r"(?:<\|(?:im_end|end|eot_id|eom_id|endoftext|end_of_text|return|call|END_OF_TURN_TOKEN)\|>|</s>|<eos>|"
+    r"<end_of_turn>|<turn\|>|<｜end▁of▁sentence｜>)+"
+    r"(?:\s*<(?:\|(?:im_start|start_header_id|start)\||\|turn|start_of_turn)>.*)?\Z", re.S,
+)  # fmt: skip
+"""The end of a turn, and the next turn, if the model wrote that, too."""
 _UNUSABLE = {
     "empty": "without words outside of thoughts",
     "unknown_tools": "with calls of no known tool",
     "cut": "cut off after the most tokens that they may have",
 }
-_WORDS = ("text", "output_text", "input_text")
+_WORDS = ("text", "output_text", "input_text", "message")
 """Types of parts that hold words; other parts are thoughts, pictures, or calls."""
 
 
@@ -47,9 +62,9 @@ def text_of(content: Any) -> str:
     if isinstance(content, str):
         return content
     if isinstance(content, Mapping):
-        if content.get("type", "text") not in _WORDS:
+        if content.get("thought") or str(content.get("type") or "text").lower() not in _WORDS:
             return ""
-        return text_of(content.get("text", content.get("value")))
+        return text_of(next(filter(None, map(content.get, ("text", "value", "content", "parts"))), None))
     return "".join(map(text_of, content)) if isinstance(content, (list, tuple)) else ""
 
 
@@ -97,6 +112,6 @@ def _unwrapped(text: str) -> str:
     """Return a text without the marks that enclose an answer or end a turn."""
     if "<" not in text:
         return text
-    text = _END.sub("", text.rstrip())
+    text = _BEGIN.sub("", _END.sub("", text.rstrip()))
     found = _ANSWER.fullmatch(text)
-    return found["words"].strip() if found else text
+    return (found["words"] + (found["more"] or "")).strip() if found else text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import ipaddress
 import json
+import math
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -161,11 +162,15 @@ def sampled(job: Job, answer: Any) -> tuple[list[int], list[float]]:
 
 
 def _logprobs(stated: Any) -> tuple[float, ...] | None:
-    """Return the log-probabilities in an answer of either endpoint, or None."""
-    if stated.get("content") is not None:  # of a chat
-        return tuple(float(token["logprob"]) for token in stated["content"])
-    values = stated.get("token_logprobs")
-    return None if values is None else tuple(map(float, values))
+    """Return the log-probabilities in an answer of either endpoint; None unless each token has one."""
+    try:
+        if stated.get("content") is not None:  # of a chat
+            values = tuple(float(token["logprob"]) for token in stated["content"])
+        else:
+            values = tuple(map(float, stated["token_logprobs"]))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+    return None if any(map(math.isnan, values)) else values
 
 
 def echoed(job: Job, answer: Any) -> tuple[list[int], list[float | None]]:
@@ -175,9 +180,11 @@ def echoed(job: Job, answer: Any) -> tuple[list[int], list[float | None]]:
         Unfinished: The server doesn't report them.
     """
     choice = answer["choices"][0]
-    stated = choice.get("logprobs") or {}
+    stated, text = choice.get("logprobs"), str(choice["text"])
+    stated = stated if isinstance(stated, dict) else {}
     begins, values = stated.get("text_offset") or [], stated.get("token_logprobs") or []
-    if not str(choice["text"]).startswith(job.prompt) or len(begins) < 2 or len(begins) != len(values):
+    true = begins[:1] == [0] and begins == sorted(begins) and 0 < begins[-1] <= len(text)
+    if not (true and text.startswith(job.prompt) and len(begins) == len(values)):
         raise Unfinished(
             "the server gives no log-probabilities of a prompt (`echo` with `logprobs` of /completions), so it can't "
             "score; use one that does, such as vLLM, or llm='hf:...'"

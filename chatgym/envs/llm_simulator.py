@@ -46,8 +46,9 @@ PURPOSE = rng.WORDING + 500
 """Purpose of the draws that seed the model."""
 
 _STOP = re.compile(
-    r"[*_`\"']*(?:#+\s*STOP\s*#+|\bSTOP\s*#{2,}|#{2,}\s*STOP(?=\W*(?:\n|\Z))|(?-i:\A\s*STOP\.?\s*\Z))[*_`\"']*", re.I
-)
+    r"[*_`\"']*(?:(?:\\?#)+[\s_*]*STOP[\s_*]*(?:\\?#)+|\bSTOP\s*#{2,}|#{2,}\s*STOP(?=\W*(?:\n|\Z))|"
+    r"(?-i:[\[<]\|?STOP\|?[\]>]|^[*_`\"'\s]*STOP\.?[*_`\"']*\s*\Z))[*_`\"']*", re.I | re.M,
+)  # fmt: skip
 _CUT_STOP = re.compile(r"#{2,}\s*(?:S(?:TO?)?)?\s*\Z", re.I)
 
 

@@ -31,7 +31,7 @@ from chatgym.finetuning.models import Lora, WordLoss
 from chatgym.finetuning.packing import Rows, pack
 from chatgym.storage import atomic, model_store
 from chatgym.storage.paths import given
-from chatgym.storage.utf8 import read_json
+from chatgym.storage.utf8 import read_json, valid
 
 FORMAT, VERSION = "chatgym-sft", 1
 
@@ -101,9 +101,12 @@ class SFT:
             overwrite: Whether to replace a run in the folder.
 
         Raises:
-            InvalidValue: The folder holds something else.
+            InvalidValue: The folder holds something else, or a name isn't in UTF-8.
         """
         folder = given(folder)
+        for name in (settings.data, settings.model):
+            if name != valid(name):
+                raise InvalidValue(f"the name {valid(name)!r} isn't in UTF-8, so no record can hold it; rename it")
         check_free(folder, overwrite)
         with atomic.disk_space(folder, "free some, or name another folder (--run)"):
             atomic.recover_folder(folder)

@@ -41,13 +41,19 @@ _LABELLED = re.compile(
     rf"{_MARKS}(?:is|of|would be|:|=|-(?!\d))*{_MARKS}{_NUMBER}", re.I,
 )  # fmt: skip
 _FINAL = re.compile(r"\b(?:final|overall|total)\s+" + _LABELLED.pattern, re.I)
+_OVERALL = re.compile(rf"\boverall{_MARKS}[:=]{_MARKS}{_NUMBER}", re.I)
 _ALONE = re.compile(rf"^[^\w\n-]*{_NUMBER}[^\w\n]*$", re.I | re.M)
 _RANGE = re.compile(r"[\d.,]+\W*(?:-|–|or|to)\W*\d")
 _CHOSEN = re.compile(
-    r"\b(?:answer|verdict|choice|winner|better|prefer\w*|choose|pick)\b[^\w\n]*(?:(?:is|one|in|conversation)\W+)*"
+    r"(?<!n['’]t )(?<!\bnot )\b(?:answer|verdict|choice|winner|better|prefer\w*|choose|pick)\b"
+    r"[^\w\n]*(?:(?:is|one|in|conversation)\W+)*"
     r"(?-i:(?P<letter>[AB]))(?![\w'’])", re.I,
 )  # fmt: skip
-_BETTER = re.compile(r"\b(?P<letter>[AB]) (?:is|does|was|did|has|wins)\b(?=[^.\n]*\b(?:better|best|wins?)\b)")
+_BETTER = re.compile(
+    r"\b(?P<letter>[AB]) (?:wins\b|(?:is|does|was|did|has)\b"
+    r"(?=(?:(?!\b(?:not?|never|hardly|less)\b)[^.\n])*\b(?:better|best|wins?)\b))"
+)
+_AGAINST = re.compile(r"\b(?:worse|worst|weaker|loses|not|neither|nor|cannot)\b|n['’]t\b")
 _NAMED = re.compile(r"\b[Cc]onversation\W+(?P<letter>[AB])(?![\w'’])")
 _LETTER = re.compile(r"(?<![\w'’])(?P<letter>[AB])(?![\w'’])(?! (?!because|since|as|and|or|over)[a-z])")
 
@@ -158,7 +164,7 @@ class JudgeRewardModel:
 def _grade(text: str) -> float | None:
     """Return the one grade that an answer names, or None: the final, a labelled, one on its own line, or any."""
     text = _SCALE.sub(" ", text)
-    for form in (_FINAL, _LABELLED, _ALONE, _GRADE):
+    for form in (_FINAL, _OVERALL, _LABELLED, _ALONE, _GRADE):
         found = list(form.finditer(text))
         if not found:
             continue
@@ -172,7 +178,7 @@ def _grade(text: str) -> float | None:
 
 def _letter(text: str) -> str | None:
     """Return the one letter, ``A`` or ``B``, that an answer chooses, or None."""
-    for form in (_CHOSEN, _BETTER, _NAMED, _LETTER):
+    for form in (_CHOSEN, _BETTER) if _AGAINST.search(text) else (_CHOSEN, _BETTER, _NAMED, _LETTER):
         if found := {one["letter"] for one in form.finditer(text)}:
             return found.pop() if len(found) == 1 else None
     return None

@@ -30,7 +30,8 @@ BOUND_BEFORE = (
 )
 """What stands before a value that is only a bound."""
 BOUND_AFTER = (
-    r"\+| ?(?:or (?:more|less)|(?:and )?(?:up|upwards?|onwards?|above)|at (?:the )?(?:least|most|latest|earliest)|tops|"
+    r"\+|,? ?(?:almost|nearly|"
+    r"or (?:more|less)|(?:and )?(?:up|upwards?|onwards?|above)|at (?:the )?(?:least|most|latest|earliest)|tops|"
     r"max|maximum|minimum)\b"
 )
 """What stands after it."""
@@ -66,7 +67,7 @@ _OF_IT = r"(?:my|our|the|what|me)\b"
 _DENIED = re.compile(
     rf",?\s(?:is|was|are|were|seems|looks) (?:\w+ly |just )?(?:{_WRONG}|not (?:{_RIGHT}|{_OF_IT}))|"
     rf"\s?[,?]?\s?(?:that|this|which)(?: i|'?)s (?:{_WRONG}|not {_RIGHT})|"
-    rf"\s(?:(?:is|was|are|were|does|ca|could)n'?t|cannot) (?:be |sound |look |seem )?(?:{_RIGHT}|{_OF_IT})|"
+    rf"\s(?:(?:is|was|are|were|does|ca|could|ai)n'?t|cannot) (?:be |sound |look |seem )?(?:{_RIGHT}|{_OF_IT})|"
     r"\scan(?:'?t|not) be(?= ?[.,!?]|$)|\s?\? ?(?:hardly|never|not (?!#)|i don'?t)|\s?[,-]+ ?not th(?:at|is) #|"
     r"(?:\s?[,?-]|\.\.+|…)?\s?(?:no|nope|nah|wrong|incorrect)\b"
     r"(?=\s?(?:$|[,.!?…-]|#|wait|way|sorry|it|that|i m|actually|make))"

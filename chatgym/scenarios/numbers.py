@@ -33,6 +33,12 @@ _KINDS: dict[str, tuple[str, Fraction]] = {
     "a": ("A", Fraction(1)), "an": ("A", Fraction(1)), "and": ("N", Fraction(0)), "point": ("P", Fraction(0)),
     "/": ("S", Fraction(0)), **dict.fromkeys(("oh", "double", "triple", "nought"), ("X", Fraction(0))),
 }  # fmt: skip
+_MISSPELT = {
+    "fourty": "forty", "fivety": "fifty", "ninty": "ninety", "fiveteen": "fifteen", "forteen": "fourteen",
+    "eightteen": "eighteen", "ninteen": "nineteen", "twelf": "twelve", "hunderd": "hundred", "hundret": "hundred",
+    "thousend": "thousand", "tousand": "thousand",
+}  # fmt: skip
+_KINDS |= {wrong: _KINDS[word] for wrong, word in _MISSPELT.items()}
 """Word to its kind, a letter of the grammar, and its value. D are digits, V is a sign such as ½, X fits nowhere."""
 
 _TENS_AND_ONES = "(?:Y[OU]?|T|[OU])"
@@ -57,7 +63,7 @@ _LINK = r"(?:(?:and|to|or|by|over|till|until|point)\s)?"
 _BETWEEN = rf"(?:\s?/\s?|\s?-\s?|:(?=\d)|(?<!\d{{6}})\s{{1,3}}{_LINK}{_A}|(?=[{_VULGAR}]))"
 _RUN = re.compile(
     rf"(?:(?<![\w.,/^√±])|(?<=[a-z],)|(?<=\bn[or]\.)|(?<=\.\.))"
-    r"(?P<sign>(?<![\dx)])(?<![\dx)] )(?:-\s?|\+|\b(?:minus|negative)\s))?"
+    r"(?P<sign>(?<![\dx)])(?<![\dx)] )(?:-\s?|\+|\b(?:minus|neg(?:ative)?)\s))?"
     rf"{_A}(?:\bpoint\s)?{_ATOM}(?:{_BETWEEN}{_ATOM})*"
 )
 _DIGIT, _LETTERS = re.compile(rf"[\d{_VULGAR}]"), re.compile("[a-z]{3,}")

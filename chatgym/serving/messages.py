@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from chatgym.engines.marks import marks_of
 from chatgym.serving.bodies import Message
 from chatgym.serving.refusal import invalid
 from chatgym.serving.tools import Calling, written
+from chatgym.storage.utf8 import parsed
 
 
 def render(tokenizer: Any, messages: Sequence[Message], calling: Calling) -> str:
@@ -122,6 +122,6 @@ def _text(message: Message) -> str:
 def _arguments(given: str) -> Any:
     """Return a call's arguments as the object that templates expect, or as they are if they are no JSON."""
     try:
-        return json.loads(given)
+        return parsed(given)
     except ValueError:
         return given

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from chatgym.errors import Corrupted, Unavailable
 from chatgym.storage import model_store
+from chatgym.storage.utf8 import valid
 
 BUSY_SECONDS = 30.0
 """How long an access waits for another process's."""
@@ -63,6 +64,7 @@ class Cache:
 
     def get(self, key: str) -> str | None:
         """Return the value of a key, or None."""
+        key = valid(key)
         if not self.lasting and (held := self._memory().get(key)) is not None:
             return held
         row = self._guarded(
@@ -72,11 +74,13 @@ class Cache:
 
     def put(self, key: str, value: str) -> None:
         """Store a value, replacing the key's earlier one."""
+        key, value = valid(key), valid(value)
         if not self._insert("REPLACE", key, value):
             self._memory()[key] = value
 
     def add(self, key: str, value: str) -> str:
         """Store a value unless the key has one; returns the stored value."""
+        key, value = valid(key), valid(value)
         if not self._insert("IGNORE", key, value):
             self._memory().setdefault(key, value)
         return str(self.get(key))

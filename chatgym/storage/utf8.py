@@ -49,11 +49,15 @@ def parsed(text: str | bytes) -> Any:
     """Return the value of a JSON text, without a byte order mark, its texts made `valid`.
 
     Raises:
-        ValueError: It is no JSON (`json.JSONDecodeError`), or its bytes are no text (`UnicodeDecodeError`).
+        ValueError: It is no JSON (`json.JSONDecodeError`), nested too deeply, or its bytes are no text
+            (`UnicodeDecodeError`).
     """
     text = decoded(text) if isinstance(text, bytes) else text.removeprefix(MARK)
-    value = json.loads(text)
-    return valid_json(value) if "\\u" in text or not text.isascii() else value  # else there are no surrogates
+    try:
+        value = json.loads(text)
+        return valid_json(value) if "\\u" in text or not text.isascii() else value  # else there are no surrogates
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def read_text(path: Path) -> str:

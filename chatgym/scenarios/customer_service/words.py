@@ -119,10 +119,12 @@ _AMOUNT = re.compile(
 )
 _UNSURE_BEFORE = re.compile(
     rf"(?<![a-z])(?:{BOUND_BEFORE}|\b(?:minus|plus|every|each|or|by|before|after|half|early|late|mid|twice|was no|"
-    r"and a half,?|days? \w+|(?:end|beginning|middle|start|half|third|most|some|part) of|"
-    rf"(?:{_COUNT}|few|several|some|many) (?:hour|minute|{_UNIT})s?,?(?: and| to)?)|[x*×/-]|{_NUMBER} times|"
-    rf"{_NUMBER} ?(?:%|percent) (?:off?|on|from)|{_NUMBER} off?|#~{{0,4}} \w+s of|{_NUMBER},? (?:maybe|perhaps|even)|"
-    r"(?<!not )(?<!n't )#~{0,4} *[.,'][.,' ]*|\d[ .,'-]+) ?$"
+    r"and a half,?|days? \w+|(?:end|beginning|middle|start|half|third|most|some|part|rest) of(?: the)?|"
+    r"(?:should(?:'?ve| have| of)|supposed to)(?: \w+){0,2})|[x*×/-]|"
+    rf"(?:{_COUNT}|\b(?:few|several|some|many)) (?:hour|minute|{_UNIT})s?(?: or so)?,?(?: (?:and|to|from|[&+]|maybe))?|"
+    rf"{_NUMBER} times|{_NUMBER} ?(?:%|percent) (?:off?|on|from)(?: the)?|{_NUMBER} off?|#~{{0,4}} \w+s of|"
+    rf"{_NUMBER},? (?:maybe|perhaps|even)|"
+    r"(?<!not )(?<!n't )#~{0,4} *[.,'?][.,'? ]*|\d[ .,'-]+) ?$"
 )
 _UNSURE_AFTER = re.compile(
     rf"[-/]|{BOUND_AFTER}|[ ,(]*\bor (?!so\b|something)|\s?(?:to|till|until) ?[€$£]?#|"
@@ -130,16 +132,18 @@ _UNSURE_AFTER = re.compile(
 )
 """What stands before and after a value that is a bound, in a range, a share, or only a part of the value."""
 _NOT_THE_DAY = re.compile(
-    r"'s\b| (?:before|from|last|next|yesterday|tomorrow|week|of|(?:on )?(?:mon|tues|wednes|thurs|fri|satur|sun)day)\b"
+    r"'s\b|,? (?:(?:before|from|last|next|yesterday|tomorrow|week|of)\b|on the #|"
+    r"(?:on )?(?:mon|tues|wednes|thurs|fri|satur|sun)day\b)"
 )
 _NOT_THE_SUM = re.compile(
-    r" ?[x*×] ?#| (?:plus|minus|each|apiece|times|twice|more|less|extra|off|cheaper|too|"
+    r" ?[x*×+&] ?#| (?:plus|minus|each|apiece|(?:#~* )?times|twice|more|less|extra|off|cheaper|too|"
     r"(?:per|an?) (?:item|piece|unit|person|head|pair))\b"
 )
 _MEASURED = re.compile(rf" ?(?:{_CURRENCY}|%|percent|(?:{_UNIT}|hour|minute|cent|point|time|km|kg)s?\b)")
 _NO_ORDER = re.compile(
     r"(?:\b(?:(?:tele)?phone|tel|mobile|fax|zip|pin|(?:post)?code|(?:end|start|begin)s? (?:in|with)|digits)\b"
-    r"[^\d!?,]{0,12}|\d[ -])$"
+    r"[^\d!?,]{0,12}|\d[ -]|\b(?:tracking|invoice|receipt|iban|serial|card|ticket|voucher|coupon|parcel|model)"
+    r"(?: (?:number|no\.?|nr\.?|code|id))?(?: is|'s|:)? ?#?)$"
 )
 _SAME_CLAUSE = re.compile(r"(?:(?!\b(?:but|and|no|not|sorry|wait|rather)\b)[^,.;:!?(])*")
 _GLUED = re.compile(r"[-/]\w| ?[x*×] ?[\d#]")

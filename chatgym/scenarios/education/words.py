@@ -123,11 +123,13 @@ LARGEST = 10**6
 _DIGITS = re.compile(r"(?<![\w./])\d{1,6}(?:\s?/\s?\d{1,6}|[.,]\d{1,4})?(?![\w/])")
 _NO_ANSWER_AFTER = re.compile(
     r"\b(?:step|question|exercise|problem|part|page|task|chapter|lesson|line|point|attempt|try|level|section|rule|hint|"
-    r"example|q)(?: number| no\.?| nr\.?)? ?#?$"
+    r"my (?:brother|sister|friend|cousin|son|daughter|dad|mom|mum|dog|cat) is|i'?m|i am|"
+    r"example|grade|class|year|by|add|subtract|carry(?: the)?|root(?: of)?|sqrt|log|q)"
+    r"(?: number| no\.?| nr\.?)? ?[#(]?$|-\($"
 )
 _NO_ANSWER_BEFORE = re.compile(
-    r" ?(?:%|(?:[ap]\.?m|o'clock|percent|more|times|questions?|steps?|tries|try|attempts?|exercises?|years? old|"
-    r"(?:second|minute|hour|week|month)s?)\b)"
+    r" ?(?:%|(?:[ap]\.?m|o'clock|per ?cent|more|times|questions?|steps?|tries|try|attempts?|exercises?|"
+    r"(?:sec(?:ond)?|min(?:ute)?|h(?:ou)?r|week|month|hint|example|problem)s?|squared|cubed|factorial)\b)"
 )
 _BOUND_BEFORE = re.compile(rf"(?:{BOUND_BEFORE}) ?$")
 _BOUND_AFTER = re.compile(rf"{BOUND_AFTER}| (?:repeating|recurring|below|remainder|r ?\d)")
@@ -147,8 +149,10 @@ _LIKELY = re.compile(
     r"\b(?:is|it'?s|that'?s|be|gets?|got|makes?|gives?|equals?|so),? (?:about |just |only |exactly )?$"
 )
 _ANOTHER = re.compile(r"\b(?:or|maybe|perhaps|possibly|either|could be)\b[^.!?#]*$")
+_REASON = re.compile(r"\b(?:because|since|'?cause|cuz|bc)\b")
+"""What parts an answer from its reason ("8 because 7 times 8 is 56")."""
 _SUMS = re.compile(
-    r"-?(?:#~*|\bx\b)(?:\s*(?:[-+*×x÷=]|times|plus|minus|divided by|(?:%|percent)? of)\s*-?(?:#~*|\bx\b))+"
+    r"-?(?:#~*|\bx\b|\bx[²³])(?:\s*(?:[-+*×x÷=]|times|plus|minus|divided by|(?:%|percent)? of)\s*-?(?:#~*|\bx\b))+"
 )
 _OPERATION = re.compile(r"[+*×÷-]|x.*x|#~* ?x|[a-z]{2}|%")
 
@@ -184,6 +188,8 @@ def _counts(text: str, number: Number) -> bool:
     """Tell whether a number is meant as one: words only where an answer stands ("one" may be a pronoun)."""
     if number.words:
         one = text[number.start : number.end] == "one"
+        if one and text.endswith("no ", 0, number.start):
+            return False
         after = _ALONE if one else _WORD_BEFORE if number.words == 1 else _WORDS_BEFORE
         return bool(_WORD_AFTER.search(text, 0, number.start) and after.match(text, number.end))
     return number.value is not None or any(char.isdecimal() for char in text[number.start : number.end])
@@ -202,6 +208,8 @@ def _answer(text: str, numbers: Sequence[Number]) -> Fraction | None:
         and not _NO_ANSWER_BEFORE.match(text, n.end)
     ]
     left = meant(masked, candidates)
+    if left and (reason := _REASON.search(masked, left[0].end)):
+        left = [mention for mention in left if mention.end <= reason.start()]
     if len({mention.value for mention in left}) > 1:
         if any(_ANOTHER.search(masked, left[0].end, mention.start) for mention in left[1:]):
             return None
@@ -213,14 +221,16 @@ def _answer(text: str, numbers: Sequence[Number]) -> Fraction | None:
 
 
 def _bound(text: str, number: Number) -> bool:
-    """Tell whether a number is a bound ("more than 7")."""
+    """Tell whether a number is a bound ("more than 7"), or goes on ("3.33...")."""
+    if text.startswith(("..", "…"), number.end) and "." in text[number.start : number.end]:
+        return True
     return bool(_BOUND_BEFORE.search(text, 0, number.start) or _BOUND_AFTER.match(text, number.end))
 
 
 def _terms(found: re.Match[str], text: str, numbers: Sequence[Number]) -> Iterator[tuple[int, int]]:
     """Yield the spans of a sum whose numbers aren't its result: all of an equation in x, else what has operations."""
     start, end = found.span()
-    if re.search(r"\bx\b|\dx", text[start:end]) and not re.fullmatch(r"x\s*=\s*-?#~*|-?#~*\s*=\s*x", found[0]):
+    if re.search(r"\bx(?:\b|[²³])|\dx", text[start:end]) and not re.fullmatch(r"x\s*=\s*-?#~*|-?#~*\s*=\s*x", found[0]):
         yield start, end
         return
     unread = {number.start for number in numbers if number.value is None}
