@@ -7,9 +7,11 @@ model of ours. This module is imported with the package, before any fork, and im
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
+from collections.abc import Iterator
 
 loading = threading.RLock()
 """Held while a model is loaded, which changes global state of torch; a forked child has a lock of its own."""
@@ -23,6 +25,20 @@ def opening() -> None:
     _loaded = True
     if _inherited:
         _compute_alone()
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute by one thread in the block: several threads sum in another order, and change the last bits."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if not (_inherited and _loaded):  # since the block opened a model, perhaps
+            torch.set_num_threads(before)
 
 
 def _compute_alone() -> None:

@@ -14,6 +14,7 @@ import gymnasium as gym
 import numba as nb
 import numpy as np
 import pytest
+from numba import experimental, extending
 from test_identity import interpreters
 
 import chatgym
@@ -148,6 +149,32 @@ def even(n):
 
 def odd(n):
     return n % 2 == 1
+
+
+IN_NUMBA = {
+    "overload": "def v(x): pass\n@extending.overload(v)\ndef over(x):\n    return lambda x: VALUE",
+    "array of a class": "class v:\n    TABLE = np.array([VALUE])",
+    "function of a class": "class v:\n    add = staticmethod(nb.njit(lambda x: VALUE))",
+    "compiled class": "@experimental.jitclass([('a', nb.int64)])\nclass v:\n    def __init__(self): self.a = VALUE",
+    "intrinsic": "@extending.intrinsic\ndef v(context, x):\n    return nb.int64(x), lambda *_: VALUE",
+}
+
+
+@pytest.mark.parametrize("digest", [source_digest, bytecode_digest])
+@pytest.mark.parametrize("made", IN_NUMBA)
+def test_what_numba_compiles_into_a_function_counts(digest, made):
+    def of(value):
+        scope = {"nb": nb, "np": np, "extending": extending, "experimental": experimental}
+        exec(f"{IN_NUMBA[made]}\n@nb.njit\ndef f(x): return v".replace("VALUE", str(value)), scope)
+        return digest(scope["f"])
+
+    assert of(1) == of(1) != of(2)
+
+
+def test_a_stencil_is_refused():
+    stencil = nb.stencil(lambda a: a[0])
+    with pytest.raises(InvalidValue, match=r"StencilFunc object .* has no content"):
+        source_digest(nb.njit(lambda a: stencil(a)))
 
 
 def test_what_has_no_content_is_refused():

@@ -8,6 +8,7 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 
 from chatgym.engines.budget import Budget, Limits
 from chatgym.scenarios import find_scenario
@@ -110,6 +111,16 @@ def in_threads(work, count=4):
     for thread in threads:
         thread.join()
     return errors
+
+
+def test_a_vector_has_the_same_bits_on_any_number_of_threads():
+    before, found = torch.get_num_threads(), []
+    for threads in (2, 1):
+        torch.set_num_threads(threads)
+        found.append([encoders.encoder().encode_alone("word " * n).tobytes() for n in range(1, 30)])
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(before)
+    assert found[0] == found[1]
 
 
 def test_threads_share_an_encoder_whose_memory_overflows(often, monkeypatch):

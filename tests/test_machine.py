@@ -1,7 +1,9 @@
 """ChatGym on a machine unlike the developer's: another user, with no home and nothing to write to."""
 
+import compileall
 import dataclasses
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -86,6 +88,32 @@ def test_without_a_place_for_a_cache_the_dynamics_are_compiled_with_one_warning(
     assert printed == [f"{package}/chatgym/__init__.py True"]
     assert len(warned) == 1
     assert "set NUMBA_CACHE_DIR to a folder that can be written to" in warned[0]
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_without_its_source_the_package_works_and_keeps_compiled_code_where_it_is_told(tmp_path, kept):
+    package, cache = tmp_path / "package", tmp_path / "cache"
+    shutil.copytree(
+        ROOT / "chatgym", package / "chatgym", ignore=shutil.ignore_patterns("__pycache__", "*.safetensors")
+    )
+    compileall.compile_dir(package, quiet=1, legacy=True)
+    for source in package.rglob("*.py"):
+        source.unlink()
+    code = "import chatgym; from chatgym.dynamics import rng; print(chatgym.__file__, rng.draw(1, 2, 3))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(package), "NUMBA_CACHE_DIR": str(cache) if kept else ""},
+    )  # fmt: skip
+    assert done.stdout.startswith(f"{package}/chatgym/__init__.pyc 0."), done.stderr
+    assert done.stderr.count("set NUMBA_CACHE_DIR to a folder") == (not kept)
+    assert cache.exists() == kept
+
+
+@pytest.mark.parametrize("arguments", [("scenarios",), ("play", "--llm", "template")])
+def test_a_command_runs_without_standard_streams(arguments):
+    command = shlex.join([sys.executable, "-m", "chatgym", *arguments])
+    done = subprocess.run(["sh", "-c", f"{command} <&- >&- 2>&-"], env={**os.environ, "PYTHONPATH": ":".join(sys.path)})
+    assert done.returncode == 0
 
 
 DEFAULTS = """

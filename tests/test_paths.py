@@ -84,7 +84,7 @@ def test_run_folders_and_options_that_must_exist_are_found_below_the_home(home):
 def test_python_functions_replace_the_home(home):
     env = ChatEnv(llm="template")
     record(env, lambda observation, info: 1, "~/t.jsonl", keys=[1])
-    assert chatgym.replay("~/t.jsonl").conversations == 1
+    assert chatgym.replay(b"~/t.jsonl").conversations == 1
     made = prepare("qlearning", "~/r", total_steps=100)
     made.new_agent().save(Path("~"))
     assert type(made.new_agent()).load(Path("~")).turns == 0

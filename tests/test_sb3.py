@@ -121,9 +121,10 @@ def test_a_key_for_each_row_names_the_conversations_of_the_next_reset(envs):
     assert envs.envs.room.keys.tolist() == list(range(7, 7 + ROWS))
     envs.reset()
     assert not np.isin(envs.envs.room.keys, range(7, 7 + ROWS)).any()
-    envs.set_options({"topic": "refund"})
-    with pytest.raises(InvalidValue, match="key"):
-        envs.reset()
+    for wrong in ({"topic": "refund"}, {"key": -5}, {"key": 5.7}, {"key": "5"}):
+        envs.set_options(wrong)
+        with pytest.raises(InvalidValue, match="key"):
+            envs.reset()
 
 
 def test_attributes_and_methods_are_given_for_each_row(envs):

@@ -2,6 +2,7 @@ import json
 
 import gymnasium as gym
 import pytest
+from gymnasium import wrappers
 
 import chatgym
 from chatgym.dynamics import trace
@@ -135,6 +136,9 @@ def test_a_trace_of_another_simulator_is_refused(tmp_path):
         ('{"some": "json"}\n', InvalidValue, "no ChatGym trace"),
         ("not json\n", Corrupted, "line 1 is not JSON"),
         ('{"format": "chatgym-trace", "version": 99}\n', InvalidValue, "version 99"),
+        ('{"format": "chatgym-trace", "version": 1}\n[1]\n', Corrupted, "unfinished"),
+        ('{"format": "chatgym-trace", "version": 1}\n[1]\n{"type": "end"}\n', Corrupted, "line 2 is no line of a conv"),
+        ('{"format": "chatgym-trace", "version": 1}\n{"type": "end"}\n{"type": "end"}\n', Corrupted, "line 2 .* 'end'"),
     ],
 )
 def test_what_is_no_trace_is_refused(tmp_path, content, error, words):
@@ -142,6 +146,26 @@ def test_what_is_no_trace_is_refused(tmp_path, content, error, words):
     path.write_text(content)
     with pytest.raises(error, match=words):
         trace.read(path)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda env: wrappers.FrameStackObservation(env, 2), lambda env: wrappers.ClipReward(env, -0.01, 0.01),
+     lambda env: wrappers.TransformAction(env, lambda act: (act + 1) % 3, None), wrappers.RecordEpisodeStatistics],
+)  # fmt: skip
+def test_a_trace_replays_whatever_wrappers_make_of_the_environment(tmp_path, wrap):
+    path = tmp_path / "t.jsonl"
+    env = wrap(gym.make("ChatEnv-v0", llm="template"))
+
+    def looks_ahead(observation, info):
+        before = env.unwrapped.snapshot()
+        env.unwrapped.step(1)  # which is no turn of the conversation
+        env.unwrapped.restore(before)
+        return 1
+
+    replay.record(env, looks_ahead, path, keys=[1, 2])
+    assert chatgym.replay(path).conversations == 2
+    assert "step" not in vars(env.unwrapped)
 
 
 def test_a_trace_that_was_cut_off_is_refused(tmp_path):

@@ -77,6 +77,12 @@ def test_gymnasiums_time_limit_limits_the_turns(tmp_path):
     assert chatgym.replay(tmp_path / "t.jsonl").turns == 6
 
 
+def test_a_time_limit_counts_only_for_what_it_wraps():
+    env = gym.make("ChatEnv-v0", max_turns=5, llm="template").unwrapped
+    for turns, wrapped in ((3, TimeLimit(env, 3)), (4, TimeLimit(env, 4)), (5, TimeLimit(env, 9)), (5, env)):
+        assert last(wrapped) == ("truncated", turns, turns)
+
+
 @pytest.mark.parametrize("mode", ["vector_entry_point", "sync"])
 def test_max_episode_steps_limits_the_turns_of_vector_environments(mode):
     envs = gym.make_vec("ChatEnv-v0", 2, mode, max_episode_steps=3, scenario="customer_service", llm="template")

@@ -4,7 +4,9 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 import chatgym
+from chatgym.envs.chat_env import ChatEnv
 from chatgym.envs.vector_env import ChatVectorEnv
+from chatgym.errors import InvalidValue
 
 B = 4
 MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED]
@@ -67,6 +69,29 @@ def test_single_and_vector_agree_bit_for_bit(observation, mode):
             assert equal(one[:-1], other[:-1])
             one, other = (envs.reset(options={"reset_mask": ended.copy()}) for envs in (mine, theirs))
             one = (one[0], {k: v for k, v in one[1].items()})
+
+
+@pytest.mark.parametrize("seed", [np.int64(40), np.array(40), np.array([40, 41]), [np.uint8(40), 41]])
+def test_seeds_may_be_numbers_of_numpy(seed):
+    envs = ChatVectorEnv(2, llm="template")
+    envs.reset(seed=[40, 41])
+    roots = envs.room.roots.tolist()
+    envs.reset(seed=seed)
+    assert envs.room.roots.tolist() == roots
+    single = ChatEnv(llm="template")
+    single.reset(seed=np.uint32(40))
+    assert single.room.roots[0] == roots[0]
+
+
+@pytest.mark.parametrize("seed", [-1, 1.0, "40", True])
+def test_a_seed_that_is_none_is_refused(seed):
+    for env, given in (
+        (ChatEnv(llm="template"), seed),
+        (envs := ChatVectorEnv(2, llm="template"), seed),
+        (envs, [1, seed]),
+    ):
+        with pytest.raises(InvalidValue, match="a seed is an integer of at least 0"):
+            env.reset(seed=given)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -168,7 +169,8 @@ def evaluate(
     if out is not None:
         console().print(f"\nFolder: {out} ({', '.join(sorted(path.name for path in out.iterdir()))})")
     if trace is not None:
-        console().print(f"\nTrace: {trace}; `chatgym replay {trace}` replays it and compares every word")
+        replay = f"chatgym replay {shlex.quote(str(trace))}"
+        console().print(f"\nTrace: {trace}; `{replay}` replays it and compares every word")
 
 
 def _measure(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,8 +32,12 @@ Progress = Callable[[int, Mapping[str, float]], None]
 def replace_what_cannot_be_shown() -> None:
     """Let the standard streams replace what their encoding can't show or decode, where they would raise an error.
 
-    A terminal's code page may have neither the euro nor the dashes of conversations.
+    A terminal's code page may have neither the euro nor the dashes of conversations. Streams that are closed, as in a
+    program without a console, become empty ones.
     """
+    sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115 (as long as the process)
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         getattr(stream, "reconfigure", lambda **_: None)(errors="replace")
 

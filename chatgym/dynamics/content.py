@@ -100,7 +100,7 @@ class _Walk:
         if isinstance(thing, ModuleType) or _by_name(thing):
             return f"{getattr(thing, '__module__', None)}.{getattr(thing, '__qualname__', thing.__name__)}", ()
         if isinstance(thing, FunctionType):
-            return "function", self._function(thing)
+            return "function", [*self._function(thing), *_overloads_of(thing)]
         if isinstance(wrapped := getattr(thing, "py_func", getattr(thing, "__wrapped__", None)), FunctionType):
             self.compiled.append(thing)
             return "wrapped", [wrapped, *_options(thing)]
@@ -252,7 +252,9 @@ def _class_parts(kind: type) -> list[Any]:
     for name, value in own:
         value = getattr(value, "__func__", None) or getattr(value, "fget", None) or value
         written = isinstance(value, FunctionType) and not value.__code__.co_filename.startswith("<")
-        if written or (not name.startswith("__") and isinstance(value, (*_PLAIN, tuple, list, dict))):
+        numeric = type(value).__module__.partition(".")[0] == "numpy" or hasattr(value, "py_func")
+        constant = numeric or isinstance(value, (*_PLAIN, tuple, list, dict))
+        if written or (constant and not name.startswith("__")):
             found += [name, value]
     return found
 
@@ -262,11 +264,30 @@ def _array_parts(thing: Any) -> tuple[str, Sequence[Any]]:
     if hasattr(thing, "descr"):
         return "dtype", (str(thing.descr), thing.itemsize, thing.type.__name__)
     if not hasattr(thing, "dtype"):
-        return (
-            (repr(thing), ()) if type(thing).__module__.startswith("numba") else (type(thing).__name__, _state(thing))
-        )
+        if not type(thing).__module__.startswith("numba"):
+            return type(thing).__name__, _state(thing)
+        if " at 0x" in (text := repr(thing)):  # where it lies, not what it is
+            raise _no_content(thing)
+        return text, ()
     values = thing.tolist() if thing.dtype.hasobject else thing.tobytes()
     return type(thing).__name__, (thing.dtype, thing.shape, values)
+
+
+def _overloads_of(function: FunctionType) -> list[Any]:
+    """Return what stands for a function in compiled code, by ``numba.extending.overload``."""
+    templates = sys.modules.get("numba.core.typing.templates")
+    known = templates.builtin_registry.globals if templates else ()
+    return _overloads(len(known)).get(id(function), [])
+
+
+@functools.lru_cache(maxsize=1)
+def _overloads(count: int) -> dict[int, list[Any]]:
+    """Return the functions that `_overloads_of` looks up, by id; there are `count` entries, and they only grow."""
+    found: dict[int, list[Any]] = {}
+    for value, kind in sys.modules["numba.core.typing.templates"].builtin_registry.globals if count else ():
+        if isinstance(value, FunctionType) and not _by_name(value):
+            found[id(value)] = [each._overload_func for each in kind.templates if hasattr(each, "_overload_func")]
+    return found
 
 
 def _options(thing: Any) -> list[Any]:
@@ -287,14 +308,19 @@ def _state(thing: Any) -> list[Any]:
         reduce = copyreg.dispatch_table.get(type(thing))
         parts = reduce(thing) if reduce else thing.__reduce_ex__(4)
     except Exception as error:
-        raise InvalidValue(
-            f"a scenario's function reads {type(thing).__name__} object {ascii(thing)[:100]}, which has no content to "
-            "identify it by; use numbers, texts, arrays, tuples, dataclasses and functions"
-        ) from error
+        raise _no_content(thing) from error
     if isinstance(parts, str):
         return [parts]
     first, *rest = parts
     return [first, *(list(each) if isinstance(each, Iterator) else each for each in rest)]
+
+
+def _no_content(thing: Any) -> InvalidValue:
+    """Return the error for an object that nothing identifies."""
+    return InvalidValue(
+        f"a scenario's function reads {type(thing).__name__} object {ascii(thing)[:100]}, which has no content to "
+        "identify it by; use numbers, texts, arrays, tuples, dataclasses and functions"
+    )
 
 
 def _sha(*texts: str) -> str:

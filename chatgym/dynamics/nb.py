@@ -20,10 +20,42 @@ from chatgym.dynamics.content import bytecode_digest
 from chatgym.storage.paths import has_home
 
 _Known: Any = caching.CompileResultCacheImpl
-_InTree: Any = getattr(caching, "InTreeCacheLocator", None) or caching._InTreeCacheLocator  # as before numba 0.62
+_InTree: Any
+_UserProvided: Any
+_UserProvided, _InTree, *_Others = _Known._locator_classes
 
 
-class _AsInstalled(_InTree):
+class _ByContent:
+    """A folder also for functions whose source isn't here: the code is kept by content, not by the source's date."""
+
+    def get_source_stamp(self) -> Any:
+        """Return the digest of the source's file; None without one."""
+        try:
+            return super().get_source_stamp()  # type: ignore[misc]
+        except OSError:
+            return None
+
+    @classmethod
+    def from_function(cls, py_func: Any, py_file: str) -> Any:
+        """Return the place of a function's code; None if it can't be written to."""
+        found: Any = cls(py_func, py_file)  # type: ignore[call-arg]
+        try:
+            found.ensure_cache_path()
+        except OSError:
+            return None
+        return found
+
+
+class _Chosen(_ByContent, _UserProvided):
+    """The folder in NUMBA_CACHE_DIR."""
+
+    @classmethod
+    def from_function(cls, py_func: Any, py_file: str) -> Any:
+        """Return the place of a function's code; None if NUMBA_CACHE_DIR isn't set, or can't be written to."""
+        return super().from_function(py_func, py_file) if numba.config.CACHE_DIR else None
+
+
+class _AsInstalled(_ByContent, _InTree):
     """The package's ``__pycache__``, whether or not it can be written to."""
 
     def ensure_cache_path(self) -> None:
@@ -33,8 +65,8 @@ class _AsInstalled(_InTree):
 class _Places(_Known):
     """Finds the folder of a function's compiled code: numba's own choice, or the package's folder as it is."""
 
-    # Of numba's locators the first two need no home: NUMBA_CACHE_DIR, and the package's folder if it can be written to.
-    _locator_classes = (*_Known._locator_classes[: None if has_home() else 2], _AsInstalled)
+    # Of numba's locators NUMBA_CACHE_DIR and the package's folder, if it can be written to, need no home.
+    _locator_classes = (_Chosen, _InTree, *(_Others if has_home() else ()), _AsInstalled)
 
 
 class CodeCache(caching.FunctionCache):
@@ -77,7 +109,7 @@ class LoopCache(CodeCache):
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return the compiled loop for a signature, or None."""
         found = super().load_overload(sig, target_context)
-        if found is None and self._py_func.__name__ == "start" and sys.stderr.isatty():
+        if found is None and self._py_func.__name__ == "start" and sys.stderr and sys.stderr.isatty():
             print("Compiling a scenario; once, it takes about ten seconds ...", file=sys.stderr)
         return found
 

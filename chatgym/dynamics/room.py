@@ -246,6 +246,7 @@ class ChatRoom:
             weights[term] = weight
         self.scenario, self.size = scenario, size
         self.error_rate, self.max_turns, self.reward_weights = float(error_rate), int(turns), weights
+        self._most_turns = self.max_turns
         self._weights = np.array(list(weights.values()))
         self._kernels, self._content = kernels(scenario), _content.get(scenario)
         self._all, self._none = np.ones(size, bool), np.zeros(size, bool)
@@ -363,9 +364,9 @@ class ChatRoom:
                 "make the environment again"
             )
 
-    def limit(self, turns: int) -> None:
-        """Truncate conversations after `turns` at the latest."""
-        self.max_turns = min(self.max_turns, turns)
+    def limit(self, turns: int | None) -> None:
+        """Truncate conversations after `turns`, if that is less than the room's own `max_turns`; None: after those."""
+        self.max_turns = self._most_turns if turns is None else min(self._most_turns, turns)
         self._tell_limit()
 
     def _tell_limit(self) -> None:

@@ -106,8 +106,12 @@ def read(path: str | Path) -> list[dict[str, Any]]:
         raise InvalidValue(f"{path} is no ChatGym trace; `chatgym evaluate ... --trace FILE` writes one")
     if header.get("version") != VERSION:
         raise InvalidValue(f"{path} is a trace of version {header.get('version')}; this ChatGym reads {VERSION}")
-    if records[-1].get("type") != "end":
+    kinds = [record.get("type") if isinstance(record, dict) else None for record in records]
+    if kinds[-1] != "end":
         raise Corrupted(
             f"{path} is unfinished: it has no end line, its recording was cut off or failed; record it again"
         )
+    for number, kind in enumerate(kinds[1:-1], 2):
+        if kind not in ("words", "start", "turn"):
+            raise Corrupted(f"{path}, line {number} is no line of a conversation, but of type {kind!r}")
     return records

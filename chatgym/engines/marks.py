@@ -63,6 +63,9 @@ class Marks:
         self._names = {text: f"n{nonce}{i:05d}z" for i, text in enumerate(self.control.values())}
         self._stand_in = re.compile(f"s{nonce}[0-9]{{5}}z")
         self._all, self._foreign = _any_of(texts), _any_of(text for text in texts if text not in own)
+        self._varied = getattr(self._backend, "normalizer", None) is not None and any(
+            getattr(token, "normalized", False) for token in control.values()
+        )
 
     def shield(self, value: Any, role: str = "user") -> Any:
         """Return a message or another JSON value with stand-ins for the texts that would become control tokens.
@@ -83,8 +86,11 @@ class Marks:
         return [self.shield(message, str(message.get("role"))) for message in messages]
 
     def shields(self, text: str) -> bool:
-        """Return whether a text holds a stand-in."""
-        return self._stand_in.search(text) is not None
+        """Return whether a text has to be encoded here: it holds a stand-in, or spellings of a mark may be in it.
+
+        A tokenizer may find its marks after it normalised a text: ``＜|im_end|＞`` by NFKC, ``<|IM_END|>`` by case.
+        """
+        return self._varied or self._stand_in.search(text) is not None
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Return the token ids of a text in which marks are control tokens, but what stand-ins stand for isn't."""

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from chatgym.dynamics.room import Snapshot
 from chatgym.engines import Engine
 from chatgym.envs.codecs import row_of
-from chatgym.envs.conversation_env import ConversationEnv, check_key, check_options, check_steps, root_of
+from chatgym.envs.conversation_env import ConversationEnv, check_key, check_options, check_seed, check_steps, root_of
 from chatgym.envs.conversations import DEFAULT_LLM, Conversations
 from chatgym.envs.rendering import print_turns, to_ansi
 from chatgym.envs.state import check_snapshot, decode_rows, encode_rows
@@ -174,12 +174,12 @@ class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
             Observation and info.
 
         Raises:
-            InvalidValue: An option is unknown, or the key isn't an integer from 0 to 2**64 - 1.
+            InvalidValue: An option is unknown, or the key or the seed isn't an integer in its range.
         """
         self.limit_turns(_callers(self, sys._getframe().f_back))
         key = check_options(options, ("key",)).get("key")
         keys = None if key is None else np.array([check_key(key)], np.uint64)
-        super().reset(seed=seed)
+        super().reset(seed=None if seed is None else check_seed(seed))
         if seed is not None or self.np_random is not self._seeded_by:
             self.room.seed(np.array([root_of(self.np_random)]))
             self._seeded_by = self.np_random
@@ -229,16 +229,16 @@ class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
         """Truncate conversations where a `gymnasium.wrappers.TimeLimit` among `wrappers` does, so that they end by it.
 
         Else the wrapper would cut a conversation off that has no outcome, and of which the expert expects more turns.
+        Without such a wrapper the environment's own `max_turns` counts.
 
         Raises:
             InvalidValue: The wrapper counts tokens, with ``action="token"``.
         """
-        for wrapper in wrappers:
-            if isinstance(wrapper, gym.wrappers.TimeLimit):
-                turns = wrapper._max_episode_steps
-                check_steps(turns, self._conversations.action)
-                self.room.limit(turns)
-                self._arguments["max_turns"] = self.room.max_turns
+        limits = [wrapper._max_episode_steps for wrapper in wrappers if isinstance(wrapper, gym.wrappers.TimeLimit)]
+        for turns in limits:
+            check_steps(turns, self._conversations.action)
+        self.room.limit(min(limits, default=None))
+        self._arguments["max_turns"] = self.room.max_turns
 
     def render(self) -> str | npt.NDArray[np.uint8] | None:
         """Show the conversation so far.

@@ -137,6 +137,19 @@ def check_key(key: Any) -> int:
     return int(key)
 
 
+def check_seed(seed: Any) -> int:
+    """Return a seed as an int, which Gymnasium asks for.
+
+    Raises:
+        InvalidValue: It is not an integer of at least 0.
+    """
+    if isinstance(seed, np.ndarray) and seed.ndim == 0:
+        seed = seed[()]
+    if not is_integer(seed) or seed < 0:
+        raise InvalidValue(f"a seed is an integer of at least 0, or None, not {seed!r}")
+    return int(seed)
+
+
 def check_steps(steps: int | None, action: str) -> None:
     """Check Gymnasium's ``max_episode_steps``, which limits the turns as `max_turns` does; None: it doesn't.
 

@@ -49,6 +49,8 @@ _STOP = re.compile(
     r"[*_`\"']*(?:(?:\\?#)+[\s_*]*STOP[\s_*]*(?:\\?#)+|\bSTOP\s*#{2,}|#{2,}\s*STOP(?=\W*(?:\n|\Z))|"
     r"(?-i:[\[<]\|?STOP\|?[\]>]|^[*_`\"'\s]*STOP\.?[*_`\"']*\s*\Z))[*_`\"']*", re.I | re.M,
 )  # fmt: skip
+_ROUND = str.maketrans("[]", "()")
+"""The agent's brackets become round: what stands in square ones is how the partner feels."""
 _CUT_STOP = re.compile(r"#{2,}\s*(?:S(?:TO?)?)?\s*\Z", re.I)
 
 
@@ -151,7 +153,7 @@ class LLMSimulator:
 
     def _cue(self, room: ChatRoom, row: int, heard: str, *, now: bool) -> Message:
         """Return the message that the model answers; with `now`, it includes how the partner feels."""
-        words = heard or (NOTHING if room.turns[row] else "(The chat begins. You write first.)")
+        words = heard.translate(_ROUND) or (NOTHING if room.turns[row] else "(The chat begins. You write first.)")
         feels = f"\n[{self.played.now(room.hidden[row], room.belief[row])}]" if now else ""
         return {"role": "user", "content": words + feels}
 

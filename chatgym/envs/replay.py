@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,8 @@ def record(
 ) -> None:
     """Run a policy in a `ChatEnv` and write the trace.
 
+    The trace has what the `ChatEnv` itself was given and returned, whatever wrappers make of it.
+
     Args:
         env: A `ChatEnv`, wrapped or not.
         policy: Called with observation and info, returns an action.
@@ -93,18 +97,50 @@ def record(
     """
     chat = env.unwrapped
     chat.limit_turns(_wrappers(env))
-    with TraceWriter(path, chat.identity()) as trace:
+    with TraceWriter(path, chat.identity()) as trace, _overheard(chat) as lines:
         for key in keys:
+            lines.clear()
             observation, info = env.reset(options={"key": key})
-            trace.words(chat.speaker.used)
-            trace.write(start_record(chat, observation, info))
+            _write(trace, chat, lines)
             over = False
             while not over:
                 action = policy(observation, info)
-                observation, reward, terminated, truncated, info = env.step(action)
+                lines.clear()  # of what the policy tried out
+                observation, _, terminated, truncated, info = env.step(action)
                 over = terminated or truncated
-                trace.words(chat.speaker.used)
-                trace.write(turn_record(chat, action, observation, float(reward), info))
+                _write(trace, chat, lines)
+
+
+def _write(trace: TraceWriter, chat: Any, lines: Iterable[dict[str, Any]]) -> None:
+    """Write lines of a `ChatEnv` into a trace, after the banks of wordings that they need."""
+    trace.words(chat.speaker.used)
+    for line in lines:
+        trace.write(line)
+
+
+@contextlib.contextmanager
+def _overheard(chat: Any) -> Iterator[list[dict[str, Any]]]:
+    """Yield a list to which the lines of all that a `ChatEnv` does in the block are appended."""
+    lines: list[dict[str, Any]] = []
+    reset, step = chat.reset, chat.step
+
+    @functools.wraps(reset)
+    def listen(**given: Any) -> Any:
+        observation, info = reset(**given)
+        lines.append(start_record(chat, observation, info))
+        return observation, info
+
+    @functools.wraps(step)
+    def watch(action: Any) -> Any:
+        observation, reward, terminated, truncated, info = step(action)
+        lines.append(turn_record(chat, action, observation, float(reward), info))
+        return observation, reward, terminated, truncated, info
+
+    chat.reset, chat.step = listen, watch
+    try:
+        yield lines
+    finally:
+        del chat.reset, chat.step
 
 
 def _wrappers(env: Any) -> Iterator[Any]:

@@ -14,7 +14,7 @@ from gymnasium.vector.utils import batch_space
 from chatgym.dynamics.room import Snapshot, is_integer
 from chatgym.engines import Engine
 from chatgym.envs.codecs import row_of
-from chatgym.envs.conversation_env import ConversationEnv, check_key, check_options, check_steps, root_of
+from chatgym.envs.conversation_env import ConversationEnv, check_key, check_options, check_seed, check_steps, root_of
 from chatgym.envs.conversations import DEFAULT_LLM, Conversations
 from chatgym.envs.state import check_snapshot
 from chatgym.errors import ChatGymError, InvalidValue
@@ -205,19 +205,21 @@ class ChatVectorEnv(ConversationEnv, VectorEnv[Any, Any, Any]):
     def _seed(self, seed: int | Sequence[int | None] | None, rows: BoolArray | None) -> None:
         """Set the roots of `rows`, bool[B] (None: all), from a seed, B seeds, or ``np_random``."""
         room, where = self.room, self._everywhere if rows is None else rows
-        if isinstance(seed, (int, np.integer)):
-            self._np_random, self._np_random_seed = gym.utils.seeding.np_random(int(seed))
-            seed = range(int(seed), int(seed) + self.num_envs)
         if seed is None:
             if not self._started:
                 room.seed(self.np_random.integers(2**64, size=self.num_envs, dtype=np.uint64))
             return
-        if len(seed) != self.num_envs:
-            raise InvalidValue(f"got {len(seed)} seeds for {self.num_envs} conversations; give one each, or an int")
-        given = where & np.array([one is not None for one in seed])
+        seeds: Any = seed
+        if np.ndim(seeds) == 0:
+            first = check_seed(seeds)
+            self._np_random, self._np_random_seed = gym.utils.seeding.np_random(first)
+            seeds = range(first, first + self.num_envs)
+        if len(seeds) != self.num_envs:
+            raise InvalidValue(f"got {len(seeds)} seeds for {self.num_envs} conversations; give one each, or an int")
+        given = where & np.array([one is not None for one in seeds])
         roots = np.zeros(self.num_envs, np.uint64)
         for i in np.flatnonzero(given).tolist():
-            roots[i] = root_of(gym.utils.seeding.np_random(seed[i])[0])
+            roots[i] = root_of(gym.utils.seeding.np_random(check_seed(seeds[i]))[0])
         room.seed(roots, given)
         unseeded = where & ~given
         if unseeded.any() and not self._started:

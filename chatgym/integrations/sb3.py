@@ -181,4 +181,4 @@ class ChatVecEnv(VecEnv):
             return None
         if any(set(options) != {"key"} for options in self._options):
             raise InvalidValue('the options of a reset are {"key": k} for each row, see ChatEnv.reset')
-        return {"keys": np.array([options["key"] for options in self._options], np.uint64)}
+        return {"keys": [options["key"] for options in self._options]}

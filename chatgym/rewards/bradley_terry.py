@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from chatgym.rewards.features import Doubles, one_thread
+from chatgym.forks import one_thread
+from chatgym.rewards.features import Doubles
 
 DECAYS = (0.02, 0.1, 0.5, 2.0)
 """Strengths of the L2 penalty to choose from; features are first scaled to a standard deviation of 1."""

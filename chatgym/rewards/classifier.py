@@ -6,7 +6,6 @@ padding, so its score doesn't depend on other conversations.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,13 @@ import numpy.typing as npt
 
 from chatgym.engines.marks import marks_of
 from chatgym.errors import InvalidValue
-from chatgym.rewards.features import one_thread
+from chatgym.forks import one_thread
 from chatgym.rewards.protocol import Conversation
 
 MOST_TOKENS = 2048
 """The most tokens of a conversation that are read, its last ones; fewer if the model's context is shorter."""
 REMEMBERED = 65_536
 """Conversations whose scores are kept in memory."""
-_ROLE = re.compile(r"(?<=\n)(?=(?:System|User|Assistant):)")
-"""Where a message's own line looks like another message: it is indented."""
 
 
 class ClassifierRewardModel:
@@ -140,5 +137,6 @@ def _written(tokenizer: Any, conversation: Conversation) -> str:
             return str(tokenizer.apply_chat_template(conversation, tokenize=False))
         except TemplateError:
             pass  # such as one that requires alternating roles
-    said = [(message["role"].capitalize(), _ROLE.sub(" ", message["content"])) for message in conversation]
+    # A message's own lines are indented, so that none looks like another message.
+    said = [(message["role"].capitalize(), "\n ".join(message["content"].splitlines())) for message in conversation]
     return "".join(f"{role}: {text}\n" for role, text in said)

@@ -9,9 +9,10 @@ from dataclasses import asdict
 
 import numpy as np
 
+from chatgym.forks import one_thread
 from chatgym.rewards.bradley_terry import bootstrap_counts, choose_decay, fit
 from chatgym.rewards.encoder import EncoderRewardModel
-from chatgym.rewards.features import SIZE, Doubles, Reader, Space, one_thread, texts, turns, weights
+from chatgym.rewards.features import SIZE, Doubles, Reader, Space, texts, turns, weights
 from chatgym.rewards.pairs import Pair
 from chatgym.rewards.protocol import Conversation
 

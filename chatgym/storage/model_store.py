@@ -316,7 +316,7 @@ def _pip_failed(name: str, requirement: str, said: str, folder: Path) -> Unavail
 
 def _watch(process: subprocess.Popen[bytes], what: str, work: Path, size: int) -> None:
     """Wait for a process; a terminal shows how many of `size` bytes have arrived in `work`."""
-    if not sys.stderr.isatty():
+    if not (sys.stderr and sys.stderr.isatty()):  # none without a console
         process.wait()
         return
     from rich.console import Console
@@ -345,7 +345,7 @@ def _bytes_below(folder: Path) -> int:
 @contextmanager
 def _status(what: str) -> Iterator[None]:
     """Show a spinner with a text on a terminal."""
-    if not sys.stderr.isatty():
+    if not (sys.stderr and sys.stderr.isatty()):  # none without a console
         yield
         return
     from rich.console import Console

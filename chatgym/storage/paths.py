@@ -13,7 +13,7 @@ def has_home() -> bool:
     return os.path.isabs(os.path.expanduser("~"))
 
 
-def given(path: str | os.PathLike[str]) -> Path:
+def given(path: str | bytes | os.PathLike[str]) -> Path:
     """Return a path that a user gave, with ``~`` and the ``~name`` of another user replaced by the home.
 
     A shell does so only at the beginning of a word, not in ``--run=~/mine``, and Python never does.
@@ -21,7 +21,7 @@ def given(path: str | os.PathLike[str]) -> Path:
     Raises:
         InvalidValue: There is no home.
     """
-    expanded = os.path.expanduser(path)
+    expanded = os.path.expanduser(os.fsdecode(path))
     if expanded == "~" or expanded.startswith(("~/", f"~{os.sep}")):
         raise InvalidValue(f"{str(path)!r} is below a home folder, and this user has none; write the whole path")
     return Path(expanded)

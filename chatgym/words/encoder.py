@@ -111,8 +111,9 @@ class Encoder:
         return np.stack([known[text] for text in texts]) if texts else np.zeros((0, 3 * WIDTH), np.float32)
 
     def encode_alone(self, text: str) -> Floats:
-        """Return a text's vector, float32[384], encoded alone: the bits don't depend on other texts."""
-        vector: Floats = self._forward([text])[0, :WIDTH]
+        """Return a text's vector, float32[384], encoded alone: its bits depend on no other text and no threads."""
+        with forks.one_thread():
+            vector: Floats = self._forward([text])[0, :WIDTH]
         return vector
 
     def _forward(self, texts: list[str]) -> Floats:
