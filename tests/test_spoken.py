@@ -1,6 +1,7 @@
 """What a model writes isn't what it says: thoughts, parts, signals and grades, of agent, partner and judge."""
 
 import json
+import time
 import warnings
 
 import gymnasium as gym
@@ -15,6 +16,7 @@ from chatgym.engines import Completion, make_engine
 from chatgym.engines.chat import chat
 from chatgym.engines.spoken import opened_thought, text_of, without_thoughts
 from chatgym.envs.codecs import Spoken
+from chatgym.envs.llm_simulator import _words
 from chatgym.envs.task import Task
 from chatgym.evaluation import evaluate
 from chatgym.rewards.judge import ATTEMPTS, MOST_TOKENS, THOUGHTS, JudgeRewardModel, _grade, _letter
@@ -242,6 +244,14 @@ def test_the_partner_says_no_thoughts_and_leaves_by_a_signal_outside_of_them(wri
     observation, terminated, counts = partner(written)
     assert (observation, terminated) == (seen, left)
     assert counts["stopped"] == 2 * left
+
+
+@pytest.mark.parametrize("mark", ["*", "_", "#", "\\#", "\n", "#" * 100 + " " * 9000, "##STOP!"])
+def test_a_long_reply_of_marks_is_read_at_once(mark):
+    reply = mark * (10_000 // len(mark)) + "x"
+    start = time.perf_counter()
+    _words(reply)
+    assert time.perf_counter() - start < 0.3
 
 
 def test_a_partner_that_thinks_gets_room_and_one_that_says_nothing_is_told():
