@@ -427,9 +427,10 @@ def test_a_password_is_in_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert "s3cret" not in str(caught.value)
     assert "me:***@127.0.0.1" in str(caught.value)
     assert caught.value.__suppress_context__
-    with pytest.raises(InvalidValue, match="SQLAlchemy URL") as refused:
-        tune(plan(), tmp_path / "study", storage="nothing of the kind s3cret")
-    assert "s3cret" not in str(refused.value)
+    for wrong in ("nothing of the kind s3cret", "a://me:x@y:s3cret@h/x", "a://me:x@s3cret@h/x", "a://me/s3cret:x@h/x"):
+        with pytest.raises(InvalidValue, match="SQLAlchemy URL") as refused:
+            tune(plan(), tmp_path / "study", storage=wrong)
+        assert "s3cret" not in str(refused.value)
     with pytest.raises(Unavailable, match="needs the driver"):
         tune(plan(), tmp_path / "study", storage="postgresql+pg8000://me:s3cret@127.0.0.1/x")
 

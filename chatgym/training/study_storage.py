@@ -25,10 +25,24 @@ WAIT_SECONDS = 60
 
 
 def hide_password(url: str) -> str:
-    """Return a storage's URL without its password and query."""
-    from sqlalchemy.engine import make_url
+    """Return a storage's URL without its password and query.
 
-    return make_url(url).set(query={}).render_as_string(hide_password=True)
+    Raises:
+        InvalidValue: It is no URL, or a password with special characters can't be told from the rest.
+    """
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        read = make_url(url)
+        if "@" in (read.host or "") or ("@" in (read.database or "") and read.get_backend_name() != "sqlite"):
+            raise ValueError
+    except (ArgumentError, ValueError):  # `int` shows what it can't read, which may be of the password
+        raise InvalidValue(
+            "the storage is a SQLAlchemy URL, such as postgresql+psycopg://user@host/database; write @ as %40 and / "
+            "as %2F in its user and password"
+        ) from None
+    return read.set(query={}).render_as_string(hide_password=True)
 
 
 @contextlib.contextmanager
@@ -37,12 +51,9 @@ def open_storage(where: str | Path) -> Iterator[optuna.storages.RDBStorage]:
 
     Its errors become `Unavailable`, without the password.
     """
-    from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+    from sqlalchemy.exc import SQLAlchemyError
 
-    try:
-        shown = str(where) if isinstance(where, Path) else hide_password(where)
-    except ArgumentError:
-        raise InvalidValue("the storage is a SQLAlchemy URL, such as postgresql+psycopg://user@host/database") from None
+    shown = str(where) if isinstance(where, Path) else hide_password(where)
     storage = None
     try:
         storage = _open(where, shown)
