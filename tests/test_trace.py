@@ -135,6 +135,7 @@ def test_a_trace_of_another_simulator_is_refused(tmp_path):
         ("", InvalidValue, "no ChatGym trace"),
         ('{"some": "json"}\n', InvalidValue, "no ChatGym trace"),
         ("not json\n", Corrupted, "line 1 is not JSON"),
+        ("[" * 200_000, Corrupted, "line 1 is not JSON: .* too deeply"),
         ('{"format": "chatgym-trace", "version": 99}\n', InvalidValue, "version 99"),
         ('{"format": "chatgym-trace", "version": 1}\n[1]\n', Corrupted, "unfinished"),
         ('{"format": "chatgym-trace", "version": 1}\n[1]\n{"type": "end"}\n', Corrupted, "line 2 is no line of a conv"),

@@ -99,8 +99,8 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             records.append(parsed(line))
-        except json.JSONDecodeError as error:
-            raise Corrupted(f"{path}, line {number} is not JSON: {error.msg}") from None
+        except ValueError as error:
+            raise Corrupted(f"{path}, line {number} is not JSON: {getattr(error, 'msg', error)}") from None
     header = records[0] if records and isinstance(records[0], dict) else {}
     if header.get("format") != FORMAT:
         raise InvalidValue(f"{path} is no ChatGym trace; `chatgym evaluate ... --trace FILE` writes one")
