@@ -170,3 +170,16 @@ def test_a_folder_that_is_a_file_is_reported_with_the_remedy(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(Unavailable, match="set CHATGYM_CACHE to another folder"):
         Cache(tmp_path / "file" / "words.sqlite")
+
+
+def test_a_word_that_could_not_be_stored_at_first_is_replaced_by_one_that_is(tmp_path):
+    (tmp_path / "file").write_text("")
+    words = Cache(tmp_path / "file" / "words.sqlite", lasting=False)
+    with pytest.warns(UserWarning, match="held in memory"):
+        words.put("k", "first")
+    assert words.get("k") == "first"
+    words.close()
+    (tmp_path / "file").unlink()
+    words.put("k", "second")
+    assert words.get("k") == "second"
+    words.close()

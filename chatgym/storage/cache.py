@@ -75,7 +75,9 @@ class Cache:
     def put(self, key: str, value: str) -> None:
         """Store a value, replacing the key's earlier one."""
         key, value = valid(key), valid(value)
-        if not self._insert("REPLACE", key, value):
+        if self._insert("REPLACE", key, value):
+            self._memory().pop(key, None)
+        else:
             self._memory()[key] = value
 
     def add(self, key: str, value: str) -> str:
@@ -148,9 +150,10 @@ class Cache:
     def _open_to_read(self) -> sqlite3.Connection:
         """Open the file to read; an empty database in its place if there is none that can be read."""
         # In a folder that can't be written to, a file in WAL mode can only be read as if nothing else wrote to it.
-        for mode in ("mode=ro", "immutable=1") if self.path else ():
+        uri = self.path.absolute().as_uri() if self.path else "file:"
+        for mode in ("mode=ro", "immutable=1"):
             with contextlib.suppress(sqlite3.OperationalError):
-                return _connect(f"{Path(self.path or '').absolute().as_uri()}?{mode}", _READ)
+                return _connect(f"{uri}?{mode}", _READ)
         return _connect(":memory:", _TABLE, "PRAGMA query_only = ON")
 
     def _open_to_write(self) -> sqlite3.Connection:
