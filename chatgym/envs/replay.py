@@ -175,11 +175,11 @@ def replay(path: str | Path) -> Replay:
     identity = records[0]["identity"]
     env = gym.make("ChatEnv-v0", **_arguments(identity), disable_env_checker=True)
     chat: Any = env.unwrapped
-    older = identity["sha256"] != chat.identity()["sha256"]
-    if older and (identity["observation"] == "belief" or not same_simulator(identity["sha256"], chat.identity())):
+    recorded, here = identity["sha256"], chat.identity()
+    if recorded != here["sha256"] and (identity["observation"] == "belief" or not same_simulator(recorded, here)):
         raise ReplayMismatch(
-            f"{path} was recorded with another simulator ({identity['sha256'][:12]}, here "
-            f"{chat.identity()['sha256'][:12]}); install the version of ChatGym or of the plugin that recorded it"
+            f"{path} was recorded with another simulator ({recorded[:12]}, here {here['sha256'][:12]}); "
+            "install the version of ChatGym or of the plugin that recorded it"
         )
     conversations = turns = 0
     for number, expected in enumerate(records[1:-1], 2):

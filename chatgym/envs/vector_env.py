@@ -71,8 +71,7 @@ class ChatVectorEnv(ConversationEnv, VectorEnv[Any, Any, Any]):
             reward_model=reward_model, reward_weights=reward_weights, max_turns=max_turns, error_rate=error_rate,
             tokenizer=tokenizer, texts=texts,
         ))  # fmt: skip
-        if max_episode_steps is not None:
-            self.room.limit(max_episode_steps)
+        self.room.limit(max_episode_steps)
         self.num_envs = num_envs
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
