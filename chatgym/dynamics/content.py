@@ -19,7 +19,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 from chatgym.dynamics.identity import tree_text
 from chatgym.errors import InvalidValue
@@ -33,8 +33,6 @@ _WHAT_IT_IS = (
     | inspect.CO_COROUTINE
     | inspect.CO_ASYNC_GENERATOR
 )
-_Some = TypeVar("_Some")
-_Places = dict[tuple[str, int], list[_Some]]
 
 
 def source_digest(*things: Any) -> str:
@@ -147,23 +145,17 @@ class _Walk:
 
 @functools.lru_cache(maxsize=4096)
 def _names(code: CodeType) -> list[tuple[str, ...]]:
-    """Return what `_reads` yields, sorted."""
-    return sorted(set(_reads(code)))
-
-
-def _reads(code: CodeType) -> Iterator[tuple[str, ...]]:
-    """Yield the names that code reads from outside, each with the attributes that are taken of it."""
-    chain: tuple[str, ...] = ()
-    for step in dis.get_instructions(code):
-        if step.opname in ("LOAD_ATTR", "LOAD_METHOD") and chain:
-            chain = (*chain, step.argval)
-        elif step.opname != "EXTENDED_ARG":
-            if chain:
-                yield chain
-            chain = (step.argval,) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF") else ()
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _reads(constant)
+    """Return the names that code reads from outside, each with the attributes that are taken of it, sorted."""
+    found: set[tuple[str, ...]] = set()
+    for part in _inner(code):
+        chain: tuple[str, ...] = ()
+        for step in dis.get_instructions(part):
+            if step.opname in ("LOAD_ATTR", "LOAD_METHOD") and chain:
+                chain = (*chain, step.argval)
+            elif step.opname != "EXTENDED_ARG":
+                found.add(chain)
+                chain = (step.argval,) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF") else ()
+    return sorted(found - {()})
 
 
 def _bytecode_of(function: FunctionType) -> str:
@@ -193,34 +185,32 @@ def _tree_of(function: FunctionType) -> Any:
     """Return a function's syntax tree as text, or its bytecode if its source isn't known for certain."""
     code = function.__code__
     text = "".join(linecache.getlines(code.co_filename, function.__globals__))
-    place = code.co_name, code.co_firstlineno
-    all_nodes, all_compiled = _parsed(code.co_filename, text)
-    nodes, compiled = all_nodes.get(place, []), all_compiled.get(place, [])
-    if len(nodes) == len(compiled) == 1:
-        if _bytecode(compiled[0], compiled[0].co_consts) == _bytecode(code, code.co_consts):
-            return [tree_text(nodes[0])]
+    found = _parsed(code.co_filename, text).get((code.co_name, code.co_firstlineno), [])
+    if [isinstance(each, CodeType) for each in found] == [False, True]:
+        node, compiled = found
+        if _bytecode(compiled, compiled.co_consts) == _bytecode(code, code.co_consts):
+            return [tree_text(node)]
     return _bytecode_of(function)
 
 
 @functools.lru_cache(maxsize=64)
-def _parsed(filename: str, text: str) -> tuple[_Places[ast.AST], _Places[CodeType]]:
-    """Return the functions in a source, by name and line, and what they are compiled to."""
-    nodes: _Places[ast.AST] = {}
-    compiled: _Places[CodeType] = {}
+def _parsed(filename: str, text: str) -> dict[tuple[str, int], list[Any]]:
+    """Return the syntax trees of the functions in a source, and then what they are compiled to, by name and line."""
     try:
         tree = ast.parse(text)
         whole = compile(text, filename, "exec", dont_inherit=True)
     except (SyntaxError, ValueError):
-        return {}, {}
+        return {}
+    found: dict[tuple[str, int], list[Any]] = {}
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             line = min([node.lineno, *(each.lineno for each in node.decorator_list)])
-            nodes.setdefault((node.name, line), []).append(node)
+            found.setdefault((node.name, line), []).append(node)
         elif isinstance(node, ast.Lambda):
-            nodes.setdefault(("<lambda>", node.lineno), []).append(node)
+            found.setdefault(("<lambda>", node.lineno), []).append(node)
     for code in _inner(whole):
-        compiled.setdefault((code.co_name, code.co_firstlineno), []).append(code)
-    return nodes, compiled
+        found.setdefault((code.co_name, code.co_firstlineno), []).append(code)
+    return found
 
 
 def _inner(code: CodeType) -> Iterator[CodeType]:
