@@ -23,8 +23,7 @@ def opening() -> None:
     """Call before a model is loaded; torch computes on one thread from then on, if a forked process needs that."""
     global _loaded
     _loaded = True
-    if _inherited:
-        _compute_alone()
+    _compute_alone()
 
 
 @contextlib.contextmanager
@@ -42,16 +41,17 @@ def one_thread() -> Iterator[None]:
 
 
 def _compute_alone() -> None:
-    sys.modules["torch"].set_num_threads(1)
+    """Let torch compute on one thread, where it was inherited and a model is loaded, by the parent or here."""
+    if _inherited and _loaded:
+        sys.modules["torch"].set_num_threads(1)
 
 
 def _forked() -> None:
-    """In a forked child: a model that the parent has loaded, or will be loaded here, computes on one thread."""
+    """Note, in a forked child, that torch was inherited."""
     global loading, _inherited
     loading = threading.RLock()
     _inherited = "torch" in sys.modules
-    if _inherited and _loaded:
-        _compute_alone()
+    _compute_alone()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows

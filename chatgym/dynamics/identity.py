@@ -77,11 +77,10 @@ def _deciding(identity: Mapping[str, Any]) -> str:
     return json.dumps({key: identity[key] for key in DECIDING}, sort_keys=True)
 
 
-def tree_text(function: ast.AST) -> str:
+def tree_text(function: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> str:
     """Return the syntax tree of a function as text, without its name and decorators."""
-    body: Any = function.body  # type: ignore[attr-defined]
     kind = "async" if isinstance(function, ast.AsyncFunctionDef) else ""
-    return kind + _dump(function.args, True) + _dump(body, True)  # type: ignore[attr-defined]
+    return kind + _dump(function.args, True) + _dump(function.body, True)
 
 
 def _statements(body: list[ast.stmt], imports: bool) -> Iterator[str]:

@@ -156,9 +156,11 @@ def check_steps(steps: int | None, action: str) -> None:
     Raises:
         InvalidValue: It is below 1, or would count tokens.
     """
-    if steps is not None and (not is_integer(steps) or steps < 1):
+    if steps is None:
+        return
+    if not is_integer(steps) or steps < 1:
         raise InvalidValue(f"max_episode_steps, like max_turns, is an integer of at least 1, not {steps!r}")
-    if steps is not None and action == "token":
+    if action == "token":
         raise InvalidValue(
             f"max_episode_steps={steps} would count tokens with action='token'; limit the turns by max_turns instead"
         )
