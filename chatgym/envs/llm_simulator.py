@@ -46,12 +46,12 @@ PURPOSE = rng.WORDING + 500
 """Purpose of the draws that seed the model."""
 
 _STOP = re.compile(
-    r"[*_`\"']*(?:(?:\\?#)+[\s_*]*STOP[\s_*]*(?:\\?#)+|\bSTOP\s*#{2,}|#{2,}\s*STOP(?=\W*(?:\n|\Z))|"
-    r"(?-i:[\[<]\|?STOP\|?[\]>]|^[*_`\"'\s]*STOP\.?[*_`\"']*\s*\Z))[*_`\"']*", re.I | re.M,
+    r"(?<![*_`\"'])[*_`\"']*(?:(?<!#)(?<!#\\)(?:\\?#)+[\s_*]*STOP[\s_*]*(?:\\?#)+|\bSTOP\s*#{2,}|"
+    r"(?<!#)#{2,}\s*STOP(?=\W*(?:\n|\Z))|(?-i:[\[<]\|?STOP\|?[\]>]|^[*_`\"'\s]{0,20}STOP\.?[*_`\"']*\s*\Z))[*_`\"']*", re.I | re.M,
 )  # fmt: skip
 _ROUND = str.maketrans("[]", "()")
 """The agent's brackets become round: what stands in square ones is how the partner feels."""
-_CUT_STOP = re.compile(r"#{2,}\s*(?:S(?:TO?)?)?\s*\Z", re.I)
+_CUT_STOP = re.compile(r"(?<!#)#{2,}\s*(?:S(?:TO?)?\s*)?\Z", re.I)
 
 
 def llm_simulator_digest(played: LLMPartner) -> str:
