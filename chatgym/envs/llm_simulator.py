@@ -47,7 +47,8 @@ PURPOSE = rng.WORDING + 500
 
 _STOP = re.compile(
     r"(?<![*_`\"'])[*_`\"']*(?:(?<!#)(?<!#\\)(?:\\?#)+[\s_*]*STOP[\s_*]*(?:\\?#)+|\bSTOP\s*#{2,}|"
-    r"(?<!#)#{2,}\s*STOP(?=\W*(?:\n|\Z))|(?-i:[\[<]\|?STOP\|?[\]>]|^[*_`\"'\s]{0,20}STOP\.?[*_`\"']*\s*\Z))[*_`\"']*", re.I | re.M,
+    r"(?<!#)#{2,}\s*STOP(?=\W*(?:\n|\Z))|(?-i:[\[<]\|?STOP\|?[\]>]|^[*_`\"'\s]{0,20}STOP\.?[*_`\"']*\s*\Z))"
+    r"[*_`\"']*", re.I | re.M,
 )  # fmt: skip
 _ROUND = str.maketrans("[]", "()")
 """The agent's brackets become round: what stands in square ones is how the partner feels."""
