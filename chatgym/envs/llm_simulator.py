@@ -45,8 +45,8 @@ THOUGHTS = 2048
 PURPOSE = rng.WORDING + 500
 """Purpose of the draws that seed the model."""
 
-_STOP = re.compile(
-    r"(?<![*_`\"'])[*_`\"']*(?:(?<!#)(?<!#\\)(?:\\?#)+[\s_*]*STOP[\s_*]*(?:\\?#)+|\bSTOP\s*#{2,}|"
+_STOP = re.compile(  # each run of marks or hashes is tried from its start only, or long ones would take seconds
+    r"(?:(?<![*_`\"'])[*_`\"']+)?(?:(?<!#)(?<!#\\)(?:\\?#)+[\s_*]*STOP[\s_*]*(?:\\?#)+|\bSTOP\s*#{2,}|"
     r"(?<!#)#{2,}\s*STOP(?=\W*(?:\n|\Z))|(?-i:[\[<]\|?STOP\|?[\]>]|^[*_`\"'\s]{0,20}STOP\.?[*_`\"']*\s*\Z))"
     r"[*_`\"']*", re.I | re.M,
 )  # fmt: skip
