@@ -134,3 +134,12 @@ def test_another_kind_of_file_names_what_writes_lines(tmp_path):
     for read in (dialogues.read, read_pairs):
         with pytest.raises(InvalidValue, match="to_json"):
             read(tmp_path / "data.parquet")
+        with pytest.raises(InvalidValue, match="to_json"):
+            read(tmp_path)  # a folder
+
+
+def test_a_line_that_is_nested_too_deeply_is_named(tmp_path):
+    (tmp_path / "deep.jsonl").write_text("[" * 200_000 + "]" * 200_000)
+    for read in (dialogues.read, read_pairs):
+        with pytest.raises(InvalidValue, match="line 1 is not JSON: it is nested too deeply"):
+            read(tmp_path / "deep.jsonl")

@@ -1,6 +1,7 @@
 """Tokens aren't words: true bytes, all alternatives, true offsets, and the same scores served as in process."""
 
 import codecs
+import json
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_serving import Served
 from tiny import llama_like, save_model_for, save_tiny_model
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from chatgym.engines.openai import OpenAIEngine
 from chatgym.engines.protocol import continues
@@ -201,3 +203,13 @@ def test_a_stop_string_ends_a_text_that_begins_with_its_space(engine):
     assert cut.text == free.text[: free.text.index(stop)]
     assert len(cut.tokens) <= len(free.tokens)
     assert np.isfinite(engine.score(["I feel"], [free.text or " x"])[0]).all()
+
+
+def test_a_word_outside_of_the_byte_alphabet_is_spelled_as_it_is_decoded():
+    tokenizer = bytelevel()
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    del state["model"]["vocab"]["Ġthe"]
+    state["model"]["vocab"]["▁你"] = 260
+    state["model"]["merges"] = [one for one in state["model"]["merges"] if "Ġthe" not in "".join(one)]
+    odd = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)))
+    assert Spelling(odd)[260].decode() == odd.decode([260]) == "▁你"

@@ -15,6 +15,7 @@ from chatgym.cli.app import app
 from chatgym.engines import Completion, make_engine
 from chatgym.engines.chat import chat
 from chatgym.engines.spoken import opened_thought, text_of, without_thoughts
+from chatgym.envs import llm_simulator
 from chatgym.envs.codecs import Spoken
 from chatgym.envs.llm_simulator import _words
 from chatgym.envs.task import Task
@@ -299,6 +300,26 @@ def test_what_is_no_grade_from_1_to_10_or_more_than_one_is_none(text):
 )
 def test_a_choice_in_other_words_is_a_choice(letter, texts):
     assert {text: _letter(text) for text in texts} == dict.fromkeys(texts, letter)
+
+
+@pytest.mark.parametrize(
+    ("read", "text"),
+    [
+        (_grade, "grade" + " " * 10_000),
+        (_grade, "1" + "." * 5000 + "-" * 5000),
+        (_grade, "8/" + "1" * 10_000),
+        (_letter, "A is " * 2000),
+        (llm_simulator._words, "#" * 10_000 + "x"),
+        (llm_simulator._words, "\\#" * 5000 + "x"),
+        (llm_simulator._words, "*" * 10_000 + "x"),
+        (llm_simulator._words, "\n" * 10_000 + "x"),
+    ],
+    ids=range(8),
+)
+def test_a_model_that_repeats_itself_is_read_in_no_time(read, text):
+    begin = time.thread_time()
+    read(text)
+    assert time.thread_time() - begin < 0.5
 
 
 def test_a_judge_that_thinks_gets_the_tokens_for_it():

@@ -90,7 +90,7 @@ def told_in(text: str) -> Any:
     Raises:
         ValueError: It is no JSON.
     """
-    event = re.match(r"\s*(?:event:.*\s+)?data:(.*)", text)
+    event = re.match(r"\s*(?:event:.*\n\s*)?data:(.*)", text)
     return parsed(event[1] if event else text)
 
 

@@ -95,16 +95,16 @@ class Marks:
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Return the token ids of a text in which marks are control tokens, but what stand-ins stand for isn't."""
         ids: list[int]
-        twin = self._twin if self.shields(text) else None
-        if twin is None and hasattr(self._tokenizer, "encode_batch"):  # of the tokenizers library
+        if self.shields(text) and self._twin is not None:
+            text = self._all.sub(lambda found: self._names.get(found[0], found[0]), text)
+            text = self._stand_in.sub(self._plain, text)
+            ids = self._twin.encode(text, add_special_tokens=add_special_tokens).ids
+            return [self._ids.get(token, token) for token in ids]
+        if hasattr(self._tokenizer, "encode_batch"):  # of the tokenizers library
             ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
-            return ids
-        if twin is None:
+        else:
             ids = self._tokenizer(self.broken(text), add_special_tokens=add_special_tokens)["input_ids"]
-            return ids
-        text = self._all.sub(lambda found: self._names.get(found[0], found[0]), text)
-        text = self._stand_in.sub(self._plain, text)
-        return [self._ids.get(token, token) for token in twin.encode(text, add_special_tokens=add_special_tokens).ids]
+        return ids
 
     def broken(self, text: str) -> str:
         """Return a text whose stand-ins became their texts with a space after the first character: no marks."""

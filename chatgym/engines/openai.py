@@ -168,16 +168,9 @@ class OpenAIEngine:
             Unavailable: ``CHATGYM_OFFLINE`` forbids the server.
         """
         check_sampling(prompts, max_new_tokens, temperature, top_p, seeds)
+        ends = tuple(map(valid, filter(None, stop)))
         jobs = [
-            Job(
-                valid(prompt),
-                max_new_tokens,
-                temperature,
-                top_p,
-                int(seed) % 2**63,
-                logprobs,
-                tuple(map(valid, filter(None, stop))),
-            )
+            Job(valid(prompt), max_new_tokens, temperature, top_p, int(seed) % 2**63, logprobs, ends)
             for prompt, seed in zip(prompts, range(len(prompts)) if seeds is None else seeds, strict=True)
         ]
         return self._answers(jobs, completion)

@@ -6,7 +6,6 @@ import os
 import random
 import threading
 import warnings
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -56,7 +55,7 @@ class Server:
         self.endpoint = ""
         self.chatted = False
         self.reached = False
-        self._dialects: defaultdict[str, Dialect] = defaultdict(Dialect)  # of each endpoint
+        self._dialects = {"completions": Dialect(), "chat": Dialect()}  # of each endpoint
         self._learning = threading.Lock()
         self._client: Any = None
         self._headers: dict[str, Any] = {}

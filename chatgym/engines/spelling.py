@@ -58,7 +58,7 @@ class Spelling(dict[int, bytes]):
             return str(self._tokenizer.decode([token])).encode()
         if written is None:  # the model has more logits than the tokenizer has tokens
             return b""
-        if self._bytes:
+        if self._bytes and self._bytes.keys() >= set(written):  # else the decoder takes it as it is, too
             return bytes(self._bytes[c] for c in written)
         if byte := _BYTE.fullmatch(written):
             return bytes([int(byte[1], 16)])

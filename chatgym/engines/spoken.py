@@ -39,7 +39,7 @@ _CLOSE = (
 _MARK = re.compile(f"(?P<open>{'|'.join(_OPEN)})|(?P<close>{'|'.join(_CLOSE)})", re.I)
 _ANSWER = re.compile(
     r"\s*(?:<(?P<name>answer|final_answer|final|response|reply|output)>|<\|(?:START_RESPONSE|begin_of_solution)\|>)"
-    r"(?P<words>.*?)(?:(?:</(?P=name)>|<\|(?:END_RESPONSE|end_of_solution)\|>)(?P<more>.*))?\s*", re.I | re.S,
+    r"(?P<words>.*?)(?:(?:</(?P=name)>|<\|(?:END_RESPONSE|end_of_solution)\|>)(?P<more>.*))?", re.I | re.S,
 )  # fmt: skip
 _BEGIN = re.compile(r"\A\s*<\|(?:im_start\|>|start_header_id\|>)?assistant(?:\|>|<\|end_header_id\|>|\n)\s*")
 _END = re.compile(

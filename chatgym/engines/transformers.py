@@ -241,10 +241,10 @@ class TransformersEngine:
 
     def _with_continuation(self, prompt: str, continuation: str) -> tuple[list[int], list[int]]:
         """Return the token ids of a prompt with its continuation, and the places of those of the continuation."""
-        if not prompt:
-            head, tail = self.tokens(""), self.tokenizer(valid(continuation), add_special_tokens=False)["input_ids"]
-            return head + tail, list(range(len(head), len(head + tail)))
         prompt, continuation = valid(prompt), valid(continuation)
+        if not prompt:
+            head, tail = self.tokens(""), self.tokenizer(continuation, add_special_tokens=False)["input_ids"]
+            return head + tail, list(range(len(head), len(head + tail)))
         text = prompt + continuation
         ids = self.tokens(text)
         return ids, continues(self.spelling.begins(ids, text), len(prompt), len(text))

@@ -63,9 +63,7 @@ class Job:
         else:
             body |= {"messages": [{"role": "user", "content": self.prompt}]} if chat else {"prompt": self.prompt}
         body |= {"seed": self.seed} if self.seed is not None else {}
-        body |= (
-            {"top_p": self.top_p} if self.top_p < 1.0 else {}
-        )  # the default is left out: some servers refuse the parameter
+        body |= {"top_p": self.top_p} if self.top_p < 1.0 else {}  # some servers refuse even the default
         body |= {"stop": list(self.stop[:4])} if self.stop else {}  # servers refuse more than four; `completion` cuts
         body |= {"logprobs": True if chat else 1} if self.logprobs else {}
         return body | ({"echo": True} if self.echo else {})

@@ -45,15 +45,14 @@ THOUGHTS = 2048
 PURPOSE = rng.WORDING + 500
 """Purpose of the draws that seed the model."""
 
-# Counts are bounded, so that a long reply of marks takes no longer than another one.
-_STOP = re.compile(
-    r"[*_`\"']{0,20}(?:(?:\\?#){1,20}[\s_*]{0,20}STOP[\s_*]{0,20}(?:\\?#)+|\bSTOP\s{0,20}#{2,}|"
-    r"#{2,20}\s{0,20}STOP(?=\W*(?:\n|\Z))|(?-i:[\[<]\|?STOP\|?[\]>]|"
-    r"^[*_`\"'\s]{0,20}STOP\.?[*_`\"']*\s*\Z))[*_`\"']*", re.I | re.M,
+_STOP = re.compile(  # each run of marks or hashes is tried from its start only, or long ones would take seconds
+    r"(?:(?<![*_`\"'])[*_`\"']+)?(?:(?<!#)(?<!#\\)(?:\\?#)+[\s_*]*STOP[\s_*]*(?:\\?#)+|\bSTOP\s*#{2,}|"
+    r"(?<!#)#{2,}\s*STOP(?=\W*(?:\n|\Z))|(?-i:[\[<]\|?STOP\|?[\]>]|^[*_`\"'\s]{0,20}STOP\.?[*_`\"']*\s*\Z))"
+    r"[*_`\"']*", re.I | re.M,
 )  # fmt: skip
 _ROUND = str.maketrans("[]", "()")
 """The agent's brackets become round: what stands in square ones is how the partner feels."""
-_CUT_STOP = re.compile(r"#{2,20}\s{0,20}(?:S(?:TO?)?)?\Z", re.I)
+_CUT_STOP = re.compile(r"(?<!#)#{2,}\s*(?:S(?:TO?)?\s*)?\Z", re.I)
 
 
 def llm_simulator_digest(played: LLMPartner) -> str:

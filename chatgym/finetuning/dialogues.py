@@ -17,7 +17,7 @@ from chatgym.envs.vector_env import ChatVectorEnv
 from chatgym.errors import InvalidValue
 from chatgym.rewards import forms
 from chatgym.storage.paths import given
-from chatgym.storage.utf8 import read_text, valid
+from chatgym.storage.utf8 import valid
 
 Message: TypeAlias = Mapping[str, str]
 Dialogue: TypeAlias = Sequence[Message]
@@ -35,13 +35,7 @@ def read(path: Path) -> list[Dialogue]:
     Raises:
         InvalidValue: The file can't be read, or a line is no conversation with a message of the assistant.
     """
-    try:
-        text = read_text(given(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidValue(
-            f"{path} can't be read ({error}); name a file of JSON lines, as `dataset.to_json(FILE)` writes one"
-        ) from error
-    dialogues = forms.read_records(path, text, _checked)
+    dialogues = forms.read_records(given(path), _checked)
     if not dialogues:
         raise InvalidValue(f'{path} holds no conversation; each line is one, {{"messages": [...]}}')
     return dialogues

@@ -7,14 +7,13 @@ list. Columns that aren't needed are passed over.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from chatgym.errors import InvalidValue
-from chatgym.storage.utf8 import parsed
+from chatgym.storage.utf8 import parsed, read_text
 
 Messages = list[dict[str, str]]
 T = TypeVar("T")
@@ -33,25 +32,30 @@ _SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant|System):")
 _HH = {"Human": "user", "Assistant": "assistant", "System": "system"}
 
 
-def read_records(path: Path, text: str, read: Callable[[Any, str], T]) -> list[T]:
+def read_records(path: Path, read: Callable[[Any, str], T]) -> list[T]:
     """Return what `read` makes of each record of a file, and of where it stands: JSON lines, or one JSON list.
 
     Args:
-        path: The file, for messages.
-        text: What it holds.
+        path: The file.
         read: Called with a JSON value and its place, such as ``"line 2"``.
 
     Raises:
-        InvalidValue: A line isn't JSON, or `read` refuses it; the message names the place.
+        InvalidValue: The file can't be read, or a line isn't JSON, or `read` refuses it; the message names the place.
     """
+    try:
+        text = read_text(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidValue(
+            f"{path} can't be read ({error}); name a file of JSON lines in UTF-8, as `dataset.to_json(FILE)` writes one"
+        ) from error
     found = []
     for where, one in _records(text):
         try:
             found.append(read(parsed(one) if isinstance(one, str) else one, where))
-        except json.JSONDecodeError as error:
-            raise InvalidValue(f"{path}, {where} is not JSON: {error.msg}") from None
         except InvalidValue as error:
             raise InvalidValue(f"{path}, {where}: {error}") from None
+        except ValueError as error:
+            raise InvalidValue(f"{path}, {where} is not JSON: {getattr(error, 'msg', error)}") from None
     return found
 
 

@@ -35,7 +35,7 @@ _SCALE = re.compile(
 )
 _NUMBER = r"(?<![\w.,/-])(?P<number>\d+(?:[.,]\d+)?)(?!\w|[.,]\d|\s*%)(?:\s*(?:/|out of|of)\s*(?P<top>\d+))?"
 _GRADE = re.compile(_NUMBER, re.I)
-_MARKS = r"[\"'*_`\s]*"
+_MARKS = r"[\"'*_`\s]{0,9}"  # without a bound, a long run of them takes minutes
 _LABELLED = re.compile(
     r"\b(?:grade|score|rating|mark|verdict|answer)\b(?:\s*\([^()]*\))?"
     rf"{_MARKS}(?:is|of|would be|:|=|-(?!\d))*{_MARKS}{_NUMBER}", re.I,
@@ -43,7 +43,7 @@ _LABELLED = re.compile(
 _FINAL = re.compile(r"\b(?:final|overall|total)\s+" + _LABELLED.pattern, re.I)
 _OVERALL = re.compile(rf"\boverall{_MARKS}[:=]{_MARKS}{_NUMBER}", re.I)
 _ALONE = re.compile(rf"^[^\w\n-]*{_NUMBER}[^\w\n]*$", re.I | re.M)
-_RANGE = re.compile(r"[\d.,]+\W*(?:-|–|or|to)\W*\d")
+_RANGE = re.compile(r"[\d.,]+\W{0,9}(?:-|–|or|to)\W{0,9}\d")
 _CHOSEN = re.compile(
     r"(?<!n['’]t )(?<!\bnot )\b(?:answer|verdict|choice|winner|better|prefer\w*|choose|pick)\b"
     r"[^\w\n]*(?:(?:is|one|in|conversation)\W+)*"
@@ -51,7 +51,7 @@ _CHOSEN = re.compile(
 )  # fmt: skip
 _BETTER = re.compile(
     r"\b(?P<letter>[AB]) (?:wins\b|(?:is|does|was|did|has)\b"
-    r"(?=(?:(?!\b(?:not?|never|hardly|less)\b)[^.\n])*\b(?:better|best|wins?)\b))"
+    r"(?=(?:(?!\b(?:not?|never|hardly|less)\b)[^.\n]){0,200}\b(?:better|best|wins?)\b))"
 )
 _AGAINST = re.compile(r"\b(?:worse|worst|weaker|loses|not|neither|nor|cannot)\b|n['’]t\b")
 _NAMED = re.compile(r"\b[Cc]onversation\W+(?P<letter>[AB])(?![\w'’])")
@@ -168,7 +168,7 @@ def _grade(text: str) -> float | None:
         found = list(form.finditer(text))
         if not found:
             continue
-        named = {(float(one["number"].replace(",", ".")), int(one["top"] or HIGH)) for one in found}
+        named = {(float(one["number"].replace(",", ".")), float(one["top"] or HIGH)) for one in found}
         ((grade, top), *others) = named
         if others or top != HIGH or any(_RANGE.match(text, one.start("number")) for one in found):
             return None

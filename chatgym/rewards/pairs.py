@@ -21,7 +21,6 @@ from chatgym.errors import InvalidValue
 from chatgym.rewards import forms
 from chatgym.rewards.protocol import Conversation
 from chatgym.storage.paths import given
-from chatgym.storage.utf8 import read_text
 
 KEYS = ("prompt", "chosen", "rejected", "kind", "group")
 HELD_OUT = 5
@@ -70,18 +69,12 @@ def read_pairs(path: str | Path) -> list[Pair]:
     """Read pairs from a file.
 
     Raises:
-        InvalidValue: There is no such file, or a line is no pair; the message names the line and what is wrong with it.
+        InvalidValue: The file can't be read, or a line is no pair; the message names the line and what is wrong.
     """
     path = given(path)
-    try:
-        text = read_text(path)
-    except FileNotFoundError:
-        raise InvalidValue(f"there is no {path}; `chatgym reward pairs --out {path}` makes pairs") from None
-    except UnicodeDecodeError:
-        raise InvalidValue(
-            f"{path} holds no pairs: it isn't text in UTF-8; `dataset.to_json(FILE)` writes JSON lines"
-        ) from None
-    pairs = forms.read_records(path, text, _pair)
+    if not path.exists():
+        raise InvalidValue(f"there is no {path}; `chatgym reward pairs --out {path}` makes pairs")
+    pairs = forms.read_records(path, _pair)
     if not pairs:
         raise InvalidValue(f"{path} holds no pairs; write one JSON object per line: {', '.join(KEYS)}")
     return pairs
