@@ -14,7 +14,9 @@ from fractions import Fraction
 from typing import NamedTuple
 
 MAX_DIGITS = 15
-"""Length of the longest number in digits that has a value."""
+"""Length of the longest number in digits, and of the longest row of decimals in words, that has a value."""
+NEAR = 40
+"""How many characters before a value are looked at."""
 
 _TO_NINETEEN = (
     "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen",
@@ -47,7 +49,7 @@ _WHOLE = f"(?:(?:{_HUNDREDS}|A|D)K(?:N?{_HUNDREDS})?|{_HUNDREDS}|D|Z)"
 _WORDY_PART = f"(?:(?:A|D|{_TENS_AND_ONES})F|[AO]?L)"
 _GRAMMAR = re.compile(
     rf"(?P<part>{_WORDY_PART}|DSD|V)|(?P<whole>{_WHOLE})"
-    rf"(?:P(?P<decimals>[OUZ]+|D)|(?P<more>N(?:{_WORDY_PART}|DSD)|DSD|V))?"
+    rf"(?:P(?P<decimals>[OUZ]{{1,{MAX_DIGITS}}}|D)|(?P<more>N(?:{_WORDY_PART}|DSD)|DSD|V))?"
 )
 
 _VULGAR = "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
@@ -126,6 +128,11 @@ def find_numbers(text: str, thousands: str = ",' ") -> list[Number]:
     return [_number(text, found, thousands) for found in _RUN.finditer(text)]
 
 
+def stands_before(pattern: re.Pattern[str], text: str, start: int) -> bool:
+    """Tell whether a pattern that ends with ``$`` matches what stands before a place, at most `NEAR` characters."""
+    return bool(pattern.search(text, max(start - NEAR, 0), start))
+
+
 def mask(text: str, numbers: Sequence[Number]) -> str:
     """Return a plain text of the same length with each number as ``#``, followed by as many ``~`` as it has room."""
     masked, done = "", 0
@@ -141,7 +148,7 @@ def _number(text: str, found: re.Match[str], thousands: str) -> Number:
     start, end = found.span()
     sign = found["sign"] or ""
     value, code, words, fraction = _read(text[start + len(sign) : end], thousands)
-    difference = sign[:1].isalpha() and not _BEFORE_A_SIGN.search(text, 0, start)  # "60 euros minus 20"
+    difference = sign[:1].isalpha() and not stands_before(_BEFORE_A_SIGN, text, start)  # "60 euros minus 20"
     if difference:
         start += len(sign)
     glued = start > 0 and text[start - 1] == "-"  # "AB-482913", "x-3"
@@ -149,7 +156,7 @@ def _number(text: str, found: re.Match[str], thousands: str) -> Number:
         value = None
     elif value is not None and sign[:1] in ("-", "m", "n"):
         value = -value
-    if sign not in ("", "- ") or (glued and not _NAMES_AN_ORDER.search(text, 0, start)):
+    if sign not in ("", "- ") or (glued and not stands_before(_NAMES_AN_ORDER, text, start)):
         code = ""
     return Number(start, end, value, code, words, fraction)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from bisect import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -13,7 +14,7 @@ from chatgym.scenarios.customer_service.belief import least_sure
 from chatgym.scenarios.customer_service.customer import say
 from chatgym.scenarios.customer_service.policy import *
 from chatgym.scenarios.mentions import BOUND_AFTER, BOUND_BEFORE, Mention, meant, only_value
-from chatgym.scenarios.numbers import Number, find_numbers, mask, plain
+from chatgym.scenarios.numbers import Number, find_numbers, mask, plain, stands_before
 
 
 def surface(slot: int, value: int) -> str:
@@ -145,7 +146,8 @@ _NO_ORDER = re.compile(
     r"[^\d!?,]{0,12}|\d[ -]|\b(?:tracking|invoice|receipt|iban|serial|card|ticket|voucher|coupon|parcel|model)"
     r"(?: (?:number|no\.?|nr\.?|code|id))?(?: is|'s|:)? ?#?)$"
 )
-_SAME_CLAUSE = re.compile(r"(?:(?!\b(?:but|and|no|not|sorry|wait|rather)\b)[^,.;:!?(])*")
+_CLAUSES = re.compile(r"\b(?:but|and|no|not|sorry|wait|rather)\b|[,.;:!?(]")
+"""What parts a count from an amount that isn't for each ("3 vouchers at 40 euros")."""
 _GLUED = re.compile(r"[-/]\w| ?[x*×] ?[\d#]")
 
 
@@ -167,8 +169,8 @@ def _found(text: str) -> tuple[Mapping[str, int], str]:
         return {}, text
     masked, numbers = mask(low, read), {number.start: number for number in read}
     mentions = {"date": [*_dates(masked, numbers)], "amount": [*_amounts(masked, numbers)]}
-    taken = [mention for found in mentions.values() for mention in found]
-    free = [n for n in read if not any(one.start <= n.start < one.end for one in taken)]
+    taken = {at for found in mentions.values() for one in found for at in range(one.start, one.end)}
+    free = [n for n in read if n.start not in taken]
     mentions["reference"] = [*_references(masked, free)]
     orders = {mention.start for mention in mentions["reference"]}
     bare = [
@@ -176,10 +178,7 @@ def _found(text: str) -> tuple[Mapping[str, int], str]:
         for n in free
         if n.start not in orders and low[n.start : n.end] != "one" and not _MEASURED.match(masked, n.end)
     ]
-    mentions["amount"] = [
-        one._replace(value=None) if any(_SAME_CLAUSE.fullmatch(masked, n.end, one.start) for n in bare) else one
-        for one in mentions["amount"]  # "3 vouchers at 40 euros"
-    ]
+    mentions["amount"] = [*_not_each(masked, mentions["amount"], bare)]
     slots: dict[str, int] = {}
     spans: list[tuple[int, int, str]] = []
     for slot, found in mentions.items():
@@ -225,6 +224,17 @@ def _amounts(masked: str, numbers: Mapping[int, Number]) -> Iterator[Mention]:
         yield Mention(*found.span(), None if unsure else _euros(found, numbers))
 
 
+def _not_each(masked: str, amounts: Sequence[Mention], counts: Sequence[Mention]) -> Iterator[Mention]:
+    """Yield amounts, without a value if a count stands before one in its clause: "3 vouchers at 40 euros"."""
+    clauses = [found.start() for found in _CLAUSES.finditer(masked)]
+    first: dict[int, int] = {}
+    for count in counts:
+        first.setdefault(bisect(clauses, count.start), count.end)
+    for one in amounts:
+        before = first.get(bisect(clauses, one.start), one.end)
+        yield one._replace(value=None) if before <= one.start else one
+
+
 def _euros(found: re.Match[str], numbers: Mapping[int, Number]) -> int | None:
     """Return the whole euros of an amount; None if the cents decide its case of the policy."""
     number = numbers[found.start("before" if found["before"] else "after")]
@@ -239,18 +249,21 @@ def _euros(found: re.Match[str], numbers: Mapping[int, Number]) -> int | None:
 
 def _references(masked: str, free: Sequence[Number]) -> Iterator[Mention]:
     """Yield the order numbers among numbers that are no part of a date or an amount."""
+    starts, ends = {number.start for number in free}, {number.end for number in free}
     for number in free:
         if len(number.code) != 6 or _MEASURED.match(masked, number.end):
             continue
-        gaps = (masked[min(one.end, number.end) : max(one.start, number.start)] for one in free if one is not number)
-        part = _GLUED.match(masked, number.end) or _NO_ORDER.search(masked, 0, number.start)
-        sure = number.code[0] != "0" and not part and not any(gap in (" ", "-") for gap in gaps)
+        row = (number.start - 1 in ends and masked[number.start - 1] in " -") or (
+            number.end + 1 in starts and masked[number.end] in " -"
+        )
+        part = row or _GLUED.match(masked, number.end) or stands_before(_NO_ORDER, masked, number.start)
+        sure = number.code[0] != "0" and not part
         yield Mention(number.start, number.end, int(number.code) if sure else None)
 
 
 def _unsure(masked: str, start: int, end: int, after: re.Pattern[str]) -> bool:
     """Tell whether the words around a value make it another value, or one of several."""
-    before = _UNSURE_BEFORE.search(masked, max(start - 30, 0), start)
+    before = stands_before(_UNSURE_BEFORE, masked, start)
     return bool(before or _UNSURE_AFTER.match(masked, end) or after.match(masked, end))
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from fractions import Fraction
 from typing import Any
 
@@ -13,7 +14,7 @@ from chatgym.scenarios.education.policy import *
 from chatgym.scenarios.education.problems import TEXTS, question, surface
 from chatgym.scenarios.education.student import say
 from chatgym.scenarios.mentions import BOUND_AFTER, BOUND_BEFORE, Mention, meant, only_value
-from chatgym.scenarios.numbers import Number, find_numbers, mask, plain
+from chatgym.scenarios.numbers import Number, find_numbers, mask, plain, stands_before
 
 SKILL_NAMES = tuple(name.replace("_", " ") for name in SKILLS)
 EXAMPLES_FROM = 1000
@@ -142,8 +143,7 @@ _WORDS_BEFORE = re.compile(r"(?! (?:of|is an?|are an?)\b)")
 _ALONE = re.compile(r"[\s.!?…]*$")
 _SURE = re.compile(
     r"(?:(?:answer|result|solution|total)(?: (?:would|should|must|has to|could) be| is| was|'s|:)?|"
-    r"\b[xyz] is|=) ?"
-    r"(?:about |just |only |exactly )?$"
+    r"\b[xyz] is|=) ?(?:about |just |only |exactly )?$"
 )
 _LIKELY = re.compile(
     r"\b(?:is|it'?s|that'?s|be|gets?|got|makes?|gives?|equals?|so),? (?:about |just |only |exactly )?$"
@@ -191,30 +191,31 @@ def _counts(text: str, number: Number) -> bool:
         if one and text.endswith("no ", 0, number.start):
             return False
         after = _ALONE if one else _WORD_BEFORE if number.words == 1 else _WORDS_BEFORE
-        return bool(_WORD_AFTER.search(text, 0, number.start) and after.match(text, number.end))
+        return bool(stands_before(_WORD_AFTER, text, number.start) and after.match(text, number.end))
     return number.value is not None or any(char.isdecimal() for char in text[number.start : number.end])
 
 
 def _answer(text: str, numbers: Sequence[Number]) -> Fraction | None:
     """Return the number that a plain text gives as the answer; None if there is none or it isn't sure."""
     masked = mask(text, numbers)
-    terms = [span for found in _SUMS.finditer(masked) for span in _terms(found, text, numbers)]
+    unread = {number.start for number in numbers if number.value is None}
+    terms = {at for found in _SUMS.finditer(masked) for at in _terms(found, text, unread)}
     candidates = [
         Mention(n.start, n.end, None if _bound(text, n) else n.value)
         for n in numbers
-        if _counts(text, n)
-        and not any(start <= n.start < end for start, end in terms)
-        and not _NO_ANSWER_AFTER.search(text, 0, n.start)
+        if n.start not in terms
+        and _counts(text, n)
+        and not stands_before(_NO_ANSWER_AFTER, text, n.start)
         and not _NO_ANSWER_BEFORE.match(text, n.end)
     ]
     left = meant(masked, candidates)
     if left and (reason := _REASON.search(masked, left[0].end)):
         left = [mention for mention in left if mention.end <= reason.start()]
     if len({mention.value for mention in left}) > 1:
-        if any(_ANOTHER.search(masked, left[0].end, mention.start) for mention in left[1:]):
+        if any(_ANOTHER.search(masked, one.end, other.start) for one, other in itertools.pairwise(left)):
             return None
-        sure = [mention for mention in left if _SURE.search(masked, 0, mention.start)]
-        likely = [mention for mention in left if _LIKELY.search(masked, 0, mention.start)]
+        sure = [mention for mention in left if stands_before(_SURE, masked, mention.start)]
+        likely = [mention for mention in left if stands_before(_LIKELY, masked, mention.start)]
         left = sure or (likely if left[-1:] == likely[-1:] else [])
     value = only_value(left)
     return value if value is not None and max(abs(value.numerator), value.denominator) <= LARGEST else None
@@ -224,25 +225,31 @@ def _bound(text: str, number: Number) -> bool:
     """Tell whether a number is a bound ("more than 7"), or goes on ("3.33...")."""
     if text.startswith(("..", "…"), number.end) and "." in text[number.start : number.end]:
         return True
-    return bool(_BOUND_BEFORE.search(text, 0, number.start) or _BOUND_AFTER.match(text, number.end))
+    return stands_before(_BOUND_BEFORE, text, number.start) or bool(_BOUND_AFTER.match(text, number.end))
 
 
-def _terms(found: re.Match[str], text: str, numbers: Sequence[Number]) -> Iterator[tuple[int, int]]:
-    """Yield the spans of a sum whose numbers aren't its result: all of an equation in x, else what has operations."""
+def _terms(found: re.Match[str], text: str, unread: Set[int]) -> Iterator[int]:
+    """Yield the places in a sum whose numbers aren't its result: all of an equation in x, else what has operations.
+
+    Args:
+        found: The sum.
+        text: The plain text.
+        unread: Where numbers without a value begin.
+    """
     start, end = found.span()
     if re.search(r"\bx(?:\b|[²³])|\dx", text[start:end]) and not re.fullmatch(r"x\s*=\s*-?#~*|-?#~*\s*=\s*x", found[0]):
-        yield start, end
+        yield from range(start, end)
         return
-    unread = {number.start for number in numbers if number.value is None}
     for side in re.finditer("[^=]+", found[0]):
-        first, last = start + side.start(), start + side.end()
-        if _OPERATION.search(side[0].strip(" -")) or any(first <= at < last for at in unread):
-            yield first, last
+        places = range(start + side.start(), start + side.end())
+        if _OPERATION.search(side[0].strip(" -")) or not unread.isdisjoint(places):
+            yield from places
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
     """Return a pattern that matches any of some texts, ignoring case, with any numbers in the place of ``{0}``."""
-    return re.compile("|".join(re.sub(r"\\{\d\\}|\d", r"\\d+", re.escape(text)) for text in texts), re.I)
+    number = r"(?<!\d)\d+"  # a match can't begin within a number: else a long one would be tried at each digit
+    return re.compile("|".join(re.sub(r"\\{\d\\}", lambda _: number, re.escape(text)) for text in texts), re.I)
 
 
 _SKILL = "|".join(SKILL_NAMES)
