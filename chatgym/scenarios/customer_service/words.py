@@ -109,7 +109,7 @@ _UNIT = "|".join(_DAYS)
 _COUNT = rf"(?:{_NUMBER}(?: an?)?|\b(?:a )?couple(?: of)?|\ban?)"
 _TIME = rf"{_COUNT} ?(?:{_UNIT})s?"
 _DATE = re.compile(
-    rf"{_TIME}(?:(?:,|,? and)? (?:{_TIME}|{_NUMBER}))* ago\b|"
+    rf"{_TIME}(?:(?:,|,? and)? (?:{_TIME}|{_NUMBER}(?! an? ?(?:{_UNIT}))))* ago\b|"
     rf"\b(?:the (?=day|week))?(?P<named>{'|'.join(sorted(_NAMED, key=len, reverse=True))})\b"
 )
 _STEP = re.compile(rf"(?P<count>{_COUNT}) ?(?P<unit>{_UNIT})|{_NUMBER}")
