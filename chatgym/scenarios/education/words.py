@@ -249,7 +249,7 @@ def _terms(found: re.Match[str], text: str, unread: Set[int]) -> Iterator[int]:
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
     """Return a pattern that matches any of some texts, ignoring case, with any numbers in the place of ``{0}``."""
     number = r"(?<!\d)\d+"  # a match can't begin within a number: else a long one would be tried at each digit
-    return re.compile("|".join(re.sub(r"\\{\d\\}", lambda _: number, re.escape(text)) for text in texts), re.I)
+    return re.compile("|".join(re.sub(r"\\{\d\\}|\d+", lambda _: number, re.escape(text)) for text in texts), re.I)
 
 
 _SKILL = "|".join(SKILL_NAMES)
