@@ -134,14 +134,15 @@ def test_copies_of_a_vector_environment_go_on_as_it_does(case, autoreset, turns,
     envs.reset(seed=seed)
     for _ in range(turns):
         envs.step(draw_action(envs, generator, envs.scenario, 3))
-    copies = [*(verb(envs) for verb in VERBS.values()), ChatVectorEnv(3, **how)]
-    copies[-1].restore(envs.snapshot())
+    copies = {**{name: verb(envs) for name, verb in VERBS.items()}, "restored": ChatVectorEnv(3, **how)}
+    copies["restored"].restore(envs.snapshot())
     row = seed % 3
     forked = envs.fork(row, 2)
     for _ in range(6):
         actions = draw_action(envs, generator, envs.scenario, 3)
         first = envs.step(actions)
-        assert all(same(first, other.step(actions)) for other in copies)
+        others = {name: other.step(actions) for name, other in copies.items()}
+        assert {name: other for name, other in others.items() if not same(first, other)} == {}, first
         _, rewards, *_ = forked.step([actions[row]] * 2)
         assert rewards.tolist() == [first[1][row]] * 2
 
