@@ -18,7 +18,7 @@ import numpy as np
 
 from chatgym.errors import Corrupted, InvalidValue
 from chatgym.storage.paths import given
-from chatgym.storage.utf8 import parsed, read_text, valid_json
+from chatgym.storage.utf8 import parsed, read_text, valid
 
 FORMAT = "chatgym-trace"
 VERSION = 1
@@ -26,7 +26,7 @@ VERSION = 1
 
 def encode_line(record: dict[str, Any]) -> str:
     """Return a line of JSON with sorted keys; lone surrogates are replaced."""
-    return json.dumps(valid_json(record), ensure_ascii=False, sort_keys=True, separators=(",", ":")) + "\n"
+    return valid(json.dumps(record, ensure_ascii=False, sort_keys=True, separators=(",", ":"))) + "\n"
 
 
 def encode_observation(observation: Any) -> int | str:
