@@ -16,7 +16,7 @@ from chatgym.agent import Interface, setting
 from chatgym.dynamics import rng
 from chatgym.engines import Engine, make_engine
 from chatgym.engines.chat import Message, Reply, chat
-from chatgym.engines.spoken import why_wordless, without_thoughts
+from chatgym.engines.spoken import ENOUGH, why_wordless, without_thoughts
 from chatgym.envs.codecs import Spoken
 from chatgym.errors import InvalidValue
 from chatgym.scenarios import UNCLEAR_ACT, Scenario, fill
@@ -25,8 +25,6 @@ from chatgym.words.charset import MAX_CHARS, clean
 
 from .scripted import Scripted
 
-ENOUGH = 8
-"""Replies after which the user is warned if none of them could be used."""
 NOTHING = "..."
 """Replaces an empty message in the history, because some servers refuse empty messages."""
 

@@ -48,6 +48,8 @@ _END = re.compile(
     r"(?:\s*<(?:\|(?:im_start|start_header_id|start)\||\|turn|start_of_turn)>.*)?\Z", re.S,
 )  # fmt: skip
 """The end of a turn, and the next turn, if the model wrote that, too."""
+ENOUGH = 8
+"""Replies after which a user is warned if none of them could be used (`why_wordless`)."""
 _UNUSABLE = {
     "empty": "without words outside of thoughts",
     "unknown_tools": "with calls of no known tool",

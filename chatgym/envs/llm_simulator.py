@@ -24,7 +24,7 @@ from chatgym.dynamics.identity import code_digest
 from chatgym.dynamics.room import ChatRoom, Snapshot
 from chatgym.engines import Engine
 from chatgym.engines.chat import Message, chat
-from chatgym.engines.spoken import why_wordless
+from chatgym.engines.spoken import ENOUGH, why_wordless
 from chatgym.envs.state import decode_rows, encode_rows
 from chatgym.errors import InvalidValue
 from chatgym.scenarios import LLMPartner, Scenario
@@ -37,8 +37,6 @@ STOP = "###STOP###"
 """Text by which the model leaves the conversation, as in tau-bench; forms such as ``### Stop ###`` count, too."""
 NOTHING = "..."
 """Text of a turn without words, since an empty text means that a conversation is over."""
-ENOUGH = 8
-"""Replies after which the user is warned if none of them had words."""
 SAMPLING: dict[str, Any] = {"max_new_tokens": 80, "temperature": 0.7, "top_p": 0.9}
 THOUGHTS = 2048
 """The most tokens beyond those of `SAMPLING` for a model that thinks first."""
