@@ -92,7 +92,7 @@ def loops_digest() -> str:
 
 
 def _loops(scenario: Scenario) -> dict[str, Any]:  # noqa: C901 (six loops, each trivial)
-    """Compile the loops over a scenario's functions. Records are as in `Scenario`, T is its number of reward terms."""
+    """Compile the loops over a scenario's functions. Records are as in `Scenario`, K is its number of measured terms."""
     begin, respond, number = scenario.start, scenario.respond, scenario.index
     fill, allow, choose = scenario.embed, scenario.mask, scenario.expert
     truncated = len(scenario.outcomes) - 1
@@ -112,12 +112,13 @@ def _loops(scenario: Scenario) -> dict[str, Any]:  # noqa: C901 (six loops, each
     @nb.njit
     def step(  # type: ignore[no-untyped-def]
         rows, fresh, acts, keys, roots, episodes, turns, hidden, belief, said, outcomes, rewards, terms, weights,
-        terminations, truncations, max_turns, error_rate,
+        worth, paid, terminations, truncations, max_turns, error_rate,
     ):  # fmt: skip
         """Take one act, int64[B], in `rows`, bool[B]; in `fresh`, bool[B], begin the next conversation instead.
 
         The others are keys and roots uint64[B]; episodes, turns and outcomes int64[B]; hidden, belief and said
-        records[B]; rewards float64[B], terms float64[B, T], weights float64[T]; terminations and truncations bool[B].
+        records[B]; rewards float64[B], terms float64[B, K], weights float64[K]; terminations and truncations bool[B].
+        Term `paid` is set to the outcome's value in `worth`, float64[number of outcomes], unless it is -1.
         """
         for i in range(rows.shape[0]):
             rewards[i] = 0.0
@@ -138,6 +139,8 @@ def _loops(scenario: Scenario) -> dict[str, Any]:  # noqa: C901 (six loops, each
             outcomes[i] = outcome
             terminations[i] = 0 < outcome < truncated
             truncations[i] = outcome == truncated
+            if paid >= 0:
+                terms[i, paid] = worth[outcome]
             reward = 0.0
             for term in range(weights.shape[0]):
                 reward += weights[term] * terms[i, term]
@@ -247,7 +250,11 @@ class ChatRoom:
         self.scenario, self.size = scenario, size
         self.error_rate, self.max_turns, self.reward_weights = float(error_rate), int(turns), weights
         self._most_turns = self.max_turns
-        self._weights = np.array(list(weights.values()))
+        self._weights = np.array([weights.get(name, 0.0) for name in scenario.measured])
+        shown = [scenario.measured.index(name) for name in weights]
+        self._shown = None if shown == list(range(len(scenario.measured))) else np.array(shown)
+        self._worth = np.array([scenario.outcome_values.get(name, 0.0) for name in scenario.outcomes])
+        self._paid = scenario.measured.index("outcome") if scenario.outcome_values else -1
         self._kernels, self._content = kernels(scenario), _content.get(scenario)
         self._all, self._none = np.ones(size, bool), np.zeros(size, bool)
         self.keys = np.zeros(size, np.uint64)
@@ -301,8 +308,28 @@ class ChatRoom:
         self._kernels.step(
             self._all if rows is None else rows, self._none if fresh is None else fresh, acts, self.keys, self.roots,
             self.episodes, self.turns, self.hidden, self.belief, self.said, self.outcomes, self.rewards, self.terms,
-            self._weights, self.terminations, self.truncations, self.max_turns, self.error_rate,
+            self._weights, self._worth, self._paid, self.terminations, self.truncations, self.max_turns,
+            self.error_rate,
         )  # fmt: skip
+        if self._shown is not None:
+            self.terms = self.terms[:, self._shown]
+
+    def end(self, row: int, outcome: int, measured: Mapping[str, float]) -> None:
+        """End a row's conversation now, in the turn that was taken last, with an outcome and terms of its own.
+
+        Args:
+            row: The row.
+            outcome: Index into ``scenario.outcomes``.
+            measured: Measured term to its new value; the others keep theirs.
+        """
+        if self._paid >= 0:
+            measured = {"outcome": float(self._worth[outcome]), **measured}
+        self.outcomes[row], self.terminations[row], self.truncations[row] = outcome, True, False
+        reward = 0.0
+        for term, (name, weight) in enumerate(self.reward_weights.items()):
+            self.terms[row, term] = measured.get(name, self.terms[row, term])
+            reward += weight * self.terms[row, term]  # in the order of the compiled loop, to the last bit
+        self.rewards[row] = reward
 
     def discrete(self) -> npt.NDArray[np.int64]:
         """Return the discrete observations, int64[B] below ``scenario.n_beliefs``; 0 after the conversation's end."""

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from chatgym.dynamics.content import bytecode_digest, source_digest
+from chatgym.errors import InvalidValue, unknown
 from chatgym.storage.utf8 import read_json
 
 TONES = ("calm", "annoyed", "angry")
@@ -65,14 +66,14 @@ class LLMPartner:
         brief: ``brief(hidden) -> str``: who the partner is, what it wants and knows; "You ...".
         now: ``now(hidden, belief) -> str``: the partner's feelings and its view of the agent's acts by now.
         take: ``take(hidden, belief, said) -> bool``: mark the true facts of ``said`` as told; whether all are true.
-        leave: ``leave(hidden, belief, terms) -> int``: end the conversation because the partner leaves; return the
-            outcome, which is success only if the agent reached it. ``terms`` is float64[T].
+        leave: ``leave(hidden, belief) -> (outcome, terms)``: end the conversation because the partner leaves. The
+            outcome is success only if the agent reached it; ``terms`` maps measured terms to values that change.
     """
 
     brief: Callable[[Any], str]
     now: Callable[[Any, Any], str]
     take: Callable[[Any, Any, Any], bool]
-    leave: Callable[[Any, Any, Any], int]
+    leave: Callable[[Any, Any], tuple[int, Mapping[str, float]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +89,7 @@ class Scenario:
 
     - ``start(key, hidden, belief, said, error_rate)`` begins the conversation; - ``respond(key, turn, act, hidden,
     belief, said, terms, error_rate, last) -> int`` answers an agent act (an index, perhaps with `ABOUT` a slot, or
-    `UNCLEAR_ACT`), fills ``terms``, float64[T], one for each reward term, and returns an index into `outcomes`: 0 while
+    `UNCLEAR_ACT`), fills ``terms``, float64[K], one for each of `measured`, and returns an index into `outcomes`: 0 while
     the conversation goes on; the last one, truncation, if ``last`` is true and nothing else ended it; - ``index(belief)
     -> int`` is the discrete observation; 0 means that the conversation has ended; - ``embed(belief, out)`` fills the
     embedding observation, float32[`embedding_size`] in [-1, 1]; - ``mask(belief, out)`` marks the agent acts that make
@@ -105,6 +106,12 @@ class Scenario:
     `choices` are the words for the values of slots without a pattern (``{topic}``). `agent_codes` maps the parts of the
     agent's sentences that are about a slot to their acts. `folder` holds ``sentences.json`` and the files that commands
     write (references, NLU head).
+
+    The reward is the sum of `reward_terms` (name to weight). `measured` names all that ``respond`` writes, in its order,
+    if that is more. With `outcome_values` (outcome to worth; 0 for those left out) the term ``"outcome"`` is the worth of
+    how the conversation ended; ``respond`` leaves it alone. Giving up must be worth less than an honest attempt that
+    fails, or learners give up. `earlier` are former versions of the scenario, such as one with other values; they are
+    found as ``"NAME-vVERSION"``.
 
     A field ``max_turns`` of `belief` is filled by the room, so that an expert can end in time; ``start`` leaves it.
 
@@ -145,6 +152,9 @@ class Scenario:
     find_slots: Callable[[str], tuple[Mapping[str, Any], str]]
     examples: Mapping[str, str]
     folder: Path
+    measured: tuple[str, ...] = ()
+    outcome_values: Mapping[str, float] = field(default_factory=dict)
+    earlier: tuple[Scenario, ...] = ()
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     agent_codes: Mapping[str, int] = field(default_factory=dict)
     audit: Callable[[Sequence[Any]], Iterable[Any]] | None = None
@@ -168,6 +178,27 @@ class Scenario:
             if found:
                 fields.setdefault(each.name, found[0])
         return cls(**fields)
+
+    def __post_init__(self) -> None:
+        """Let `measured` be the names of `reward_terms` unless it is given.
+
+        Raises:
+            InvalidValue: A reward term isn't measured, or `outcome_values` doesn't fit `outcomes` and `reward_terms`.
+        """
+        if not self.measured:
+            object.__setattr__(self, "measured", tuple(self.reward_terms))
+        for term in self.reward_terms:
+            if term not in self.measured:
+                raise unknown("reward term", term, self.measured, "`measured` names all that `respond` writes.")
+        for outcome in self.outcome_values:
+            if outcome not in self.outcomes:
+                raise unknown("outcome", outcome, self.outcomes, "`outcome_values` are of outcomes.")
+        if self.outcome_values and "outcome" not in self.measured:
+            raise InvalidValue(f"{self.name!r} has outcome_values; name a term 'outcome' among its reward_terms")
+
+    def with_earlier(self, **fields: Any) -> Scenario:
+        """Return the scenario with an earlier version of itself beside it, in which `fields` are others."""
+        return dataclasses.replace(self, earlier=(*self.earlier, dataclasses.replace(self, earlier=(), **fields)))
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the fields, for pickle: what is computed from them is computed anew."""
@@ -217,6 +248,8 @@ _DECIDING = (
     "outcomes",
     "success",
     "reward_terms",
+    "measured",
+    "outcome_values",
     "hidden",
     "belief",
     "said",

@@ -197,12 +197,7 @@ class LLMSimulator:
 
     def _leave(self, room: ChatRoom, row: int) -> None:
         """End a row's conversation with the outcome that `LLMPartner.leave` gives."""
-        room.outcomes[row] = self.played.leave(room.hidden[row], room.belief[row], room.terms[row])
-        room.terminations[row], room.truncations[row] = True, False
-        reward = 0.0
-        for weight, term in zip(room.reward_weights.values(), room.terms[row].tolist(), strict=True):
-            reward += weight * term  # in the order of the room's loop, to the last bit
-        room.rewards[row] = reward
+        room.end(row, *self.played.leave(room.hidden[row], room.belief[row]))
 
     def _farewell(self, room: ChatRoom, row: int) -> str:
         """Return the scenario's own words for a partner whose conversation is over."""

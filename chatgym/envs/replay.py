@@ -20,7 +20,7 @@ from chatgym.envs.codecs import Spoken
 from chatgym.errors import Corrupted, ReplayMismatch
 from chatgym.rewards import Conversation, RewardModel
 from chatgym.rewards.term import NAME
-from chatgym.scenarios import find_scenario
+from chatgym.scenarios import find_scenario, versioned
 from chatgym.storage.utf8 import valid
 
 
@@ -219,7 +219,7 @@ def replay(path: str | Path) -> Replay:
 def _arguments(identity: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of the environment that an identity names; the words come from the trace."""
     return {
-        "scenario": identity["scenario"]["name"],
+        "scenario": versioned(identity["scenario"]["name"], identity["scenario"]["version"]),
         "action": identity["action"],
         "observation": identity["observation"],
         "tokenizer": identity["tokenizer"] and identity["tokenizer"]["name"],
@@ -239,7 +239,7 @@ def _reward_model(identity: dict[str, Any]) -> RewardModel | None:
     name = identity["reward"].get("model")
     if name is None:
         return None
-    scenario = find_scenario(identity["scenario"]["name"])
+    scenario = find_scenario(versioned(identity["scenario"]["name"], identity["scenario"]["version"]))
     if default.exists(scenario) and default.load(scenario).identity == name:
         return default.load(scenario)
     return _Scores(name)

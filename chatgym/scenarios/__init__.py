@@ -28,6 +28,7 @@ __all__ = [
     "ScenarioName",
     "fill",
     "find_scenario",
+    "versioned",
 ]
 
 
@@ -38,9 +39,8 @@ class ScenarioName(str):
 
     def __new__(cls, scenario: Scenario) -> ScenarioName:
         """Name a scenario: by its registered name, or by name and digest if it isn't registered."""
-        registered = plugins.load().scenarios
-        known = scenario.name in registered and registered[scenario.name] is scenario
-        made = super().__new__(cls, scenario.name if known else f"{scenario.name}@{scenario.digest[:12]}")
+        names = (name for name in (scenario.name, f"{scenario.name}-v{scenario.version}") if _found(name) is scenario)
+        made = super().__new__(cls, next(names, f"{scenario.name}@{scenario.digest[:12]}"))
         made.scenario = scenario
         return made
 
@@ -54,6 +54,8 @@ class ScenarioName(str):
 def find_scenario(scenario: str | Scenario) -> Scenario:
     """Return a `Scenario` by name (built in or from a plugin); a `Scenario` object is returned as it is.
 
+    ``"customer_service"`` is the newest version, ``"customer_service-v1"`` version 1.
+
     Raises:
         InvalidValue: It is neither a `Scenario` nor a registered name.
     """
@@ -61,8 +63,23 @@ def find_scenario(scenario: str | Scenario) -> Scenario:
         return scenario
     if isinstance(scenario, ScenarioName):
         return scenario.scenario
-    found = plugins.load().scenarios
-    if not isinstance(scenario, str) or scenario not in found:
-        raise unknown("scenario", scenario, found, "`chatgym scenarios` lists them; a plugin registers others.")
-    resolved: Scenario = found[scenario]
-    return resolved
+    if (found := _found(scenario)) is None:
+        known = plugins.load().scenarios
+        raise unknown("scenario", scenario, known, "`chatgym scenarios` lists them; a plugin registers others.")
+    return found
+
+
+def versioned(name: str, version: int) -> str:
+    """Return the name by which `find_scenario` finds a version of a scenario: ``NAME``, or ``NAME-vVERSION``."""
+    newest = _found(name)
+    return name if newest is None or newest.version == version else f"{name}-v{version}"
+
+
+def _found(name: Any) -> Scenario | None:
+    """Return the registered scenario, or the version of one, that has a name; None if there is none."""
+    known = plugins.load().scenarios
+    if not isinstance(name, str) or name in known:
+        return known[name] if isinstance(name, str) else None
+    base, _, version = name.rpartition("-v")
+    versions = (known[base], *known[base].earlier) if base in known else ()
+    return next((one for one in versions if str(one.version) == version), None)

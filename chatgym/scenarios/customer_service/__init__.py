@@ -20,11 +20,11 @@ FOLDER = Path(__file__).parent
 SCENARIO = Scenario.of_modules(
     policy, belief, customer, words, audit, llm_partner,
     name="customer_service",
-    version=1,
+    version=2,
     description="Find out what a customer wants, check it, and grant what the policy allows.",
     success="resolved",
     max_turns=20,
     note=belief.note_own_act,
     choices={"topic": words.TOPIC_NAMES},
     folder=FOLDER,
-)  # fmt: skip
+).with_earlier(version=1, **policy.VERSION_1)  # fmt: skip

@@ -95,6 +95,17 @@ def tell(key: np.uint64, turn: int, hidden: Any, said: Any, act: int, slot: int)
 
 
 @nb.njit
+def found_out(hidden: Any) -> float:
+    """Return the share of what the policy needs for the topic that the customer has told, from `hidden`, a record."""
+    told, needed = 0, 0
+    for slot in range(5):
+        if needs(hidden.topic, slot):
+            needed += 1
+            told += (hidden.told >> slot) & 1
+    return told / needed
+
+
+@nb.njit
 def tone(key: np.uint64, turn: int, mood: int) -> int:
     """Return how a mood sounds: 0 calm, 1 annoyed, 2 angry, now and then a shade off."""
     sounds = 0 if mood >= 6 else (1 if mood >= 3 else 2)
@@ -288,7 +299,7 @@ def respond(
 ) -> int:  # fmt: skip
     """Advance one conversation by an agent act and return the outcome; see `Scenario`.
 
-    `hidden`, `belief` and `said` are records, `terms` is float64[4]: all four are written.
+    `hidden`, `belief` and `said` are records; of `terms`, float64[5], all but the outcome's value are written.
     """
     about = -1
     if act >= ABOUT:
@@ -296,7 +307,7 @@ def respond(
     note_own_act(belief, act, turn)
     if act == CONFIRM and about >= 0:
         belief.confirming = about if belief.sure[about] > 0 else -1
-    mood = hidden.mood
+    mood, found = hidden.mood, found_out(hidden)
     outcome = ending(act, hidden, belief, said)
     if outcome == GOES_ON:
         change = react(key, turn, act, hidden, belief, said) - int(turn > hidden.patience)
@@ -314,8 +325,8 @@ def respond(
         belief.ended = 1
         belief.heard = said.act
         belief.tone = said.tone
-    terms[0] = OUTCOME_VALUE[outcome]
     terms[1] = -1.0
     terms[2] = hidden.mood - mood
     terms[3] = hidden.mood / MOOD_MAX if outcome == RESOLVED else 0.0
+    terms[4] = found_out(hidden) - found
     return outcome

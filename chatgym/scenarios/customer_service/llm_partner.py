@@ -52,16 +52,14 @@ def take(hidden: Any, belief: Any, said: Any) -> bool:
     return true == named
 
 
-def leave(hidden: Any, belief: Any, terms: Any) -> int:
-    """End the conversation; return the outcome and write `terms`, float64[4]. `hidden` and `belief` are records.
+def leave(hidden: Any, belief: Any) -> tuple[int, dict[str, float]]:
+    """End the conversation; return the outcome and the terms that change. `hidden` and `belief` are records.
 
     What the customer accepted before is what was done; without an acceptance it hung up.
     """
     outcome = int(hidden["verdict"]) if hidden["accepted"] >= 0 else HUNG_UP
     belief["ended"] = 1
-    terms[0] = OUTCOME_VALUE[outcome]
-    terms[3] = hidden["mood"] / MOOD_MAX if outcome == RESOLVED else 0.0
-    return outcome
+    return outcome, {"satisfaction": hidden["mood"] / MOOD_MAX if outcome == RESOLVED else 0.0}
 
 
 LLM_PARTNER = LLMPartner(brief, now, take, leave)

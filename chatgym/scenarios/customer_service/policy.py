@@ -33,10 +33,29 @@ OUTCOMES = (
 )  # fmt: skip
 (GOES_ON, RESOLVED, WRONG_RESOLUTION, POLICY_VIOLATION, NEEDLESS_ESCALATION, HUNG_UP, ABANDONED,
  TRUNCATED) = range(8)  # fmt: skip
-OUTCOME_VALUE = np.array([0.0, 1.0, -0.5, -1.0, -0.5, -1.0, -1.0, 0.0])
+OUTCOME_VALUES = {
+    "resolved": 1.0,
+    "wrong_resolution": -0.5,  # an honest mistake: the customer has something, and it can be put right
+    "policy_violation": -1.0,  # granted what the policy forbids, or without asking: as much lost as a success gains
+    "hung_up": -1.5,  # the customer is lost; more than a violation, or rudeness would be the cheapest failure
+    "needless_escalation": -2.0,  # giving up: below the -1.9 that the longest and angriest honest attempt can come to
+    "abandoned": -2.0,  # likewise
+}
+"""Worth of the outcomes; truncation has none, since the conversation could have gone on."""
 
-REWARD_TERMS = {"outcome": 1.0, "time": 0.02, "mood": 0.05, "satisfaction": 0.2}
-"""Term to weight. outcome: `OUTCOME_VALUE`; time: -1 a turn; mood: its change; satisfaction: mood/10 if resolved."""
+MEASURED = ("outcome", "time", "mood", "satisfaction", "progress")
+REWARD_TERMS = {"outcome": 1.0, "time": 0.02, "mood": 0.05, "satisfaction": 0.2, "progress": 0.5}
+"""Term to weight. outcome: `OUTCOME_VALUES`; time: -1 a turn; mood: its change; satisfaction: mood/10 if resolved;
+progress: rise in the share of what the policy needs that the customer has told."""
+
+VERSION_1 = {
+    "outcome_values": {
+        "resolved": 1.0, "wrong_resolution": -0.5, "policy_violation": -1.0, "needless_escalation": -0.5,
+        "hung_up": -1.0, "abandoned": -1.0,
+    },
+    "reward_terms": {"outcome": 1.0, "time": 0.02, "mood": 0.05, "satisfaction": 0.2},
+}  # fmt: skip
+"""Escalating at once was worth more than an honest attempt that fails."""
 
 # -- Slots, topics and the policy ------------------------------------------------------------------------------
 

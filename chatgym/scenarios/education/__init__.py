@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parent
 SCENARIO = Scenario.of_modules(
     policy, belief, student, words, audit, llm_partner,
     name="education",
-    version=1,
+    version=2,
     description="Find out what a student lacks, teach it, and keep the student with you.",
     success="learned",
     max_turns=20,
@@ -29,4 +29,4 @@ SCENARIO = Scenario.of_modules(
     folder=FOLDER,
     partner_role="student",
     agent_role="tutor",
-)  # fmt: skip
+).with_earlier(version=1, **policy.VERSION_1)  # fmt: skip

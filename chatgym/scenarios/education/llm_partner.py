@@ -44,16 +44,15 @@ def take(hidden: Any, belief: Any, said: Any) -> bool:
     return bool(goal == hidden["goal"])
 
 
-def leave(hidden: Any, belief: Any, terms: Any) -> int:
-    """End the conversation; return the outcome and write `terms`, float64[4]. `hidden` and `belief` are records.
+def leave(hidden: Any, belief: Any) -> tuple[int, dict[str, float]]:
+    """End the conversation; return the outcome and the terms that change. `hidden` and `belief` are records.
 
     What was learned by now counts; a student that hasn't learned its goal gave up.
     """
     learned = bool(int(hidden["known"]) >> int(hidden["goal"]) & 1)
     belief["ended"] = 1
-    terms[0] = gain(hidden) if learned else 0.0
-    terms[1] = 0.0 if learned else -1.0
-    return LEARNED if learned else GAVE_UP
+    terms = {"gain": gain(hidden) if learned else 0.0, "gave_up": 0.0 if learned else -1.0}
+    return LEARNED if learned else GAVE_UP, terms
 
 
 LLM_PARTNER = LLMPartner(brief, now, take, leave)

@@ -34,9 +34,21 @@ UNCLEAR = 14
 OUTCOMES = ("", "learned", "little_learned", "gave_up", "truncated")
 GOES_ON, LEARNED, LITTLE_LEARNED, GAVE_UP, TRUNCATED = range(5)
 
-REWARD_TERMS = {"gain": 1.0, "gave_up": 0.5, "time": 0.02, "affect": 0.02}
-"""Term to weight. gain: normalised learning gain, when the tutor ends the lesson; gave_up: -1 if the student left;
-time: -1 a turn; affect: by how much boredom and frustration fell, in points."""
+OUTCOME_VALUES = {
+    "learned": 0.5,  # with the progress that led there, as much as a failure costs
+    "gave_up": -0.5,  # the student left; what it learned is kept
+    "little_learned": -1.0,  # the tutor ended it short of the goal: giving up
+}
+"""Worth of the outcomes; truncation has none, since the lesson could have gone on."""
+
+MEASURED = ("outcome", "progress", "gain", "gave_up", "time", "affect")
+REWARD_TERMS = {"outcome": 1.0, "progress": 1.0, "time": 0.02, "affect": 0.02}
+"""Term to weight. outcome: `OUTCOME_VALUES`; progress: rise in the normalised learning gain; time: -1 a turn; affect: by
+how much boredom and frustration fell, in points."""
+
+VERSION_1 = {"outcome_values": {}, "reward_terms": {"gain": 1.0, "gave_up": 0.5, "time": 0.02, "affect": 0.02}}
+"""gain: the learning gain if the tutor ends the lesson; gave_up: -1 if the student left. Ending at once was worth more
+than an honest attempt that fails."""
 
 # -- Skills ------------------------------------------------------------------------------------------------------
 

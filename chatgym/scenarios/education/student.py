@@ -263,11 +263,11 @@ def respond(
 ) -> int:  # fmt: skip
     """Advance one conversation by a tutor's act and return the outcome; see `Scenario`.
 
-    `hidden`, `belief` and `said` are records, `terms` is float64[4]: all four are written.
+    `hidden`, `belief` and `said` are records; of `terms`, float64[6], all but the outcome's value are written.
     """
     before = int(belief.skill)
     note_own_act(belief, act, turn)
-    affect = hidden.boredom + hidden.frustration
+    affect, gained = hidden.boredom + hidden.frustration, gain(hidden)
     outcome = GOES_ON
     if act == END:
         outcome = LEARNED if has(hidden, int(hidden.goal)) else LITTLE_LEARNED
@@ -288,8 +288,9 @@ def respond(
         belief.ended = 1
         belief.heard = said.act
         belief.tone = said.tone
-    terms[0] = gain(hidden) if act == END else 0.0
-    terms[1] = -1.0 if outcome == GAVE_UP else 0.0
-    terms[2] = -1.0
-    terms[3] = affect - hidden.boredom - hidden.frustration
+    terms[1] = gain(hidden) - gained
+    terms[2] = gain(hidden) if act == END else 0.0
+    terms[3] = -1.0 if outcome == GAVE_UP else 0.0
+    terms[4] = -1.0
+    terms[5] = affect - hidden.boredom - hidden.frustration
     return outcome

@@ -23,7 +23,7 @@ FOLDER = Path(__file__).parent
 SCENARIO = Scenario.of_modules(
     policy, belief, person, words, audit, llm_partner,
     name="social",
-    version=1,
+    version=2,
     description="Find out what weighs on a person, show that it was understood, and give what it needs.",
     success="comforted",
     max_turns=20,
@@ -32,4 +32,4 @@ SCENARIO = Scenario.of_modules(
     folder=FOLDER,
     partner_role="person",
     agent_role="supporter",
-)  # fmt: skip
+).with_earlier(version=1, **policy.VERSION_1)  # fmt: skip

@@ -40,15 +40,14 @@ def take(hidden: Any, belief: Any, said: Any) -> bool:
     return true == named
 
 
-def leave(hidden: Any, belief: Any, terms: Any) -> int:
-    """End the conversation; return the outcome and write `terms`, float64[4]. `hidden` and `belief` are records.
+def leave(hidden: Any, belief: Any) -> tuple[int, dict[str, float]]:
+    """End the conversation; return the outcome and the terms that change. `hidden` and `belief` are records.
 
     A person that was comforted by now ends comforted; any other left.
     """
     outcome = COMFORTED if verdict(hidden) == COMFORTED else LEFT
     belief["ended"] = 1
-    terms[0] = OUTCOME_VALUE[outcome]
-    return outcome
+    return outcome, {}
 
 
 LLM_PARTNER = LLMPartner(brief, now, take, leave)

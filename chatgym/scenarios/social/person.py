@@ -72,6 +72,12 @@ def tell(key: np.uint64, turn: int, hidden: Any, said: Any, act: int, fact: int)
 
 
 @nb.njit
+def count(facts: int) -> int:
+    """Return how many facts are among `facts`, bits."""
+    return (facts & 1) + ((facts >> 1) & 1) + ((facts >> 2) & 1)
+
+
+@nb.njit
 def next_untold(hidden: Any) -> int:
     """Return the first fact that wasn't told, or -1, from `hidden`, a record."""
     for fact in range(3):
@@ -251,7 +257,7 @@ def respond(
 ) -> int:  # fmt: skip
     """Advance one conversation by a supporter's act and return the outcome; see `Scenario`.
 
-    `hidden`, `belief` and `said` are records, `terms` is float64[4]: all four are written.
+    `hidden`, `belief` and `said` are records; of `terms`, float64[5], all but the outcome's value are written.
     """
     about = -1
     if act >= ABOUT:
@@ -259,7 +265,7 @@ def respond(
     note_own_act(belief, act, turn)
     if about >= 0:  # words name what they say back
         belief.repeating = about if belief.sure[about] > 0 else -1
-    intensity, rapport = hidden.intensity, hidden.rapport
+    intensity, rapport, told = hidden.intensity, hidden.rapport, count(hidden.told)
     outcome = GOES_ON
     if act >= 0:
         hidden.uses[act] = min(hidden.uses[act] + 1, 9)
@@ -284,8 +290,8 @@ def respond(
         belief.ended = 1
         belief.heard = said.act
         belief.tone = said.tone
-    terms[0] = OUTCOME_VALUE[outcome]
     terms[1] = (intensity - hidden.intensity) / hidden.at_first
     terms[2] = (hidden.rapport - rapport) / RAPPORT_MAX
     terms[3] = -1.0
+    terms[4] = (count(hidden.told) - told) / 3.0
     return outcome

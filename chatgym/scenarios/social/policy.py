@@ -24,11 +24,25 @@ UNCLEAR = 16
 
 OUTCOMES = ("", "comforted", "unchanged", "worse", "left", "truncated")
 GOES_ON, COMFORTED, UNCHANGED, WORSE, LEFT, TRUNCATED = range(6)
-OUTCOME_VALUE = np.array([0.0, 1.0, -0.5, -1.0, -1.0, 0.0])
+OUTCOME_VALUES = {
+    "comforted": 1.0,
+    "left": -1.0,  # as much lost as a success gains, after an attempt that the person took part in
+    "unchanged": -1.5,  # the supporter ended it with nobody helped: giving up
+    "worse": -2.0,  # likewise, having done harm
+}
+"""Worth of the outcomes; truncation has none, since the conversation could have gone on."""
 
-REWARD_TERMS = {"outcome": 1.0, "relief": 0.3, "rapport": 0.2, "time": 0.02}
-"""Term to weight. outcome: `OUTCOME_VALUE`; relief: fall in intensity, as a share of what it was at first;
-rapport: its change, as a share of `RAPPORT_MAX`; time: -1 a turn."""
+MEASURED = ("outcome", "relief", "rapport", "time", "progress")
+REWARD_TERMS = {"outcome": 1.0, "relief": 0.3, "rapport": 0.2, "time": 0.02, "progress": 0.5}
+"""Term to weight. outcome: `OUTCOME_VALUES`; relief: fall in intensity, as a share of what it was at first;
+rapport: its change, as a share of `RAPPORT_MAX`; time: -1 a turn;
+progress: rise in the share of the three facts that the person has told."""
+
+VERSION_1 = {
+    "outcome_values": {"comforted": 1.0, "unchanged": -0.5, "worse": -1.0, "left": -1.0},
+    "reward_terms": {"outcome": 1.0, "relief": 0.3, "rapport": 0.2, "time": 0.02},
+}
+"""Closing at once was worth more than an honest attempt that fails."""
 
 # -- What weighs on a person -------------------------------------------------------------------------------------
 
