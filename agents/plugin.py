@@ -7,6 +7,7 @@ from chatgym.hookspecs import Register, hookimpl
 def register_agents(register: Register) -> None:
     """Register the built-in agents."""
     register("random", "chatgym_agents.scripted:Random")
+    register("constant", "chatgym_agents.scripted:Constant")
     register("expert", "chatgym_agents.scripted:Expert")
     register("qlearning", "chatgym_agents.qlearning:QLearning")
     register("dqn", "chatgym_agents.dqn:DQN")

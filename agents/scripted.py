@@ -1,4 +1,4 @@
-"""Agents that learn nothing: `Random` and `Expert`, the two ends of the scale of scores."""
+"""Agents that learn nothing: `Random`, `Constant` and `Expert`, the ends of the scale of scores."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from chatgym.agent import Callback, Interface, MakeEnvs, make_config
 from chatgym.dynamics import rng
 from chatgym.dynamics.room import Kernels, kernels
 from chatgym.envs.interfaces import draw_allowed
-from chatgym.errors import Corrupted
-from chatgym.scenarios import Scenario, find_scenario
+from chatgym.errors import Corrupted, unknown
+from chatgym.scenarios import Scenario, find_scenario, versioned
 from chatgym.storage.paths import given
 from chatgym.storage.utf8 import read_json
 
@@ -42,7 +42,8 @@ class Scripted:
     def save(self, folder: Path) -> None:
         """Write the scenario's name, the seed and the settings as JSON."""
         folder = given(folder)
-        about = {"scenario": self.scenario.name, "seed": self.seed, "config": asdict(self.config)}
+        name = versioned(self.scenario.name, self.scenario.version)
+        about = {"scenario": name, "seed": self.seed, "config": asdict(self.config)}
         (folder / "agent.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
 
     @classmethod
@@ -77,6 +78,36 @@ class Random(Scripted):
         keys = (np.uint64(self.seed) << np.uint64(32)) + np.arange(len(observations), dtype=np.uint64)
         self._calls += 1
         return draw_allowed(action_masks, rng.uniform(keys, self._calls, 0))
+
+
+class Constant(Scripted):
+    """Always takes the same act, whatever it hears: what any agent should beat."""
+
+    @dataclass(frozen=True)
+    class Config:
+        """The act; empty: the scenario's first one."""
+
+        act: str = ""
+
+    requires = Interface(action="act", observation="discrete")
+
+    def __init__(self, scenario: Scenario, config: Any = None, *, seed: int = 0) -> None:
+        """See `chatgym.agent.Agent`.
+
+        Raises:
+            InvalidValue: The scenario has no such act.
+        """
+        super().__init__(scenario, config, seed=seed)
+        act = self.config.act or scenario.agent_acts[0]
+        if act not in scenario.agent_acts:
+            raise unknown("act", act, scenario.agent_acts, "`--set act=NAME` names one.")
+        self._act = scenario.agent_acts.index(act)
+
+    def act(
+        self, observations: Any, *, deterministic: bool = True, action_masks: npt.NDArray[np.bool_] | None = None
+    ) -> npt.NDArray[np.int64]:
+        """Return the act, int64[B]."""
+        return np.full(len(observations), self._act)
 
 
 class Expert(Scripted):

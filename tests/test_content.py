@@ -238,9 +238,9 @@ def test_a_helper_that_is_replaced_after_it_was_compiled_is_compiled_anew(monkey
         (belief, "next_comfort", closes),
         (belief, "SOOTHES", policy.SOOTHES + 1),
         (person, "P_TAKES", 0.5),
-        (person, "OUTCOME_VALUE", -policy.OUTCOME_VALUE),
+        (person, "CLEAR_RELIEF", 0.9),
     ],
-    ids=["helper", "table", "constant", "values"],
+    ids=["helper", "table", "constant", "another constant"],
 )
 def test_a_changed_helper_table_or_constant_makes_another_scenario(module, name, value, monkeypatch):
     env = gym.make("ChatEnv-v0", scenario="social", llm="template").unwrapped

@@ -46,11 +46,11 @@ def test_random_acts_resolve_less_than_15_percent(play, masked):
     assert play(room_of(), random_policy(masked)).share("resolved") < 0.15
 
 
-def test_the_expert_resolves_75_to_95_percent_in_5_to_9_turns(expert_play):
+def test_the_expert_resolves_75_to_95_percent_in_5_to_12_turns(expert_play):
     assert 0.75 < expert_play.share("resolved") < 0.95
     resolved = expert_play.turns[[outcome == "resolved" for outcome in expert_play.outcomes]]
-    assert 5 <= np.median(resolved) <= 9
-    assert 5 <= resolved.mean() <= 9
+    assert 5 <= np.median(resolved) <= 12
+    assert 5 <= resolved.mean() <= 12
 
 
 def test_the_experts_acts_in_a_fixed_order_do_at_least_20_points_worse(play, expert_play):
@@ -68,15 +68,17 @@ def test_the_experts_acts_in_a_fixed_order_do_at_least_20_points_worse(play, exp
     assert best < expert_play.share("resolved") - 0.20
 
 
-def test_confirming_is_worth_its_turns_only_where_one_misunderstands(play, expert_play):
-    def careless(room):
-        belief = room.belief.copy()
-        belief["sure"] = np.where(belief["sure"] == 1, 2, belief["sure"])
-        return room.expert_acts(belief)
+def careless(room):
+    """Return the acts of an expert that takes all that it heard for confirmed."""
+    belief = room.belief.copy()
+    belief["sure"] = np.where(belief["sure"] > 0, 3, 0)
+    return room.expert_acts(belief)
 
-    assert play(room_of(), careless).returns.mean() < expert_play.returns.mean() - 0.05
-    clear = play(room_of(error_rate=0.0), expert), play(room_of(error_rate=0.0), careless)
-    assert clear[0].returns.mean() == clear[1].returns.mean()
+
+def test_confirming_is_worth_its_turns_above_all_where_one_misunderstands(play, expert_play):
+    lost = expert_play.returns.mean() - play(room_of(), careless).returns.mean()
+    clear = [play(room_of(error_rate=0.0), policy).returns.mean() for policy in (expert, careless)]
+    assert 0.0 < clear[0] - clear[1] < lost - 0.1  # customers misremember, too
 
 
 def test_more_misunderstanding_means_worse_results(play):
@@ -133,11 +135,11 @@ def test_misremembered_values_fall_under_another_case_of_the_policy():
 def test_an_offer_above_what_is_due_is_a_policy_violation_and_one_below_a_wrong_resolution():
     room = room_of(error_rate=0.0)
     room.begin()
-    while not np.isin(room.expert_acts(), [ACT["offer_refund"], ACT["offer_fix"], ACT["offer_credit"]]).any():
-        room.step(room.expert_acts())
-    ready = np.isin(room.expert_acts(), [ACT["offer_refund"], ACT["offer_fix"], ACT["offer_credit"]])
+    while not np.isin(careless(room), [ACT["offer_refund"], ACT["offer_fix"], ACT["offer_credit"]]).any():
+        room.step(careless(room))
+    ready = np.isin(careless(room), [ACT["offer_refund"], ACT["offer_fix"], ACT["offer_credit"]])
     ready &= (room.hidden["misremembers"] == 0) & (room.outcomes == 0)
-    right = room.expert_acts() - ACT["offer_refund"]
+    right = careless(room) - ACT["offer_refund"]
     more, less = [], []  # whether an offer was accepted that is worth more, or less, than what is due
     for offer in range(3):
         trial = ChatRoom(cs.SCENARIO, room.size, error_rate=0.0)
@@ -332,6 +334,13 @@ def test_the_slots_of_an_utterance_are_misunderstood_each_by_itself():
     assert both.mean() == pytest.approx(0.25, abs=0.1)
 
 
+def share_told(hidden):
+    """Return the share of what the policy needs that each customer has told, float64[B]."""
+    needed = [{cs.TOPIC, cs.REFERENCE, *cs.REQUIRED[row["topic"]].tolist()} - {-1} for row in hidden]
+    told = [{slot for slot in range(5) if int(bits) >> slot & 1} for bits in hidden["told"]]
+    return np.array([len(a & b) / len(a) for a, b in zip(needed, told, strict=True)])
+
+
 def test_the_terms_of_the_reward_are_what_they_are_called():
     room = room_of(2000)
     room.begin()
@@ -339,10 +348,12 @@ def test_the_terms_of_the_reward_are_what_they_are_called():
     resolved = 0
     for _ in range(20):
         before, going = room.hidden["mood"].astype(float), room.outcomes == 0
+        told = share_told(room.hidden)
         room.step(np.where(generator.random(room.size) < 0.1, uniform(room, generator), room.expert_acts()), going)
-        outcome, time, mood, satisfaction = room.terms[going].T
+        outcome, time, mood, satisfaction, progress = room.terms[going].T
         after, ended = room.hidden["mood"][going].astype(float), room.outcomes[going]
-        assert np.array_equal(outcome, cs.OUTCOME_VALUE[ended])
+        assert outcome.tolist() == [cs.OUTCOME_VALUES.get(cs.OUTCOMES[one], 0.0) for one in ended]
+        assert np.allclose(progress, share_told(room.hidden[going]) - told[going])
         assert (time == -1.0).all()
         assert np.array_equal(mood, after - before[going])
         assert np.array_equal(satisfaction, np.where(ended == cs.RESOLVED, after / cs.MOOD_MAX, 0.0))

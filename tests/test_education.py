@@ -172,8 +172,7 @@ def test_a_student_who_leaves_costs_the_gave_up_term():
     room.hidden["breaks"] = 2
     room.step(np.full(room.size, ACT["suggest_break"]))
     assert (room.outcomes == ed.GAVE_UP).all()
-    assert (room.terms[:, 1] == -1.0).all()
-    assert (room.terms[:, 0] == 0.0).all()
+    assert (room.terms[:, 0] == ed.OUTCOME_VALUES["gave_up"]).all()
 
 
 def test_an_answer_heard_again_counts_once():
@@ -196,8 +195,20 @@ def test_the_gain_is_normalised():
     room.hidden["goal"], room.hidden["known_first"] = ed.RATIOS, 1 << ed.ARITHMETIC
     room.hidden["known"] = everything & ~(1 << ed.FRACTIONS)
     room.step(np.full(room.size, ACT["end"]))
-    assert (room.terms[:, 0] == (0.75 - 0.25) / (1 - 0.25)).all()
+    assert (room.terms[:, 0] == ed.OUTCOME_VALUES["learned"]).all()
     assert (room.outcomes == ed.LEARNED).all()
+    assert {ed.gain(row) for row in room.hidden} == {(0.75 - 0.25) / (1 - 0.25)}
+
+
+def test_progress_is_the_gain_as_it_is_made():
+    room = room_of(500)
+    room.begin()
+    made = np.zeros(500)
+    for _ in range(20):
+        room.step(room.expert_acts(), room.outcomes == 0)
+        made += room.terms[:, list(ed.REWARD_TERMS).index("progress")]
+    assert np.allclose(made, [ed.gain(row) for row in room.hidden])
+    assert (made > 0).mean() > 0.7
 
 
 def test_no_student_knows_the_goal_and_few_know_a_thing_without_its_basis():

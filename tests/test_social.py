@@ -34,12 +34,12 @@ def fixed(*names):
 
 
 def understood(size=N, **arguments):
-    """A room whose expert has heard all three facts everywhere it could, and where."""
+    """A room in which the supporter has asked for all three facts, and where it knows them."""
     room = room_of(size, error_rate=0.0, **arguments)
     room.begin()
     for _ in range(8):
-        asking = room.expert_acts()
-        room.step(asking, np.isin(asking, [ACT["greet"], ACT["ask_problem"], ACT["ask_feeling"], ACT["ask_cause"]]))
+        unknown = room.belief["sure"] == 0
+        room.step(ACT["ask_problem"] + unknown.argmax(1), unknown.any(1) & (room.outcomes == 0))
     ready = (room.belief["sure"] > 0).all(1) & (room.hidden["told"] == so.UNDERSTOOD) & (room.outcomes == 0)
     assert ready.mean() > 0.8
     return room, ready
@@ -191,8 +191,10 @@ def test_the_terms_of_the_reward_are_what_they_are_called():
         before, going = room.hidden.copy(), room.outcomes == 0
         room.step(room.expert_acts(), going)
         after = room.hidden
-        outcome, relief, rapport, time = room.terms[going].T
-        assert np.array_equal(outcome, so.OUTCOME_VALUE[room.outcomes[going]])
+        outcome, relief, rapport, time, progress = room.terms[going].T
+        assert outcome.tolist() == [so.OUTCOME_VALUES.get(so.OUTCOMES[one], 0.0) for one in room.outcomes[going]]
+        told = (after["told"] & ~before["told"])[going]
+        assert np.allclose(progress, [row.bit_count() / 3 for row in told.tolist()])
         fall = before["intensity"].astype(float) - after["intensity"]
         assert np.allclose(relief, (fall / before["at_first"])[going])
         assert np.allclose(rapport, ((after["rapport"].astype(float) - before["rapport"]) / so.RAPPORT_MAX)[going])

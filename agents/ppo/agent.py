@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from chatgym.agent import Callback, Interface, MakeEnvs, make_config
 from chatgym.errors import Corrupted
-from chatgym.scenarios import Scenario, find_scenario
+from chatgym.scenarios import Scenario, find_scenario, versioned
 from chatgym.storage.paths import given
 from chatgym.storage.utf8 import read_json
 
@@ -139,8 +139,8 @@ class PPO:
     def save(self, folder: Path) -> None:
         """Write the model in transformers' format, ``agent.json``, and ``training/``, from which training resumes."""
         folder = given(folder)
-        about = {"agent": "ppo", "version": 1, "scenario": self.scenario.name, "seed": self.seed,
-                 "turns": self.turns, "config": asdict(self.config)}  # fmt: skip
+        about = {"agent": "ppo", "version": 1, "seed": self.seed,
+                 "scenario": versioned(self.scenario.name, self.scenario.version), "turns": self.turns, "config": asdict(self.config)}  # fmt: skip
         if self._training is not None and not self._training.save(folder):
             return
         (folder / "agent.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")

@@ -107,7 +107,7 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Measure an agent over unseen conversations.
 
-    It prints success rate, mean return and score (random is 0, the expert 100) with 95 % intervals, and the outcomes.
+    It prints success rate, mean return and score (the best agent that doesn't listen is 0, the expert 100) with 95 % intervals, and the outcomes.
     The score is n/a where the expert isn't clearly better than random, such as with --max-turns 1. Words don't change
     what happens, so none are generated without --partner or --trace.
 
@@ -298,10 +298,12 @@ def _print(result: Evaluation, what: str, task: Task) -> None:
         out.print()
         out.print(table(("wording", ""), _figures(result.wording), (1,)))
     arguments = "".join(f", {name.replace('_', ' ')} {value}" for name, value in task.arguments.items())
-    why = result.references.why_no_score if result.references else ""
+    scale = result.scale
+    why = scale.why_no_score if scale else ""
+    scored = f"{scale.references.zero} is 0, the expert 100, in the same conversations" if scale else ""
     out.print(
         f"\n{count:,} conversations of {task.scenario}{arguments}; seeds {result.seed} to {result.seed + count - 1}; "
-        f"score: {f'n/a, {why}' if why else 'random is 0, the expert 100'}"
+        f"score: {f'n/a, {why}' if why else scored}"
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import typer
 
 from chatgym.cli.options import AsJson, print_json
-from chatgym.cli.terminal import console, print_error, progress_bar, table
+from chatgym.cli.terminal import console, percent, print_error, progress_bar, table
 from chatgym.errors import ChatGymError, InvalidValue, unknown
 
 if TYPE_CHECKING:
@@ -211,19 +211,21 @@ def _print_scenario(name: str, scenario: Scenario, source: str, as_json: bool) -
             "name": name, "version": scenario.version, "plugin": source, "description": scenario.description,
             "agent_acts": scenario.agent_acts, "partner_acts": scenario.user_acts,
             "outcomes": [outcome for outcome in scenario.outcomes if outcome], "success": scenario.success,
-            "reward_terms": scenario.reward_terms, "max_turns": scenario.max_turns, "sha256": scenario.digest,
+            "reward_terms": scenario.reward_terms, "outcome_values": scenario.outcome_values,
+            "earlier_versions": [one.version for one in scenario.earlier], "max_turns": scenario.max_turns, "sha256": scenario.digest,
             "references": references(Task(name)),
         })  # fmt: skip
         return
     out = console()
-    out.print(f"{name}, version {scenario.version}, from plugin {source}")
+    earlier = "".join(f"; {scenario.name}-v{one.version} is version {one.version}" for one in scenario.earlier)
+    out.print(f"{name}, version {scenario.version}, from plugin {source}{earlier}")
     out.print(scenario.description + "\n")
     acts = f"{len(scenario.agent_acts)} {scenario.agent_role} acts"
     partner = f"{len(scenario.user_acts)} {scenario.partner_role} acts"
     rows = [
         (acts, ", ".join(scenario.agent_acts)),
         (partner, ", ".join(scenario.user_acts)),
-        ("outcomes", ", ".join(outcome for outcome in scenario.outcomes if outcome)),
+        ("outcomes", ", ".join(_worth(outcome, scenario) for outcome in scenario.outcomes if outcome)),
         ("success", scenario.success),
         ("reward terms", ", ".join(f"{term} x {weight:g}" for term, weight in scenario.reward_terms.items())),
         ("most turns", str(scenario.max_turns)),
@@ -236,13 +238,25 @@ def _print_scenario(name: str, scenario: Scenario, source: str, as_json: bool) -
     out.print(_reference_table(references(Task(name))))
 
 
+def _worth(outcome: str, scenario: Scenario) -> str:
+    """Return an outcome with its value, if it has one."""
+    value = scenario.outcome_values.get(outcome)
+    return outcome if value is None else f"{outcome} {value:g}"
+
+
 def _reference_table(found: References) -> object:
-    """Return the table of mean returns and success rates of random and expert."""
-    rows = [
-        ("random", f"{found.random_return:.3f}", f"{100 * found.random_success:.1f} %", "0"),
-        ("expert", f"{found.expert_return:.3f}", f"{100 * found.expert_success:.1f} %", "100"),
+    """Return the table of success rates and mean returns of the references."""
+    unit = (found.expert_return - found.ignorant_return) / 100
+    rows = {
+        found.zero: (found.ignorant_success, found.ignorant_return),
+        "random": (found.random_success, found.random_return),
+        "expert": (found.expert_success, found.expert_return),
+    }
+    cells = [
+        (name, percent(success), f"{mean:.3f}", f"{(mean - found.ignorant_return) / unit:.1f}")
+        for name, (success, mean) in rows.items()
     ]
-    return table(("reference", "mean return", "success rate", "score"), rows, (1, 2, 3))
+    return table(("reference", "success rate", "mean return", "score"), cells, (1, 2, 3))
 
 
 def pull(

@@ -23,6 +23,7 @@ from chatgym.errors import InvalidValue
 from chatgym.evaluation.competitors import Competitor, check_tasks, grouped, labels, task_label
 from chatgym.evaluation.evaluation import EVALUATION_SEED, Evaluation, evaluate
 from chatgym.evaluation.intervals import RESAMPLES, Interval, iqm, percentiles, resampled_means
+from chatgym.evaluation.references import Scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +69,7 @@ class Comparison:
 
     @functools.cached_property
     def mean(self) -> list[Interval]:
-        """Mean score of each agent over tasks, runs and conversations; random is 0, the expert 100."""
+        """Mean score of each agent over tasks, runs and conversations, see `Scale`."""
         return [percentiles(scores) for scores in self._means]
 
     @functools.cached_property
@@ -132,9 +133,14 @@ class Comparison:
         """Return ``"score"`` or ``"success"`` of the drawn runs, float64[1 + RESAMPLES, R] by agent and task."""
         drawn: list[list[npt.NDArray[np.float64]]] = [[] for _ in self.agents]
         for number, task in enumerate(self.tasks):
-            columns = [np.stack([_measured(run, measure) for run in agent.runs[task]], 1) for agent in self.agents]
-            means = np.split(resampled_means(np.hstack(columns), number), self._ends, 1)
-            for k, values in enumerate(means):
+            runs = [run for agent in self.agents for run in agent.runs[task]]
+            if measure == "success":
+                means = resampled_means(np.stack([run.outcomes == run.success for run in runs], 1) * 1.0, number)
+            else:
+                scale = _scale(runs[0])
+                columns = [*(run.returns for run in runs), scale.ignorant, scale.expert]
+                means = scale.scores(resampled_means(np.stack(columns, 1), number))
+            for k, values in enumerate(np.split(means, self._ends, 1)):
                 drawn[k].append(np.take_along_axis(values, self._draws[k][number], 1))
         return drawn
 
@@ -207,14 +213,11 @@ def compare(
 def _check_scores(runs: Mapping[str, Sequence[Evaluation]]) -> None:
     """Check that the score of every task is defined."""
     for task, (first, *_) in runs.items():
-        if first.references is not None and (reason := first.references.why_no_score):
+        if reason := _scale(first).why_no_score:
             raise InvalidValue(f"{task} has no score: {reason}")
 
 
-def _measured(run: Evaluation, measure: str) -> npt.NDArray[np.float64]:
-    """Return the success (0 or 1) or the score of each conversation, float64[N]."""
-    if measure == "success":
-        return np.asarray(run.outcomes == run.success, np.float64)
-    assert run.references is not None
-    zero, hundred = run.references.random_return, run.references.expert_return
-    return np.asarray(100 * (run.returns - zero) / (hundred - zero), np.float64)
+def _scale(run: Evaluation) -> Scale:
+    """Return the scale of an evaluation that has one."""
+    assert run.scale is not None
+    return run.scale

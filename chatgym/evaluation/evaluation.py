@@ -16,9 +16,9 @@ from chatgym.agent import Agent
 from chatgym.envs.task import Task
 from chatgym.errors import InvalidValue
 from chatgym.evaluation.intervals import Interval, bootstrap_mean, wilson
-from chatgym.evaluation.references import References
-from chatgym.evaluation.references import references as look_up
-from chatgym.evaluation.rollouts import ROWS, run_conversations
+from chatgym.evaluation.references import Scale
+from chatgym.evaluation.references import scale as scale_of
+from chatgym.evaluation.rollouts import ROWS, Rollouts, run_conversations
 
 EVALUATION_SEED = 2_000_000
 """Default seed of an evaluation's first conversation; training uses seeds below 1,000,000."""
@@ -35,7 +35,7 @@ class Evaluation:
         seed: Seed of the first conversation; the i-th has ``seed + i``.
         success: The outcome that counts as success.
         identity: Scenario, versions and error model, see `chatgym.envs.conversations.Conversations.identity`.
-        references: Mean returns of random and expert in the same task, or None.
+        scale: Returns of the references in the same conversations, or None.
         wording: Counts of accepted and rejected wordings of the partner; None without words.
     """
 
@@ -45,7 +45,7 @@ class Evaluation:
     seed: int
     success: str
     identity: Mapping[str, Any]
-    references: References | None = None
+    scale: Scale | None = None
     wording: Mapping[str, Any] | None = None
 
     @functools.cached_property
@@ -60,16 +60,17 @@ class Evaluation:
 
     @property
     def score(self) -> Interval | None:
-        """Mean return on the scale where random is 0 and the expert 100 (both taken as exact).
+        """Mean return on the scale where an agent that doesn't listen is 0 and the expert 100.
 
-        None where the expert isn't clearly better than random; `References.why_no_score` is the reason.
+        All three hold the same conversations, so the interval is that of a paired comparison. None where the expert
+        isn't clearly better; `Scale.why_no_score` is the reason.
 
         Raises:
             InvalidValue: It was evaluated without references.
         """
-        if self.references is None:
+        if self.scale is None:
             raise InvalidValue("there is no score without references; evaluate with references=True")
-        return self.references.score(self.mean_return)
+        return self.scale.score(self.returns)
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures as JSON values."""
@@ -78,7 +79,7 @@ class Evaluation:
             "seed": self.seed,
             "mean_return": dataclasses.asdict(self.mean_return),
             "success_rate": dataclasses.asdict(self.success_rate),
-            "score": dataclasses.asdict(score) if self.references and (score := self.score) else None,
+            "score": dataclasses.asdict(score) if self.scale and (score := self.score) else None,
             "mean_turns": float(self.turns.mean()),
             "outcomes": dict(Counter(self.outcomes.tolist()).most_common()),
             "identity": dict(self.identity),
@@ -110,7 +111,7 @@ def evaluate(
         llm: The model that generates the partner's utterances, as in `chatgym.envs.chat_env.ChatEnv`. None: acts
             without words, which is faster and gives the same result for an agent that observes beliefs.
         deterministic: Whether the agent takes its best act; else it samples or explores as in training.
-        references: Whether to look up (or measure) the returns of random and expert, for the score.
+        references: Whether to measure the references in the same conversations, for the score.
         progress: Called with the number of conversations that have ended.
         wording_progress: Called with the number of banks of wordings that `llm` has filled (`Speaker.progress`).
 
@@ -133,10 +134,8 @@ def evaluate(
         wording = dataclasses.asdict(envs.speaker.report()) if envs.speaker else None
         if not hasattr(llm, "generate"):  # an `Engine` belongs to the caller and stays open
             envs.close()
-    returns, outcomes, turns = (
-        np.concatenate([getattr(part, name) for part in parts]) for name in ("returns", "outcomes", "turns")
-    )
+    held = Rollouts.joined(parts)
     return Evaluation(
-        returns, outcomes, turns, seed, task.find_scenario().success, identity,
-        look_up(task) if references else None, wording,
+        held.returns, held.outcomes, held.turns, seed, task.find_scenario().success, identity,
+        scale_of(task, seed, conversations) if references else None, wording,
     )  # fmt: skip

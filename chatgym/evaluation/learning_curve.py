@@ -23,7 +23,7 @@ def draw(metrics: Sequence[Mapping[str, Any]], references: References, title: st
 
     Args:
         metrics: Lines of ``metrics.jsonl``.
-        references: Mean returns and success rates of random and expert.
+        references: Mean returns and success rates of the two agents that the score compares with.
         title: Title of the picture.
         path: PNG file to write.
     """
@@ -40,17 +40,17 @@ def draw(metrics: Sequence[Mapping[str, Any]], references: References, title: st
     whole.suptitle(title)
     turns = [line["turns"] for line in metrics]
     panels = [
-        ("success_rate", "success rate [%]", 100.0, references.random_success * 100, references.expert_success * 100),
+        ("success_rate", "success rate [%]", 100.0, references.ignorant_success * 100, references.expert_success * 100),
         ("score", "normalised score", 1.0, 0.0, 100.0),
     ]
     if references.why_no_score:
-        panels[1] = ("mean_return", "mean return", 1.0, references.random_return, references.expert_return)
-    for axes, (name, label, unit, random, expert) in zip(figure.subplots(1, 2), panels, strict=True):
+        panels[1] = ("mean_return", "mean return", 1.0, references.ignorant_return, references.expert_return)
+    for axes, (name, label, unit, zero, expert) in zip(figure.subplots(1, 2), panels, strict=True):
         middle, low, high = ([unit * line[name][k] for line in metrics] for k in ("value", "low", "high"))
         axes.fill_between(turns, low, high, color=BLUE, alpha=0.2, linewidth=0)
         axes.plot(turns, middle, color=BLUE, marker="o" if len(turns) < 3 else None, label="trained")
         axes.axhline(expert, color=GREEN, linestyle="--", linewidth=1, label="expert")
-        axes.axhline(random, color=GREY, linestyle=":", linewidth=1, label="random")
+        axes.axhline(zero, color=GREY, linestyle=":", linewidth=1, label=references.zero)
         axes.set_xlabel("turns of training")
         axes.set_ylabel(label)
         _format_turns(axes)

@@ -1,35 +1,44 @@
-"""Reference scores of a task: the mean returns of the random agent (score 0) and of the expert (score 100).
+"""References of a task: an agent that doesn't listen (score 0) and the expert (score 100).
 
-They are stored beside the scenario, with the identity of the simulator they were measured in. For another simulator
-(an edited scenario, another error rate) they are measured when they are needed.
+The agent that doesn't listen is the better of random and the best constant act. Which one that is, and what it reaches,
+is measured over many conversations of its own and stored beside the scenario, with the identity of the simulator. For
+another simulator (an edited scenario, another error rate) it is measured when it is needed. A score compares an agent
+with both references in the agent's own conversations (`Scale`).
 """
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from chatgym import plugins
 from chatgym.envs.task import Task
 from chatgym.errors import Corrupted, Unavailable
-from chatgym.evaluation.intervals import Interval, wilson
-from chatgym.evaluation.rollouts import ROWS, run_conversations
+from chatgym.evaluation.intervals import Interval, percentiles, resampled_means, wilson
+from chatgym.evaluation.rollouts import ROWS, Rollouts, run_conversations
 from chatgym.storage.atomic import write_text
 from chatgym.storage.utf8 import read_json
 
 CONVERSATIONS = 10_000
 REFERENCE_SEED = 3_000_000
 MARGIN = 0.1
-"""By how much of the larger of the two returns the expert's must exceed random's, for a score to mean anything."""
+"""By how much of the larger of the two returns the expert's must exceed the other's, for a score to mean anything."""
+FEW = 0.25
+"""Share of the difference of the references' returns that they must have in the scored conversations, too."""
 
 
 @dataclass(frozen=True)
 class References:
-    """Mean return and success rate (0 to 1) of random and expert in one simulator."""
+    """Mean return and success rate (0 to 1) of the references in one simulator.
+
+    `ignorant` is the better of random and the best constant act: ``"random"``, or the name of the act.
+    """
 
     identity: str
     scenario: str
@@ -37,40 +46,88 @@ class References:
     error_rate: float
     conversations: int
     seed: int
+    ignorant: str
+    ignorant_return: float
+    ignorant_success: float
     random_return: float
     random_success: float
     expert_return: float
     expert_success: float
 
     @property
+    def zero(self) -> str:
+        """The agent with score 0, in words."""
+        return "random" if self.ignorant == "random" else f"always {self.ignorant}"
+
+    @property
     def why_no_score(self) -> str:
         """Why there is no score, and the remedy; empty if there is one.
 
         A score divides by the difference of the two mean returns, so it is undefined where the expert is not clearly
-        better than random: neither in returns (see `MARGIN`) nor in successes (95 % intervals).
+        better than the agent that doesn't listen: neither in returns (see `MARGIN`) nor in successes (95 % intervals).
         """
-        gain = self.expert_return - self.random_return
-        expert, random = (
+        gain = self.expert_return - self.ignorant_return
+        expert, ignorant = (
             wilson(round(share * self.conversations), self.conversations)
-            for share in (self.expert_success, self.random_success)
+            for share in (self.expert_success, self.ignorant_success)
         )
-        enough = gain > 0 and gain >= MARGIN * max(abs(self.expert_return), abs(self.random_return))
-        if enough and expert.low > random.high:
+        enough = gain > 0 and gain >= MARGIN * max(abs(self.expert_return), abs(self.ignorant_return))
+        if enough and expert.low > ignorant.high:
             return ""
         return (
-            f"the expert is not clearly better than random there: mean return {self.expert_return:.3f} and "
-            f"{self.random_return:.3f}, success rate {self.expert_success:.1%} and {self.random_success:.1%}; allow "
-            "more turns (--max-turns) or fewer errors (--error-rate)"
+            f"the expert is not clearly better than {self.zero} there: mean return {self.expert_return:.3f} and "
+            f"{self.ignorant_return:.3f}, success rate {self.expert_success:.1%} and {self.ignorant_success:.1%}; "
+            "allow more turns (--max-turns) or fewer errors (--error-rate)"
         )
 
-    def score(self, returns: Interval) -> Interval | None:
-        """Return a mean return on the scale where random is 0 and the expert 100; None, see `why_no_score`."""
+
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """Returns of the two references in N conversations, by which returns in the same conversations become a score.
+
+    Attributes:
+        references: Which agents the references are, and what they reach in general.
+        ignorant: float64[N], returns of the agent that doesn't listen.
+        expert: float64[N], returns of the expert.
+    """
+
+    references: References
+    ignorant: npt.NDArray[np.float64]
+    expert: npt.NDArray[np.float64]
+
+    @functools.cached_property
+    def why_no_score(self) -> str:
+        """Why there is no score, and the remedy; empty if there is one."""
+        if not self.references.why_no_score and self.expert.mean() - self.ignorant.mean() < self._least:
+            return (
+                f"in these {len(self.expert):,} conversations the expert is hardly better than {self.references.zero}; "
+                "hold more (--conversations)"
+            )
+        return self.references.why_no_score
+
+    def scores(self, means: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return the scores float64[R, C] of means float64[R, C + 2] of returns; the last two columns are the scale's.
+
+        A resample may hold conversations in which the references hardly differ: see `FEW`.
+        """
+        unit = np.maximum(means[:, -1:] - means[:, -2:-1], self._least)
+        scores: npt.NDArray[np.float64] = 100.0 + 100.0 * (means[:, :-2] - means[:, -1:]) / unit
+        return scores
+
+    def score(self, returns: npt.NDArray[np.float64]) -> Interval | None:
+        """Return the score of returns float64[N] with its 95 % interval, all three paired; None, see `why_no_score`."""
         if self.why_no_score:
             return None
-        return returns.scaled(self.random_return, (self.expert_return - self.random_return) / 100.0)
+        return percentiles(self.scores(resampled_means(np.stack([returns, self.ignorant, self.expert], 1)))[:, 0])
+
+    @property
+    def _least(self) -> float:
+        """The least difference of the references' mean returns that is taken for one."""
+        return FEW * (self.references.expert_return - self.references.ignorant_return)
 
 
 _known: dict[str, References] = {}
+_scales: dict[tuple[str, int, int], Scale] = {}
 
 
 def references(task: Task) -> References:
@@ -86,12 +143,26 @@ def references(task: Task) -> References:
     return _known[identity]
 
 
+def scale(task: Task, seed: int, conversations: int) -> Scale:
+    """Return the scale of the N = `conversations` conversations of a task that an evaluation from `seed` holds."""
+    found = references(task)
+    key = found.identity, seed, conversations
+    if key not in _scales:
+        both = [_hold(name, task, seed, conversations).returns for name in (found.ignorant, "expert")]
+        _scales[key] = Scale(found, *both)
+    return _scales[key]
+
+
 def measure(task: Task, conversations: int = CONVERSATIONS) -> References:
     """Measure the references of a task; the result is the same every time."""
-    identity = task.identity()
-    (random_return, random_success), (expert_return, expert_success) = (
-        _measure(name, task, conversations) for name in ("random", "expert")
-    )
+    identity, success = task.identity(), task.find_scenario().success
+    measured = {}
+    for name in ("expert", "random", *task.find_scenario().agent_acts):
+        held = _hold(name, task, REFERENCE_SEED, conversations)
+        measured[name] = float(held.returns.mean()), float((held.outcomes == success).mean())
+    expert_return, expert_success = measured.pop("expert")
+    random_return, random_success = measured["random"]
+    ignorant = max(measured, key=lambda name: measured[name][0])
     return References(
         identity=identity["sha256"],
         scenario=task.scenario,
@@ -99,6 +170,9 @@ def measure(task: Task, conversations: int = CONVERSATIONS) -> References:
         error_rate=identity["error_model"]["rate"],
         conversations=conversations,
         seed=REFERENCE_SEED,
+        ignorant=ignorant,
+        ignorant_return=measured[ignorant][0],
+        ignorant_success=measured[ignorant][1],
         random_return=random_return,
         random_success=random_success,
         expert_return=expert_return,
@@ -139,13 +213,15 @@ def _stored(task: Task) -> References | None:
         raise Corrupted(f"{path} can't be read ({error}); {remedy}") from error
 
 
-def _measure(name: str, task: Task, conversations: int) -> tuple[float, float]:
-    """Return the mean return and success rate of the agent `name`."""
-    agent = plugins.load().agents[name](task.find_scenario(), seed=REFERENCE_SEED)
-    returns, successes = [], 0
+def _hold(name: str, task: Task, seed: int, conversations: int) -> Rollouts:
+    """Hold conversations from `seed` with ``"random"``, the ``"expert"``, or always the act `name`."""
+    agents, scenario = plugins.load().agents, task.find_scenario()
+    if name in ("random", "expert"):
+        agent = agents[name](scenario, seed=REFERENCE_SEED)
+    else:
+        agent = agents["constant"](scenario, agents["constant"].Config(act=name))
+    parts = []
     for first in range(0, conversations, ROWS):
         envs = task.make_envs(agent.requires, min(ROWS, conversations - first), reward_model=None)
-        rollouts = run_conversations(agent, envs, REFERENCE_SEED + first)
-        returns.append(rollouts.returns)
-        successes += int((rollouts.outcomes == task.find_scenario().success).sum())
-    return float(np.concatenate(returns).mean()), successes / conversations
+        parts.append(run_conversations(agent, envs, seed + first))
+    return Rollouts.joined(parts)

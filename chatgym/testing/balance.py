@@ -1,4 +1,4 @@
-"""Check that a scenario needs a policy: the part of `check_scenario` that compares random, expert and fixed orders."""
+"""Check that a scenario needs a policy: the part of `check_scenario` that compares the expert with simpler policies."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHORTEST, LONGEST = 3.0, 0.8
 
 
 def check_balance(findings: Findings, scenario: Scenario) -> None:
-    """Check that random is far below the expert, fixed orders are below it, and conversations are long enough."""
+    """Check that random, giving up and fixed orders are below the expert, and conversations are long enough."""
     success = scenario.outcomes.index(scenario.success)
     room = room_of(scenario, CONVERSATIONS)
     best = hold(room, expert)
@@ -44,6 +44,14 @@ def check_balance(findings: Findings, scenario: Scenario) -> None:
         f"the expert takes {mean:.1f} turns on average, with max_turns={scenario.max_turns}. Let it be at least "
         f"{SHORTEST:.0f} and at most {LONGEST:.0%} of them: long enough to need a policy, with room for worse ones.",
     )
+    failed = best.returns[best.outcomes != success]
+    quit_act, worth = _best_quit(scenario)
+    findings.expect(
+        not len(failed) or worth <= failed.mean(),
+        f"{quit_act!r} at once has a mean return of {worth:.3f}, the expert's failed conversations "
+        f"{failed.mean() if len(failed) else 0:.3f}. Let giving up be worth less than an honest attempt that fails "
+        "(`outcome_values`), or learners give up.",
+    )
     order = best_order(scenario)
     script = hold(room_of(scenario, CONVERSATIONS), fixed(order))
     margin = 3 * (best.returns - script.returns).std() / CONVERSATIONS**0.5
@@ -53,6 +61,16 @@ def check_balance(findings: Findings, scenario: Scenario) -> None:
         f"{best.returns.mean():.3f}: {', '.join(scenario.agent_acts[act] for act in order)}. Let the expert read its "
         "belief, and the partner differ enough for that to pay.",
     )
+
+
+def _best_quit(scenario: Scenario) -> tuple[str, float]:
+    """Return the act that ends every conversation at once with the highest mean return, and that; -inf without one."""
+    worths = {"": -np.inf}
+    for act, name in enumerate(scenario.agent_acts):
+        held = hold(room_of(scenario, TRIED), fixed([act]))
+        if (held.turns == 1).all():
+            worths[name] = float(held.returns.mean())
+    return max(worths.items(), key=lambda item: item[1])
 
 
 def best_order(scenario: Scenario) -> list[int]:

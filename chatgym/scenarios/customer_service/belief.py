@@ -248,13 +248,16 @@ def still_needed(belief: Any) -> int:
 def expert(belief: Any) -> int:
     """Return the scripted expert's act for `belief`, a record.
 
-    In this order: raise the mood, answer a question, ask for slots, confirm unsure ones, offer, check, close. Where the
-    turns are only just enough to ask, offer and close, it leaves out the rest.
+    In this order: greet, raise the mood, answer a question, confirm unsure values, ask for slots, confirm the others
+    (which brings back what the customer misremembers), offer, check, close. Where the turns are only just enough to
+    ask, offer and close, it leaves out the rest.
     """
     left = belief.max_turns - belief.turn
     hurry = 0 < left <= still_needed(belief)
     if belief.accepted and left == 1:
         return CLOSE
+    if belief.turn == 0 and belief.sure[TOPIC] == 0 and not hurry:
+        return GREET
     if belief.complaint and belief.apologies < 3 and not hurry:
         return APOLOGISE
     if belief.question:
@@ -269,7 +272,10 @@ def expert(belief: Any) -> int:
     for slot in range(1, 5):
         if belief.sure[slot] == 0 and needs(belief.topic, slot):
             return ASK_TOPIC + slot
+    right = right_resolution(belief)
+    patient = belief.turn < 12 and belief.tone < 2 and not hurry
+    if least >= 0 and belief.confirms < (4 if right == SUPERVISOR else 3) and patient:
+        return CONFIRM
     if belief.rejected and not belief.explained:
         return EXPLAIN
-    right = right_resolution(belief)
     return ESCALATE if right == SUPERVISOR else OFFER_REFUND + right

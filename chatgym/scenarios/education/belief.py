@@ -321,6 +321,8 @@ def expert(belief: Any) -> int:
         return ASK_GOAL
     if belief.goal_sure < 2 and belief.plans < 2:
         return PLAN
+    if belief.tone > 0 and belief.plans == 0:
+        return PLAN  # which calms
     if status(belief) == 1 and belief.tone > 0:
         return CHECK  # which strains nobody; else another question tells as much
     if status(belief) == 2 and belief.tone > 0:
@@ -329,10 +331,10 @@ def expert(belief: Any) -> int:
         return BREAK
     skill = int(belief.skill)
     known = belief.known[skill]
-    if basis_known(belief, skill) < 0.55:
+    if basis_known(belief, skill) < 0.4:
         return REVIEW
     if known < 0.3:
         return teach(belief)
-    if known < (0.8 if skill == belief.goal else 0.65):
+    if known < (0.85 if skill == belief.goal else 0.75):
         return ASK_HARD if known > 0.5 else ASK_MEDIUM
     return END if skill == belief.goal else NEXT

@@ -170,4 +170,4 @@ def gain(hidden: Any) -> float:
     """Return the normalised learning gain (post - pre) / (1 - pre) (Hake 1998), from `hidden`, a record."""
     goal = int(hidden.goal)
     before, after = score(goal, int(hidden.known_first)), score(goal, int(hidden.known))
-    return (after - before) / (1.0 - before)
+    return (after - before) / (1.0 - before) if before < 1.0 else 0.0

@@ -227,33 +227,59 @@ def next_comfort(belief: Any) -> int:
 
 
 @nb.njit
+def relief_given(belief: Any) -> int:
+    """Return by how much the intensity has fallen, in points, as far as `belief`, a record, tells.
+
+    Being understood counts one point, advice taken three, and the last strategy what it soothes, if it worked.
+    """
+    points = int(belief.sure[FEELING] == 3) + 3 * int(belief.advised == 1)
+    if belief.wants == 2:
+        points += int(belief.sure[PROBLEM] == 3) + int(belief.sure[CAUSE] == 3)
+    for i in range(4):
+        if belief.worked == 1 and belief.act == STRATEGIES[i]:
+            points += SOOTHES[belief.feeling, i]
+    return points
+
+
+@nb.njit
 def expert(belief: Any) -> int:
     """Return the scripted expert's act for `belief`, a record.
 
-    In this order: ask for the facts, restate unsure ones, then comfort or advise as the person wishes, check, close;
-    close at the last turn in any case.
+    In this order: greet, say back what was heard, which warms and brings out more, ask for the other facts, advise or
+    comfort as the person wishes, check in doubt, close; close at the last turn in any case.
     """
     left = belief.max_turns - belief.turn
     if belief.better or left == 1:
         return CLOSE
-    if belief.turn == 0 and belief.sure[PROBLEM] == 0:
+    if belief.turn == 0:
         return GREET
-    if belief.sure[FEELING] == 1 and belief.uses[REFLECT] < 3:
+    back = to_restate(belief)
+    if 0 < belief.sure[FEELING] < 3 and belief.uses[REFLECT] < 3:
         return REFLECT
-    if to_restate(belief) >= 0 and belief.sure[to_restate(belief)] == 1 and belief.uses[RESTATE] < 4:
-        return RESTATE
+    if back >= 0 and belief.sure[back] < (2 if understood(belief) or back == CAUSE else 3):
+        if belief.uses[RESTATE] < (4 if belief.sure[back] == 1 else 2):
+            return RESTATE
     for fact in range(3):
         if belief.sure[fact] == 0:
             return ASK_PROBLEM + fact
-    if belief.sure[FEELING] < 3 and belief.uses[REFLECT] < 3:
-        return REFLECT
+    relief = relief_given(belief)
+    if belief.sure[back] < 3 and (back == CAUSE or (belief.wants == 2 and relief < 4)):
+        if belief.uses[RESTATE] < (3 if back == CAUSE else 5):
+            return RESTATE
     if belief.wants == 0 and belief.advised == 0 and belief.uses[ASK_ADVICE] < 2:
         return ASK_ADVICE
-    if belief.wants == 1 and belief.advised == 0:
+    if belief.wants == 1 and belief.advised != 1 and belief.uses[SUGGEST_TALK + belief.cause] < 2:
         return SUGGEST_TALK + belief.cause
-    if belief.wants == 2 and belief.sure[CAUSE] < 3 and belief.uses[RESTATE] < 3:
-        return RESTATE
-    settled = belief.advised == 1 or belief.comforts >= 1
-    if settled and left != 2 and belief.act != CHECK and (belief.worked != 2 or belief.heard == UNCLEAR):
-        return CHECK
+    return conclude(belief, relief)
+
+
+@nb.njit
+def conclude(belief: Any, relief: int) -> int:
+    """Return the act that ends the conversation in `belief`, a record: close, check, or another strategy."""
+    calm, tried = belief.tone == 0, belief.comforts + int(belief.advised == 1)
+    if calm and relief >= 4:
+        return CLOSE
+    in_time = belief.max_turns - belief.turn != 2 and belief.act != CHECK
+    if tried >= 1 and in_time and (calm or tried >= 2) and (belief.worked != 2 or belief.heard == UNCLEAR):
+        return CLOSE if calm and tried >= 2 else CHECK
     return next_comfort(belief)
