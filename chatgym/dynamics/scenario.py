@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from chatgym.dynamics.content import bytecode_digest, source_digest
-from chatgym.errors import InvalidValue, unknown
 from chatgym.storage.utf8 import read_json
 
 TONES = ("calm", "annoyed", "angry")
@@ -180,21 +179,9 @@ class Scenario:
         return cls(**fields)
 
     def __post_init__(self) -> None:
-        """Let `measured` be the names of `reward_terms` unless it is given.
-
-        Raises:
-            InvalidValue: A reward term isn't measured, or `outcome_values` doesn't fit `outcomes` and `reward_terms`.
-        """
+        """Let `measured` be the names of `reward_terms` unless it is given."""
         if not self.measured:
             object.__setattr__(self, "measured", tuple(self.reward_terms))
-        for term in self.reward_terms:
-            if term not in self.measured:
-                raise unknown("reward term", term, self.measured, "`measured` names all that `respond` writes.")
-        for outcome in self.outcome_values:
-            if outcome not in self.outcomes:
-                raise unknown("outcome", outcome, self.outcomes, "`outcome_values` are of outcomes.")
-        if self.outcome_values and "outcome" not in self.measured:
-            raise InvalidValue(f"{self.name!r} has outcome_values; name a term 'outcome' among its reward_terms")
 
     def with_earlier(self, **fields: Any) -> Scenario:
         """Return the scenario with an earlier version of itself beside it, in which `fields` are others."""

@@ -85,6 +85,18 @@ def _declared(findings: Findings, scenario: Scenario) -> bool:
         weights and all(np.isfinite(weight) for weight in weights.values()),
         f"`reward_terms` are {dict(weights)}. Name at least one, with a finite weight.",
     )
+    strange = [term for term in weights if term not in scenario.measured]
+    findings.expect(
+        not strange, f"`measured` lacks the reward terms {', '.join(strange)}. Name all terms that `respond` writes."
+    )
+    strange = [outcome for outcome in scenario.outcome_values if outcome not in scenario.outcomes[1:-1]]
+    findings.expect(
+        not strange, f"`outcome_values` has {', '.join(strange)}. Value only outcomes, and not that of truncation."
+    )
+    findings.expect(
+        not scenario.outcome_values or "outcome" in scenario.measured,
+        "`outcome_values` are in no reward term. Name a term 'outcome' in `reward_terms`.",
+    )
     codes = {part: code for part, code in scenario.agent_codes.items() if code < 0}
     findings.expect(not codes, f"`agent_codes` has codes below 0: {codes}. They are act + ABOUT * (slot + 1).")
     return not findings.problems

@@ -311,30 +311,30 @@ def teach(belief: Any) -> int:
 def expert(belief: Any) -> int:
     """Return the scripted expert's act for `belief`, a record.
 
-    In this order: find the goal, ease boredom or frustration, secure prerequisites, teach, test, go on, end; end at the
-    last turn in any case.
+    In this order: find the goal, end once it is known, ease boredom or frustration, secure prerequisites, teach, test,
+    go on. At the last turn it ends the lesson only if the goal is more likely known than not.
     """
-    left = belief.max_turns - belief.turn
-    if left == 1:
-        return END
-    if belief.skill < 0:
-        return ASK_GOAL
-    if belief.goal_sure < 2 and belief.plans < 2:
-        return PLAN
-    if belief.tone > 0 and belief.plans == 0:
-        return PLAN  # which calms
-    if status(belief) == 1 and belief.tone > 0:
-        return CHECK  # which strains nobody; else another question tells as much
-    if status(belief) == 2 and belief.tone > 0:
-        return PRAISE
-    if (belief.feeling > 0 or belief.tone > 0) and belief.breaks < 2 and belief.act != BREAK:
-        return BREAK
     skill = int(belief.skill)
+    if skill < 0:
+        return ASK_GOAL
     known = belief.known[skill]
-    if basis_known(belief, skill) < 0.4:
+    left = belief.max_turns - belief.turn
+    if skill == belief.goal and known > (0.55 if left == 1 else 0.95):
+        return END
+    if belief.plans < (2 if belief.goal_sure < 2 else int(belief.tone > 0)):
+        return PLAN  # which makes the goal sure, and calms
+    if belief.tone > 0 and status(belief) == 1:
+        return CHECK  # which strains nobody; else another question tells as much
+    if belief.tone > 0 and status(belief) == 2:
+        return PRAISE
+    if (belief.feeling > 0 or belief.tone > 0) and belief.breaks < 2 and belief.act != BREAK and belief.turn > 3:
+        return BREAK
+    if belief.tone == 2 and belief.breaks == 2 and belief.act != ASK_FEELING:
+        return ASK_FEELING  # somebody cares
+    if basis_known(belief, skill) < 0.33:
         return REVIEW
-    if known < 0.3:
+    if known < 0.33:
         return teach(belief)
-    if known < (0.85 if skill == belief.goal else 0.75):
-        return ASK_HARD if known > 0.5 else ASK_MEDIUM
-    return END if skill == belief.goal else NEXT
+    if known < 0.57 or skill == belief.goal:
+        return ASK_HARD if known > 0.7 else (ASK_MEDIUM if known > 0.36 else ASK_EASY)
+    return NEXT

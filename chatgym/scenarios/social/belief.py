@@ -245,38 +245,45 @@ def relief_given(belief: Any) -> int:
 def expert(belief: Any) -> int:
     """Return the scripted expert's act for `belief`, a record.
 
-    In this order: greet, say back what was heard, which warms and brings out more, ask for the other facts, advise or
-    comfort as the person wishes, check in doubt, close; close at the last turn in any case.
+    In this order: greet, say back what was heard, which warms and brings out more, ask for the other facts, comfort,
+    advise who wants it, check in doubt, close; close at the last turn in any case.
     """
     left = belief.max_turns - belief.turn
     if belief.better or left == 1:
         return CLOSE
     if belief.turn == 0:
         return GREET
-    back = to_restate(belief)
     if 0 < belief.sure[FEELING] < 3 and belief.uses[REFLECT] < 3:
         return REFLECT
+    if belief.sure[FEELING] == 0 and belief.uses[CHECK] == 0:
+        return CHECK  # who isn't better says how it feels
+    back = to_restate(belief)
     if back >= 0 and belief.sure[back] < (2 if understood(belief) or back == CAUSE else 3):
         if belief.uses[RESTATE] < (4 if belief.sure[back] == 1 else 2):
             return RESTATE
     for fact in range(3):
         if belief.sure[fact] == 0:
             return ASK_PROBLEM + fact
-    relief = relief_given(belief)
-    if belief.sure[back] < 3 and (back == CAUSE or (belief.wants == 2 and relief < 4)):
-        if belief.uses[RESTATE] < (3 if back == CAUSE else 5):
-            return RESTATE
-    if belief.wants == 0 and belief.advised == 0 and belief.uses[ASK_ADVICE] < 2:
-        return ASK_ADVICE
-    if belief.wants == 1 and belief.advised != 1 and belief.uses[SUGGEST_TALK + belief.cause] < 2:
-        return SUGGEST_TALK + belief.cause
-    return conclude(belief, relief)
+    if belief.sure[back] < 3 and belief.uses[RESTATE] < (3 if back == CAUSE else 5):
+        return RESTATE
+    return relieve(belief)
 
 
 @nb.njit
-def conclude(belief: Any, relief: int) -> int:
-    """Return the act that ends the conversation in `belief`, a record: close, check, or another strategy."""
+def relieve(belief: Any) -> int:
+    """Return the act that relieves, or ends the conversation, in `belief`, a record that holds all three facts."""
     calm, tried = belief.tone == 0, belief.comforts + int(belief.advised == 1)
+    relief = relief_given(belief)
+    if belief.wants == 0:
+        comfort = next_comfort(belief)
+        if tried < 2 and belief.uses[comfort] == 0:
+            return comfort
+        if calm and relief >= 2 and belief.act != CHECK and belief.uses[CHECK] < 2:
+            return CHECK
+        if belief.advised == 0 and belief.uses[ASK_ADVICE] < 2:
+            return ASK_ADVICE
+    if belief.wants == 1 and belief.advised != 1 and belief.uses[SUGGEST_TALK + belief.cause] < 2:
+        return SUGGEST_TALK + belief.cause
     if calm and relief >= 4:
         return CLOSE
     in_time = belief.max_turns - belief.turn != 2 and belief.act != CHECK

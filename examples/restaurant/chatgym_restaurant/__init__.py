@@ -21,9 +21,9 @@ AGENT_ACTS = ("greet", "ask_people", "ask_day", "ask_time", "confirm", "book", "
 GREET, ASK_PEOPLE, ASK_DAY, ASK_TIME, CONFIRM, BOOK, CLOSE = range(7)
 USER_ACTS = ("greet", "request", "inform", "affirm", "correct", "thank", "bye", "ask_repeat")
 U_GREET, REQUEST, INFORM, AFFIRM, CORRECT, THANK, BYE, ASK_REPEAT = range(8)
-OUTCOMES = ("", "booked", "wrong_booking", "hung_up", "truncated")
-GOES_ON, BOOKED, WRONG_BOOKING, HUNG_UP, TRUNCATED = range(5)
-VALUE = np.array([0.0, 1.0, -1.0, -1.0, 0.0])
+OUTCOMES = ("", "booked", "wrong_booking", "no_booking", "hung_up", "truncated")
+GOES_ON, BOOKED, WRONG_BOOKING, NO_BOOKING, HUNG_UP, TRUNCATED = range(6)
+OUTCOME_VALUES = {"booked": 1.0, "wrong_booking": -1.0, "no_booking": -1.5, "hung_up": -1.0}  # giving up: the lowest
 
 SLOTS = ("people", "day", "time")
 SIZES = np.array([8, 7, 5])  # values of each slot
@@ -131,7 +131,7 @@ def react(key: np.uint64, turn: int, act: int, hidden: Any, belief: Any, said: A
         for slot in range(3):
             right = right and belief.sure[slot] > 0 and belief.value[slot] == hidden.goal[slot]
         say(said, BYE)
-        return BOOKED if right else WRONG_BOOKING
+        return BOOKED if right else (WRONG_BOOKING if belief.booked else NO_BOOKING)
     else:
         say(said, U_GREET)
     return GOES_ON
@@ -156,8 +156,7 @@ def respond(
         take_in(key, turn, belief, said, error_rate)
     else:
         belief.ended = 1
-    terms[0] = VALUE[outcome]
-    terms[1] = -1.0
+    terms[1] = -1.0  # terms[0] is the outcome's value
     return outcome
 
 
@@ -295,6 +294,7 @@ SCENARIO = Scenario(
     outcomes=OUTCOMES,
     success="booked",
     reward_terms={"outcome": 1.0, "time": 0.02},
+    outcome_values=OUTCOME_VALUES,
     max_turns=20,
     hidden=HIDDEN,
     belief=BELIEF,
