@@ -248,7 +248,7 @@ DYNAMICS = [
     ("playing conversations again", broken("step", sociable), "a conversation depends on those beside it"),
     ("playing conversations again", without_keys(), "other keys give the same conversations"),
     ("coming to an end", broken("step", nothing, longer), "conversations go on after `max_turns`"),
-    ("coming to an end", broken("step", swaps("outcomes", 3, 2)), "no conversation ever ends as hung_up"),
+    ("coming to an end", broken("step", swaps("outcomes", 4, 2)), "no conversation ever ends as hung_up"),
     ("cutting conversations off", broken("step", punished), "at truncation the reward terms outcome aren't"),
     ("playing acts that weren't understood", broken("step", nothing, answering), "the partner says inform/day, inform"),
     ("playing acts that weren't understood", broken("step", nothing, leaving), "1000 of 1000 conversations end"),

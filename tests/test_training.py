@@ -13,7 +13,8 @@ import pytest
 from chatgym.envs.task import Task
 from chatgym.errors import Corrupted, InvalidValue, Unavailable
 from chatgym.evaluation import converse, evaluate, references
-from chatgym.evaluation.intervals import Interval, bootstrap_mean, wilson
+from chatgym.evaluation.intervals import bootstrap_mean, wilson
+from chatgym.evaluation.references import Scale
 from chatgym.storage import atomic
 from chatgym.training import Run, resume, train
 from chatgym.training.run import find_agent
@@ -485,10 +486,13 @@ def test_the_ends_of_the_scale_are_where_they_should_be(agents):
     random, expert = (evaluate(agents[name], conversations=4000) for name in ("random", "expert"))
     assert random.success_rate.high < 0.15
     assert 0.75 < expert.success_rate.low < expert.success_rate.high < 0.95
-    assert random.score.value == pytest.approx(0.0, abs=2.0)
-    assert expert.score.value == pytest.approx(100.0, abs=2.0)
     found = references(Task())
     assert found.scenario == "customer_service"
+    assert random.score.high < 0.0  # there are better acts than random ones
+    assert dataclasses.astuple(expert.score) == pytest.approx((100.0, 100.0, 100.0))  # by definition
+    constant = find_agent("constant")
+    ignorant = constant(Task().find_scenario(), constant.Config(act=found.ignorant))
+    assert dataclasses.astuple(evaluate(ignorant, conversations=1000).score) == pytest.approx((0.0, 0.0, 0.0), abs=1e-9)
     assert (found.random_success, found.expert_success) == (
         pytest.approx(random.success_rate.value, abs=0.02), pytest.approx(expert.success_rate.value, abs=0.02),
     )  # fmt: skip
@@ -502,7 +506,7 @@ def test_another_error_rate_has_references_of_its_own():
 
 
 def test_the_figures_are_those_of_the_conversations(agents):
-    result = evaluate(agents["expert"], conversations=300)
+    result = evaluate(agents["random"], conversations=300)
     figures = result.to_json()
     assert figures["conversations"] == 300
     assert figures["mean_return"]["value"] == pytest.approx(result.returns.mean())
@@ -512,22 +516,52 @@ def test_the_figures_are_those_of_the_conversations(agents):
     json.dumps(figures)
 
 
-def test_a_score_is_the_return_on_the_scale_from_random_to_expert():
-    scale = dataclasses.replace(references(Task()), random_return=-1.0, expert_return=0.6)
-    assert scale.score(Interval(0.2, -1.0, 0.76)) == Interval(*map(pytest.approx, (75.0, 0.0, 110.0)))
+@pytest.mark.parametrize("scenario", ["customer_service", "education", "social"])
+def test_no_act_taken_all_the_time_scores_above_3(scenario):
+    constant, task = find_agent("constant"), Task(scenario)
+    for act in task.find_scenario().agent_acts:
+        agent = constant(task.find_scenario(), constant.Config(act=act))
+        assert evaluate(agent, task, conversations=1000).score.value <= 3.0
+
+
+@pytest.mark.parametrize("scenario", ["customer_service", "education", "social"])
+def test_giving_up_is_worth_less_than_an_honest_attempt_that_fails(scenario, agents):
+    task = Task(scenario)
+    expert = evaluate(find_agent("expert")(task.find_scenario()), task, conversations=4000, references=False)
+    constant = find_agent("constant")
+    for act in {"customer_service": ("close", "escalate"), "education": ("end",), "social": ("close",)}[scenario]:
+        agent = constant(task.find_scenario(), constant.Config(act=act))
+        quits = evaluate(agent, task, conversations=1000, references=False)
+        assert (quits.turns == 1).all()
+        assert quits.returns.mean() < expert.returns[expert.outcomes != expert.success].mean()
+
+
+def test_a_score_compares_the_returns_in_the_same_conversations():
+    found = dataclasses.replace(references(Task()), ignorant_return=-1.0, expert_return=1.0)
+    generator = np.random.default_rng(0)
+    ignorant, expert = generator.normal(-1, 0.3, 500), generator.normal(1, 0.3, 500)
+    scale = Scale(found, ignorant, expert)
+    halfway = scale.score((ignorant + expert) / 2)
+    assert dataclasses.astuple(halfway) == pytest.approx((50.0, 50.0, 50.0))
+    unpaired = scale.score(generator.permutation((ignorant + expert) / 2))
+    assert unpaired.high - unpaired.low > 1.0
+    few = Scale(found, ignorant[:3], ignorant[:3])
+    assert few.score(expert[:3]) is None
+    assert "--conversations" in few.why_no_score
 
 
 @pytest.mark.parametrize(
-    ("random", "expert", "successes"),
+    ("ignorant", "expert", "successes"),
     [(-0.15, -0.02, (0.0, 0.0)), (-1.0, -0.95, (0.01, 0.2)), (-0.2, -0.8, (0.0, 0.2)), (0.1, 0.6, (0.5, 0.5))],
 )
-def test_there_is_no_score_where_the_expert_is_not_clearly_better_than_random(random, expert, successes):
-    scale = dataclasses.replace(
-        references(Task()), random_return=random, expert_return=expert, random_success=successes[0],
+def test_there_is_no_score_where_the_expert_is_not_clearly_better(ignorant, expert, successes):
+    found = dataclasses.replace(
+        references(Task()), ignorant_return=ignorant, expert_return=expert, ignorant_success=successes[0],
         expert_success=successes[1],
     )  # fmt: skip
-    assert scale.score(Interval(0.2, -1.0, 0.76)) is None
-    assert f"{random:.3f}" in scale.why_no_score
+    scale = Scale(found, np.full(9, ignorant), np.full(9, expert))
+    assert scale.score(np.zeros(9)) is None
+    assert f"{ignorant:.3f}" in scale.why_no_score
     assert "--max-turns" in scale.why_no_score
 
 

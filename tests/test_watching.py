@@ -27,7 +27,7 @@ from chatgym.evaluation.comparison import ComparedAgent
 from chatgym.evaluation.comparison_plot import comparison_figure
 from chatgym.evaluation.evaluation import Evaluation
 from chatgym.evaluation.intervals import RESAMPLES, bootstrap_mean, iqm, percentiles, resampled_means
-from chatgym.evaluation.references import _known, references
+from chatgym.evaluation.references import Scale, _known, references
 from chatgym.training import Run, logs, resume, train
 from chatgym.training.run import find_agent
 
@@ -274,14 +274,14 @@ def test_resampled_means_are_those_of_drawn_rows():
     assert resampled_means(np.hstack([values, values]))[:, :2] == pytest.approx(resampled_means(values))
 
 
-SCALE = dataclasses.replace(references(Task()), random_return=0.0, expert_return=100.0)
+FOUND = dataclasses.replace(references(Task()), ignorant_return=0.0, expert_return=100.0)
 
 
 def held(returns):
     """An evaluation with these returns, which are scores, too."""
     returns = np.asarray(returns, np.float64)
     outcomes = np.where(returns > 0, "resolved", "hung_up").astype(object)
-    return Evaluation(returns, outcomes, np.full(len(returns), 5), 0, "resolved", {}, SCALE)
+    return Evaluation(returns, outcomes, np.full(len(returns), 5), 0, "resolved", {}, Scale(FOUND, np.zeros(len(returns)), np.full(len(returns), 100.0)))
 
 
 def compared(*sides):
@@ -449,7 +449,7 @@ def test_a_comparison_that_cannot_be_made_is_one_line_that_names_the_remedy(chat
 
 def test_a_task_where_random_is_as_good_as_the_expert_has_no_score(monkeypatch):
     task = Task(arguments={"max_turns": 3})
-    flat = dataclasses.replace(references(Task()), random_return=0.5, expert_return=0.5)
+    flat = dataclasses.replace(references(Task()), ignorant_return=0.5, expert_return=0.5)
     monkeypatch.setitem(_known, task.identity()["sha256"], flat)
     agents = [find_agent(name)(task.find_scenario()) for name in ("random", "expert")]
     with pytest.raises(InvalidValue, match=r"customer_service has no score: .* mean return 0.500 .*--max-turns"):
