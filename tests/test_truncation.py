@@ -34,8 +34,8 @@ def test_the_turn_of_truncation_is_paid_like_any_other(name):
 
 @pytest.mark.parametrize(
     ("name", "turns", "truncated", "successful"),
-    [("social", 8, 0.0, 0.35), ("social", 12, 0.0, 0.8), ("education", 8, 0.0, 0.4), ("education", 12, 0.0, 0.6),
-     ("customer_service", 8, 0.3, 0.55), ("customer_service", 12, 0.05, 0.75)],
+    [("social", 8, 0.0, 0.35), ("social", 12, 0.0, 0.8), ("education", 8, 0.5, 0.45), ("education", 12, 0.35, 0.6),
+     ("customer_service", 8, 0.33, 0.53), ("customer_service", 12, 0.06, 0.8)],
 )  # fmt: skip
 def test_the_expert_ends_before_the_last_turn_is_over(name, turns, truncated, successful):
     scenario = find_scenario(name)

@@ -273,7 +273,7 @@ def expert(belief: Any) -> int:
         if belief.sure[slot] == 0 and needs(belief.topic, slot):
             return ASK_TOPIC + slot
     right = right_resolution(belief)
-    patient = belief.turn < 12 and belief.tone < 2 and not hurry
+    patient = belief.turn < 12 and belief.tone < 2 and left > still_needed(belief) + 3
     if least >= 0 and belief.confirms < (4 if right == SUPERVISOR else 3) and patient:
         return CONFIRM
     if belief.rejected and not belief.explained:
