@@ -302,6 +302,7 @@ def test_the_estimates_are_those_of_the_plain_formulas():
     assert found.iqm[0].value == pytest.approx(np.sort(scores)[1:4].mean())
     assert found.success_rate[0].value == pytest.approx((one > 0).mean())
     assert found.difference[1].value == pytest.approx(other.mean() - one.mean())
+    assert found.success_difference[1].value == pytest.approx((other > 0).mean() - (one > 0).mean())
     wins = [(b[i] > a[i]) + 0.5 * (b[i] == a[i]) for a in one for b in other for i in range(40)]
     assert found.improvement[1][0].value == pytest.approx(np.mean(wins))
     assert found.improvement[0][1].value == pytest.approx(1 - np.mean(wins))
@@ -472,7 +473,7 @@ def test_nothing_in_the_picture_overlaps(sides, seeds):
     ]
     texts = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible() and text not in unseen]
     boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in texts]
-    assert sum("rather long" in text.replace("\n", " ") for text, _ in boxes) == 2 * sides
+    assert sum("rather long" in text.replace("\n", " ") for text, _ in boxes) == (3 if sides > 1 else 2) * sides
     for (one, box), (other, another) in itertools.combinations(boxes, 2):
         assert not box.overlaps(another), (one, other)
     width, height = figure.canvas.get_width_height()

@@ -143,21 +143,28 @@ def _print(found: Comparison) -> None:
 def _scores(found: Comparison) -> Table:
     """Return the table of success rates and scores."""
     rows = [
-        (agent.label, str(len(agent.names)), percent(success.value), *_cells(mean), *_cells(middle))
+        (agent.label, str(len(agent.names)), *_percent(success), *_cells(mean), *_cells(middle))
         for agent, success, mean, middle in zip(found.agents, found.success_rate, found.mean, found.iqm, strict=True)
     ]
-    columns = ("", "runs", "success rate", "score", "95 % interval", "IQM", "95 % interval")
+    columns = (
+        "", "runs", "success rate", "95 % interval", "score", "95 % interval", "IQM of scores", "95 % interval"
+    )  # fmt: skip
     return table(columns, rows, range(1, len(columns)))
 
 
 def _differences(found: Comparison) -> Table:
     """Return the table of differences to the first agent."""
     rows = [
-        (agent.label, *_cells(difference, "+.1f"), *_cells(row[0].scaled(0, 0.01), unit=" %"))
-        for agent, difference, row in zip(found.agents, found.difference, found.improvement, strict=True)
+        (agent.label, *_percent(gain, "+.1f"), *_cells(difference, "+.1f"), *_percent(row[0]))
+        for agent, gain, difference, row in zip(
+            found.agents, found.success_difference, found.difference, found.improvement, strict=True
+        )
         if row[0] is not None
     ]
-    columns = (f"against {found.agents[0].label}", "score", "95 % interval", "better conversations", "95 % interval")
+    columns = (
+        f"against {found.agents[0].label}", "success rate", "95 % interval", "score", "95 % interval",
+        "better conversations", "95 % interval",
+    )  # fmt: skip
     return table(columns, rows, range(1, len(columns)))
 
 
@@ -169,6 +176,11 @@ def _improvement(found: Comparison) -> Table:
     ]
     columns = ("better conversations than", *(str(number) for number in range(1, len(found.agents) + 1)))
     return table(columns, rows, range(1, len(columns)))
+
+
+def _percent(share: Interval, form: str = ".1f") -> tuple[str, str]:
+    """Return a share, or a difference of shares, in percent as two cells of a table."""
+    return _cells(share.scaled(0, 0.01), form, " %")
 
 
 def _cells(interval: Interval, form: str = ".1f", unit: str = "") -> tuple[str, str]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chatgym.storage.figures import new_figure, write_figure
+
 if TYPE_CHECKING:
     from chatgym.evaluation.references import References
 
@@ -25,16 +27,11 @@ def draw(metrics: Sequence[Mapping[str, Any]], references: References, title: st
         metrics: Lines of ``metrics.jsonl``.
         references: Mean returns and success rates of random and expert.
         title: Title of the picture.
-        path: PNG file to write.
+        path: File to write: PNG, PDF or SVG, by its suffix.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     watched = [name for name in WATCHED if any(name in line.get("training", {}) for line in metrics)]
     below = -(-len(watched) // 3) if len(watched) > 1 else 0
-    # Without pyplot: no global state, no display.
-    whole = Figure(figsize=(9, 3.6 + 2 * below), dpi=120, layout="constrained")
-    FigureCanvasAgg(whole)
+    whole = new_figure(9, 3.6 + 2 * below)
     parts: Any = whole.subfigures(2, 1, height_ratios=(3.6, 2 * below)) if below else None
     figure = whole if parts is None else parts[0]
     whole.suptitle(title)
@@ -58,7 +55,7 @@ def draw(metrics: Sequence[Mapping[str, Any]], references: References, title: st
         axes.legend(frameon=False, loc="lower right")
     if parts is not None:
         _draw_watched(parts[1].subplots(below, 3, squeeze=False).ravel(), watched, metrics)
-    whole.savefig(path, format="png")
+    write_figure(whole, path)
 
 
 def _draw_watched(panels: Any, names: Sequence[str], metrics: Sequence[Mapping[str, Any]]) -> None:
