@@ -24,7 +24,6 @@ from chatgym.evaluation.competitors import Competitor, check_tasks, grouped, lab
 from chatgym.evaluation.evaluation import EVALUATION_SEED, Evaluation, evaluate
 from chatgym.evaluation.intervals import RESAMPLES, Interval, iqm, percentiles, resampled_means
 
-
 SEEDS = 3
 """Fewest runs that differ in their seed, for an interval to hold the variance of training."""
 

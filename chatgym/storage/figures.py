@@ -16,7 +16,7 @@ METADATA: dict[str, dict[str, Any]] = {
     ".svg": {"Creator": "ChatGym", "Date": None},
 }
 """Suffix of each format to what its files say about themselves: no date and no version."""
-STYLE = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.hashsalt": "ChatGym", "svg.fonttype": "path", "text.usetex": False}
+STYLE: Any = {"pdf.fonttype": 42, "svg.hashsalt": "ChatGym", "svg.fonttype": "path", "text.usetex": False}
 """Fonts are embedded as TrueType (type 42), which journals accept and editors can change; ids of SVG don't vary."""
 DPI = 120
 
