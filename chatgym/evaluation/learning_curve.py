@@ -20,6 +20,21 @@ WATCHED = {
 """Training metrics that get a panel each, with its title, if an agent reports at least two of them."""
 
 
+PANELS = {
+    "success_rate": ("success rate [%]", 100.0), "score": ("normalised score", 1.0), "mean_return": ("mean return", 1.0)
+}  # fmt: skip
+"""Measure to the label of its panel, and the factor from its value to what is drawn."""
+
+
+def reference_values(references: References) -> dict[str, tuple[float, float]]:
+    """Return random's and the expert's value of each measure."""
+    return {
+        "success_rate": (references.random_success, references.expert_success),
+        "score": (0.0, 100.0),
+        "mean_return": (references.random_return, references.expert_return),
+    }
+
+
 def draw(metrics: Sequence[Mapping[str, Any]], references: References, title: str, path: Path) -> None:
     """Draw success rate and score over turns, with random and expert as lines; below, the panels of `WATCHED`.
 
@@ -36,13 +51,10 @@ def draw(metrics: Sequence[Mapping[str, Any]], references: References, title: st
     figure = whole if parts is None else parts[0]
     whole.suptitle(title)
     turns = [line["turns"] for line in metrics]
-    panels = [
-        ("success_rate", "success rate [%]", 100.0, references.random_success * 100, references.expert_success * 100),
-        ("score", "normalised score", 1.0, 0.0, 100.0),
-    ]
-    if references.why_no_score:
-        panels[1] = ("mean_return", "mean return", 1.0, references.random_return, references.expert_return)
-    for axes, (name, label, unit, random, expert) in zip(figure.subplots(1, 2), panels, strict=True):
+    panels = ("success_rate", "mean_return" if references.why_no_score else "score")
+    for axes, name in zip(figure.subplots(1, 2), panels, strict=True):
+        label, unit = PANELS[name]
+        random, expert = (unit * end for end in reference_values(references)[name])
         middle, low, high = ([unit * line[name][k] for line in metrics] for k in ("value", "low", "high"))
         axes.fill_between(turns, low, high, color=BLUE, alpha=0.2, linewidth=0)
         axes.plot(turns, middle, color=BLUE, marker="o" if len(turns) < 3 else None, label="trained")
@@ -50,7 +62,7 @@ def draw(metrics: Sequence[Mapping[str, Any]], references: References, title: st
         axes.axhline(random, color=GREY, linestyle=":", linewidth=1, label="random")
         axes.set_xlabel("turns of training")
         axes.set_ylabel(label)
-        _format_turns(axes)
+        format_turns(axes)
         axes.grid(alpha=0.2)
         axes.legend(frameon=False, loc="lower right")
     if parts is not None:
@@ -68,11 +80,11 @@ def _draw_watched(panels: Any, names: Sequence[str], metrics: Sequence[Mapping[s
         axes.plot(*zip(*found, strict=True), color=BLUE, linewidth=1)
         axes.set_title(WATCHED[name], fontsize=8)
         axes.tick_params(labelsize=7)
-        _format_turns(axes)
+        format_turns(axes)
         axes.grid(alpha=0.2)
 
 
-def _format_turns(axes: Any) -> None:
+def format_turns(axes: Any) -> None:
     """Write the numbers of turns short (``2.5 M``), and so few of them that they don't run into each other."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
