@@ -22,11 +22,13 @@ from chatgym.envs.task import Task
 from chatgym.errors import InvalidValue, unknown
 from chatgym.evaluation.comparison import SEEDS
 from chatgym.evaluation.competitors import grouped, labels, task_label
-from chatgym.evaluation.intervals import RESAMPLES, iqm
+from chatgym.evaluation.intervals import iqm
 from chatgym.storage import atomic
 
 MEASURES = ("success_rate", "score", "mean_return")
 STATISTICS = ("iqm", "mean")
+RESAMPLES = 20_000
+"""More than for other intervals: a resample of few runs has few values, so its quantiles jump."""
 
 Floats = npt.NDArray[np.float64]
 
