@@ -238,6 +238,8 @@ def test_another_plan_of_the_same_name_is_refused(tmp_path: Path) -> None:
     tune(plan(params=("x=0.1,0.3",)), tmp_path / "study")
     with pytest.raises(InvalidValue, match=r"space is .* there .* here; name another study"):
         tune(plan(params=("x=0.1,0.5",)), tmp_path / "study")
+    with pytest.raises(InvalidValue, match=r"holds the study 'study', not 'other'; name another folder"):
+        tune(plan(params=("x=0.1,0.5",)), tmp_path / "study", name="other")
 
 
 @pytest.mark.parametrize("method", ["grid", "tpe"])
