@@ -4,20 +4,36 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# `make setup LOCK=1` installs the exact versions with which the published results were made; `make lock` writes them.
+LOCKED := constraints/lock-3.11.txt
+ifdef LOCK
+STAMP := $(VENV)/.installed-locked
+CONSTRAINTS := $(LOCKED)
+CHECK := import sys; assert sys.version_info[:2] == (3, 11), "$(LOCKED) is of Python 3.11; choose it: make PYTHON=python3.11 LOCK=1 $(MAKECMDGOALS)"
+else
+CONSTRAINTS := constraints/cpu.txt
+CHECK := import sys; assert (3, 10) <= sys.version_info[:2] <= (3, 13), "ChatGym needs Python 3.10 to 3.13; choose one: make PYTHON=python3.12 $(MAKECMDGOALS)"
+endif
+
 # `make mutants` plants faults and shows that the tests notice each of them.
-.PHONY: setup demo test lint docs mutants bench
+.PHONY: setup lock demo test lint docs mutants bench
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints/cpu.txt
-	@$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info[:2] <= (3, 13), "ChatGym needs Python 3.10 to 3.13; choose one: make PYTHON=python3.12 $(MAKECMDGOALS)"'
+$(STAMP): pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c '$(CHECK)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c '$(CHECK)'
 	@echo "Installing ChatGym into $(VENV) (the first time takes some minutes) ..."
 	@$(BIN)/python -m pip install --quiet --upgrade pip
-	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints/cpu.txt --editable '.[dev]'
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
 	@echo "Compiling the scenarios (about a minute) ..."
 	@$(BIN)/chatgym scenarios --compile
-	@touch $(STAMP)
+	@touch $(VENV)/.installed $(STAMP)
+
+lock: setup
+	@echo "# The exact versions of the tested environment: Python 3.11, Linux, CPU. Written by \`make lock\`." > $(LOCKED)
+	@$(BIN)/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' >> $(LOCKED)
 
 demo: setup
 	$(BIN)/python examples/demo.py

@@ -15,16 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from rich.console import Console
 
 from chatgym import plugins
 from chatgym.scenarios import Scenario
+from chatgym.storage.figures import new_figure, write_figure
 from chatgym.words.nlu import THRESHOLD, UNCLEAR, labelled, nlu_of
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).resolve().parent.parent
 HELD_OUT = ROOT / "benchmarks" / "heldout"
@@ -257,8 +254,8 @@ def _row(*cells: str) -> str:
 
 def draw(scenario: Scenario, scores: Mapping[str, Scores], path: Path) -> None:
     """Draw the confusion matrices of both roles, in shares of what was meant."""
-    figure, axes = plt.subplots(1, 2, figsize=(15, 7.5), layout="constrained")
-    for role, ax in zip(ROLES, axes, strict=True):
+    figure = new_figure(15, 7.5)
+    for role, ax in zip(ROLES, figure.subplots(1, 2), strict=True):
         meant = list(scores[role].f1)
         heard = [*meant, UNCLEAR]
         counts = np.array([[scores[role].confusions[one, other] for other in heard] for one in meant], float)
@@ -270,8 +267,7 @@ def draw(scenario: Scenario, scores: Mapping[str, Scores], path: Path) -> None:
         ax.set_xticks(range(len(heard)), heard, rotation=60, ha="right", rotation_mode="anchor")
         ax.set_yticks(range(len(meant)), meant)
         ax.set(xlabel="heard", ylabel="meant", title=f"{scenario.name}: {getattr(scenario, role + '_role')}")
-    figure.savefig(path, dpi=90, metadata={"Software": None})
-    plt.close(figure)
+    write_figure(figure, path)
 
 
 def _share(right: Iterator[bool]) -> float:

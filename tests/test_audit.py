@@ -350,7 +350,8 @@ def test_contradictions_are_listed_and_fail_a_strict_audit(command: Callable[...
     said = command("audit", "grudging")
     assert said.exit_code == 0
     assert "bears a grudge" in said.stdout
-    assert command("audit", "grudging", "--strict").exit_code == 1
+    assert command("audit", "grudging", "--strict").exit_code == 2  # there is an audit already
+    assert command("audit", "grudging", "--strict", "--overwrite").exit_code == 1
     report = json.loads(command("audit", "grudging", "--json", "--out", "there").stdout)
     assert report["kinds"]["unasked"]["found"] == len(report["findings"]) > 40
     assert report == json.loads(Path("there/audit.json").read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
 import json
 import os
@@ -341,7 +342,8 @@ def test_on_a_terminal_a_bar_shows_speed_success_and_time_left(tmp_path: Path) -
 def test_evaluate_prints_what_evaluate_computes(chatgym: Chatgym, trained: Path) -> None:
     said = chatgym("evaluate", trained, "--conversations", 60, "--json")
     run = Run.open(trained)
-    assert json.loads(said.out) == evaluate(run.agent(), run.task, conversations=60).to_json()
+    expected = evaluate(run.agent(), run.task, conversations=60).to_json()
+    assert expected == {name: json.loads(said.out)[name] for name in expected}
     table = chatgym("evaluate", trained, "--conversations", 60).out
     figures = json.loads(said.out)
     assert f"{100 * figures['success_rate']['value']:.1f} %" in table
@@ -356,8 +358,91 @@ def test_evaluate_can_let_an_agent_act_as_in_training(chatgym: Chatgym, trained:
         json.loads(chatgym("evaluate", trained, "--conversations", 60, "--json", *more).out)
         for more in ((), ("--sampled",))
     )
-    assert sampled == evaluate(run.agent(), run.task, conversations=60, deterministic=False).to_json() != best
+    expected = evaluate(run.agent(), run.task, conversations=60, deterministic=False).to_json()
+    assert expected == {name: sampled[name] for name in expected} != {name: best[name] for name in expected}
+    assert (sampled["sampled"], best["sampled"]) == (True, False)
     assert "--sampled" in chatgym("evaluate", "--compare", trained, "expert", "--sampled").err
+
+
+def test_a_result_names_all_that_determines_it(chatgym: Chatgym, trained: Path) -> None:
+    subprocess.run("git init -q . && git -c user.name=a -c user.email=b commit -q --allow-empty -m c", shell=True)
+    line = ("evaluate", trained, "--conversations", 20, "--out", "there")
+    printed = json.loads(chatgym(*line, "--json").out)
+    first = Path("there/result.json").read_bytes()
+    assert json.loads(first) == printed
+    assert chatgym(*line).code == 0  # the same evaluation again
+    assert Path("there/result.json").read_bytes() == first  # no date in it
+    run, agent = Run.open(trained), printed["agent"]
+    assert (agent["name"], agent["run"], agent["training_seed"]) == ("qlearning", str(trained), 0)
+    assert (agent["settings"], agent["trained_turns"]) == (run.config["settings"], run.turns)
+    assert agent["versions"]["training"] == run.config["versions"]
+    assert agent["versions"]["evaluation"]["chatgym"] == __version__
+    assert (printed["scenario"], printed["conversations"], printed["seed"]) == ("customer_service", 20, SEED)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    assert printed["commit"] == {"hash": head, "changed": False}
+    scripted = json.loads(chatgym("evaluate", "expert", "--conversations", 2, "--json").out)["agent"]
+    assert (scripted["name"], scripted["run"], scripted["training_seed"]) == ("expert", None, None)
+
+
+def test_the_table_of_returns_has_a_line_for_each_conversation(chatgym: Chatgym, trained: Path) -> None:
+    chatgym("evaluate", trained, "--conversations", 30, "--returns", "one.csv")
+    chatgym("evaluate", "--compare", trained, "expert", "--conversations", 30, "--returns", "all.csv")
+    one, both = (list(csv.DictReader(Path(name).read_text().splitlines())) for name in ("one.csv", "all.csv"))
+    run = Run.open(trained)
+    found = evaluate(run.agent(), run.task, conversations=30)
+    assert [float(row["return"]) for row in one] == found.returns.tolist()
+    assert [row["outcome"] for row in one] == found.outcomes.tolist()
+    assert [int(row["seed"]) for row in one] == [SEED + number for number in range(30)]
+    assert [int(row["turns"]) for row in one] == found.turns.tolist()
+    assert sum(int(row["success"]) for row in one) == round(30 * found.success_rate.value)
+    assert both[:30] == one
+    assert {row["run"] for row in both[30:]} == {"expert"}
+    assert len(both) == 60
+
+
+FEW = ("--conversations", 5)
+
+
+@pytest.mark.parametrize(
+    ("line", "files"),
+    [
+        (("evaluate", "expert", *FEW, "--trace", "t.jsonl"), ("t.jsonl",)),
+        (("evaluate", "expert", *FEW, "--returns", "r.csv"), ("r.csv",)),
+        (("evaluate", "expert", *FEW, "--seed", 7, "--out", "there"), ("there/result.json", "there/transcripts.jsonl")),
+        (("evaluate", "expert", *FEW, "--out", "there"), ("there/transcripts.jsonl",)),
+        (("evaluate", "--compare", "expert", "random", *FEW), ("compare.png",)),
+        (("evaluate", "--compare", "expert", "random", *FEW, "--picture", "c.pdf"), ("c.pdf",)),
+        (("audit", "social", *FEW, "--worded", 0), ("audits/social/audit.json",)),
+        (("reward", "pairs", "--conversations", 20, "--out", "pairs.jsonl"), ("pairs.jsonl",)),
+        (("curve", "RUN"), ("curve.png",)),
+        (("curve", "RUN", "--csv", "c.csv"), ("c.csv",)),
+    ],
+)
+def test_nothing_that_is_there_is_replaced_unasked(
+    chatgym: Chatgym, trained: Path, line: tuple[object, ...], files: tuple[str, ...]
+) -> None:
+    line = tuple(trained if word == "RUN" else word for word in line)
+    for file in map(Path, files):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("{}")
+    said = chatgym(*line)
+    assert (said.code, said.out, said.err.count("\n")) == (2, "", 1)
+    assert "--overwrite" in said.err
+    assert files[0].rpartition("/")[0] in said.err
+    assert all(Path(file).read_text() == "{}" for file in files)
+    assert chatgym(*line, "--overwrite").code == 0
+    assert all(Path(file).read_bytes() != b"{}" for file in files)
+
+
+def test_the_transcripts_of_a_training_are_not_replaced_by_those_of_an_evaluation(
+    chatgym: Chatgym, trained: Path
+) -> None:
+    before = (trained / "transcripts.jsonl").read_bytes()
+    assert chatgym("evaluate", trained, *FEW, "--out", trained).code == 2
+    assert (trained / "transcripts.jsonl").read_bytes() == before
+    assert chatgym("evaluate", trained, *FEW, "--out", "there").code == 0
+    said = chatgym("evaluate", trained, *FEW, "--error-rate", "0.3", "--out", "there")
+    assert (said.code, "it differs in: arguments, simulator" in said.err) == (2, True)
 
 
 def test_the_default_seed_is_that_of_evaluations() -> None:

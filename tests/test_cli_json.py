@@ -40,6 +40,7 @@ RUNS: dict[str, list[tuple[object, ...]]] = {
         ("evaluate", "--compare", "expert", "random", "--conversations", 20),
         ("evaluate", "expert", "--max-turns", 1, "--conversations", 20),
     ],
+    "curve": [("train", "qlearning", *SMALL), ("curve", "runs/qlearning", "--csv", "curve.csv")],
     "audit": [("audit", "social", "--conversations", 5, "--worded", 0)],
     "replay": [("evaluate", "expert", "--conversations", 5, "--trace", "t.jsonl"), ("replay", "t.jsonl")],
     "reward pairs": [("reward", "pairs", "--conversations", 20, "--out", "pairs.jsonl")],

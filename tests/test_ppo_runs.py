@@ -113,6 +113,12 @@ def test_rlhf_says_what_does_not_fit(tmp_path):
     assert "kl_coefficient" in said("--run", tmp_path, "--from-scratch", "tiny", "--setting", "kl_coeficient=1")
     assert "--lora" in said("--run", tmp_path, "--from-scratch", "tiny", "--lora", 4)
     assert "--resume" in said("--run", tmp_path / "none", "--resume")
+    rlhf.begin(tmp_path / "begun", rlhf.Plan())
+    (tmp_path / "begun" / "sft").mkdir()
+    assert "--overwrite" in said("--run", tmp_path / "begun", "--from-scratch", "tiny")
+    rlhf.begin(tmp_path / "begun", rlhf.Plan(seed=1), overwrite=True)
+    assert not (tmp_path / "begun" / "sft").exists()
+    assert rlhf.read(tmp_path / "begun") == rlhf.Plan(seed=1)
     (tmp_path / "other").write_text("")
     with pytest.raises(InvalidValue, match="isn't empty"):
         rlhf.begin(tmp_path, rlhf.Plan())

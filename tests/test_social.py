@@ -364,6 +364,9 @@ def test_a_picture_is_drawn_the_same_every_time(name, tmp_path):
     assert image.shape == (480, 640, 4)
     assert len(np.unique((image[::4, ::4, :3] * 31).astype(int).reshape(-1, 3), axis=0)) > 8  # something is on it
     assert pictures.draw(name, tmp_path / "two.png").read_bytes() == path.read_bytes()
+    assert pictures.draw(name, tmp_path / "three.pdf").read_bytes().startswith(b"%PDF")
+    with pytest.raises(InvalidValue, match=r"end its name with"):
+        pictures.draw(name, tmp_path / "four")
 
 
 def test_an_unknown_picture_is_refused_with_those_there_are(tmp_path):

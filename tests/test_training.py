@@ -607,6 +607,15 @@ def test_wilsons_interval_has_its_known_values(successes, n, low, high):
     assert (interval.low, interval.high) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
 
 
+@pytest.mark.parametrize("n", [1, 3, 29, 500, 1000, 2_000_000])
+def test_the_interval_of_a_share_never_leaves_0_to_1(n):
+    """Rounding gave 3e-18 for none of 500, and a little less than 1 for all of them."""
+    assert (wilson(0, n).low, wilson(n, n).high) == (0.0, 1.0)
+    for successes in {0, 0.5, n // 2, n - 0.5, n}:
+        found = wilson(successes, n)
+        assert 0.0 <= found.low <= found.value <= found.high <= 1.0
+
+
 def test_the_bootstrap_interval_is_that_of_the_normal_distribution_for_many_values():
     values = np.random.default_rng(1).normal(2.0, 3.0, 4000)
     interval, half = bootstrap_mean(values), 1.96 * values.std() / 4000**0.5

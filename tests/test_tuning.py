@@ -32,7 +32,7 @@ from chatgym.errors import Corrupted, InvalidValue, Unavailable
 from chatgym.training import Run, study_storage, tuning
 from chatgym.training.search_space import grid, points, search_space
 from chatgym.training.study import Plan, best_settings, finished
-from chatgym.training.study_plot import mean_values
+from chatgym.training.study_plot import MEASURES, mean_values
 from chatgym.training.tuning import PLACE, tune
 
 __all__ = ["chatgym"]  # a fixture
@@ -183,11 +183,12 @@ def test_a_grid_tries_each_point_once_and_finds_the_best(tmp_path: Path) -> None
 def test_a_heat_map_shows_each_point_where_it_belongs(tmp_path: Path) -> None:
     lopsided = plan(params=("x=0.1,0.3,0.6", "y=1,2,4"))
     study = tune(lopsided, tmp_path / "study")
-    table = mean_values(study, lopsided, ["x", "y"])
+    shares, table = (mean_values(study, lopsided, ["x", "y"], measure) for measure in MEASURES)
     assert table.shape == (3, 3)
     assert np.unravel_index(table.argmax(), table.shape) == (1, 1)
     for trial in study.trials:
-        assert table[(1, 2, 4).index(trial.params["y"]), (0.1, 0.3, 0.6).index(trial.params["x"])] == trial.value
+        at = (1, 2, 4).index(trial.params["y"]), (0.1, 0.3, 0.6).index(trial.params["x"])
+        assert (table[at], shares[at]) == (trial.value, 100 * trial.user_attrs["success_rate"])
 
 
 def test_a_trial_is_the_mean_over_its_seeds(tmp_path: Path) -> None:
@@ -237,6 +238,8 @@ def test_another_plan_of_the_same_name_is_refused(tmp_path: Path) -> None:
     tune(plan(params=("x=0.1,0.3",)), tmp_path / "study")
     with pytest.raises(InvalidValue, match=r"space is .* there .* here; name another study"):
         tune(plan(params=("x=0.1,0.5",)), tmp_path / "study")
+    with pytest.raises(InvalidValue, match=r"holds the study 'study', not 'other'; name another folder"):
+        tune(plan(params=("x=0.1,0.5",)), tmp_path / "study", name="other")
 
 
 @pytest.mark.parametrize("method", ["grid", "tpe"])
@@ -445,7 +448,7 @@ def test_tune_prints_the_best_and_train_uses_them(chatgym: Chatgym, tmp_path: Pa
     )  # fmt: skip
     assert (said.code, said.err) == (0, "")
     rows = [line.split() for line in said.out.splitlines()]
-    assert rows[0] == ["mean", "return", "success", "rate", "x", "y"]
+    assert rows[0] == ["success", "rate", "mean", "return", "x", "y"]
     assert rows[2][-2:] == ["0.3", "2"]
     assert "6 trials of 100 turns" in said.out
     assert "chatgym train toy --from-study studies/toy" in said.out

@@ -22,9 +22,10 @@ from typer.testing import CliRunner
 from chatgym.cli.app import app
 from chatgym.envs.task import Task
 from chatgym.errors import InvalidValue, Unavailable
-from chatgym.evaluation import Comparison, Competitor, compare, evaluate
+from chatgym.evaluation import Comparison, Competitor, TrainedRun, compare, curves_of, evaluate
 from chatgym.evaluation.comparison import ComparedAgent
-from chatgym.evaluation.comparison_plot import comparison_figure
+from chatgym.evaluation.comparison_plot import comparison_figure, draw_comparison
+from chatgym.evaluation.curves_plot import curves_figure
 from chatgym.evaluation.evaluation import Evaluation
 from chatgym.evaluation.intervals import RESAMPLES, bootstrap_mean, iqm, percentiles, resampled_means
 from chatgym.evaluation.references import Scale, _known, references
@@ -302,6 +303,7 @@ def test_the_estimates_are_those_of_the_plain_formulas():
     assert found.iqm[0].value == pytest.approx(np.sort(scores)[1:4].mean())
     assert found.success_rate[0].value == pytest.approx((one > 0).mean())
     assert found.difference[1].value == pytest.approx(other.mean() - one.mean())
+    assert found.success_difference[1].value == pytest.approx((other > 0).mean() - (one > 0).mean())
     wins = [(b[i] > a[i]) + 0.5 * (b[i] == a[i]) for a in one for b in other for i in range(40)]
     assert found.improvement[1][0].value == pytest.approx(np.mean(wins))
     assert found.improvement[0][1].value == pytest.approx(1 - np.mean(wins))
@@ -384,13 +386,18 @@ def test_two_seeds_are_one_agent_and_another_setting_is_another(chatgym, runs):
     code, out, err = chatgym("evaluate", "--compare", *names, "expert", "--conversations", 50)
     assert (code, err) == (0, "")
     for text in ("qlearning (2 seeds)", str(runs / "slow"), "expert", "against qlearning (2 seeds)", "IQM",
-                 "better conversations than", "hung_up", "50 conversations of customer_service"):  # fmt: skip
+                 "better conversations than", "hung_up",
+ "50 conversations of customer_service"):  # fmt: skip
         assert text in out
+    assert f"training is missing for qlearning (2 seeds), {runs / 'slow'}: train at least three seeds" in out
     assert Path("compare.png").read_bytes().startswith(b"\x89PNG")
     code, out, _ = chatgym(
         "evaluate", "--compare", *names, "expert", "--conversations", 50, "--json", "--picture", "p.png"
     )
     figures = json.loads(out)
+    assert figures["without_training_variance"] == ["qlearning (2 seeds)", str(runs / "slow")]
+    assert figures["provenance"][str(runs / "second")]["training_seed"] == 2
+    assert figures["provenance"]["expert"]["run"] is None
     assert [len(agent["runs"]) for agent in figures["agents"]] == [2, 1, 1]
     assert figures["agents"][0]["runs"] == [str(name) for name in names[:2]]
     best = figures["agents"][2]
@@ -432,6 +439,8 @@ def test_a_copy_of_a_run_is_no_further_seed(runs):
         (("--compare", "first", "qlearning"), "run `chatgym train qlearning`"),
         (("--compare", "first", "expert", "--scenario", "social"), "knows nothing of 'social'"),
         (("--compare", "first", "expert", "--picture", "nowhere/p.png"), "make it first"),
+        (("--compare", "first", "expert", "--picture", "p.jpg"), "end its name with .png, .pdf or .svg"),
+        (("--compare", "first", "expert", "--picture", "p"), "end its name with .png, .pdf or .svg"),
         (("--compare", "first", "expert", "--trace", "t.jsonl"), "leave out --llm, --partner"),
         (("first", "expert"), "chatgym evaluate --compare first expert"),
         (("first", "--picture", "p.png"), "only a comparison takes several, and --picture"),
@@ -445,6 +454,15 @@ def test_a_comparison_that_cannot_be_made_is_one_line_that_names_the_remedy(chat
     assert err.count("\n") == 1
     assert named in err
     assert not (runs / "compare.png").exists()
+
+
+def test_three_seeds_hold_the_variance_of_training(runs):
+    first, expert = Run.open(runs / "first"), find_agent("expert")(Task().find_scenario())
+    seeds = [Competitor(str(seed), first.agent(), first.task, {**first.config, "seed": seed}) for seed in range(3)]
+    found = compare([*seeds, Competitor("expert", expert, first.task, {"agent": "expert"})], conversations=20)
+    assert found.without_variance == found.to_json()["without_training_variance"] == []
+    assert [name for name, _, _ in found.agents[0].evaluations()] == ["0", "1", "2"]
+    assert compare(seeds[:2], conversations=20).without_variance == ["qlearning (2 seeds)"]
 
 
 def test_a_task_where_random_is_as_good_as_the_expert_has_no_score(monkeypatch):
@@ -472,7 +490,7 @@ def test_nothing_in_the_picture_overlaps(sides, seeds):
     ]
     texts = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible() and text not in unseen]
     boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in texts]
-    assert sum("rather long" in text.replace("\n", " ") for text, _ in boxes) == 2 * sides
+    assert sum("rather long" in text.replace("\n", " ") for text, _ in boxes) == (3 if sides > 1 else 2) * sides
     for (one, box), (other, another) in itertools.combinations(boxes, 2):
         assert not box.overlaps(another), (one, other)
     width, height = figure.canvas.get_width_height()
@@ -485,3 +503,98 @@ def test_the_bars_are_the_shares_of_outcomes():
     bars = [patch for patch in comparison_figure(found).axes[-1].patches if isinstance(patch, Rectangle)]
     assert [patch.get_width() for patch in bars] == pytest.approx([75, 20, 25, 80])
     assert [patch.get_x() for patch in bars] == pytest.approx([0, 0, 75, 20])
+
+
+# -- Pictures and curves -------------------------------------------------------------------------------------------
+
+
+def test_a_picture_is_what_its_suffix_says_and_the_same_every_time(tmp_path):
+    found = compared(*np.random.default_rng(0).normal(50, 30, (2, 3, 20)))
+    for suffix, begins in ((".png", b"\x89PNG"), (".pdf", b"%PDF"), (".SVG", b"<?xml")):
+        one, other = (tmp_path / f"{name}{suffix}" for name in "ab")
+        draw_comparison(found, one)
+        draw_comparison(found, other)
+        assert one.read_bytes().startswith(begins)
+        assert one.read_bytes() == other.read_bytes()
+    document = (tmp_path / "a.pdf").read_bytes()
+    assert b"/Subtype /CIDFontType2" in document  # TrueType, embedded
+    assert b"/FontFile2" in document
+    assert b"/Type3" not in document
+    assert b"CreationDate" not in document
+    assert b"<dc:date>" not in (tmp_path / "a.SVG").read_bytes()
+    with pytest.raises(InvalidValue, match=r"\.png, \.pdf or \.svg"):
+        draw_comparison(found, tmp_path / "a.gif")
+
+
+def run_of(seed, rates, turns=(0, 100, 200), scenario="customer_service", **config):
+    """A run whose evaluations had these success rates; the score is twice the percentage."""
+    lines = [
+        {"turns": when, "mean_return": {"value": 0.0}, "success_rate": {"value": rate}, "score": {"value": 200 * rate}}
+        for when, rate in zip(turns, rates, strict=True)
+    ]
+    about = {"agent": "a", "seed": seed, "settings": {}, "identity": Task(scenario).identity(), **config}
+    return TrainedRun(f"{scenario}-{seed}", Task(scenario), about, lines)
+
+
+def test_a_curve_is_the_interquartile_mean_over_runs_with_its_bootstrap_band():
+    rates = np.random.default_rng(0).random((9, 3))
+    (curve,) = curves_of([run_of(seed, row) for seed, row in enumerate(rates.tolist())])
+    assert (curve.label, curve.task, len(curve.runs)) == ("a (9 seeds)", "customer_service", 9)
+    assert curve.turns.tolist() == [0, 100, 200]
+    found = curve.bands["success_rate"]
+    assert found.value == pytest.approx(np.sort(rates, 0)[2:7].mean(0))
+    assert curve.bands["score"].value == pytest.approx(200 * found.value)
+    generator = np.random.default_rng(3)
+    drawn = np.array([np.sort(rates[generator.integers(0, 9, 9)], 0)[2:7].mean(0) for _ in range(20_000)])
+    low, high = np.quantile(drawn, [0.025, 0.975], 0)
+    assert found.low == pytest.approx(low, abs=0.01)
+    assert found.high == pytest.approx(high, abs=0.01)
+    (mean,) = curves_of(curve.runs, "mean")
+    assert mean.bands["success_rate"].value == pytest.approx(rates.mean(0))
+
+
+def test_runs_that_were_evaluated_at_other_turns_meet_where_all_have_been():
+    sparse, dense = run_of(0, (0.0, 0.5), (0, 100)), run_of(1, (0.2, 0.4, 0.6, 0.8), (0, 50, 90, 130))
+    (curve,) = curves_of([dense, sparse], "mean")
+    assert curve.turns.tolist() == [0, 100]
+    assert curve.values["success_rate"] == pytest.approx(np.array([[0.2, 0.65], [0.0, 0.5]]))
+
+
+def test_runs_of_other_settings_or_scenarios_are_other_curves_and_a_single_one_has_no_band():
+    runs = [run_of(0, (0, 0, 1)), run_of(1, (0, 0, 1)), run_of(0, (0, 1, 1), settings={"x": 1})]
+    curves = curves_of([*runs, run_of(0, (0, 1, 1), scenario="social")])
+    assert [(len(one.runs), one.task, one.lacks_variance) for one in curves] == [
+        (2, "customer_service", True), (1, "social", True), (1, "customer_service", True)
+    ]  # fmt: skip
+    assert curves[0].label == curves[1].label != curves[2].label
+    assert curves[2].bands["score"].low is None
+    other = run_of(3, (0, 0, 1), identity={**Task().identity(), "max_turns": 7})
+    with pytest.raises(InvalidValue, match="different simulators of customer_service"):
+        curves_of([runs[0], other])
+
+
+def test_the_curves_of_runs_are_drawn_success_first_and_written_as_csv(chatgym, runs):
+    names = [runs / name for name in ("first", "second", "slow", "social")]
+    code, out, err = chatgym("curve", *names, "--picture", "c.svg", "--csv", "c.csv", "--json")
+    assert (code, err) == (0, "")
+    figures = json.loads(out)
+    assert [one["scenario"] for one in figures["curves"]] == ["customer_service", "social", "customer_service"]
+    metrics = [Run.open(name).metrics() for name in names]
+    ends = [one["success_rate"]["value"][-1] for one in figures["curves"]]
+    assert ends[1:] == pytest.approx([metrics[3][-1]["success_rate"]["value"], metrics[2][-1]["success_rate"]["value"]])
+    with Path("c.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == sum(len(one["turns"]) for one in figures["curves"])
+    assert float(rows[-1]["success_rate"]) == pytest.approx(ends[2])
+    assert rows[-1]["success_rate_low"] == ""
+    opened = map(Run.open, names)
+    curves = curves_of([TrainedRun(str(run.folder), run.task, run.config, run.metrics()) for run in opened])
+    figure = curves_figure(curves)
+    labels = [axes.get_ylabel() for axes in figure.axes]
+    assert labels == ["success rate [%]", "", "normalised score", ""]
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["customer_service", "social"]
+    text = chatgym("curve", *names, "--picture", "d.png")[1]
+    assert text.index("success rate") < text.index("score")
+    assert "variance of training is missing" in text
+    assert chatgym("curve", names[0], "--picture", "d.gif")[0] == 2
+    assert "named twice" in chatgym("curve", names[0], names[0], "--picture", "e.png")[2]

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from chatgym import __version__
-from chatgym.cli import audit, evaluate, inventory, play, replay, reward, rlhf, serve, sft, train, tune, voice
+from chatgym.cli import audit, curve, evaluate, inventory, play, replay, reward, rlhf, serve, sft, train, tune, voice
 from chatgym.cli.options import INTERRUPTED
 from chatgym.cli.terminal import print_error
 from chatgym.errors import ChatGymError, InvalidValue
@@ -20,6 +20,7 @@ ORDER = (
     "train",
     "tune",
     "evaluate",
+    "curve",
     "play",
     "replay",
     "audit",
@@ -114,6 +115,7 @@ def chatgym(
 app.add_typer(train.app, name="train")
 app.command("tune")(tune.tune)
 app.command("evaluate")(evaluate.evaluate)
+app.command("curve")(curve.curve)
 app.command("play")(play.play)
 app.command("replay")(replay.replay)
 app.command("audit")(audit.audit)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from chatgym.cli import budget
-from chatgym.cli.options import AsJson, ErrorRate, PartnerLLM, print_json
+from chatgym.cli.options import AsJson, ErrorRate, Overwrite, PartnerLLM, print_json
 from chatgym.cli.terminal import console, progress_bar, table
+from chatgym.errors import InvalidValue
 
 if TYPE_CHECKING:
     from chatgym.evaluation.audit import Audit
@@ -44,6 +45,7 @@ def audit(
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 1 if there are contradictions; misheard words don't count.")
     ] = False,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
     max_requests: budget.MaxRequests = None,
     max_tokens: budget.MaxTokens = None,
@@ -74,13 +76,14 @@ def audit(
         completion_price=completion_price,
     )  # fmt: skip
     result = Audit(scenario, error_rate=error_rate, llm=engine or llm)
+    folder = out or Path("audits") / result.scenario.name
+    _check_free(folder, overwrite)
     interrupted = False
     try:
         with budget.explain_interruption(engine, "the utterances generated so far are kept"):
             _run(result, conversations, worded, seed)
     except KeyboardInterrupt:
         interrupted = True
-    folder = out or Path("audits") / result.scenario.name
     report = {**result.to_json(), "seed": seed, "interrupted": interrupted}
     _write(result, folder, json.dumps(report, indent=2, ensure_ascii=False))
     if as_json:
@@ -113,14 +116,32 @@ def _run(result: Audit, conversations: int, worded: int, seed: int) -> None:
                 done += count
 
 
+def _files(folder: Path) -> list[Path]:
+    """Return the files that an audit writes, or may write, into a folder."""
+    from chatgym.scenarios.contradictions import KINDS, WORDING
+
+    return [folder / "audit.json", *(folder / f"{kind}.jsonl" for kind in (*KINDS, WORDING))]
+
+
+def _check_free(folder: Path, overwrite: bool) -> None:
+    """Check that a folder holds no audit, or `overwrite` is true.
+
+    Raises:
+        InvalidValue: It holds one.
+    """
+    if not overwrite and (there := [path.name for path in _files(folder) if path.exists()]):
+        raise InvalidValue(
+            f"{folder} already holds an audit ({there[0]}); replace it (--overwrite) or name another folder (--out)"
+        )
+
+
 def _write(result: Audit, folder: Path, text: str) -> None:
     """Write audit.json and the traces, and delete those of an earlier audit."""
-    from chatgym.scenarios.contradictions import KINDS, WORDING
     from chatgym.storage.atomic import write_text
 
     folder.mkdir(parents=True, exist_ok=True)
-    for kind in (*KINDS, WORDING):
-        (folder / f"{kind}.jsonl").unlink(missing_ok=True)
+    for path in _files(folder):
+        path.unlink(missing_ok=True)
     result.write_traces(folder)
     write_text(folder / "audit.json", text + "\n")
 

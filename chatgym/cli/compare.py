@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chatgym.cli.options import print_json
+from chatgym.cli import results
+from chatgym.cli.options import check_output, print_json
 from chatgym.cli.terminal import console, percent, progress_bar, table
 from chatgym.errors import InvalidValue, unknown
 
@@ -18,6 +19,16 @@ if TYPE_CHECKING:
     from chatgym.envs.task import Task
     from chatgym.evaluation import Comparison, Competitor
     from chatgym.evaluation.intervals import Interval
+
+
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """What a comparison writes: a picture, the table of returns (if any), and tables or JSON on stdout."""
+
+    picture: Path
+    returns: Path | None = None
+    overwrite: bool = False
+    as_json: bool = False
 
 
 def find_agent_and_task(
@@ -70,25 +81,31 @@ def is_llm_agent(agent: Any) -> bool:
 
 
 def compare_all(
-    names: Sequence[str], scenario: str | None, changes: Mapping[str, Any],
-    conversations: int, seed: int, picture: Path, as_json: bool,
+    names: Sequence[str], scenario: str | None, changes: Mapping[str, Any], conversations: int, seed: int, to: Outputs
 ) -> None:  # fmt: skip
     """Compare runs and agents, draw the picture, and print the tables or JSON."""
     from chatgym.evaluation import compare
     from chatgym.evaluation.comparison_plot import draw_comparison
     from chatgym.storage import atomic
+    from chatgym.storage.figures import check_picture
+    from chatgym.training.provenance import commit, provenance
 
+    check_picture(to.picture)
+    check_output(to.picture, "--picture", to.overwrite)
     competitors = _competitors(names, scenario, changes)
     with progress_bar("compare", conversations * len(competitors), "conversations") as progress:
         show = progress or (lambda count, metrics: None)
         found = compare(competitors, conversations=conversations, seed=seed, progress=lambda count: show(count, {}))
-    with atomic.disk_space(picture, "free some, or draw elsewhere (--picture)"):
-        atomic.write_file(picture, lambda temporary: draw_comparison(found, temporary))
-    if as_json:
-        print_json({**found.to_json(), "picture": picture})
+    with atomic.disk_space(to.picture, "free some, or draw elsewhere (--picture)"):
+        atomic.write_file(to.picture, lambda temporary: draw_comparison(found, temporary))
+    if to.returns is not None:
+        results.write_returns((one for agent in found.agents for one in agent.evaluations()), to.returns)
+    if to.as_json:
+        made = {one.name: provenance(one.name, one.agent) for one in competitors}
+        print_json({**found.to_json(), "provenance": made, "commit": commit(), "picture": to.picture})
         return
     _print(found)
-    console().print(f"Picture: {picture}")
+    console().print(f"Picture: {to.picture}")
 
 
 def _competitors(names: Sequence[str], scenario: str | None, changes: Mapping[str, Any]) -> list[Competitor]:
@@ -99,8 +116,7 @@ def _competitors(names: Sequence[str], scenario: str | None, changes: Mapping[st
 
     if len(names) < 2:
         raise InvalidValue(f"a comparison takes at least two runs or agents, such as {names[0]} and expert")
-    if twice := [name for name in names if [Path(other).resolve() for other in names].count(Path(name).resolve()) > 1]:
-        raise InvalidValue(f"{twice[0]} is named twice; leave one out")
+    check_named_once(names)
     runs = {name: find_agent_and_task(name, scenario, changes) for name in names if _is_run(name)}
     tasks = {task.identity()["sha256"]: task for _, task in runs.values()}
     changed = {name: value for name, value in changes.items() if value is not None}
@@ -114,6 +130,16 @@ def _competitors(names: Sequence[str], scenario: str | None, changes: Mapping[st
                 agent, _ = find_agent_and_task(name, task.scenario, task.arguments)
                 competitors.append(Competitor(name, agent, task, {"agent": name}))
     return competitors
+
+
+def check_named_once(names: Sequence[str]) -> None:
+    """Check that no run is named twice.
+
+    Raises:
+        InvalidValue: One is.
+    """
+    if twice := [name for name in names if [Path(other).resolve() for other in names].count(Path(name).resolve()) > 1]:
+        raise InvalidValue(f"{twice[0]} is named twice; leave one out")
 
 
 def _is_run(name: str) -> bool:
@@ -143,21 +169,28 @@ def _print(found: Comparison) -> None:
 def _scores(found: Comparison) -> Table:
     """Return the table of success rates and scores."""
     rows = [
-        (agent.label, str(len(agent.names)), percent(success.value), *_cells(mean), *_cells(middle))
+        (agent.label, str(len(agent.names)), *_percent(success), *_cells(mean), *_cells(middle))
         for agent, success, mean, middle in zip(found.agents, found.success_rate, found.mean, found.iqm, strict=True)
     ]
-    columns = ("", "runs", "success rate", "score", "95 % interval", "IQM", "95 % interval")
+    columns = (
+        "", "runs", "success rate", "95 % interval", "score", "95 % interval", "IQM of scores", "95 % interval"
+    )  # fmt: skip
     return table(columns, rows, range(1, len(columns)))
 
 
 def _differences(found: Comparison) -> Table:
     """Return the table of differences to the first agent."""
     rows = [
-        (agent.label, *_cells(difference, "+.1f"), *_cells(row[0].scaled(0, 0.01), unit=" %"))
-        for agent, difference, row in zip(found.agents, found.difference, found.improvement, strict=True)
+        (agent.label, *_percent(gain, "+.1f"), *_cells(difference, "+.1f"), *_percent(row[0]))
+        for agent, gain, difference, row in zip(
+            found.agents, found.success_difference, found.difference, found.improvement, strict=True
+        )
         if row[0] is not None
     ]
-    columns = (f"against {found.agents[0].label}", "score", "95 % interval", "better conversations", "95 % interval")
+    columns = (
+        f"against {found.agents[0].label}", "success rate", "95 % interval", "score", "95 % interval",
+        "better conversations", "95 % interval",
+    )  # fmt: skip
     return table(columns, rows, range(1, len(columns)))
 
 
@@ -169,6 +202,11 @@ def _improvement(found: Comparison) -> Table:
     ]
     columns = ("better conversations than", *(str(number) for number in range(1, len(found.agents) + 1)))
     return table(columns, rows, range(1, len(columns)))
+
+
+def _percent(share: Interval, form: str = ".1f") -> tuple[str, str]:
+    """Return a share, or a difference of shares, in percent as two cells of a table."""
+    return _cells(share.scaled(0, 0.01), form, " %")
 
 
 def _cells(interval: Interval, form: str = ".1f", unit: str = "") -> tuple[str, str]:
@@ -195,7 +233,9 @@ def _notes(found: Comparison) -> str:
         for name, task in found.tasks.items()
     ]
     seeds = f"seeds {found.seed} to {found.seed + found.conversations - 1}"
-    return (
+    single = ", ".join(found.without_variance)
+    lacking = f"the variance of training is missing for {single}: train at least three seeds of each agent\n"
+    return (lacking if single else "") + (
         f"{found.conversations:,} conversations of {' and '.join(tasks)}, the same for all; {seeds}\n"
         "score: the best agent that doesn't listen (random, or always one act) is 0, the expert 100;\n"
         " IQM: mean of the middle half of the runs (of fewer than four: of all);\n"

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from chatgym.cli import budget, llm_agent
-from chatgym.cli.compare import compare_all, find_agent_and_task, is_llm_agent
-from chatgym.cli.options import PARTNER, AsJson, print_json
+from chatgym.cli import budget, llm_agent, results
+from chatgym.cli.compare import Outputs, compare_all, find_agent_and_task, is_llm_agent
+from chatgym.cli.options import PARTNER, AsJson, Overwrite, check_output, print_json
 from chatgym.cli.terminal import console, measures, percent, progress_bar, table
 from chatgym.errors import InvalidValue, Unavailable
 
@@ -101,8 +101,16 @@ def evaluate(
     completion_price: budget.CompletionPrice = None,
     picture: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", dir_okay=False, help="Picture of a comparison.", show_default="compare.png"),
+        typer.Option(
+            metavar="FILE", dir_okay=False, help="Picture of a comparison: .png, .pdf or .svg.",
+            show_default="compare.png",
+        ),
     ] = None,
+    returns: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", dir_okay=False, help="Write a CSV line for each conversation."),
+    ] = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Measure an agent over unseen conversations.
@@ -116,6 +124,10 @@ def evaluate(
     again. Limits apply to its server, else to the partner's. See docs/sft.md for an example.
 
     With --compare, runs that differ only in their seed are taken as one agent; differences are to the first agent.
+    Intervals hold the variance of training if there are at least three seeds of an agent.
+
+    result.json, and --json, name agent, run, settings, seeds, versions and the git commit of the working directory. A
+    file that is there, or the result of another evaluation, is only replaced with --overwrite.
 
     \b
     Examples:
@@ -126,11 +138,10 @@ def evaluate(
       chatgym evaluate llm --llm openai:https://host/v1#big --set tools=true --max-tokens 5000000
       chatgym evaluate runs/qlearning --conversations 20 --trace t.jsonl && chatgym replay t.jsonl
       chatgym evaluate runs/ppo --sampled
-      chatgym evaluate --compare runs/qlearning runs/dqn expert
+      chatgym evaluate --compare runs/qlearning runs/dqn expert --picture scores.pdf --returns scores.csv
     """
-    for path in (trace, picture):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise InvalidValue(f"there is no folder {path.absolute().parent} to write {path.name} into; make it first")
+    for path, flag in ((trace, "--trace"), (picture, "--picture"), (returns, "--returns")):
+        check_output(path, flag, overwrite)
     changes = {"error_rate": error_rate, "max_turns": max_turns}
     limits = {
         "max_requests": max_requests, "max_tokens": max_tokens, "max_cost": max_cost, "prompt_price": prompt_price,
@@ -142,7 +153,8 @@ def evaluate(
                 "a comparison generates no words and takes each agent's best acts: leave out --llm, --partner, --set, "
                 "--sampled, --trace, --out and the limits, or evaluate one by one"
             )
-        compare_all(what, scenario, changes, conversations, seed, picture or Path("compare.png"), as_json)
+        to = Outputs(picture or Path("compare.png"), returns, overwrite, as_json)
+        compare_all(what, scenario, changes, conversations, seed, to)
         return
     if len(what) > 1 or picture is not None:
         raise InvalidValue(
@@ -157,14 +169,20 @@ def evaluate(
     if is_llm_agent(agent):
         out = llm_agent.keep_answers(agent, task, out, **limits)
     given = "template" if partner == "template" else words
-    result, figures = _measure(what[0], agent, task, given, conversations, seed, trace, out, sampled)
+    about = results.about(
+        what[0], agent, task, conversations=conversations, seed=seed, partner=partner, sampled=sampled
+    )
+    results.check_folder(out, about, overwrite)
+    result, figures = _measure(what[0], agent, task, given, about, trace, out)
+    if returns is not None:
+        results.write_returns([(what[0], task.scenario, result)], returns)
     if why := getattr(agent, "why_wordless", str)():
         raise Unavailable(f"{why}. This is no measurement; what it did is in {out}")
     if as_json:
         print_json(figures)
         return
     _print(result, what[0], task)
-    if "agent" in figures:
+    if is_llm_agent(agent):
         llm_agent.print_report(figures["agent"])
     if out is not None:
         console().print(f"\nFolder: {out} ({', '.join(sorted(path.name for path in out.iterdir()))})")
@@ -174,18 +192,19 @@ def evaluate(
 
 
 def _measure(
-    what: str, agent: Any, task: Task, words: Any, conversations: int, seed: int, trace: Path | None,
-    out: Path | None, sampled: bool,
+    what: str, agent: Any, task: Task, words: Any, about: dict[str, Any], trace: Path | None, out: Path | None
 ) -> tuple[Evaluation, dict[str, Any]]:  # fmt: skip
     """Hold the conversations, and again for each file to write; return the evaluation and its figures as JSON."""
+    from chatgym.training.provenance import commit
+
     recorder: Any = Recorder(agent)
     engine = agent.engine if is_llm_agent(agent) else words if words != "template" else None
     kept = f"the replies are kept in {out}" if is_llm_agent(agent) else "the utterances generated so far are kept"
     with budget.explain_interruption(engine, kept):
-        result = _evaluate(what, recorder, task, conversations, seed, words, sampled)
-        figures = result.to_json()
+        result = _evaluate(what, recorder, task, about["conversations"], about["seed"], words, about["sampled"])
+        figures = {**about, "commit": commit(), **result.to_json()}
         if is_llm_agent(agent):
-            figures |= {"agent": agent.report(), "usage": budget.usage(engine)}
+            figures |= {"agent": {**about["agent"], **agent.report()}, "usage": budget.usage(engine)}
         if trace is not None:
             _write_trace(trace, recorder, result, task, words or "template")
         if out is not None:

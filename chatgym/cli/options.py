@@ -43,6 +43,20 @@ DeepSpeed = Annotated[
 Processes = Annotated[int, typer.Option(min=1, metavar="N", help="Training processes on this machine, by DeepSpeed.")]
 
 
+def check_output(path: Path | None, flag: str, overwrite: bool) -> None:
+    """Check that a command can write a file (None: it writes none), before its work begins.
+
+    Raises:
+        InvalidValue: Its folder is missing, or the file is there and `overwrite` is false.
+    """
+    if path is None:
+        return
+    if not path.absolute().parent.is_dir():
+        raise InvalidValue(f"there is no folder {path.absolute().parent} to write {path.name} into; make it first")
+    if path.is_file() and not overwrite:
+        raise InvalidValue(f"{path} is already there; replace it (--overwrite) or name another file ({flag})")
+
+
 def given_options(ctx: typer.Context) -> set[str]:
     """Return the parameters that the command line sets, ``--json`` excluded."""
     given = {key for key in ctx.params if str(ctx.get_parameter_source(key)).endswith("COMMANDLINE")}

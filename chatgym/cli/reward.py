@@ -13,7 +13,7 @@ import typer
 
 from chatgym.cli import options
 from chatgym.cli.terminal import Progress, console, percent, progress_bar, table
-from chatgym.errors import InvalidValue, unknown
+from chatgym.errors import unknown
 
 if TYPE_CHECKING:
     from chatgym.evaluation.reward_report import Report, Share
@@ -71,10 +71,7 @@ def pairs(
     """
     from chatgym.rewards.pairs import write_pairs
 
-    if out.exists() and not overwrite:
-        raise InvalidValue(f"{out} is already there; replace it (--overwrite) or name another file (--out)")
-    if not out.parent.is_dir():
-        raise InvalidValue(f"there is no folder {out.parent}; make it, or name another file (--out)")
+    options.check_output(out, "--out", overwrite)
     if source == "scenario":
         made = _of_scenario(scenario, conversations or 300, seed)
     elif source == "chitchat":

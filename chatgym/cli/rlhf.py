@@ -53,6 +53,7 @@ def rlhf(
     bf16: options.Bf16 = False,
     seed: Annotated[int, typer.Option(min=0, max=99_999, metavar="N", help="Seed of all random numbers.")] = 0,
     resume: options.Resume = False,
+    overwrite: options.Overwrite = False,
     serve: Annotated[bool, typer.Option("--serve", help="Serve the model at the end, as `chatgym serve`.")] = False,
     as_json: options.AsJson = False,
 ) -> None:  # fmt: skip
@@ -80,7 +81,7 @@ def rlhf(
         options.check_resume(given, WITH_RESUME)
         plan = steps.read(run)
     else:
-        plan = steps.begin(run, _plan(ctx.params, given))
+        plan = steps.begin(run, _plan(ctx.params, given), overwrite=overwrite)
     with options.interruptible(lambda: f"go on with `chatgym rlhf --run {shlex.quote(str(run))} --resume`"):
         model_folder = steps.sft(run, plan, progress_bar)
         steps.rewards(run, plan, progress_bar)

@@ -123,16 +123,16 @@ def _print(study: optuna.Study, plan: Plan, folder: Path, as_json: bool) -> None
     pruned = sum(trial.state.name == "PRUNED" for trial in study.get_trials(deepcopy=False))
     if as_json:
         trials = [
-            {"trial": one.number, "mean_return": one.value, "success_rate": one.user_attrs["success_rate"],
+            {"trial": one.number, "success_rate": one.user_attrs["success_rate"], "mean_return": one.value,
              "settings": {name: one.params[name] for name in plan.space}} for one in ranked
         ]  # fmt: skip
         print_json({"study": folder, "plan": plan.to_json(), "pruned": pruned, "trials": trials})
         return
     for trial in ranked[:SHOWN]:
         success = f"{100 * trial.user_attrs['success_rate']:.1f} %"
-        rows.append((f"{trial.value:.3f}", success, *(_write(trial.params[name]) for name in plan.space)))
+        rows.append((success, f"{trial.value:.3f}", *(_write(trial.params[name]) for name in plan.space)))
     numbers = range(2 + len(plan.space))
-    out.print(table(("mean return", "success rate", *plan.space), rows, numbers))
+    out.print(table(("success rate", "mean return", *plan.space), rows, numbers))
     ended = f", {pruned} ended early" if pruned else ""
     out.print(
         f"\n{plan.agent} in {plan.task.scenario}: {len(ranked)} trials of {plan.steps:,} turns{ended}; "

@@ -11,6 +11,7 @@ import typer
 
 from chatgym.cli.options import AsJson, Overwrite, Seed, print_json
 from chatgym.cli.terminal import console, progress_bar
+from chatgym.errors import InvalidValue
 from chatgym.scenarios import Scenario
 
 
@@ -49,7 +50,7 @@ def voice(
 
     \b
     Examples:
-      chatgym voice                          trains smollm2-135m-partner, the default voice, again
+      chatgym voice --overwrite              trains smollm2-135m-partner, the default voice, again
       chatgym voice --scenario restaurant --out restaurant-voice
     """
     from chatgym.cli.sft import train_run
@@ -61,6 +62,10 @@ def voice(
 
     scenarios = scenarios_of(scenario)
     hand = run / "hand"
+    target = out or ADAPTER
+    if target.exists() and not overwrite:
+        remedy = "replace it (--overwrite) or name another folder (--out)"
+        raise InvalidValue(f"{target} already holds an adapter; {remedy}")
     said = [run / f"practice-{i}.jsonl" for i in range(1, practices + 1)]
     try:
         if not resume:
@@ -84,7 +89,6 @@ def voice(
     except KeyboardInterrupt:
         typer.echo("Interrupted; go on with the same command and --resume", err=True)
         raise typer.Exit(130) from None
-    target = out or ADAPTER
     pack(training.model / "adapter", target)
     found = [line["perplexity"] for line in training.metrics() if "perplexity" in line]
     before, after = found[0], found[-1]

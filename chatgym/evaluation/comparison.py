@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,6 +25,9 @@ from chatgym.evaluation.evaluation import EVALUATION_SEED, Evaluation, evaluate
 from chatgym.evaluation.intervals import RESAMPLES, Interval, iqm, percentiles, resampled_means
 from chatgym.evaluation.references import Scale
 
+SEEDS = 3
+"""Fewest runs that differ in their seed, for an interval to hold the variance of training."""
+
 
 @dataclass(frozen=True, eq=False)
 class ComparedAgent:
@@ -34,16 +37,31 @@ class ComparedAgent:
         label: Its name in tables and pictures; unique.
         names: The names of its runs.
         runs: Label of a task to R evaluations.
+        tasks: The label of each run's task, in the order of `names`.
+        trained: Whether it was trained, so that another seed would give another agent.
     """
 
     label: str
     names: tuple[str, ...]
     runs: Mapping[str, Sequence[Evaluation]]
+    tasks: tuple[str, ...] = ()
+    trained: bool = False
 
     @property
     def seeds(self) -> int:
         """R, the number of runs in each task."""
         return len(next(iter(self.runs.values())))
+
+    @property
+    def lacks_variance(self) -> bool:
+        """Whether its intervals say nothing about the variance of training: fewer than `SEEDS` runs in a task."""
+        return self.trained and self.seeds < SEEDS
+
+    def evaluations(self) -> Iterator[tuple[str, str, Evaluation]]:
+        """Yield name, label of the task, and evaluation of each run."""
+        ordered = {task: iter(runs) for task, runs in self.runs.items()}
+        for name, task in zip(self.names, self.tasks, strict=True):
+            yield name, task, next(ordered[task])
 
     def outcomes(self, task: str) -> dict[str, float]:
         """Return the share of each outcome over all runs in a task, the most frequent first."""
@@ -80,7 +98,12 @@ class Comparison:
     @functools.cached_property
     def success_rate(self) -> list[Interval]:
         """Success rate of each agent, 0 to 1, averaged over tasks."""
-        return [percentiles(np.mean([task.mean(1) for task in drawn], 0)) for drawn in self._drawn("success")]
+        return [percentiles(rates) for rates in self._success]
+
+    @functools.cached_property
+    def success_difference(self) -> list[Interval]:
+        """Difference of each agent's success rate to the first agent's, -1 to 1, in the same conversations."""
+        return [percentiles(rates - self._success[0]) for rates in self._success]
 
     @functools.cached_property
     def difference(self) -> list[Interval]:
@@ -101,23 +124,30 @@ class Comparison:
             table[other][one] = Interval(1 - found.value, 1 - found.high, 1 - found.low)
         return table
 
+    @property
+    def without_variance(self) -> list[str]:
+        """Labels of the agents whose intervals lack the variance of training, see `ComparedAgent.lacks_variance`."""
+        return [agent.label for agent in self.agents if agent.lacks_variance]
+
     def to_json(self) -> dict[str, Any]:
         """Return the figures as JSON values."""
         agents = [
             {
-                "name": agent.label, "runs": list(agent.names), "score": {"mean": asdict(mean), "iqm": asdict(middle)},
-                "success_rate": asdict(success), "difference": asdict(difference),
+                "name": agent.label, "runs": list(agent.names), "success_rate": asdict(success),
+                "success_difference": asdict(gain), "score": {"mean": asdict(mean), "iqm": asdict(middle)},
+                "difference": asdict(difference),
                 "outcomes": {task: agent.outcomes(task) for task in self.tasks},
             }
-            for agent, mean, middle, success, difference in zip(
-                self.agents, self.mean, self.iqm, self.success_rate, self.difference, strict=True
+            for agent, success, gain, mean, middle, difference in zip(
+                self.agents, self.success_rate, self.success_difference, self.mean, self.iqm, self.difference,
+                strict=True,
             )
         ]  # fmt: skip
         table = [[cell and asdict(cell) for cell in row] for row in self.improvement]
         tasks = {task: dict(runs[0].identity) for task, runs in self.agents[0].runs.items()}
         return {
             "conversations": self.conversations, "seed": self.seed, "agents": agents,
-            "probability_of_improvement": table, "tasks": tasks,
+            "probability_of_improvement": table, "tasks": tasks, "without_training_variance": self.without_variance,
         }  # fmt: skip
 
     @functools.cached_property
@@ -143,6 +173,11 @@ class Comparison:
             for k, values in enumerate(np.split(means, self._ends, 1)):
                 drawn[k].append(np.take_along_axis(values, self._draws[k][number], 1))
         return drawn
+
+    @functools.cached_property
+    def _success(self) -> list[npt.NDArray[np.float64]]:
+        """Success rates of the resamples, float64[1 + RESAMPLES] by agent."""
+        return [np.mean([task.mean(1) for task in drawn], 0) for drawn in self._drawn("success")]
 
     @functools.cached_property
     def _means(self) -> list[npt.NDArray[np.float64]]:
@@ -206,7 +241,8 @@ def compare(
             )
             done += conversations
         _check_scores(runs)
-        agents.append(ComparedAgent(label, tuple(competitor.name for competitor, _ in group), runs))
+        names, where = tuple(one.name for one, _ in group), tuple(task for _, task in group)
+        agents.append(ComparedAgent(label, names, runs, where, trained="seed" in group[0][0].config))
     return Comparison(agents, tasks, conversations, seed)
 
 

@@ -1,4 +1,4 @@
-"""Draw a comparison: scores and differences as a forest plot, outcomes as stacked bars."""
+"""Draw a comparison: success rates, scores and differences as forest plots, outcomes as stacked bars."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatgym.evaluation.learning_curve import BLUE, GREEN, GREY
+from chatgym.storage.figures import new_figure, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,30 +25,27 @@ LINE = 0.17  # inches
 
 
 def draw_comparison(found: Comparison, path: Path) -> None:
-    """Draw a comparison of any number of agents and tasks into a PNG file."""
-    comparison_figure(found).savefig(path, format="png")
+    """Draw a comparison of any number of agents and tasks into a PNG, PDF or SVG file."""
+    write_figure(comparison_figure(found), path)
 
 
 def comparison_figure(found: Comparison) -> Figure:
     """Return the picture as a matplotlib figure."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     labels = [textwrap.fill(agent.label.replace(" seeds)", "\u00a0seeds)"), LABEL) for agent in found.agents]
     rows = sum(max(label.count("\n") + 2, 2) * LINE for label in labels)
-    heights = [rows + 0.3, *[max(rows, 0.9)] * len(found.tasks)]
-    figure = Figure(figsize=(9, sum(heights) + 0.9 + 0.7 * len(heights)), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    above = 2 if len(found.agents) > 1 else 1
+    heights = [*[rows + 0.3] * above, *[max(rows, 0.9)] * len(found.tasks)]
+    figure = new_figure(9, sum(heights) + 0.9 + 0.7 * len(heights))
     title = f"{found.conversations:,} conversations of {' and '.join(found.tasks)}, the same for all; 95 % intervals"
     figure.suptitle(title)
     grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
-    if len(found.agents) > 1:
-        _scores(figure.add_subplot(grid[0, 0]), found, labels)
-        _differences(figure.add_subplot(grid[0, 1]), found)
-    else:
-        _scores(figure.add_subplot(grid[0, :]), found, labels)
-    for row, task in enumerate(found.tasks):
-        _outcomes(figure.add_subplot(grid[row + 1, :]), found, task, labels)
+    _success(figure.add_subplot(grid[0, 0]), found, labels)
+    _scores(figure.add_subplot(grid[0, 1]), found)
+    if above > 1:
+        _differences(figure.add_subplot(grid[1, 0]), found.success_difference, "success rate", 0.01, labels)
+        _differences(figure.add_subplot(grid[1, 1]), found.difference, "score", 1.0, [""] * len(labels))
+    for row, task in enumerate(found.tasks, above):
+        _outcomes(figure.add_subplot(grid[row, :]), found, task, labels)
     return figure
 
 
@@ -65,27 +63,36 @@ def _points(axes: Any, intervals: list[Interval], offset: float, **how: Any) -> 
     axes.plot([one.value for one in intervals], [row + offset for row in range(len(intervals))], linestyle="", **how)
 
 
-def _scores(axes: Any, found: Comparison, labels: list[str]) -> None:
+def _success(axes: Any, found: Comparison, labels: list[str]) -> None:
+    """Draw success rates."""
+    _points(axes, [rate.scaled(0.0, 0.01) for rate in found.success_rate], 0.0, color=BLUE, marker="o", clip_on=False)
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("success rate [%]")
+    axes.grid(axis="x", alpha=0.2)
+    _rows(axes, labels)
+
+
+def _scores(axes: Any, found: Comparison) -> None:
     """Draw mean scores, and interquartile means where they differ from them."""
     several = any(len(agent.names) > 3 for agent in found.agents)  # else the IQM is the mean
     _points(axes, found.mean, -0.15 if several else 0.0, color=BLUE, marker="o", label="mean")
     if several:
         _points(axes, found.iqm, 0.15, color="#d55e00", marker="D", markersize=5, label="IQM")
-    axes.axvline(0, color=GREY, linestyle=":", linewidth=1, label="random")
+    axes.axvline(0, color=GREY, linestyle=":", linewidth=1, label="doesn't listen")
     axes.axvline(100, color=GREEN, linestyle="--", linewidth=1, label="expert")
     axes.set_xlabel("normalised score")
     axes.legend(frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0, fontsize=8)
     axes.grid(axis="x", alpha=0.2)
-    _rows(axes, labels)
-
-
-def _differences(axes: Any, found: Comparison) -> None:
-    """Draw the differences to the first agent's score."""
-    _points(axes, found.difference, 0.0, color=BLUE, marker="o")
-    axes.axvline(0, color=GREY, linewidth=1)
-    axes.set_xlabel("difference of score to the first")
-    axes.grid(axis="x", alpha=0.2)
     _rows(axes, [""] * len(found.agents))
+
+
+def _differences(axes: Any, differences: list[Interval], what: str, unit: float, labels: list[str]) -> None:
+    """Draw the differences to the first agent's success rate or score, in multiples of `unit`."""
+    _points(axes, [one.scaled(0.0, unit) for one in differences], 0.0, color=BLUE, marker="o")
+    axes.axvline(0, color=GREY, linewidth=1)
+    axes.set_xlabel(f"{what} minus the first's{' [points]' if unit != 1.0 else ''}")
+    axes.grid(axis="x", alpha=0.2)
+    _rows(axes, labels)
 
 
 def _outcomes(axes: Any, found: Comparison, task: str, labels: list[str]) -> None:

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from chatgym.agent import Agent
 from chatgym.envs.task import Task
@@ -29,31 +29,44 @@ class Competitor:
     task: Task
     config: Mapping[str, Any]
 
+
+class Configured(Protocol):
+    """Something with a name and the configuration of a run, such as a `Competitor`."""
+
     @property
-    def training(self) -> dict[str, Any]:
-        """The configuration without seed and scenario: equal for all runs of one agent."""
-        kept = {key: self.config.get(key) for key in ("agent", "settings", "total_steps", "arguments")}
-        versions = self.config.get("versions", {})
-        return {**kept, "versions": [versions.get(name) for name in ("chatgym", "plugin")]}
+    def name(self) -> str:
+        """The run's folder, or the agent's name."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The run's configuration."""
 
 
-Group = list[tuple[Competitor, str]]
+C = TypeVar("C", bound=Configured)
+Group = list[tuple[C, str]]
 """The competitors that are runs of one agent, each with the label of its task."""
 
 
-def grouped(competitors: Group) -> list[Group]:
+def training_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration without seed and scenario: equal for all runs of one agent."""
+    kept = {key: config.get(key) for key in ("agent", "settings", "total_steps", "arguments")}
+    versions = config.get("versions", {})
+    return {**kept, "versions": [versions.get(name) for name in ("chatgym", "plugin")]}
+
+
+def grouped(competitors: Group[C]) -> list[Group[C]]:
     """Group runs that differ only in seed or scenario; a seed that occurs twice begins another group."""
-    groups: dict[tuple[str, int], Group] = {}
+    groups: dict[tuple[str, int], Group[C]] = {}
     seen: Counter[tuple[str, str, Any]] = Counter()
     for competitor, task in competitors:
-        key = json.dumps(competitor.training, sort_keys=True)
+        key = json.dumps(training_of(competitor.config), sort_keys=True)
         run = key, task, competitor.config.get("seed")
         groups.setdefault((key, seen[run]), []).append((competitor, task))
         seen[run] += 1
     return list(groups.values())
 
 
-def check_tasks(groups: Sequence[Group]) -> None:
+def check_tasks(groups: Sequence[Group[C]]) -> None:
     """Check that all groups have the same tasks, and each group the same number of runs in every task.
 
     Raises:
@@ -74,7 +87,7 @@ def check_tasks(groups: Sequence[Group]) -> None:
             raise InvalidValue(f"{group[0][0].name} and its other seeds: {each}; name as many runs for every task")
 
 
-def labels(groups: Sequence[Group]) -> list[str]:
+def labels(groups: Sequence[Group[C]]) -> list[str]:
     """Return a label for each group: a single run's name, else the agent and its distinguishing settings."""
     labels: list[str] = []
     for group in groups:
@@ -82,12 +95,12 @@ def labels(groups: Sequence[Group]) -> list[str]:
         label = first.name
         if len(group) > 1:
             others = [
-                other[0][0].training
+                training_of(other[0][0].config)
                 for other in groups
                 if len(other) > 1 and other[0][0].config["agent"] == first.config["agent"]
             ]
             seeds = len(group) // len({task for _, task in group})
-            label = ", ".join([first.config["agent"], *_distinguishing(first.training, others)])
+            label = ", ".join([first.config["agent"], *_distinguishing(training_of(first.config), others)])
             label += f" ({seeds} seeds)" if seeds > 1 else ""
         labels.append(f"{label} [{first.name}]" if label in labels else label)
     return labels

@@ -25,12 +25,17 @@ class Interval:
         return Interval((self.value - zero) / unit, (self.low - zero) / unit, (self.high - zero) / unit)
 
 
-def wilson(successes: int, n: int) -> Interval:
-    """Return the share of successes among `n` with Wilson's score interval (Wilson 1927), within 0 and 1."""
+def wilson(successes: float, n: int) -> Interval:
+    """Return the share of successes among `n` with Wilson's score interval (Wilson 1927), within 0 and 1.
+
+    None of `n` has the low end 0, all of `n` the high end 1, exactly; a half counts for a tie.
+    """
     share, zz = successes / n, Z * Z / n
     middle = (share + zz / 2) / (1 + zz)
     half = Z * math.sqrt(share * (1 - share) / n + zz / (4 * n)) / (1 + zz)
-    return Interval(share, max(middle - half, 0.0), min(middle + half, 1.0))
+    low = 0.0 if successes <= 0 else max(middle - half, 0.0)  # by the formula too, but for rounding
+    high = 1.0 if successes >= n else min(middle + half, 1.0)
+    return Interval(share, low, high)
 
 
 def bootstrap_mean(values: npt.NDArray[np.float64], seed: int = 0) -> Interval:

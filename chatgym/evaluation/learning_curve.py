@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chatgym.storage.figures import new_figure, write_figure
+
 if TYPE_CHECKING:
     from chatgym.evaluation.references import References
 
@@ -18,34 +20,41 @@ WATCHED = {
 """Training metrics that get a panel each, with its title, if an agent reports at least two of them."""
 
 
+PANELS = {
+    "success_rate": ("success rate [%]", 100.0), "score": ("normalised score", 1.0), "mean_return": ("mean return", 1.0)
+}  # fmt: skip
+"""Measure to the label of its panel, and the factor from its value to what is drawn."""
+
+
+def reference_values(references: References) -> dict[str, tuple[float, float]]:
+    """Return each measure of the agent that doesn't listen, and of the expert."""
+    return {
+        "success_rate": (references.ignorant_success, references.expert_success),
+        "score": (0.0, 100.0),
+        "mean_return": (references.ignorant_return, references.expert_return),
+    }
+
+
 def draw(metrics: Sequence[Mapping[str, Any]], references: References, title: str, path: Path) -> None:
-    """Draw success rate and score over turns, with random and expert as lines; below, the panels of `WATCHED`.
+    """Draw success rate and score over turns, with the references as lines; below, the panels of `WATCHED`.
 
     Args:
         metrics: Lines of ``metrics.jsonl``.
         references: Mean returns and success rates of the two agents that the score compares with.
         title: Title of the picture.
-        path: PNG file to write.
+        path: File to write: PNG, PDF or SVG, by its suffix.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     watched = [name for name in WATCHED if any(name in line.get("training", {}) for line in metrics)]
     below = -(-len(watched) // 3) if len(watched) > 1 else 0
-    # Without pyplot: no global state, no display.
-    whole = Figure(figsize=(9, 3.6 + 2 * below), dpi=120, layout="constrained")
-    FigureCanvasAgg(whole)
+    whole = new_figure(9, 3.6 + 2 * below)
     parts: Any = whole.subfigures(2, 1, height_ratios=(3.6, 2 * below)) if below else None
     figure = whole if parts is None else parts[0]
     whole.suptitle(title)
     turns = [line["turns"] for line in metrics]
-    panels = [
-        ("success_rate", "success rate [%]", 100.0, references.ignorant_success * 100, references.expert_success * 100),
-        ("score", "normalised score", 1.0, 0.0, 100.0),
-    ]
-    if references.why_no_score:
-        panels[1] = ("mean_return", "mean return", 1.0, references.ignorant_return, references.expert_return)
-    for axes, (name, label, unit, zero, expert) in zip(figure.subplots(1, 2), panels, strict=True):
+    panels = ("success_rate", "mean_return" if references.why_no_score else "score")
+    for axes, name in zip(figure.subplots(1, 2), panels, strict=True):
+        label, unit = PANELS[name]
+        zero, expert = (unit * end for end in reference_values(references)[name])
         middle, low, high = ([unit * line[name][k] for line in metrics] for k in ("value", "low", "high"))
         axes.fill_between(turns, low, high, color=BLUE, alpha=0.2, linewidth=0)
         axes.plot(turns, middle, color=BLUE, marker="o" if len(turns) < 3 else None, label="trained")
@@ -53,12 +62,12 @@ def draw(metrics: Sequence[Mapping[str, Any]], references: References, title: st
         axes.axhline(zero, color=GREY, linestyle=":", linewidth=1, label=references.zero)
         axes.set_xlabel("turns of training")
         axes.set_ylabel(label)
-        _format_turns(axes)
+        format_turns(axes)
         axes.grid(alpha=0.2)
         axes.legend(frameon=False, loc="lower right")
     if parts is not None:
         _draw_watched(parts[1].subplots(below, 3, squeeze=False).ravel(), watched, metrics)
-    whole.savefig(path, format="png")
+    write_figure(whole, path)
 
 
 def _draw_watched(panels: Any, names: Sequence[str], metrics: Sequence[Mapping[str, Any]]) -> None:
@@ -71,11 +80,11 @@ def _draw_watched(panels: Any, names: Sequence[str], metrics: Sequence[Mapping[s
         axes.plot(*zip(*found, strict=True), color=BLUE, linewidth=1)
         axes.set_title(WATCHED[name], fontsize=8)
         axes.tick_params(labelsize=7)
-        _format_turns(axes)
+        format_turns(axes)
         axes.grid(alpha=0.2)
 
 
-def _format_turns(axes: Any) -> None:
+def format_turns(axes: Any) -> None:
     """Write the numbers of turns short (``2.5 M``), and so few of them that they don't run into each other."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,8 @@ FORMAT, VERSION = "chatgym-rlhf", 1
 PLAN = "rlhf.json"
 REWARDS = {"reward": 0, "held-out": 500_000}
 """Folder of a reward model to the seed of the first conversation in its training data."""
+STEPS = ("sft", *REWARDS, "ppo")
+"""The folders of all steps."""
 
 Watch = Callable[..., Any]
 """(label, total, unit, done = 0) to a context manager of a function (count, metrics), or of None."""
@@ -67,15 +70,23 @@ class Plan:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def begin(folder: Path, plan: Plan) -> Plan:
-    """Write the plan into a new folder.
+def begin(folder: Path, plan: Plan, *, overwrite: bool = False) -> Plan:
+    """Write the plan into a new or empty folder; with `overwrite`, also into one that holds RLHF, which is deleted.
 
     Raises:
         InvalidValue: The folder isn't empty.
     """
     folder = given(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InvalidValue(f"{folder} isn't empty; go on with it (--resume), or name another folder (--run)")
+    if (folder / PLAN).is_file():
+        if not overwrite:
+            raise InvalidValue(
+                f"{folder} isn't empty; go on with it (--resume), replace it (--overwrite), or name another folder "
+                "(--run)"
+            )
+        for name in STEPS:
+            shutil.rmtree(folder / name, ignore_errors=True)
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InvalidValue(f"{folder} isn't empty and holds no RLHF; name another folder (--run)")
     with atomic.disk_space(folder, "free some, or name another folder (--run)"):
         folder.mkdir(parents=True, exist_ok=True)
         record = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(plan)}

@@ -1,4 +1,4 @@
-"""Draw a study: a heat map of a grid over two settings, else the history of trials and the settings' importances."""
+"""Draw a study: heat maps of a grid over two settings, else the history of trials and the settings' importances."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chatgym.evaluation.learning_curve import BLUE, GREEN, GREY
+from chatgym.storage.figures import new_figure, write_figure
 from chatgym.training.search_space import points
 
 if TYPE_CHECKING:
@@ -18,79 +19,93 @@ if TYPE_CHECKING:
     from chatgym.training.study import Plan
 
 
+MEASURES = {"success_rate": ("success rate [%]", ".1f"), "mean_return": ("mean return", ".3f")}
+"""What is drawn, with its label and the form of its numbers. Trials are ranked by the mean return."""
+
+
 def draw_study(study: optuna.Study, plan: Plan, path: Path) -> None:
-    """Draw a study into a PNG file.
+    """Draw a study into a PNG, PDF or SVG file.
 
     Args:
         study: A study with at least one finished trial.
         plan: Its plan.
-        path: The PNG file to write.
+        path: The file to write; its suffix is the format.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 4)
     count = "one seed" if len(plan.seeds) == 1 else f"{len(plan.seeds)} seeds"
     figure.suptitle(f"{plan.agent} in {plan.task.scenario}, {plan.steps:,} turns, {count}")
     many = [name for name in plan.space if len(points(plan.space[name])) > 1]
     if plan.method == "grid" and len(many) == 2:
-        _heat_map(figure, study, plan, many)
+        for axes, measure in zip(figure.subplots(1, 2), MEASURES, strict=True):
+            _heat_map(axes, study, plan, many, measure)
     else:
-        left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-        _history(left, study)
+        left, middle, right = figure.subplots(1, 3)
+        for axes, measure in zip((left, middle), MEASURES, strict=True):
+            _history(axes, study, measure)
         _importances(right, study)
-    figure.savefig(path, format="png")
+    write_figure(figure, path)
 
 
-def mean_values(study: optuna.Study, plan: Plan, names: list[str]) -> Any:
-    """Return the mean value of finished trials by two settings, float64[len(2nd), len(1st)]; NaN without trials."""
+def mean_values(study: optuna.Study, plan: Plan, names: list[str], measure: str = "mean_return") -> Any:
+    """Return the mean of finished trials by two settings, float64[len(2nd), len(1st)]; NaN without trials."""
     across, up = (points(plan.space[name]) for name in names)
     values: dict[tuple[int, int], list[float]] = defaultdict(list)
     for trial in study.get_trials(deepcopy=False):
         if trial.state.name == "COMPLETE" and trial.value is not None:
             at = up.index(trial.params[names[1]]), across.index(trial.params[names[0]])
-            values[at].append(trial.value)
+            values[at].append(_measured(trial, measure))
     table = np.full((len(up), len(across)), np.nan)
     for at, found in values.items():
         table[at] = np.mean(found)
     return table
 
 
-def _heat_map(figure: Any, study: optuna.Study, plan: Plan, names: list[str]) -> None:
-    """Draw the mean values of a grid over two settings."""
-    table, axes = mean_values(study, plan, names), figure.subplots()
+def _measured(trial: optuna.trial.FrozenTrial, measure: str) -> float:
+    """Return the success rate in percent, or the mean return, of a finished trial."""
+    if measure == "success_rate":
+        return 100.0 * float(trial.user_attrs["success_rate"])
+    assert trial.value is not None
+    return trial.value
+
+
+def _heat_map(axes: Any, study: optuna.Study, plan: Plan, names: list[str], measure: str) -> None:
+    """Draw the means of a grid over two settings."""
+    table = mean_values(study, plan, names, measure)
+    label, form = MEASURES[measure]
     image = axes.imshow(table, origin="lower", cmap="viridis", aspect="auto")
-    figure.colorbar(image, ax=axes, label="mean return")
+    axes.figure.colorbar(image, ax=axes, label=label)
     low, high = np.nanmin(table), np.nanmax(table)
     for (row, column), value in np.ndenumerate(table):
         if np.isfinite(value):
             dark = value < (low + high) / 2
-            axes.text(column, row, f"{value:.3f}", ha="center", va="center", color="white" if dark else "black")
+            axes.text(column, row, f"{value:{form}}", ha="center", va="center", color="white" if dark else "black")
     for axis, name in ((axes.xaxis, names[0]), (axes.yaxis, names[1])):
         ticks = points(plan.space[name])
         axis.set_ticks(range(len(ticks)), [f"{tick:g}" if isinstance(tick, float) else str(tick) for tick in ticks])
         axis.set_label_text(name)
 
 
-def _history(axes: Any, study: optuna.Study) -> None:
-    """Draw the value of each trial, and the best so far."""
+def _history(axes: Any, study: optuna.Study, measure: str) -> None:
+    """Draw the success rate or mean return of each trial; with the return, by which trials are ranked, the best."""
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name in ("COMPLETE", "PRUNED")]
-    complete = [(trial.number, trial.value) for trial in trials if trial.state.name == "COMPLETE"]
+    complete = [(trial.number, _measured(trial, measure)) for trial in trials if trial.state.name == "COMPLETE"]
     numbers, values = zip(*complete, strict=True)
     pruned = [
         (trial.number, trial.intermediate_values[max(trial.intermediate_values)])
         for trial in trials
         if trial.state.name == "PRUNED" and trial.intermediate_values
     ]
-    if pruned:
+    ranked = measure == "mean_return"
+    if pruned and ranked:
         axes.scatter(*zip(*pruned, strict=True), color=GREY, marker="x", s=18, label="pruned")
     axes.scatter(numbers, values, color=BLUE, s=18, label="trial")
-    axes.step(numbers, np.maximum.accumulate(values), color=GREEN, where="post", label="best so far")
+    if ranked:
+        axes.step(numbers, np.maximum.accumulate(values), color=GREEN, where="post", label="best so far")
     axes.set_xlabel("trial")
-    axes.set_ylabel("mean return")
+    axes.set_ylabel(MEASURES[measure][0])
     axes.grid(alpha=0.2)
-    axes.legend(frameon=False, loc="lower right")
+    if ranked:
+        axes.legend(frameon=False, loc="lower right")
 
 
 def _importances(axes: Any, study: optuna.Study) -> None:

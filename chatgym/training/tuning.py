@@ -67,13 +67,13 @@ def tune(
         The study. A trial's value is the mean return.
 
     Raises:
-        InvalidValue: There is a study of that name with another plan.
+        InvalidValue: There is a study of that name with another plan, or the folder holds another study.
         Unavailable: The storage can't be reached.
     """
     folder = given(folder)
     name = name or folder.name
-    if (folder / "study.json").exists():
-        read_study(folder)  # refuses what isn't one
+    if (folder / "study.json").exists() and (there := read_study(folder).get("name", name)) != name:
+        raise InvalidValue(f"{folder} holds the study {there!r}, not {name!r}; name another folder (--folder)")
     folder.mkdir(parents=True, exist_ok=True)
     with quiet(), open_storage(storage or folder / "study.db") as database:
         study = _join(plan, name, database)

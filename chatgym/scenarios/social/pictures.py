@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from chatgym.errors import unknown
+from chatgym.storage.figures import write_figure
 
 WIDTH, HEIGHT = 8.0, 6.0
 """Size of the canvas; the origin is at the lower left."""
@@ -33,24 +34,26 @@ def png(caption: str) -> bytes | None:
     for name, picture in PICTURES.items():
         if picture.caption == caption:
             file = io.BytesIO()
-            _save(name, file)
+            about = {"Software": "ChatGym", "Title": PICTURES[name].caption}
+            _figure(name).savefig(file, format="png", metadata=about)
             return file.getvalue()
     return None
 
 
 def draw(name: str, path: Path | str) -> Path:
-    """Render a picture as a PNG file of 640 x 480 pixels, the same at every call, and return its path.
+    """Render a picture as a PNG (640 x 480 pixels), PDF or SVG file, the same at every call, and return its path.
 
     Raises:
-        InvalidValue: There is no picture of that name.
+        InvalidValue: There is no picture of that name, or the file has the suffix of no such format.
     """
     if name not in PICTURES:
         raise unknown("picture", name, PICTURES)
-    _save(name, path)
+    write_figure(_figure(name), Path(path))
     return Path(path)
 
 
-def _save(name: str, file: Path | str | io.BytesIO) -> None:
+def _figure(name: str) -> Any:
+    """Return a picture as a matplotlib figure."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -61,7 +64,7 @@ def _save(name: str, file: Path | str | io.BytesIO) -> None:
     axes.set_ylim(0, HEIGHT)
     axes.set_axis_off()
     PICTURES[name].paint(axes)
-    figure.savefig(file, format="png", metadata={"Software": "ChatGym", "Title": PICTURES[name].caption})
+    return figure
 
 
 def picture_for(feeling: str, number: int) -> str:

@@ -1,0 +1,73 @@
+"""The files of an evaluation: what ``result.json`` says besides the figures, and that nothing is replaced silently."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chatgym.errors import InvalidValue
+
+if TYPE_CHECKING:
+    from chatgym.agent import Agent
+    from chatgym.envs.task import Task
+    from chatgym.evaluation import Evaluation
+
+RESULT, TRANSCRIPTS = "result.json", "transcripts.jsonl"
+
+
+def about(
+    name: str, agent: Agent, task: Task, *, conversations: int, seed: int, partner: str | None, sampled: bool
+) -> dict[str, Any]:  # fmt: skip
+    """Return what determines an evaluation, as JSON values: agent, task, seeds, versions."""
+    from chatgym.training.provenance import provenance
+
+    made: dict[str, Any] = {
+        "agent": provenance(name, agent), "scenario": task.scenario, "arguments": dict(task.arguments),
+        "simulator": task.identity()["sha256"], "conversations": conversations, "seed": seed, "partner": partner,
+        "sampled": sampled,
+    }  # fmt: skip
+    return dict(json.loads(json.dumps(made)))
+
+
+def check_folder(folder: Path | None, settings: Mapping[str, Any], overwrite: bool) -> None:
+    """Check that a result can be written into a folder: there is none, or one of the very same evaluation.
+
+    Args:
+        folder: The folder; None: nothing is written.
+        settings: See `about`.
+        overwrite: Whether to replace the result of another evaluation.
+
+    Raises:
+        InvalidValue: The folder holds the result of another evaluation, or transcripts of something else.
+    """
+    if folder is None or overwrite or not (there := [n for n in (RESULT, TRANSCRIPTS) if (folder / n).exists()]):
+        return
+    remedy = "replace it (--overwrite; recorded replies are kept) or name another folder (--out)"
+    if RESULT not in there:
+        raise InvalidValue(f"{folder / TRANSCRIPTS} is no transcript of an evaluation; {remedy}")
+    try:
+        found: Any = json.loads((folder / RESULT).read_bytes())
+        differing = [key for key, value in settings.items() if not _same(found[key], value)]
+    except (ValueError, LookupError, TypeError):
+        raise InvalidValue(f"{folder / RESULT} doesn't say which evaluation it is of; {remedy}") from None
+    if differing:
+        what = ", ".join(differing)
+        raise InvalidValue(f"{folder / RESULT} is of another evaluation, it differs in: {what}; {remedy}")
+
+
+def write_returns(evaluations: Iterable[tuple[str, str, Evaluation]], path: Path) -> None:
+    """Write the table of returns, see `chatgym.evaluation.returns.write_returns`."""
+    from chatgym.evaluation.returns import write_returns
+    from chatgym.storage import atomic
+
+    with atomic.disk_space(path, "free some, or name another file (--returns)"):
+        write_returns(evaluations, path)
+
+
+def _same(found: Any, value: Any) -> bool:
+    """Return whether a field has the value; a model's report on its replies may stand in the same object."""
+    if isinstance(value, Mapping):
+        return isinstance(found, Mapping) and all(_same(found.get(key), inner) for key, inner in value.items())
+    return bool(found == value)
