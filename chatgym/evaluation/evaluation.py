@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chatgym.agent import Agent
+from chatgym.dynamics.hearing import CAUSES
 from chatgym.envs.task import Task
 from chatgym.errors import InvalidValue
 from chatgym.evaluation.intervals import Interval, bootstrap_mean, wilson
@@ -37,6 +38,8 @@ class Evaluation:
         identity: Scenario, versions and error model, see `chatgym.envs.conversations.Conversations.identity`.
         references: Mean returns of random and expert in the same task, or None.
         wording: Counts of accepted and rejected wordings of the partner; None without words.
+        causes: object[N], why each conversation failed, see `chatgym.dynamics.hearing.Listener.causes`; empty where it
+            succeeded. None where that wasn't looked into.
     """
 
     returns: npt.NDArray[np.float64]
@@ -47,6 +50,7 @@ class Evaluation:
     identity: Mapping[str, Any]
     references: References | None = None
     wording: Mapping[str, Any] | None = None
+    causes: npt.NDArray[np.object_] | None = None
 
     @functools.cached_property
     def mean_return(self) -> Interval:
@@ -71,6 +75,12 @@ class Evaluation:
             raise InvalidValue("there is no score without references; evaluate with references=True")
         return self.references.score(self.mean_return)
 
+    @property
+    def failures(self) -> dict[str, int]:
+        """Failed conversations by cause: garbled, policy, patience."""
+        found = Counter([] if self.causes is None else self.causes.tolist())
+        return {cause: found[cause] for cause in CAUSES}
+
     def to_json(self) -> dict[str, Any]:
         """Return the figures as JSON values."""
         figures: dict[str, Any] = {
@@ -81,6 +91,7 @@ class Evaluation:
             "score": dataclasses.asdict(score) if self.references and (score := self.score) else None,
             "mean_turns": float(self.turns.mean()),
             "outcomes": dict(Counter(self.outcomes.tolist()).most_common()),
+            "failures": self.failures,
             "identity": dict(self.identity),
         }
         return {**figures, "wording": dict(self.wording)} if self.wording else figures
@@ -133,10 +144,10 @@ def evaluate(
         wording = dataclasses.asdict(envs.speaker.report()) if envs.speaker else None
         if not hasattr(llm, "generate"):  # an `Engine` belongs to the caller and stays open
             envs.close()
-    returns, outcomes, turns = (
-        np.concatenate([getattr(part, name) for part in parts]) for name in ("returns", "outcomes", "turns")
+    returns, outcomes, turns, causes = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("returns", "outcomes", "turns", "causes")
     )
     return Evaluation(
         returns, outcomes, turns, seed, task.find_scenario().success, identity,
-        look_up(task) if references else None, wording,
+        look_up(task) if references else None, wording, causes,
     )  # fmt: skip

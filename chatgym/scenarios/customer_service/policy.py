@@ -34,6 +34,7 @@ OUTCOMES = (
 (GOES_ON, RESOLVED, WRONG_RESOLUTION, POLICY_VIOLATION, NEEDLESS_ESCALATION, HUNG_UP, ABANDONED,
  TRUNCATED) = range(8)  # fmt: skip
 OUTCOME_VALUE = np.array([0.0, 1.0, -0.5, -1.0, -0.5, -1.0, -1.0, 0.0])
+LEAVING = ("hung_up",)
 
 REWARD_TERMS = {"outcome": 1.0, "time": 0.02, "mood": 0.05, "satisfaction": 0.2}
 """Term to weight. outcome: `OUTCOME_VALUE`; time: -1 a turn; mood: its change; satisfaction: mood/10 if resolved."""

@@ -188,6 +188,20 @@ def hear(belief: Any, said: Any) -> None:
     understand(np.uint64(0), int(belief.turn), belief, said, 0.0)
 
 
+@nb.njit
+def misled(act: int, belief: Any, clear: Any, hidden: Any) -> bool:
+    """Tell whether the tutor ended a lesson too early because of what it had misheard, see `Scenario`.
+
+    It misheard what the student came for; or by the answers that it heard the goal is more likely known than not, and
+    by those that were given it isn't. `belief`, `clear` and `hidden` are records.
+    """
+    if belief.goal < 0:
+        return False
+    if belief.goal != hidden.goal and clear.goal == hidden.goal:
+        return True
+    return bool(belief.known[belief.goal] >= 0.5 and clear.known[belief.goal] < 0.5)
+
+
 # -- What the tutor sees -----------------------------------------------------------------------------------------
 
 STATUSES, FEELINGS, STYLES = 4, 6, 3

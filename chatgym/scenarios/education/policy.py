@@ -33,6 +33,7 @@ UNCLEAR = 14
 
 OUTCOMES = ("", "learned", "little_learned", "gave_up", "truncated")
 GOES_ON, LEARNED, LITTLE_LEARNED, GAVE_UP, TRUNCATED = range(5)
+LEAVING = ("gave_up",)
 
 REWARD_TERMS = {"gain": 1.0, "gave_up": 0.5, "time": 0.02, "affect": 0.02}
 """Term to weight. gain: normalised learning gain, when the tutor ends the lesson; gave_up: -1 if the student left;

@@ -121,6 +121,21 @@ def hear(belief: Any, said: Any) -> None:
     understand(np.uint64(0), belief.turn, belief, said, 0.0)
 
 
+@nb.njit
+def misled(act: int, belief: Any, clear: Any, hidden: Any) -> bool:
+    """Tell whether the supporter failed because of what it had misheard, see `Scenario`.
+
+    It believed that it understood the person, and had misheard a fact, or whether the person wants advice. `belief`,
+    `clear` and `hidden` are records.
+    """
+    if not understood(belief):
+        return False
+    for fact in range(3):
+        if value_of(belief, fact) != value_of(hidden, fact) and value_of(clear, fact) == value_of(hidden, fact):
+            return True
+    return bool(belief.wants > 0 and clear.wants > 0 and belief.wants != clear.wants)
+
+
 # -- What the supporter sees -------------------------------------------------------------------------------------
 
 PHASES = 6  # open, held back or turned down, unclear, affirmed or opened up, not better, better (or not begun)

@@ -25,6 +25,7 @@ UNCLEAR = 16
 OUTCOMES = ("", "comforted", "unchanged", "worse", "left", "truncated")
 GOES_ON, COMFORTED, UNCHANGED, WORSE, LEFT, TRUNCATED = range(6)
 OUTCOME_VALUE = np.array([0.0, 1.0, -0.5, -1.0, -1.0, 0.0])
+LEAVING = ("left",)
 
 REWARD_TERMS = {"outcome": 1.0, "relief": 0.3, "rapport": 0.2, "time": 0.02}
 """Term to weight. outcome: `OUTCOME_VALUE`; relief: fall in intensity, as a share of what it was at first;

@@ -294,6 +294,7 @@ SCENARIO = Scenario(
     user_acts=USER_ACTS,
     outcomes=OUTCOMES,
     success="booked",
+    leaving=("hung_up",),
     reward_terms={"outcome": 1.0, "time": 0.02},
     max_turns=20,
     hidden=HIDDEN,
