@@ -277,7 +277,8 @@ def _write_trace(path: Path, recorder: Recorder, result: Evaluation, task: Task,
             return next(acts)
 
         try:
-            record(env, policy, path, keys=envs.room.keys.tolist())
+            seeds = range(result.seed, result.seed + len(result.turns))
+            record(env, policy, path, keys=envs.room.keys.tolist(), seeds=seeds)
         except OSError as error:
             raise InvalidValue(f"the trace can't be written to {path} ({error.strerror})") from error
     env.close()
@@ -298,7 +299,7 @@ def _print(result: Evaluation, what: str, task: Task) -> None:
     out.print(table(("outcome", "conversations", "share"), ends, (1, 2)))
     if failed := sum(result.failures.values()):
         out.print()
-        causes = [(cause, CAUSES[cause], f"{times:,}", percent(times / failed)) for cause, times in result.failures.items()]
+        causes = [(name, CAUSES[name], f"{times:,}", percent(times / failed)) for name, times in result.failures.items()]
         out.print(table(("failed by", "", "conversations", "share"), causes, (2, 3)))
     if result.wording is not None and result.wording["candidates"]:
         out.print()

@@ -3,7 +3,9 @@
 The first line is a header (format, version, identity of the environment, which includes its arguments). Each
 conversation has a ``start`` line with its key and a ``turn`` line per agent turn; ``words`` lines hold the banks of
 wordings that a language model made, so that a replay needs no model. The last line is the SHA-256 of all before it.
-`chatgym.envs.replay` records and replays them.
+`chatgym.envs.replay` records and replays them; `chatgym.envs.replay.start_record` and ``turn_record`` list the fields.
+
+Version 2 has `ACCOUNT`, what was heard and believed, and why a conversation failed. Version 1 is read, too.
 """
 
 from __future__ import annotations
@@ -21,7 +23,12 @@ from chatgym.storage.paths import given
 from chatgym.storage.utf8 import parsed, read_text, valid
 
 FORMAT = "chatgym-trace"
-VERSION = 1
+VERSION = 2
+READS = (1, VERSION)
+ACCOUNT = frozenset({
+    "seed", "heard_act", "garbled", "belief", "heard_right", "expert_act", "goal", "failure", "misheard",
+})  # fmt: skip
+"""Fields of `start` and `turn` lines that version 1 doesn't have."""
 
 
 def encode_line(record: dict[str, Any]) -> str:
@@ -104,8 +111,9 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     header = records[0] if records and isinstance(records[0], dict) else {}
     if header.get("format") != FORMAT:
         raise InvalidValue(f"{path} is no ChatGym trace; `chatgym evaluate ... --trace FILE` writes one")
-    if header.get("version") != VERSION:
-        raise InvalidValue(f"{path} is a trace of version {header.get('version')}; this ChatGym reads {VERSION}")
+    if header.get("version") not in READS:
+        reads = " and ".join(map(str, READS))
+        raise InvalidValue(f"{path} is a trace of version {header.get('version')}; this ChatGym reads {reads}")
     kinds = [record.get("type") if isinstance(record, dict) else None for record in records]
     if kinds[-1] != "end":
         raise Corrupted(

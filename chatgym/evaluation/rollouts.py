@@ -97,7 +97,8 @@ def converse(agent: Agent, env: ChatEnv, seed: int, *, deterministic: bool = Tru
         deterministic: See `evaluate`.
 
     Returns:
-        ``seed``, ``outcome``, ``return`` and ``turns``, the list of `ChatEnv.transcript`.
+        ``seed``, ``key`` (hexadecimal), ``outcome``, ``return`` and ``turns``, the list of `ChatEnv.transcript`, whose
+        last entry is the partner's goal.
     """
     observation, info = env.reset(seed=seed)
     _begin(agent, env.room.keys)
@@ -108,4 +109,6 @@ def converse(agent: Agent, env: ChatEnv, seed: int, *, deterministic: bool = Tru
         action = agent.act(batch, deterministic=deterministic, action_masks=masks)[0]
         observation, reward, terminated, truncated, info = env.step(action)
         total, over = total + reward, terminated or truncated
-    return {"seed": seed, "outcome": info["outcome"], "return": total, "turns": env.transcript()}
+    return {
+        "seed": seed, "key": f"{env.key:016x}", "outcome": info["outcome"], "return": total, "turns": env.transcript(),
+    }  # fmt: skip

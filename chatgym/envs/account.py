@@ -1,0 +1,142 @@
+"""The account of one conversation for people: what was heard and believed at each turn, and why it failed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from chatgym.dynamics.hearing import GARBLED, Listener, facts, opening
+from chatgym.dynamics.room import ChatRoom
+from chatgym.scenarios import NO_ACT
+
+Entry = dict[str, Any]
+
+
+class Account:
+    """Keeps the states of the one conversation in a room, and describes them when somebody asks.
+
+    To keep a state costs a microsecond, to describe one a hundred, so that a step stays fast.
+    """
+
+    def __init__(self, room: ChatRoom) -> None:
+        """Begin an account of row 0 of a room."""
+        self._room = room
+        self._bytes = room.belief.view(np.uint8), room.said.view(np.uint8)  # views: faster to copy than records
+        self._states: list[tuple[int, bytes, bytes]] = []  # act, then belief and utterance after it
+        self._entries: list[Entry] = []  # those of the states that were described
+        self._clear: Any = None  # records[1], the clear belief after them
+        self._since: dict[str, int] = {}  # fact to the turn in which it was garbled last
+        self._listener: Listener | None = None
+
+    def begin(self) -> None:
+        """Keep the state at the conversation's beginning."""
+        self._states, self._entries = [], []
+        self.take(NO_ACT)
+
+    def take(self, act: int) -> None:
+        """Keep the state after an agent's act, as `ChatRoom.step` takes it, and the partner's answer."""
+        belief, said = self._bytes
+        self._states.append((act, belief.tobytes(), said.tobytes()))
+
+    def dump(self) -> list[list[Any]]:
+        """Return the states as JSON values."""
+        return [[act, belief.hex(), said.hex()] for act, belief, said in self._states]
+
+    def load(self, states: Sequence[Sequence[Any]]) -> None:
+        """Restore what `dump` returned."""
+        self._states = [(act, bytes.fromhex(belief), bytes.fromhex(said)) for act, belief, said in states]
+        self._entries = []
+
+    def entries(self) -> list[Entry]:
+        """Describe each state, the beginning first.
+
+        Returns:
+            Dicts with ``heard_act`` (the act that the agent understood), ``garbled`` (whether act or facts weren't those
+            that were said), ``belief`` (in words) and, where the garbling changed it, ``heard_right`` (what the belief
+            would be had the agent heard this utterance right). From the second on also ``expert_act``, the expert's
+            choice in the agent's place. The last one of a conversation that failed has ``failure``, see
+            `chatgym.dynamics.hearing.Listener.causes`, and, if that is garbled, ``misheard``: the turns in which it was.
+        """
+        for turn in range(len(self._entries), len(self._states)):
+            self._entries.append(self._describe(turn))
+        return self._entries
+
+    def goal(self) -> str:
+        """Return the partner's goal in words, as it is now."""
+        room = self._room
+        return room.scenario.describe_goal(room.hidden[0])
+
+    def _belief(self, turn: int) -> Any:
+        """Return the belief after a turn, records[1]."""
+        return np.frombuffer(bytearray(self._states[turn][1]), self._room.scenario.belief)
+
+    def _describe(self, turn: int) -> Entry:
+        """Describe the state after a turn; those before it are described."""
+        room, (act, _, utterance) = self._room, self._states[turn]
+        scenario, belief, said = room.scenario, self._belief(turn), np.frombuffer(utterance, room.scenario.said)
+        over = turn == len(self._states) - 1 and room.outcomes[0] > 0
+        final = over and bool(room.terminations[0])  # whose last word nobody mishears
+        right = belief  # had this utterance been heard right
+        if room.error_rate > 0.0 and turn == 0:
+            right, self._since = opening(room), {}
+            self._clear = right.copy()
+        elif room.error_rate > 0.0 and not final:
+            right = self._belief(turn - 1)
+            for each in (right, self._clear):
+                self._follow(each, act, turn, said)
+        apart = [name for name in facts(scenario) if not np.array_equal(belief[name], right[name])]
+        self._since.update(dict.fromkeys(apart, turn))
+        words, heard = scenario.describe_belief(belief[0]), self._heard(belief, said, final)
+        garbled = bool(apart) or heard != self._heard(right, said, final)
+        entry: Entry = {"heard_act": heard, "garbled": garbled, "belief": words}
+        if garbled and (heard_right := scenario.describe_belief(right[0])) != words:
+            entry["heard_right"] = heard_right
+        if turn:
+            before = self._belief(turn - 1)
+            entry["expert_act"] = scenario.agent_acts[int(room.expert_acts(before)[0])]
+            if over:
+                entry.update(self._failure(act, before))
+        return entry
+
+    def _heard(self, belief: Any, said: Any, final: bool) -> str:
+        """Return the user act that the agent understood, given belief and utterance, records[1]."""
+        scenario = self._room.scenario
+        known = "heard" in (scenario.belief.names or ()) and not final
+        return (*scenario.user_acts, "unclear")[int(belief["heard"][0] if known else said["act"][0])]
+
+    def _follow(self, belief: Any, act: int, turn: int, said: Any) -> None:
+        """Update a belief, records[1], by an act and an utterance heard right."""
+        self._ears().follow(belief, np.array([act]), np.array([turn]), said, np.ones(1, bool))
+
+    def _failure(self, act: int, belief: Any) -> Entry:
+        """Return why the conversation failed, empty if it didn't; `belief`, records[1], before the last act."""
+        room = self._room
+        clear = belief if room.error_rate == 0.0 else self._clear
+        cause = str(self._ears().causes(room.outcomes, np.array([act]), belief, clear, room.hidden)[0])
+        if cause != GARBLED:
+            return {"failure": cause} if cause else {}
+        still = [name for name in self._since if not np.array_equal(belief[name], clear[name])]
+        turns = {self._since[name] for name in still} or {n for n, one in enumerate(self._entries) if one["garbled"]}
+        return {"failure": cause, "misheard": sorted(turns)}
+
+    def _ears(self) -> Listener:
+        """Return the scenario's listener, made at the first use."""
+        self._listener = self._listener or Listener(self._room.scenario)
+        return self._listener
+
+
+def with_entries(turns: Sequence[Entry], entries: Sequence[Entry]) -> list[Entry]:
+    """Add to the turns of a transcript what `Account.entries` says of them, and return them as new dicts.
+
+    The partner's turns get what was heard and believed, the agent's ``expert_act``.
+    """
+    if len(turns) != 2 * len(entries) - 1:  # restored from a snapshot that has no account
+        return list(turns)
+    told: list[Entry] = []
+    for number, turn in enumerate(turns):
+        entry = entries[(number + 1) // 2]
+        names = ("expert_act",) if number % 2 else ("heard_act", "garbled", "belief", "heard_right")
+        told.append({**turn, **{name: entry[name] for name in names if name in entry}})
+    return told
