@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from chatgym import __version__
-from chatgym.cli import audit, evaluate, inventory, play, replay, reward, rlhf, serve, sft, train, tune, voice
+from chatgym.cli import audit, evaluate, inventory, play, replay, reward, rlhf, serve, sft, show, train, tune, voice
 from chatgym.cli.options import INTERRUPTED
 from chatgym.cli.terminal import print_error
 from chatgym.errors import ChatGymError, InvalidValue
@@ -20,6 +20,7 @@ ORDER = (
     "train",
     "tune",
     "evaluate",
+    "show",
     "play",
     "replay",
     "audit",
@@ -104,6 +105,7 @@ def chatgym(
     Examples:
       chatgym train qlearning           train an agent; its run folder is runs/qlearning
       chatgym evaluate runs/qlearning   measure it on unseen conversations
+      chatgym show t.jsonl              see its conversations, and why they failed
       chatgym play                      be the agent yourself
       chatgym scenarios                 list the scenarios
 
@@ -114,6 +116,7 @@ def chatgym(
 app.add_typer(train.app, name="train")
 app.command("tune")(tune.tune)
 app.command("evaluate")(evaluate.evaluate)
+app.command("show")(show.show)
 app.command("play")(play.play)
 app.command("replay")(replay.replay)
 app.command("audit")(audit.audit)

@@ -299,7 +299,7 @@ def _print(result: Evaluation, what: str, task: Task) -> None:
     out.print(table(("outcome", "conversations", "share"), ends, (1, 2)))
     if failed := sum(result.failures.values()):
         out.print()
-        causes = [(name, CAUSES[name], f"{times:,}", percent(times / failed)) for name, times in result.failures.items()]
+        causes = [(why, CAUSES[why], f"{times:,}", percent(times / failed)) for why, times in result.failures.items()]
         out.print(table(("failed by", "", "conversations", "share"), causes, (2, 3)))
     if result.wording is not None and result.wording["candidates"]:
         out.print()

@@ -8,7 +8,7 @@ two beliefs differ by what was garbled and by nothing else.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,11 +92,12 @@ def opening(room: ChatRoom) -> npt.NDArray[Any]:
 
 def facts(scenario: Scenario) -> tuple[str, ...]:
     """Return the fields that hold what was heard: those of `said` that `belief` has too, acts and tone excluded."""
-    own = scenario.belief.fields or {}
+    belief: Mapping[str, Any] = scenario.belief.fields or {}
+    said: Mapping[str, Any] = scenario.said.fields or {}
     return tuple(
         name
-        for name in scenario.said.names or ()
-        if name not in ("act", "tone", "about") and name in own and own[name][0] == scenario.said.fields[name][0]  # type: ignore[index]
+        for name in said
+        if name not in ("act", "tone", "about") and name in belief and belief[name][0] == said[name][0]
     )
 
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
 
-from chatgym.errors import Corrupted, InvalidValue
+from chatgym.errors import Corrupted, InvalidValue, ReplayMismatch
 from chatgym.storage.paths import given
 from chatgym.storage.utf8 import parsed, read_text, valid
 
@@ -26,7 +27,7 @@ FORMAT = "chatgym-trace"
 VERSION = 2
 READS = (1, VERSION)
 ACCOUNT = frozenset({
-    "seed", "heard_act", "garbled", "belief", "heard_right", "expert_act", "goal", "failure", "misheard",
+    "seed", "understood", "heard_act", "garbled", "belief", "heard_right", "expert_act", "goal", "failure", "misheard",
 })  # fmt: skip
 """Fields of `start` and `turn` lines that version 1 doesn't have."""
 
@@ -123,3 +124,17 @@ def read(path: str | Path) -> list[dict[str, Any]]:
         if kind not in ("words", "start", "turn"):
             raise Corrupted(f"{path}, line {number} is no line of a conversation, but of type {kind!r}")
     return records
+
+
+def check_seal(path: str | Path, records: Sequence[dict[str, Any]]) -> str:
+    """Return the SHA-256 of a trace's lines, as `read` returned them.
+
+    Raises:
+        ReplayMismatch: It isn't the one in the last line.
+    """
+    digest = hashlib.sha256()
+    for record in records[:-1]:
+        digest.update(encode_line(record).encode())
+    if digest.hexdigest() != records[-1].get("sha256"):
+        raise ReplayMismatch(f"{path}: its SHA-256 doesn't match its lines: the file was changed; record it again")
+    return digest.hexdigest()

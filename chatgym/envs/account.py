@@ -27,8 +27,9 @@ class Account:
         self._states: list[tuple[int, bytes, bytes]] = []  # act, then belief and utterance after it
         self._entries: list[Entry] = []  # those of the states that were described
         self._clear: Any = None  # records[1], the clear belief after them
-        self._since: dict[str, int] = {}  # fact to the turn in which it was garbled last
+        self._since: dict[str, int] = {}  # field of the belief to the turn in which it was garbled last
         self._listener: Listener | None = None
+        self._facts = set(facts(room.scenario))
 
     def begin(self) -> None:
         """Keep the state at the conversation's beginning."""
@@ -53,11 +54,11 @@ class Account:
         """Describe each state, the beginning first.
 
         Returns:
-            Dicts with ``heard_act`` (the act that the agent understood), ``garbled`` (whether act or facts weren't those
-            that were said), ``belief`` (in words) and, where the garbling changed it, ``heard_right`` (what the belief
-            would be had the agent heard this utterance right). From the second on also ``expert_act``, the expert's
-            choice in the agent's place. The last one of a conversation that failed has ``failure``, see
-            `chatgym.dynamics.hearing.Listener.causes`, and, if that is garbled, ``misheard``: the turns in which it was.
+            Dicts with ``heard_act`` (the act that the agent understood), ``garbled`` (whether it misheard the act or a
+            fact), ``belief`` (in words) and, where the garbling changed it, ``heard_right`` (the belief, had the agent
+            heard this utterance right). From the second on also ``expert_act``, the expert's choice in the agent's
+            place. The last one of a conversation that failed has ``failure``, see
+            `chatgym.dynamics.hearing.Listener.causes`, and, if that is garbled, ``misheard``: the turns in question.
         """
         for turn in range(len(self._entries), len(self._states)):
             self._entries.append(self._describe(turn))
@@ -86,10 +87,11 @@ class Account:
             right = self._belief(turn - 1)
             for each in (right, self._clear):
                 self._follow(each, act, turn, said)
-        apart = [name for name in facts(scenario) if not np.array_equal(belief[name], right[name])]
-        self._since.update(dict.fromkeys(apart, turn))
+        apart = _apart(belief, right)
         words, heard = scenario.describe_belief(belief[0]), self._heard(belief, said, final)
-        garbled = bool(apart) or heard != self._heard(right, said, final)
+        garbled = bool(apart & self._facts) or heard != self._heard(right, said, final)
+        if garbled:
+            self._since.update(dict.fromkeys(apart, turn))
         entry: Entry = {"heard_act": heard, "garbled": garbled, "belief": words}
         if garbled and (heard_right := scenario.describe_belief(right[0])) != words:
             entry["heard_right"] = heard_right
@@ -117,14 +119,18 @@ class Account:
         cause = str(self._ears().causes(room.outcomes, np.array([act]), belief, clear, room.hidden)[0])
         if cause != GARBLED:
             return {"failure": cause} if cause else {}
-        still = [name for name in self._since if not np.array_equal(belief[name], clear[name])]
-        turns = {self._since[name] for name in still} or {n for n, one in enumerate(self._entries) if one["garbled"]}
-        return {"failure": cause, "misheard": sorted(turns)}
+        still = (_apart(belief, clear) - {"act", "heard", "tone"}) & self._since.keys()
+        return {"failure": cause, "misheard": sorted({self._since[name] for name in still & self._facts or still})}
 
     def _ears(self) -> Listener:
         """Return the scenario's listener, made at the first use."""
         self._listener = self._listener or Listener(self._room.scenario)
         return self._listener
+
+
+def _apart(one: Any, other: Any) -> set[str]:
+    """Return the fields in which two records, [1], differ."""
+    return {name for name in one.dtype.names if not np.array_equal(one[name], other[name])}
 
 
 def with_entries(turns: Sequence[Entry], entries: Sequence[Entry]) -> list[Entry]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chatgym.dynamics.identity import same_simulator
-from chatgym.dynamics.trace import ACCOUNT, TraceWriter, encode_line, encode_observation, read
+from chatgym.dynamics.trace import ACCOUNT, TraceWriter, check_seal, encode_observation, read
 from chatgym.envs.codecs import Spoken
 from chatgym.envs.conversation_env import key_of
 from chatgym.errors import Corrupted, ReplayMismatch
@@ -52,8 +51,8 @@ def decode_action(action: Any) -> Any:
 def start_record(env: Any, observation: Any, info: dict[str, Any], seed: int | None = None) -> dict[str, Any]:
     """Return the line of a conversation's start, after ``env.reset``; `env` is an unwrapped `ChatEnv`.
 
-    Its fields: ``key`` (hexadecimal), ``seed`` (null if it isn't known), ``observation``, ``user_act`` and ``text`` (what
-    the partner said), and what the agent heard, see `chatgym.envs.account.Account.entries`.
+    Its fields: ``key`` (hexadecimal), ``seed`` (null if it isn't known), ``observation``, ``user_act`` and ``text``
+    (what the partner said), and what the agent heard, see `chatgym.envs.account.Account.entries`.
     """
     return {
         "type": "start",
@@ -70,9 +69,10 @@ def start_record(env: Any, observation: Any, info: dict[str, Any], seed: int | N
 def turn_record(env: Any, action: int | str, observation: Any, reward: float, info: dict[str, Any]) -> dict[str, Any]:
     """Return the line of an agent turn and the partner's answer, after ``env.step``.
 
-    Its fields: ``action``, ``agent_act`` and ``agent_text`` (what the agent said), ``observation``, ``reward`` and
-    ``reward_terms``, ``user_act`` and ``text`` (what the partner answered), and what the agent heard, see
-    `chatgym.envs.account.Account.entries`. The last line has ``outcome`` and ``goal``, the partner's hidden goal.
+    Its fields: ``action``, ``agent_act``, ``agent_text`` and, of own words, ``understood`` (what the agent said),
+    ``observation``, ``reward`` and ``reward_terms``, ``user_act`` and ``text`` (what the partner answered), and what
+    the agent heard, see `chatgym.envs.account.Account.entries`. The last line has ``outcome`` and ``goal``, the
+    partner's hidden goal.
     """
     line = {
         "type": "turn",
@@ -84,6 +84,7 @@ def turn_record(env: Any, action: int | str, observation: Any, reward: float, in
         "reward_terms": info["reward_terms"],
         "user_act": info["user_act"],
         "text": info["text"],
+        **({"understood": env.agent_turn["heard"]} if "heard" in env.agent_turn else {}),
         **(env.account.entries()[-1] if info["agent_act"] else {}),  # within a turn, as with tokens, nothing is heard
         **_reply(env),
     }
@@ -193,12 +194,7 @@ def replay(path: str | Path) -> Replay:
     """
     records = read(path)
     kinds = Counter(line["type"] for line in replayed(path, records))
-    digest = hashlib.sha256()
-    for one in records[:-1]:
-        digest.update(encode_line(one).encode())
-    if digest.hexdigest() != records[-1].get("sha256"):
-        raise ReplayMismatch(f"{path}: its SHA-256 doesn't match its lines: the file was changed; record it again")
-    return Replay(kinds["start"], kinds["turn"], digest.hexdigest())
+    return Replay(kinds["start"], kinds["turn"], check_seal(path, records))
 
 
 def replayed(path: str | Path, records: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:

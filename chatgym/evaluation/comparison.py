@@ -49,6 +49,13 @@ class ComparedAgent:
         counts = Counter(outcome for run in self.runs[task] for outcome in run.outcomes.tolist())
         return {outcome: count / counts.total() for outcome, count in counts.most_common()}
 
+    def failures(self, task: str) -> dict[str, float]:
+        """Return the share of conversations that failed by each cause, over all runs in a task."""
+        runs, counts = self.runs[task], Counter[str]()
+        for run in runs:
+            counts.update(run.failures)
+        return {cause: count / sum(len(run.outcomes) for run in runs) for cause, count in counts.items()}
+
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
@@ -107,6 +114,7 @@ class Comparison:
                 "name": agent.label, "runs": list(agent.names), "score": {"mean": asdict(mean), "iqm": asdict(middle)},
                 "success_rate": asdict(success), "difference": asdict(difference),
                 "outcomes": {task: agent.outcomes(task) for task in self.tasks},
+                "failures": {task: agent.failures(task) for task in self.tasks},
             }
             for agent, mean, middle, success, difference in zip(
                 self.agents, self.mean, self.iqm, self.success_rate, self.difference, strict=True
