@@ -41,6 +41,9 @@ RUNS: dict[str, list[tuple[object, ...]]] = {
         ("evaluate", "expert", "--max-turns", 1, "--conversations", 20),
     ],
     "audit": [("audit", "social", "--conversations", 5, "--worded", 0)],
+    "show": [
+        ("evaluate", "expert", "--conversations", 5, "--trace", "t.jsonl"), ("show", "t.jsonl"), ("show", "t.jsonl", 2),
+    ],
     "replay": [("evaluate", "expert", "--conversations", 5, "--trace", "t.jsonl"), ("replay", "t.jsonl")],
     "reward pairs": [("reward", "pairs", "--conversations", 20, "--out", "pairs.jsonl")],
 }

@@ -23,7 +23,7 @@ def show(
     trace: Annotated[
         Path,
         typer.Argument(
-            metavar="TRACE", exists=True,
+            metavar="TRACE",
             help="A file that `evaluate --trace` wrote, a run folder, or a folder that `evaluate --out` wrote.",
         ),
     ],

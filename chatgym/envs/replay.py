@@ -249,7 +249,8 @@ def _again(chat: Any, expected: dict[str, Any]) -> dict[str, Any]:
     if expected["type"] == "start":
         observation, info = chat.reset(options={"key": int(expected["key"], 16)})
         seed = expected.get("seed")
-        return start_record(chat, observation, info, seed if seed is None or key_of(seed) == chat.key else None)
+        belongs = type(seed) is int and seed >= 0 and key_of(seed) == chat.key
+        return start_record(chat, observation, info, seed if belongs else None)
     action = decode_action(expected.get("action"))
     observation, reward, _, _, info = chat.step(action)
     return turn_record(chat, action, observation, float(reward), info)

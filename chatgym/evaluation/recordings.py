@@ -201,6 +201,8 @@ def open_recordings(path: str | Path) -> Recordings:
         Corrupted, ReplayMismatch: The file was changed, or is unfinished.
     """
     path = given(path)
+    if not path.exists():
+        raise InvalidValue(f"there is no {path}; `chatgym evaluate ... --trace FILE` writes the trace of conversations")
     if path.is_dir():
         if not (path / TRANSCRIPTS).is_file():
             raise InvalidValue(

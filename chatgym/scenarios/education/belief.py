@@ -192,14 +192,13 @@ def hear(belief: Any, said: Any) -> None:
 def misled(act: int, belief: Any, clear: Any, hidden: Any) -> bool:
     """Tell whether the tutor ended a lesson too early because of what it had misheard, see `Scenario`.
 
-    It misheard what the student came for; or by the answers that it heard the goal is more likely known than not, and
-    by those that were given it isn't. `belief`, `clear` and `hidden` are records.
+    By what it heard the goal is more likely known than not; and that isn't the student's goal, or by what was said the
+    goal isn't. `belief`, `clear` and `hidden` are records.
     """
-    if belief.goal < 0:
+    goal = int(belief.goal)
+    if goal < 0 or belief.known[goal] < 0.5:
         return False
-    if belief.goal != hidden.goal and clear.goal == hidden.goal:
-        return True
-    return bool(belief.known[belief.goal] >= 0.5 and clear.known[belief.goal] < 0.5)
+    return bool((goal != hidden.goal and clear.goal == hidden.goal) or clear.known[goal] < 0.5)
 
 
 # -- What the tutor sees -----------------------------------------------------------------------------------------
