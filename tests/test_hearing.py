@@ -79,7 +79,7 @@ def test_one_conversation_has_the_same_cause_alone_as_among_others(name):
     result, env = evaluate(agent, task, conversations=60, references=False), task.make_env(agent.requires)
     goals = [converse(agent, env, result.seed + number)["turns"][-1] for number in range(60)]
     assert [goal.get("failure", "") for goal in goals] == result.causes.tolist()
-    assert {goal.get("failure") for goal in goals} > {None, "patience", "garbled"}
+    assert {goal.get("failure") for goal in goals} >= {None, "patience", "garbled"}
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
@@ -108,7 +108,7 @@ def believed(**values):
 
 def cause(scenario, belief, clear, hidden, outcome="wrong_resolution", act=cs.CLOSE):
     outcomes = np.array([scenario.outcomes.index(outcome)])
-    return Listener(scenario).causes(outcomes, np.array([act]), belief, clear, hidden)[0]
+    return Listener(scenario).causes(outcomes, np.array([act]), belief, clear, hidden, np.array([0]))[0]
 
 
 def test_a_customers_case_is_garbled_where_what_was_misheard_decides():

@@ -29,7 +29,7 @@ def show(
     ],
     number: Annotated[
         int | None,
-        typer.Argument(metavar="[N]", help="Number of the conversation to print; without it, they are listed."),
+        typer.Argument(metavar="N", help="Number of the conversation to print; without it, they are listed."),
     ] = None,
     failed: Annotated[bool, typer.Option("--failed", help="List those that failed.")] = False,
     outcome: Annotated[str | None, typer.Option(metavar="NAME", help="List those with an outcome.")] = None,

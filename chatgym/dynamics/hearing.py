@@ -72,10 +72,10 @@ def _loops(note: Any, hear: Any, misled: Any) -> dict[str, Any]:
         return {"follow": follow}
 
     @nb.njit
-    def judge(acts, belief, clear, hidden, out):  # type: ignore[no-untyped-def]
-        """Fill `out`, bool[B], from acts, int64[B], and the records[B] belief, clear and hidden."""
+    def judge(acts, belief, clear, hidden, astray, out):  # type: ignore[no-untyped-def]
+        """Fill `out`, bool[B], from acts and astray, int64[B], and the records[B] belief, clear and hidden."""
         for i in range(out.shape[0]):
-            out[i] = misled(acts[i], belief[i], clear[i], hidden[i])
+            out[i] = misled(acts[i], belief[i], clear[i], hidden[i], astray[i])
 
     return {"follow": follow, "misled": judge}
 
@@ -110,6 +110,19 @@ def differ(scenario: Scenario, one: npt.NDArray[Any], other: npt.NDArray[Any]) -
     return found
 
 
+def led_astray(room: ChatRoom, acts: Acts, belief: npt.NDArray[Any], clear: npt.NDArray[Any]) -> Bools:
+    """Return which acts are the expert's for what was heard, and not for what was said, bool[B].
+
+    Args:
+        room: The room.
+        acts: int64[B], as `ChatRoom.step` takes them.
+        belief: records[B], what the agents believed when they took them.
+        clear: records[B], the clear beliefs then.
+    """
+    heard = room.expert_acts(belief)
+    return np.asarray((acts % ABOUT == heard) & (heard != room.expert_acts(clear)) & (acts >= 0))
+
+
 class Listener:
     """Compiled functions that follow conversations of a scenario without the error channel, and judge their ends."""
 
@@ -131,7 +144,7 @@ class Listener:
 
     def causes(
         self, outcomes: npt.NDArray[np.int64], acts: Acts, belief: npt.NDArray[Any], clear: npt.NDArray[Any],
-        hidden: npt.NDArray[Any],
+        hidden: npt.NDArray[Any], astray: npt.NDArray[np.int64],
     ) -> npt.NDArray[np.object_]:  # fmt: skip
         """Return why each conversation failed, str[B]: one of `CAUSES`; empty where it succeeded or goes on.
 
@@ -146,13 +159,14 @@ class Listener:
             belief: records[B], what the agents believed when they took them.
             clear: records[B], the clear beliefs then.
             hidden: records[B], the partners at the end.
+            astray: int64[B], how many acts were led astray, see `led_astray`.
         """
         scenario, judge = self._scenario, self._kernels.misled
         misled = np.zeros(len(acts), bool)
         if judge is None:
             misled = differ(scenario, belief, clear)
         else:
-            judge(acts, belief, clear, hidden, misled)
+            judge(acts, belief, clear, hidden, astray, misled)
         out_of_patience = [scenario.outcomes.index(name) for name in (*scenario.leaving, scenario.outcomes[-1])]
         causes = np.where(np.isin(outcomes, out_of_patience), PATIENCE, np.where(misled, GARBLED, POLICY))
         causes[np.isin(outcomes, (0, scenario.outcomes.index(scenario.success)))] = ""
@@ -166,6 +180,7 @@ class Hearing:
         clear: records[B], what the agents would believe had they heard everything right.
         acts: int64[B], the last act in each conversation that has ended.
         believed, believed_clear: records[B], the belief and the clear belief when it was taken.
+        astray: int64[B], how many acts were led astray so far, see `led_astray`.
     """
 
     def __init__(self, room: ChatRoom) -> None:
@@ -174,6 +189,7 @@ class Hearing:
         self.clear = room.belief if self._exact else opening(room)
         self.acts = np.full(room.size, NO_ACT)
         self.believed, self.believed_clear = room.belief.copy(), room.belief.copy()
+        self.astray = np.zeros(room.size, np.int64)
         self._before = room.belief.copy()
 
     def step(self, acts: Acts, rows: Bools) -> None:
@@ -185,10 +201,13 @@ class Hearing:
             self.believed[over] = self._before[over]
             self.believed_clear[over] = (self._before if self._exact else self.clear)[over]
         if not self._exact:
+            self.astray += rows & led_astray(room, acts, self._before, self.clear)
             self._listener.follow(self.clear, acts, room.turns, room.said, rows & ~over)
         self._before = room.belief.copy()
 
     def causes(self) -> npt.NDArray[np.object_]:
         """Return why each conversation failed, str[B], see `Listener.causes`; empty while it goes on."""
         room = self._room
-        return self._listener.causes(room.outcomes, self.acts, self.believed, self.believed_clear, room.hidden)
+        return self._listener.causes(
+            room.outcomes, self.acts, self.believed, self.believed_clear, room.hidden, self.astray
+        )

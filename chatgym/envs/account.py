@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from chatgym.dynamics.hearing import GARBLED, Listener, facts, opening
+from chatgym.dynamics.hearing import GARBLED, Listener, facts, led_astray, opening
 from chatgym.dynamics.room import ChatRoom
 from chatgym.scenarios import NO_ACT
 
@@ -27,7 +27,8 @@ class Account:
         self._states: list[tuple[int, bytes, bytes]] = []  # act, then belief and utterance after it
         self._entries: list[Entry] = []  # those of the states that were described
         self._clear: Any = None  # records[1], the clear belief after them
-        self._since: dict[str, int] = {}  # field of the belief to the turn in which it was garbled last
+        self._since: dict[str, int] = {}  # fact to the turn in which it was garbled last
+        self._astray: list[int] = []  # turns in which the agent's act was led astray
         self._listener: Listener | None = None
         self._facts = set(facts(room.scenario))
 
@@ -75,31 +76,27 @@ class Account:
 
     def _describe(self, turn: int) -> Entry:
         """Describe the state after a turn; those before it are described."""
-        room, (act, _, utterance) = self._room, self._states[turn]
-        scenario, belief, said = room.scenario, self._belief(turn), np.frombuffer(utterance, room.scenario.said)
+        room, scenario, belief = self._room, self._room.scenario, self._belief(turn)
+        said = np.frombuffer(self._states[turn][2], scenario.said)
         over = turn == len(self._states) - 1 and room.outcomes[0] > 0
         final = over and bool(room.terminations[0])  # whose last word nobody mishears
         right = belief  # had this utterance been heard right
         if room.error_rate > 0.0 and turn == 0:
-            right, self._since = opening(room), {}
+            right, self._since, self._astray = opening(room), {}, []
             self._clear = right.copy()
-        elif room.error_rate > 0.0 and not final:
-            right = self._belief(turn - 1)
-            for each in (right, self._clear):
-                self._follow(each, act, turn, said)
+        elif room.error_rate > 0.0:
+            right = self._hear_right(turn, said, belief if final else None)
         apart = _apart(belief, right)
         words, heard = scenario.describe_belief(belief[0]), self._heard(belief, said, final)
         garbled = bool(apart & self._facts) or heard != self._heard(right, said, final)
-        if garbled:
-            self._since.update(dict.fromkeys(apart, turn))
+        self._since.update(dict.fromkeys(apart & self._facts, turn))
         entry: Entry = {"heard_act": heard, "garbled": garbled, "belief": words}
         if garbled and (heard_right := scenario.describe_belief(right[0])) != words:
             entry["heard_right"] = heard_right
         if turn:
-            before = self._belief(turn - 1)
-            entry["expert_act"] = scenario.agent_acts[int(room.expert_acts(before)[0])]
+            entry["expert_act"] = scenario.agent_acts[int(room.expert_acts(self._belief(turn - 1))[0])]
             if over:
-                entry.update(self._failure(act, before))
+                entry.update(self._failure(turn))
         return entry
 
     def _heard(self, belief: Any, said: Any, final: bool) -> str:
@@ -108,19 +105,33 @@ class Account:
         known = "heard" in (scenario.belief.names or ()) and not final
         return (*scenario.user_acts, "unclear")[int(belief["heard"][0] if known else said["act"][0])]
 
-    def _follow(self, belief: Any, act: int, turn: int, said: Any) -> None:
-        """Update a belief, records[1], by an act and an utterance heard right."""
-        self._ears().follow(belief, np.array([act]), np.array([turn]), said, np.ones(1, bool))
+    def _hear_right(self, turn: int, said: Any, final: Any) -> Any:
+        """Follow an act and the utterance `said`, records[1], without the error channel.
 
-    def _failure(self, act: int, belief: Any) -> Entry:
-        """Return why the conversation failed, empty if it didn't; `belief`, records[1], before the last act."""
-        room = self._room
+        Returns:
+            records[1], the belief had the utterance been heard right; `final` if that is given.
+        """
+        acts, before = np.array([self._states[turn][0]]), self._belief(turn - 1)
+        if led_astray(self._room, acts, before, self._clear)[0]:
+            self._astray.append(turn)
+        if final is not None:
+            return final
+        for belief in (before, self._clear):
+            self._ears().follow(belief, acts, np.array([turn]), said, np.ones(1, bool))
+        return before
+
+    def _failure(self, turn: int) -> Entry:
+        """Return why the conversation that ended in a turn failed; empty if it didn't."""
+        room, acts, belief = self._room, np.array([self._states[turn][0]]), self._belief(turn - 1)
         clear = belief if room.error_rate == 0.0 else self._clear
-        cause = str(self._ears().causes(room.outcomes, np.array([act]), belief, clear, room.hidden)[0])
+        astray = np.array([len(self._astray)])
+        cause = str(self._ears().causes(room.outcomes, acts, belief, clear, room.hidden, astray)[0])
         if cause != GARBLED:
             return {"failure": cause} if cause else {}
-        still = (_apart(belief, clear) - {"act", "heard", "tone"}) & self._since.keys()
-        return {"failure": cause, "misheard": sorted({self._since[name] for name in still & self._facts or still})}
+        garbled = [number for number, entry in enumerate(self._entries) if entry["garbled"]]
+        still = {self._since[name] for name in _apart(belief, clear) & self._since.keys()}
+        led = {max((each for each in garbled if each < number), default=-1) for number in self._astray} - {-1}
+        return {"failure": cause, "misheard": sorted(still or led or garbled)}
 
     def _ears(self) -> Listener:
         """Return the scenario's listener, made at the first use."""

@@ -115,6 +115,8 @@ class Recording:
         if not self.failure:
             return ""
         last = self.turns[-1]
+        if self.failure == GARBLED and not self.misheard:
+            return "The agent was misled: it was unsure of what it had heard right."
         if self.failure == GARBLED:
             heard = [self._misheard(self.turns[number]) for number in self.misheard[-TOLD:]]
             more = f"; also in turn {', '.join(map(str, self.misheard[:-TOLD]))}" if self.misheard[TOLD:] else ""

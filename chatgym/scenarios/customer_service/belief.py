@@ -112,7 +112,7 @@ def hear(belief: Any, said: Any) -> None:
 
 
 @nb.njit
-def misled(act: int, belief: Any, clear: Any, hidden: Any) -> bool:
+def misled(act: int, belief: Any, clear: Any, hidden: Any, astray: int) -> bool:
     """Tell whether the agent ended a conversation wrongly because of what it had misheard, see `Scenario`.
 
     It misheard whether its offer was accepted; or it knew enough to choose and misheard the order's number, or what it

@@ -189,7 +189,7 @@ def hear(belief: Any, said: Any) -> None:
 
 
 @nb.njit
-def misled(act: int, belief: Any, clear: Any, hidden: Any) -> bool:
+def misled(act: int, belief: Any, clear: Any, hidden: Any, astray: int) -> bool:
     """Tell whether the tutor ended a lesson too early because of what it had misheard, see `Scenario`.
 
     By what it heard the goal is more likely known than not; and that isn't the student's goal, or by what was said the

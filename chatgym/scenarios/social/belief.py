@@ -122,18 +122,20 @@ def hear(belief: Any, said: Any) -> None:
 
 
 @nb.njit
-def misled(act: int, belief: Any, clear: Any, hidden: Any) -> bool:
+def misled(act: int, belief: Any, clear: Any, hidden: Any, astray: int) -> bool:
     """Tell whether the supporter failed because of what it had misheard, see `Scenario`.
 
-    It believed that it understood the person, and had misheard a fact, or whether the person wants advice. `belief`,
-    `clear` and `hidden` are records.
+    It believed that it understood the person; and it had misheard a fact, or whether the person wants advice, or it
+    lost the person's trust by acts that it wouldn't have taken otherwise. `belief`, `clear` and `hidden` are records.
     """
     if not understood(belief):
         return False
     for fact in range(3):
         if value_of(belief, fact) != value_of(hidden, fact) and value_of(clear, fact) == value_of(hidden, fact):
             return True
-    return bool(belief.wants > 0 and clear.wants > 0 and belief.wants != clear.wants)
+    if belief.wants > 0 and clear.wants > 0 and belief.wants != clear.wants:
+        return True
+    return bool(astray > 0 and hidden.rapport < COMES_BACK)
 
 
 # -- What the supporter sees -------------------------------------------------------------------------------------
