@@ -14,6 +14,7 @@ from typing import Any
 
 from chatgym_agents.scripted import Expert
 
+from chatgym.cli.terminal import percent
 from chatgym.dynamics.hearing import CAUSES
 from chatgym.envs.task import Task
 from chatgym.evaluation import evaluate
@@ -30,10 +31,10 @@ def rows(name: str, make_agent: Any, task: Task, conversations: int) -> str:
         for rate in ({}, {"error_rate": 0.0})
     )  # fmt: skip
     right = clear.outcomes == clear.success
-    cells = [f"{noisy.success_rate.value:.1%}", f"{clear.success_rate.value:.1%}"]
+    cells = [f"{percent(noisy.success_rate.value)}", f"{percent(clear.success_rate.value)}"]
     for cause in CAUSES:
         of_it = noisy.causes == cause
-        cells.append(f"{of_it.sum():,}: {right[of_it].mean():.0%}" if of_it.any() else "0")
+        cells.append(f"{of_it.sum():,}: {100 * right[of_it].mean():.0f} %" if of_it.any() else "0")
     return f"| {task.scenario} | {name} | {' | '.join(cells)} |"
 
 

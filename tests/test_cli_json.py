@@ -42,7 +42,9 @@ RUNS: dict[str, list[tuple[object, ...]]] = {
     ],
     "audit": [("audit", "social", "--conversations", 5, "--worded", 0)],
     "show": [
-        ("evaluate", "expert", "--conversations", 5, "--trace", "t.jsonl"), ("show", "t.jsonl"), ("show", "t.jsonl", 2),
+        ("evaluate", "expert", "--conversations", 5, "--trace", "t.jsonl"),
+        ("show", "t.jsonl"),
+        ("show", "t.jsonl", 2),
     ],
     "replay": [("evaluate", "expert", "--conversations", 5, "--trace", "t.jsonl"), ("replay", "t.jsonl")],
     "reward pairs": [("reward", "pairs", "--conversations", 20, "--out", "pairs.jsonl")],
