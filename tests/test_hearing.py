@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from chatgym_agents.scripted import Expert, Random
 
-from chatgym.dynamics.hearing import CAUSES, Hearing, Listener, facts
+from chatgym.dynamics.hearing import CAUSES, Hearing, Listener, facts, led_astray
 from chatgym.dynamics.room import ChatRoom
 from chatgym.envs.task import Task
 from chatgym.evaluation import evaluate
 from chatgym.evaluation.rollouts import converse
-from chatgym.scenarios import find_scenario
+from chatgym.scenarios import ABOUT, UNCLEAR_ACT, find_scenario
 from chatgym.scenarios.customer_service import policy as cs
 from chatgym.testing.rollouts import random_policy, raw, room_of
 
@@ -88,6 +88,8 @@ def test_an_agent_that_ends_every_conversation_at_once_has_itself_to_blame(name)
     for hearing, _ in held(room, lambda room: np.full(room.size, END[name])):
         causes = hearing.causes().tolist()
     assert set(causes) == {"policy"}
+    assert room.belief["ended"].all()
+    assert not hearing.believed["ended"].any()  # what it believed when it took its last act
 
 
 END = {"customer_service": cs.ESCALATE, "education": 15, "social": 15}
@@ -123,6 +125,16 @@ def test_a_customers_case_is_garbled_where_what_was_misheard_decides():
     scenario, belief, clear, hidden = believed(reference=654321)
     clear["reference"] = 111111  # the customer itself said it wrongly
     assert cause(scenario, belief, clear, hidden) == "policy"
+
+
+def test_an_act_is_led_astray_that_is_best_for_what_was_heard_and_not_for_what_was_said():
+    scenario, belief, clear, _ = believed(date=20, amount=400, accepted=0, offered=-1)  # a credit; said was a refund
+    clear["accepted"], clear["offered"] = 0, -1
+    room = ChatRoom(scenario, 1)
+    acts = (cs.OFFER_CREDIT, cs.OFFER_REFUND, cs.OFFER_CREDIT + ABOUT, UNCLEAR_ACT)
+    assert [bool(led_astray(room, np.array([act]), belief, clear)[0]) for act in acts] == [True, False, True, False]
+    assert not led_astray(room, np.array([cs.OFFER_CREDIT]), belief, belief)[0]
+    assert not led_astray(room, np.array([cs.OFFER_CREDIT]), clear, clear)[0]
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
