@@ -49,6 +49,7 @@ lint: setup
 
 docs: setup
 	$(BIN)/python docs/make_cli.py
+	$(BIN)/python docs/make_failures.py
 
 mutants: setup
 	$(BIN)/python tests/mutants.py

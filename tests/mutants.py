@@ -39,7 +39,7 @@ RNG, ROOM, VECTOR, CODECS = (
     "chatgym/envs/vector_env.py",
     "chatgym/envs/codecs.py",
 )
-CONTENT = "chatgym/dynamics/content.py"
+CONTENT, HEARING = "chatgym/dynamics/content.py", "chatgym/dynamics/hearing.py"
 CUSTOMER = "chatgym/scenarios/customer_service/customer.py"
 CUSTOMER_BELIEF = "chatgym/scenarios/customer_service/belief.py"
 STUDENT, PERSON = "chatgym/scenarios/education/student.py", "chatgym/scenarios/social/person.py"
@@ -56,6 +56,23 @@ FAULTS = [
     Fault("a row's conversations are all the same one", RNG, "return bits(root, episode, PURPOSES - 1)",
           "return bits(root, 0, PURPOSES - 1)", "rng room vector"),
     Fault("a seed that may be seen is a draw", RNG, " ^ bits(key, turn, purpose + 1)) >> _S48", ")", "rng"),
+    # What was heard, and why conversations failed
+    Fault("a cause is judged by the belief after the end", HEARING, "self.believed[over] = self._before[over]",
+          "self.believed[over] = room.belief[over]", "hearing"),
+    Fault("what is best for both beliefs leads astray", HEARING, "(heard != room.expert_acts(clear))",
+          "(heard == room.expert_acts(clear))", "hearing"),
+    Fault("the clear belief isn't told what the agent does", HEARING,
+          "note(belief[i], acts[i] % ABOUT if acts[i] >= 0 else acts[i], turns[i])", "note(belief[i], 0, turns[i])",
+          "hearing"),
+    Fault("a partner that leaves is the agent's fault", HEARING, "(*scenario.leaving, scenario.outcomes[-1])",
+          "(scenario.outcomes[-1],)", "hearing"),
+    Fault("what is right for both beliefs misleads", CUSTOMER_BELIEF, "right_resolution(clear) != chosen",
+          "right_resolution(clear) == chosen", "hearing"),
+    Fault("an account forgets that an act is misheard", "chatgym/envs/account.py",
+          "garbled = bool(apart & self._facts) or heard != self._heard(right, said, final)",
+          "garbled = bool(apart & self._facts)", "hearing"),
+    Fault("a replay doesn't compare beliefs", "chatgym/envs/replay.py", "(version > 1 or field not in ACCOUNT)",
+          "field not in ACCOUNT", "trace"),
     # What is compiled
     Fault("the values of globals don't count", CONTENT, "found += [\".\".join((name, *attributes)), value]",
           "found += [\".\".join((name, *attributes))]", "content"),

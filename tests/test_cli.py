@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import hashlib
 import json
 import os
 import signal
@@ -26,6 +27,8 @@ from chatgym.cli import SPINS, partner
 from chatgym.cli.app import app
 from chatgym.cli.evaluate import SEED, Recorder
 from chatgym.cli.play import find_acts
+from chatgym.cli.show import WIDTH
+from chatgym.dynamics import trace
 from chatgym.engines import Completion
 from chatgym.envs.task import Task
 from chatgym.errors import Unavailable
@@ -350,6 +353,8 @@ def test_evaluate_prints_what_evaluate_computes(chatgym: Chatgym, trained: Path)
     assert f"{figures['score']['low']:.1f} to {figures['score']['high']:.1f}" in table
     for outcome, count in figures["outcomes"].items():
         assert any(line.split()[:2] == [outcome, str(count)] for line in table.splitlines())
+    for cause, count in figures["failures"].items():
+        assert any(line.split()[:1] == [cause] and str(count) in line.split() for line in table.splitlines())
 
 
 def test_evaluate_can_let_an_agent_act_as_in_training(chatgym: Chatgym, trained: Path) -> None:
@@ -504,6 +509,75 @@ def test_with_a_model_the_words_are_reported_and_replay_without_it(
     assert chatgym("replay", "t.jsonl").code == 0
     figures = json.loads(chatgym("evaluate", "expert", "--conversations", 3, "--json").out)
     assert "wording" not in figures
+
+
+def test_show_lists_conversations_and_explains_one(chatgym: Chatgym) -> None:
+    made = ("evaluate", "expert", "--conversations", 60, "--error-rate", 0.3, "--trace", "t.jsonl", "--json")
+    figures = json.loads(chatgym(*made).out)
+    listed = json.loads(chatgym("show", "t.jsonl", "--json").out)["conversations"]
+    assert len(listed) == 60
+    assert sum(one["return"] for one in listed) / 60 == pytest.approx(figures["mean_return"]["value"])
+    for cause, count in figures["failures"].items():
+        chosen = json.loads(chatgym("show", "t.jsonl", "--cause", cause, "--json").out)["conversations"]
+        assert len(chosen) == count > 0
+        number = chosen[0]["number"]
+        said, one = chatgym("show", "t.jsonl", number), json.loads(chatgym("show", "t.jsonl", number, "--json").out)
+        assert (said.code, "\x1b" in said.out) == (0, False)
+        assert max(map(len, said.out.splitlines())) <= WIDTH
+        words = " ".join(said.out.split())
+        for text in (f"seed {chosen[0]['seed']}", one["goal"], f"outcome {one['outcome']}", f"{cause} {one['why']}"):
+            assert text in words
+        garbled = [turn for turn in one["turns"] if turn["garbled"]]
+        assert len(garbled) == chosen[0]["garbled"] == said.out.count("\n    garbled") - (cause == "garbled")
+        assert all(turn["text"] in words and turn["agent_text"] in words for turn in one["turns"])
+    failed = chatgym("show", "t.jsonl", "--failed").out
+    assert f"{sum(figures['failures'].values())} of 60 conversations" in failed
+
+
+def test_show_puts_the_experts_act_beside_the_agents(chatgym: Chatgym, trained: Path) -> None:
+    assert "10 of 10 conversations" in chatgym("show", trained).out
+    one = json.loads(chatgym("show", trained, 2, "--json").out)
+    unlike = [turn for turn in one["turns"][1:] if turn["agent_act"] != turn["expert_act"]]
+    said = chatgym("show", trained, 2).out
+    assert unlike
+    assert all(f"expert    {turn['expert_act']} instead of {turn['agent_act']}" in said for turn in unlike)
+    assert "time -0.02" in said
+
+
+def test_show_reads_files_from_before_beliefs_were_recorded(chatgym: Chatgym, trained: Path) -> None:
+    chatgym("evaluate", "expert", "--conversations", 5, "--trace", "t.jsonl")
+    lines = [json.loads(line) for line in Path("t.jsonl").read_text(encoding="utf-8").splitlines()][:-1]
+    lines[0]["version"] = 1
+    old = [{name: value for name, value in line.items() if name not in trace.ACCOUNT} for line in lines]
+    for identity, known in ((lines[0]["identity"]["sha256"], True), ("0" * 64, False)):
+        old[0]["identity"]["sha256"] = identity
+        text = "".join(map(trace.encode_line, old))
+        seal = {"type": "end", "sha256": hashlib.sha256(text.encode()).hexdigest()}
+        Path("old.jsonl").write_text(text + trace.encode_line(seal), encoding="utf-8")
+        assert ("believes" in chatgym("show", "old.jsonl", 1).out) == known
+        assert ("Beliefs are missing" in chatgym("show", "old.jsonl", 1).out) != known
+        assert ("another simulator" in chatgym("show", "old.jsonl", "--failed").err) != known
+    keys = {"role", "act", "text", "reward"}
+    transcripts = [json.loads(line) for line in (trained / "transcripts.jsonl").read_text("utf-8").splitlines()]
+    for one in transcripts:
+        one["turns"] = [{name: value for name, value in turn.items() if name in keys} for turn in one["turns"]]
+    Path("transcripts.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in transcripts), encoding="utf-8")
+    assert "Beliefs are missing" in chatgym("show", ".", 1).out
+
+
+def test_show_says_what_it_cannot_show(chatgym: Chatgym) -> None:
+    chatgym("evaluate", "expert", "--conversations", 2, "--trace", "t.jsonl")
+    Path("bad.jsonl").write_text('{"turns": []}\n', encoding="utf-8")
+    Path("changed.jsonl").write_text(Path("t.jsonl").read_text("utf-8").replace("-0.02", "-0.03", 1), encoding="utf-8")
+    for call, code, words in (
+        (("nowhere.jsonl",), 2, "--trace FILE"), ((".",), 2, "--out FOLDER"), (("t.jsonl", 3), 2, "from 1 to 2"),
+        (("t.jsonl", 1, "--failed"), 2, "leave them out"), (("t.jsonl", "--cause", "luck"), 2, "'patience'"),
+        (("t.jsonl", "--outcome", "reslved"), 2, "Did you mean 'resolved'?"), (("bad.jsonl",), 1, "line 1"),
+        (("changed.jsonl",), 1, "the file was changed"),
+    ):  # fmt: skip
+        said = chatgym("show", *call)
+        assert (said.code, said.out) == (code, "")
+        assert words in said.err
 
 
 def test_a_changed_trace_is_an_error(chatgym: Chatgym) -> None:

@@ -42,6 +42,11 @@ RUNS: dict[str, list[tuple[object, ...]]] = {
     ],
     "curve": [("train", "qlearning", *SMALL), ("curve", "runs/qlearning", "--csv", "curve.csv")],
     "audit": [("audit", "social", "--conversations", 5, "--worded", 0)],
+    "show": [
+        ("evaluate", "expert", "--conversations", 5, "--trace", "t.jsonl"),
+        ("show", "t.jsonl"),
+        ("show", "t.jsonl", 2),
+    ],
     "replay": [("evaluate", "expert", "--conversations", 5, "--trace", "t.jsonl"), ("replay", "t.jsonl")],
     "reward pairs": [("reward", "pairs", "--conversations", 20, "--out", "pairs.jsonl")],
 }

@@ -1,3 +1,4 @@
+import hashlib
 import json
 
 import gymnasium as gym
@@ -76,12 +77,65 @@ def test_an_error_leaves_a_trace_that_is_refused_as_unfinished(tmp_path, monkeyp
         ("user_act", "thank"),
         ("observation", 7),
         ("reward_terms", {}),
+        ("heard_act", "thank"),
+        ("garbled", "no"),
+        ("belief", "nothing"),
+        ("heard_right", "everything"),
+        ("expert_act", "close"),
+        ("goal", "to be left in peace"),
     ],
 )
 def test_a_single_changed_value_is_found_even_when_the_trace_was_sealed_again(tmp_path, field, value):
     path = reseal(recorded(tmp_path / "t.jsonl"), lambda lines: lines[2].update({field: value}))
     with pytest.raises(ReplayMismatch, match=f"line 3: {field} is "):
         chatgym.replay(path)
+
+
+def test_the_lines_of_a_trace_say_what_was_heard_and_believed_and_the_goal_at_the_end(tmp_path):
+    env = gym.make("ChatEnv-v0", llm="template", error_rate=0.3, max_turns=9)
+    replay.record(env, lambda *_: int(env.unwrapped.room.expert_acts()[0]), tmp_path / "t", keys=[7, 8], seeds=None)
+    lines = [json.loads(line) for line in (tmp_path / "t").read_text().splitlines()[1:-1]]
+    starts, turns = ([line for line in lines if line["type"] == kind] for kind in ("start", "turn"))
+    assert [line["key"] for line in starts] == [f"{7:016x}", f"{8:016x}"]
+    assert all(line["expert_act"] == line["agent_act"] for line in turns)
+    assert all({"heard_act", "garbled", "belief"} <= line.keys() for line in lines)
+    assert any(line["garbled"] and line["heard_act"] != line["user_act"] for line in lines)
+    assert any(line["garbled"] and line.get("heard_right", line["belief"]) != line["belief"] for line in lines)
+    assert ["goal" in line for line in lines] == ["outcome" in line for line in lines]
+    assert lines[-1]["goal"] == env.unwrapped.transcript()[-1]["text"]
+
+
+def test_seeds_stand_in_the_trace_and_are_those_of_the_keys(tmp_path):
+    env, path = gym.make("ChatEnv-v0", llm="template"), tmp_path / "t.jsonl"
+    keys = []
+    for seed in (5, 6):
+        env.reset(seed=seed)
+        keys.append(env.unwrapped.key)
+    replay.record(env, lambda *_: 14, path, keys=keys, seeds=[5, 6])
+    assert chatgym.replay(path).conversations == 2
+    lines = map(json.loads, path.read_text().splitlines())
+    assert [line["seed"] for line in lines if line["type"] == "start"] == [5, 6]
+    with pytest.raises(ReplayMismatch, match="line 2: seed is 6, the replay gave None"):
+        chatgym.replay(reseal(path, lambda lines: lines[1].update(seed=6)))
+
+
+@pytest.mark.parametrize("seed", ["5", True, -1, 0.5])
+def test_a_seed_that_is_none_is_refused(tmp_path, seed):
+    with pytest.raises(ReplayMismatch, match=r"line 2: seed is .*, the replay gave None"):
+        chatgym.replay(reseal(recorded(tmp_path / "t.jsonl"), lambda lines: lines[1].update(seed=seed)))
+
+
+def test_a_trace_of_version_1_which_has_no_beliefs_replays(tmp_path):
+    path = recorded(tmp_path / "t.jsonl", error_rate=0.2)
+    lines = [json.loads(line) for line in path.read_text().splitlines()[:-1]]
+    lines[0]["version"] = 1
+    old = [{name: value for name, value in line.items() if name not in trace.ACCOUNT} for line in lines]
+    text = "".join(map(trace.encode_line, old))
+    seal = trace.encode_line({"type": "end", "sha256": hashlib.sha256(text.encode()).hexdigest()})
+    path.write_text(text + seal)
+    assert chatgym.replay(path).conversations == 3
+    again = list(replay.replayed(path, trace.read(path)))
+    assert again == lines[1:]
 
 
 def test_a_single_changed_word_is_found(tmp_path):

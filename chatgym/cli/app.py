@@ -10,7 +10,9 @@ import typer
 from typer.core import TyperGroup
 
 from chatgym import __version__
-from chatgym.cli import audit, curve, evaluate, inventory, play, replay, reward, rlhf, serve, sft, train, tune, voice
+from chatgym.cli import (
+    audit, curve, evaluate, inventory, play, replay, reward, rlhf, serve, sft, show, train, tune, voice,
+)  # fmt: skip
 from chatgym.cli.options import INTERRUPTED
 from chatgym.cli.terminal import print_error
 from chatgym.errors import ChatGymError, InvalidValue
@@ -21,6 +23,7 @@ ORDER = (
     "tune",
     "evaluate",
     "curve",
+    "show",
     "play",
     "replay",
     "audit",
@@ -105,6 +108,7 @@ def chatgym(
     Examples:
       chatgym train qlearning           train an agent; its run folder is runs/qlearning
       chatgym evaluate runs/qlearning   measure it on unseen conversations
+      chatgym show t.jsonl              see its conversations, and why they failed
       chatgym play                      be the agent yourself
       chatgym scenarios                 list the scenarios
 
@@ -116,6 +120,7 @@ app.add_typer(train.app, name="train")
 app.command("tune")(tune.tune)
 app.command("evaluate")(evaluate.evaluate)
 app.command("curve")(curve.curve)
+app.command("show")(show.show)
 app.command("play")(play.play)
 app.command("replay")(replay.replay)
 app.command("audit")(audit.audit)

@@ -162,6 +162,8 @@ def _print(found: Comparison) -> None:
     for name, task in found.tasks.items():
         out.print()
         out.print(_outcomes(found, name, task))
+        out.print()
+        out.print(_failures(found, name))
     grouped = [f"{agent.label}: {', '.join(agent.names)}" for agent in agents if {agent.label} != {*agent.names}]
     out.print("\n" + "".join(f"{line}\n" for line in grouped) + _notes(found))
 
@@ -223,6 +225,14 @@ def _outcomes(found: Comparison, name: str, task: Task) -> Table:
         if any(outcome in share for share in shares)
     ]
     title = f"outcome in {name}" if len(found.tasks) > 1 else "outcome"
+    return table((title, *(agent.label for agent in found.agents)), rows, range(1, len(shares) + 1))
+
+
+def _failures(found: Comparison, name: str) -> Table:
+    """Return the table of causes of failures in a task, in shares of all conversations."""
+    shares = [agent.failures(name) for agent in found.agents]
+    rows = [(cause, *(percent(share[cause]) for share in shares)) for cause in shares[0]]
+    title = f"failed in {name} by" if len(found.tasks) > 1 else "failed by"
     return table((title, *(agent.label for agent in found.agents)), rows, range(1, len(shares) + 1))
 
 

@@ -296,14 +296,17 @@ def _write_trace(path: Path, recorder: Recorder, result: Evaluation, task: Task,
             return next(acts)
 
         try:
-            record(env, policy, path, keys=envs.room.keys.tolist())
+            seeds = range(result.seed, result.seed + len(result.turns))
+            record(env, policy, path, keys=envs.room.keys.tolist(), seeds=seeds)
         except OSError as error:
             raise InvalidValue(f"the trace can't be written to {path} ({error.strerror})") from error
     env.close()
 
 
 def _print(result: Evaluation, what: str, task: Task) -> None:
-    """Print the measures, the outcomes and the report on wordings as tables."""
+    """Print the measures, the outcomes, the causes of failures and the report on wordings as tables."""
+    from chatgym.dynamics.hearing import CAUSES
+
     out, count = console(), len(result.returns)
     rows = measures(result.success_rate, result.mean_return, result.score)
     out.print(table(("", what, "95 % interval"), [*rows, ("turns", f"{result.turns.mean():.1f}", "")], (1, 2)))
@@ -313,6 +316,10 @@ def _print(result: Evaluation, what: str, task: Task) -> None:
     ]
     out.print()
     out.print(table(("outcome", "conversations", "share"), ends, (1, 2)))
+    if failed := sum(result.failures.values()):
+        out.print()
+        causes = [(why, CAUSES[why], f"{times:,}", percent(times / failed)) for why, times in result.failures.items()]
+        out.print(table(("failed by", "", "conversations", "share"), causes, (2, 3)))
     if result.wording is not None and result.wording["candidates"]:
         out.print()
         out.print(table(("wording", ""), _figures(result.wording), (1,)))

@@ -114,6 +114,14 @@ class Scenario:
 
     A field ``max_turns`` of `belief` is filled by the room, so that an expert can end in time; ``start`` leaves it.
 
+    `leaving` names the outcomes by which the partner leaves, before the agent has ended the conversation. The compiled
+    ``misled(act, belief, clear, hidden, astray) -> bool`` tells whether a conversation that the agent ended with `act`
+    failed because of what it had misheard: `belief` is what it believed then, `clear` what it would have believed had
+    it heard everything right, `hidden` the partner at the end, `astray` how many acts were the expert's for the former
+    and not for the latter. None: whether the two hold different facts, see `chatgym.dynamics.hearing`. A field
+    ``heard`` of `belief` is the user act that the agent understood last, or ``len(user_acts)`` if it understood
+    nothing; without that field acts count as heard right.
+
     ``audit(conversation)`` finds the partner's contradictions, see `chatgym.scenarios.contradictions`; None: only
     general ones are looked for. `llm_partner` lets a language model play the partner (``simulator="llm"``); None: it
     can't. ``picture(caption)`` returns the PNG of a picture that words share as ``[picture: CAPTION]``, or None if
@@ -156,6 +164,8 @@ class Scenario:
     earlier: tuple[Scenario, ...] = ()
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     agent_codes: Mapping[str, int] = field(default_factory=dict)
+    leaving: tuple[str, ...] = ()
+    misled: Callable[..., bool] | None = None
     audit: Callable[[Sequence[Any]], Iterable[Any]] | None = None
     llm_partner: LLMPartner | None = None
     picture: Callable[[str], bytes | None] | None = None

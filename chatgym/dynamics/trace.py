@@ -3,25 +3,33 @@
 The first line is a header (format, version, identity of the environment, which includes its arguments). Each
 conversation has a ``start`` line with its key and a ``turn`` line per agent turn; ``words`` lines hold the banks of
 wordings that a language model made, so that a replay needs no model. The last line is the SHA-256 of all before it.
-`chatgym.envs.replay` records and replays them.
+`chatgym.envs.replay` records and replays them; `chatgym.envs.replay.start_record` and ``turn_record`` list the fields.
+
+Version 2 has `ACCOUNT`, what was heard and believed, and why a conversation failed. Version 1 is read, too.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
 
-from chatgym.errors import Corrupted, InvalidValue
+from chatgym.errors import Corrupted, InvalidValue, ReplayMismatch
 from chatgym.storage.paths import given
 from chatgym.storage.utf8 import parsed, read_text, valid
 
 FORMAT = "chatgym-trace"
-VERSION = 1
+VERSION = 2
+READS = (1, VERSION)
+ACCOUNT = frozenset({
+    "seed", "understood", "heard_act", "garbled", "belief", "heard_right", "expert_act", "goal", "failure", "misheard",
+})  # fmt: skip
+"""Fields of `start` and `turn` lines that version 1 doesn't have."""
 
 
 def encode_line(record: dict[str, Any]) -> str:
@@ -104,8 +112,9 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     header = records[0] if records and isinstance(records[0], dict) else {}
     if header.get("format") != FORMAT:
         raise InvalidValue(f"{path} is no ChatGym trace; `chatgym evaluate ... --trace FILE` writes one")
-    if header.get("version") != VERSION:
-        raise InvalidValue(f"{path} is a trace of version {header.get('version')}; this ChatGym reads {VERSION}")
+    if header.get("version") not in READS:
+        reads = " and ".join(map(str, READS))
+        raise InvalidValue(f"{path} is a trace of version {header.get('version')}; this ChatGym reads {reads}")
     kinds = [record.get("type") if isinstance(record, dict) else None for record in records]
     if kinds[-1] != "end":
         raise Corrupted(
@@ -115,3 +124,17 @@ def read(path: str | Path) -> list[dict[str, Any]]:
         if kind not in ("words", "start", "turn"):
             raise Corrupted(f"{path}, line {number} is no line of a conversation, but of type {kind!r}")
     return records
+
+
+def check_seal(path: str | Path, records: Sequence[dict[str, Any]]) -> str:
+    """Return the SHA-256 of a trace's lines, as `read` returned them.
+
+    Raises:
+        ReplayMismatch: It isn't the one in the last line.
+    """
+    digest = hashlib.sha256()
+    for record in records[:-1]:
+        digest.update(encode_line(record).encode())
+    if digest.hexdigest() != records[-1].get("sha256"):
+        raise ReplayMismatch(f"{path}: its SHA-256 doesn't match its lines: the file was changed; record it again")
+    return digest.hexdigest()

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from chatgym.dynamics.room import Snapshot
 from chatgym.engines import Engine
+from chatgym.envs.account import Account, with_entries
 from chatgym.envs.codecs import row_of
 from chatgym.envs.conversation_env import ConversationEnv, check_key, check_options, check_seed, check_steps, root_of
 from chatgym.envs.conversations import DEFAULT_LLM, Conversations
@@ -158,6 +159,7 @@ class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
         self._going = False
         self._last_act = NO_ACT
         self._turns: list[Turn] = []
+        self.account = Account(self.room)  # of what was heard and believed, for people
         self._belief = self.room.belief.view(np.uint8)
         self._user_act_code = self.room.said["act"]
         self._user_acts = (*self.scenario.user_acts, "unclear")
@@ -185,6 +187,7 @@ class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
             self._seeded_by = self.np_random
         self._conversations.begin(keys=keys)
         self._going, self._last_act, self._turns, self._unworded = True, NO_ACT, [], []
+        self.account.begin()
         terms = dict.fromkeys(self._conversations.reward_weights, 0.0)
         info = self._info(terms, "")
         self._hear(info)
@@ -213,12 +216,16 @@ class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
         name = talk.act_name(act)
         info = self._info(dict(zip(talk.reward_weights, talk.terms.tolist()[0], strict=True)), name)
         if act != NO_ACT:
-            said = {"role": scenario.agent_role, "act": name, "text": talk.own_words.get(0, ""), "reward": reward}
+            said = {
+                "role": scenario.agent_role, "act": name, "text": talk.own_words.get(0, ""), "reward": reward,
+                "reward_terms": dict(info["reward_terms"]),
+            }  # fmt: skip
             if act >= ABOUT:
                 said["heard"] = f"about {self._about(act)}"
             elif 0 not in talk.own_words or act >= 0:
                 self._unworded.append((said, act, belief, turn))
             self._turns.append(said)
+            self.account.take(act)
             self._hear(info)
         if terminated or truncated:
             self._going = False
@@ -272,26 +279,26 @@ class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
         return row
 
     def transcript(self) -> list[Turn]:
-        """Return the turns so far, each with ``role``, ``act``, ``text`` and, for the agent's, ``reward``.
+        """Return the turns so far: ``role``, ``act``, ``text`` and, of the agent's, ``reward`` and ``reward_terms``.
 
         Where the agent chose its own words, ``heard`` says how they were understood, in the scenario's words or as the
-        slot that they are about: only this counts. After the end, a last entry of role ``"goal"`` reveals the partner's
-        goal; its ``act`` is the outcome.
+        slot that they are about: only this counts. The agent's turns have ``expert_act``, too, the partner's what the
+        agent heard and believed, see `chatgym.envs.account.Account.entries`. After the end, a last entry of role
+        ``"goal"`` reveals the partner's goal; its ``act`` is the outcome, its ``failure`` why it wasn't a success.
         """
-        turns = self._worded_turns()
+        entries = self.account.entries()
+        turns = with_entries(self._worded_turns(), entries)
         if self._going or not turns:
-            return list(turns)
-        goal = {
-            "role": "goal",
-            "act": self.scenario.outcomes[self.room.outcomes[0]],
-            "text": self.scenario.describe_goal(self.room.hidden[0]),
-        }
-        return [*turns, goal]
+            return turns
+        goal = {"role": "goal", "act": self.scenario.outcomes[self.room.outcomes[0]], "text": self.account.goal()}
+        why = {name: entries[-1][name] for name in ("failure", "misheard") if entries and name in entries[-1]}
+        return [*turns, {**goal, **why}]
 
     def snapshot(self) -> Snapshot:
         """Copy the state of the conversation, for `restore`: name to array with a leading axis 1."""
         state = {
             "turns": self._worded_turns(), "going": self._going, "last_act": int(self._last_act),
+            "states": self.account.dump(),
             "seeded": self._seeded_by is not None and self._seeded_by is self._np_random,
         }  # fmt: skip
         return {**self._conversations.dump(), "transcript": encode_rows([state])}
@@ -307,6 +314,7 @@ class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
         state = decode_rows(snapshot["transcript"])[0]
         self._turns, self._going, self._last_act = state["turns"], state["going"], state["last_act"]
         self._unworded = []
+        self.account.load(state.get("states", ()))  # snapshots from before have none
         self._seeded_by = self.np_random if state["seeded"] else None
 
     def fork(self) -> ChatEnv:
@@ -323,10 +331,15 @@ class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
         return int(self.room.keys[0])
 
     @property
+    def agent_turn(self) -> Turn:
+        """The agent's last turn, as in `transcript`; empty before its first turn and within a turn."""
+        turns = self._worded_turns()
+        return turns[-2] if len(turns) > 1 and self._last_act != NO_ACT else {}
+
+    @property
     def agent_text(self) -> str:
         """The agent's last utterance; empty before its first turn and within a turn."""
-        turns = self._worded_turns()
-        return str(turns[-2]["text"]) if len(turns) > 1 and self._last_act != NO_ACT else ""
+        return str(self.agent_turn.get("text", ""))
 
     def _batch(self, action: Any) -> Any:
         """Return the action as a batch of one."""

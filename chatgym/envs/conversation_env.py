@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
+from gymnasium.utils import seeding
 
+from chatgym.dynamics import rng
 from chatgym.dynamics.room import ChatRoom, is_integer
 from chatgym.engines.tokenizer import ChatTokenizer
 from chatgym.envs.conversations import Conversations
@@ -169,3 +171,8 @@ def check_steps(steps: int | None, action: str) -> None:
 def root_of(generator: np.random.Generator) -> np.uint64:
     """Draw the root of a row's conversation keys, uint64: the only draw from ``np_random``."""
     return generator.integers(2**64, dtype=np.uint64)
+
+
+def key_of(seed: Any) -> int:
+    """Return the key of the conversation that ``reset(seed=seed)`` begins."""
+    return int(rng.episode_key(root_of(seeding.np_random(check_seed(seed))[0]), 0))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from chatgym.dynamics.identity import same_simulator
-from chatgym.dynamics.trace import TraceWriter, encode_line, encode_observation, read
+from chatgym.dynamics.trace import ACCOUNT, TraceWriter, check_seal, encode_observation, read
 from chatgym.envs.codecs import Spoken
+from chatgym.envs.conversation_env import key_of
 from chatgym.errors import Corrupted, ReplayMismatch
 from chatgym.rewards import Conversation, RewardModel
 from chatgym.rewards.term import NAME
@@ -47,20 +48,32 @@ def decode_action(action: Any) -> Any:
     return Spoken(action["text"], action["act"])
 
 
-def start_record(env: Any, observation: Any, info: dict[str, Any]) -> dict[str, Any]:
-    """Return the line of a conversation's start, after ``env.reset``; `env` is an unwrapped `ChatEnv`."""
+def start_record(env: Any, observation: Any, info: dict[str, Any], seed: int | None = None) -> dict[str, Any]:
+    """Return the line of a conversation's start, after ``env.reset``; `env` is an unwrapped `ChatEnv`.
+
+    Its fields: ``key`` (hexadecimal), ``seed`` (null if it isn't known), ``observation``, ``user_act`` and ``text``
+    (what the partner said), and what the agent heard, see `chatgym.envs.account.Account.entries`.
+    """
     return {
         "type": "start",
         "key": f"{env.key:016x}",
+        "seed": seed,
         "observation": encode_observation(observation),
         "user_act": info["user_act"],
         "text": info["text"],
+        **env.account.entries()[-1],
         **_reply(env),
     }
 
 
 def turn_record(env: Any, action: int | str, observation: Any, reward: float, info: dict[str, Any]) -> dict[str, Any]:
-    """Return the line of an agent turn and the partner's answer, after ``env.step``."""
+    """Return the line of an agent turn and the partner's answer, after ``env.step``.
+
+    Its fields: ``action``, ``agent_act``, ``agent_text`` and, of own words, ``understood`` (what the agent said),
+    ``observation``, ``reward`` and ``reward_terms``, ``user_act`` and ``text`` (what the partner answered), and what
+    the agent heard, see `chatgym.envs.account.Account.entries`. The last line has ``outcome`` and ``goal``, the
+    partner's hidden goal.
+    """
     line = {
         "type": "turn",
         "action": encode_action(action),
@@ -71,9 +84,11 @@ def turn_record(env: Any, action: int | str, observation: Any, reward: float, in
         "reward_terms": info["reward_terms"],
         "user_act": info["user_act"],
         "text": info["text"],
+        **({"understood": env.agent_turn["heard"]} if "heard" in env.agent_turn else {}),
+        **(env.account.entries()[-1] if info["agent_act"] else {}),  # within a turn, as with tokens, nothing is heard
         **_reply(env),
     }
-    return {**line, "outcome": info["outcome"]} if "outcome" in info else line
+    return {**line, "outcome": info["outcome"], "goal": env.account.goal()} if "outcome" in info else line
 
 
 def _reply(env: Any) -> dict[str, str]:
@@ -83,7 +98,12 @@ def _reply(env: Any) -> dict[str, str]:
 
 
 def record(
-    env: Any, policy: Callable[[Any, dict[str, Any]], int | str], path: str | Path, *, keys: Sequence[int]
+    env: Any,
+    policy: Callable[[Any, dict[str, Any]], int | str],
+    path: str | Path,
+    *,
+    keys: Sequence[int],
+    seeds: Sequence[int] | None = None,
 ) -> None:
     """Run a policy in a `ChatEnv` and write the trace.
 
@@ -94,13 +114,16 @@ def record(
         policy: Called with observation and info, returns an action.
         path: File to write.
         keys: Keys of the conversations.
+        seeds: The seeds that the keys belong to, for people; None: unknown.
     """
     chat = env.unwrapped
     chat.limit_turns(_wrappers(env))
     with TraceWriter(path, chat.identity()) as trace, _overheard(chat) as lines:
-        for key in keys:
+        for key, seed in zip(keys, [None] * len(keys) if seeds is None else seeds, strict=True):
             lines.clear()
             observation, info = env.reset(options={"key": key})
+            for line in lines:
+                line["seed"] = seed
             _write(trace, chat, lines)
             over = False
             while not over:
@@ -160,7 +183,7 @@ class Replay:
 
 
 def replay(path: str | Path) -> Replay:
-    """Replay a trace and compare every observation, reward, act and text.
+    """Replay a trace and compare every observation, reward, act and text, and what was heard and believed.
 
     Needs no model: the trace holds the wordings that one made.
 
@@ -169,51 +192,68 @@ def replay(path: str | Path) -> Replay:
             isn't the trace's.
         InvalidValue, Corrupted: See `read`.
     """
+    records = read(path)
+    kinds = Counter(line["type"] for line in replayed(path, records))
+    return Replay(kinds["start"], kinds["turn"], check_seal(path, records))
+
+
+def replayed(path: str | Path, records: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Replay what `read` returned of a trace, and yield its lines of conversations with all fields of this version.
+
+    Raises:
+        ReplayMismatch, Corrupted: See `replay`.
+    """
+    identity, version = records[0]["identity"], records[0]["version"]
+    chat = _environment(path, identity)
+    for number, expected in enumerate(records[1:-1], 2):
+        if expected["type"] == "words":
+            chat.speaker.preload({expected["bank"]: expected["wordings"]})
+            continue
+        try:
+            got = _again(chat, expected)
+        except Corrupted as error:
+            raise Corrupted(f"{path}, line {number}: {error}") from None
+        for field in sorted(set(got) | set(expected)):
+            if got.get(field) != expected.get(field) and (version > 1 or field not in ACCOUNT):
+                raise ReplayMismatch(
+                    f"{path}, line {number}: {field} is {expected.get(field)!r}, the replay gave {got.get(field)!r}"
+                )
+        yield got
+
+
+def _environment(path: str | Path, identity: dict[str, Any]) -> Any:
+    """Return the environment of a trace.
+
+    Raises:
+        ReplayMismatch: It is another one here.
+    """
     import gymnasium as gym
 
-    records = read(path)
-    identity = records[0]["identity"]
-    env = gym.make("ChatEnv-v0", **_arguments(identity), disable_env_checker=True)
-    chat: Any = env.unwrapped
+    chat: Any = gym.make("ChatEnv-v0", **_arguments(identity), disable_env_checker=True).unwrapped
     recorded, here = identity["sha256"], chat.identity()
     if recorded != here["sha256"] and (identity["observation"] == "belief" or not same_simulator(recorded, here)):
         raise ReplayMismatch(
             f"{path} was recorded with another simulator ({recorded[:12]}, here {here['sha256'][:12]}); "
             "install the version of ChatGym or of the plugin that recorded it"
         )
-    conversations = turns = 0
-    for number, expected in enumerate(records[1:-1], 2):
-        if expected["type"] == "words":
-            chat.speaker.preload({expected["bank"]: expected["wordings"]})
-            continue
-        if chat.llm_simulator is not None:
-            reply = expected.get("reply")
-            chat.llm_simulator.script = [reply] if isinstance(reply, str) else []
-        if isinstance(model := chat.reward_model, _Scores):
-            model.script = expected.get("reward_terms")
-        if expected["type"] == "start":
-            observation, info = env.reset(options={"key": int(expected["key"], 16)})
-            got = start_record(chat, observation, info)
-            conversations += 1
-        else:
-            try:
-                action = decode_action(expected.get("action"))
-            except Corrupted as error:
-                raise Corrupted(f"{path}, line {number}: {error}") from None
-            observation, reward, _, _, info = env.step(action)
-            got = turn_record(chat, action, observation, float(reward), info)
-            turns += 1
-        for field in sorted(set(got) | set(expected)):
-            if got.get(field) != expected.get(field):
-                raise ReplayMismatch(
-                    f"{path}, line {number}: {field} is {expected.get(field)!r}, the replay gave {got.get(field)!r}"
-                )
-    digest = hashlib.sha256()
-    for one in records[:-1]:
-        digest.update(encode_line(one).encode())
-    if digest.hexdigest() != records[-1].get("sha256"):
-        raise ReplayMismatch(f"{path}: its SHA-256 doesn't match its lines: the file was changed; record it again")
-    return Replay(conversations, turns, digest.hexdigest())
+    return chat
+
+
+def _again(chat: Any, expected: dict[str, Any]) -> dict[str, Any]:
+    """Do what a line says in a `ChatEnv`, and return the line that this gives."""
+    if chat.llm_simulator is not None:
+        reply = expected.get("reply")
+        chat.llm_simulator.script = [reply] if isinstance(reply, str) else []
+    if isinstance(model := chat.reward_model, _Scores):
+        model.script = expected.get("reward_terms")
+    if expected["type"] == "start":
+        observation, info = chat.reset(options={"key": int(expected["key"], 16)})
+        seed = expected.get("seed")
+        belongs = type(seed) is int and seed >= 0 and key_of(seed) == chat.key
+        return start_record(chat, observation, info, seed if belongs else None)
+    action = decode_action(expected.get("action"))
+    observation, reward, _, _, info = chat.step(action)
+    return turn_record(chat, action, observation, float(reward), info)
 
 
 def _arguments(identity: dict[str, Any]) -> dict[str, Any]:

@@ -68,6 +68,13 @@ class ComparedAgent:
         counts = Counter(outcome for run in self.runs[task] for outcome in run.outcomes.tolist())
         return {outcome: count / counts.total() for outcome, count in counts.most_common()}
 
+    def failures(self, task: str) -> dict[str, float]:
+        """Return the share of conversations that failed by each cause, over all runs in a task."""
+        runs, counts = self.runs[task], Counter[str]()
+        for run in runs:
+            counts.update(run.failures)
+        return {cause: count / sum(len(run.outcomes) for run in runs) for cause, count in counts.items()}
+
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
@@ -137,6 +144,7 @@ class Comparison:
                 "success_difference": asdict(gain), "score": {"mean": asdict(mean), "iqm": asdict(middle)},
                 "difference": asdict(difference),
                 "outcomes": {task: agent.outcomes(task) for task in self.tasks},
+                "failures": {task: agent.failures(task) for task in self.tasks},
             }
             for agent, success, gain, mean, middle, difference in zip(
                 self.agents, self.success_rate, self.success_difference, self.mean, self.iqm, self.difference,

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chatgym.agent import Agent
+from chatgym.dynamics.hearing import CAUSES
 from chatgym.envs.task import Task
 from chatgym.errors import InvalidValue
 from chatgym.evaluation.intervals import Interval, bootstrap_mean, wilson
@@ -37,6 +38,8 @@ class Evaluation:
         identity: Scenario, versions and error model, see `chatgym.envs.conversations.Conversations.identity`.
         scale: Returns of the references in the same conversations, or None.
         wording: Counts of accepted and rejected wordings of the partner; None without words.
+        causes: object[N], why each conversation failed, see `chatgym.dynamics.hearing.Listener.causes`; empty where it
+            succeeded. None where that wasn't looked into.
     """
 
     returns: npt.NDArray[np.float64]
@@ -47,6 +50,7 @@ class Evaluation:
     identity: Mapping[str, Any]
     scale: Scale | None = None
     wording: Mapping[str, Any] | None = None
+    causes: npt.NDArray[np.object_] | None = None
 
     @functools.cached_property
     def mean_return(self) -> Interval:
@@ -72,6 +76,12 @@ class Evaluation:
             raise InvalidValue("there is no score without references; evaluate with references=True")
         return self.scale.score(self.returns)
 
+    @property
+    def failures(self) -> dict[str, int]:
+        """Failed conversations by cause: garbled, policy, patience."""
+        found = Counter([] if self.causes is None else self.causes.tolist())
+        return {cause: found[cause] for cause in CAUSES}
+
     def to_json(self) -> dict[str, Any]:
         """Return the figures as JSON values."""
         figures: dict[str, Any] = {
@@ -82,6 +92,7 @@ class Evaluation:
             "score": dataclasses.asdict(score) if self.scale and (score := self.score) else None,
             "mean_turns": float(self.turns.mean()),
             "outcomes": dict(Counter(self.outcomes.tolist()).most_common()),
+            "failures": self.failures,
             "identity": dict(self.identity),
         }
         return {**figures, "wording": dict(self.wording)} if self.wording else figures
@@ -137,5 +148,5 @@ def evaluate(
     held = Rollouts.joined(parts)
     return Evaluation(
         held.returns, held.outcomes, held.turns, seed, task.find_scenario().success, identity,
-        scale_of(task, seed, conversations) if references else None, wording,
+        scale_of(task, seed, conversations) if references else None, wording, held.causes,
     )  # fmt: skip

@@ -11,8 +11,10 @@ import numpy.typing as npt
 
 from chatgym.agent import Agent
 from chatgym.dynamics import rng
+from chatgym.dynamics.hearing import Hearing
 from chatgym.envs.chat_env import ChatEnv
 from chatgym.envs.vector_env import ChatVectorEnv
+from chatgym.scenarios import NO_ACT, UNCLEAR_ACT, Scenario
 
 ROWS = 4096
 """Most conversations at a time; a constant, so that an agent that samples draws the same acts every time."""
@@ -26,11 +28,13 @@ class Rollouts:
         returns: float64[N], the sum of rewards of each.
         outcomes: object[N], the name of the outcome of each.
         turns: int64[N], agent turns.
+        causes: object[N], why each failed, see `chatgym.dynamics.hearing.Listener.causes`; empty where it succeeded.
     """
 
     returns: npt.NDArray[np.float64]
     outcomes: npt.NDArray[np.object_]
     turns: npt.NDArray[np.int64]
+    causes: npt.NDArray[np.object_]
 
     @classmethod
     def joined(cls, parts: Sequence[Rollouts]) -> Rollouts:
@@ -59,18 +63,26 @@ def run_conversations(
     returns, going = np.zeros(size), np.ones(size, bool)
     observations, infos = envs.reset(seed=seed)
     _begin(agent, room.keys)
+    hearing, numbers = Hearing(room), _act_numbers(envs.scenario)
     while going.any():
         if isinstance(observations, tuple):  # spares a language model the finished rows
             observations = tuple(text if on else "" for text, on in zip(observations, going, strict=True))
         actions = agent.act(observations, deterministic=deterministic, action_masks=infos.get("action_mask"))
         observations, rewards, terminations, truncations, infos = envs.step(actions, active=going)
+        acts = np.array([numbers[act] for act in infos["agent_act"].tolist()])
+        hearing.step(acts, going & (acts != NO_ACT))
         returns += rewards
         ended = terminations | truncations
         going &= ~ended
         if progress is not None and ended.any():
             progress(size - int(going.sum()))
     outcomes = np.array(envs.scenario.outcomes, object)[room.outcomes]
-    return Rollouts(returns, outcomes, room.turns.copy())
+    return Rollouts(returns, outcomes, room.turns.copy(), hearing.causes())
+
+
+def _act_numbers(scenario: Scenario) -> dict[str, int]:
+    """Return the act of each name that infos have."""
+    return {"": NO_ACT, "unclear": UNCLEAR_ACT, **{name: act for act, name in enumerate(scenario.agent_acts)}}
 
 
 def _begin(agent: Agent, keys: npt.NDArray[np.uint64]) -> None:
@@ -90,7 +102,8 @@ def converse(agent: Agent, env: ChatEnv, seed: int, *, deterministic: bool = Tru
         deterministic: See `evaluate`.
 
     Returns:
-        ``seed``, ``outcome``, ``return`` and ``turns``, the list of `ChatEnv.transcript`.
+        ``seed``, ``key`` (hexadecimal), ``outcome``, ``return`` and ``turns``, the list of `ChatEnv.transcript`, whose
+        last entry is the partner's goal.
     """
     observation, info = env.reset(seed=seed)
     _begin(agent, env.room.keys)
@@ -101,4 +114,6 @@ def converse(agent: Agent, env: ChatEnv, seed: int, *, deterministic: bool = Tru
         action = agent.act(batch, deterministic=deterministic, action_masks=masks)[0]
         observation, reward, terminated, truncated, info = env.step(action)
         total, over = total + reward, terminated or truncated
-    return {"seed": seed, "outcome": info["outcome"], "return": total, "turns": env.transcript()}
+    return {
+        "seed": seed, "key": f"{env.key:016x}", "outcome": info["outcome"], "return": total, "turns": env.transcript(),
+    }  # fmt: skip

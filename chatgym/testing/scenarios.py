@@ -66,6 +66,11 @@ def _declared(findings: Findings, scenario: Scenario) -> bool:
         f"`outcomes` are {outcomes} and `success` is {scenario.success!r}. The first is '' (it goes on), the last "
         "'truncated', the success one between.",
     )
+    findings.expect(
+        {*scenario.leaving} <= {*outcomes[1:-1]} - {scenario.success},
+        f"`leaving` is {scenario.leaving}. It names outcomes by which the partner leaves: failures other than "
+        "'truncated'.",
+    )
     for name in ("hidden", "belief", "said"):
         dtype = getattr(scenario, name)
         findings.expect(

@@ -8,6 +8,7 @@ import numba as nb
 import numpy as np
 
 from chatgym.dynamics.rng import draw, randint
+from chatgym.dynamics.scenario import ABOUT
 from chatgym.scenarios.customer_service.policy import *
 
 # -- What the agent understands ----------------------------------------------------------------------------------
@@ -108,6 +109,25 @@ def take_in(belief: Any, heard: int) -> None:
 def hear(belief: Any, said: Any) -> None:
     """Update `belief` from `said`, both records, without the error channel (a person's words, understood by NLU)."""
     understand(np.uint64(0), belief.turn, belief, said, 0.0)
+
+
+@nb.njit
+def misled(act: int, belief: Any, clear: Any, hidden: Any, astray: int) -> bool:
+    """Tell whether the agent ended a conversation wrongly because of what it had misheard, see `Scenario`.
+
+    It misheard whether its offer was accepted; or it knew enough to choose and misheard the order's number, or what it
+    chose is right for what it heard and not for what was said. `belief`, `clear` and `hidden` are records.
+    """
+    if belief.accepted != clear.accepted:
+        return True
+    chosen = SUPERVISOR if act % ABOUT == ESCALATE and not belief.accepted else int(belief.offered)
+    if chosen < 0 or not believes_enough(belief):
+        return False
+    if belief.reference != hidden.reference and clear.reference == hidden.reference:
+        return True
+    if chosen == SUPERVISOR and belief.topic != hidden.topic and clear.topic == hidden.topic:
+        return True
+    return bool(right_resolution(belief) == chosen and right_resolution(clear) != chosen)
 
 
 # -- What the agent sees -------------------------------------------------------------------------------------------

@@ -38,10 +38,12 @@ OUTCOME_VALUES = {
     "wrong_resolution": -0.5,  # an honest mistake: the customer has something, and it can be put right
     "policy_violation": -1.0,  # granted what the policy forbids, or without asking: as much lost as a success gains
     "hung_up": -1.5,  # the customer is lost; more than a violation, or rudeness would be the cheapest failure
-    "needless_escalation": -2.0,  # giving up: below the -1.9 that the longest and angriest honest attempt can come to
+    "needless_escalation": -2.0,  # giving up: below what an honest attempt comes to that ends in anger, -1.7 on average
     "abandoned": -2.0,  # likewise
 }
 """Worth of the outcomes; truncation has none, since the conversation could have gone on."""
+LEAVING = ("hung_up",)
+"""Outcomes in which the customer ends the conversation."""
 
 MEASURED = ("outcome", "time", "mood", "satisfaction", "progress")
 REWARD_TERMS = {"outcome": 1.0, "time": 0.02, "mood": 0.05, "satisfaction": 0.2, "progress": 0.5}

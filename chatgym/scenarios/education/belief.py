@@ -188,6 +188,19 @@ def hear(belief: Any, said: Any) -> None:
     understand(np.uint64(0), int(belief.turn), belief, said, 0.0)
 
 
+@nb.njit
+def misled(act: int, belief: Any, clear: Any, hidden: Any, astray: int) -> bool:
+    """Tell whether the tutor ended a lesson too early because of what it had misheard, see `Scenario`.
+
+    By what it heard the goal is more likely known than not; and that isn't the student's goal, or by what was said the
+    goal isn't. `belief`, `clear` and `hidden` are records.
+    """
+    goal = int(belief.goal)
+    if goal < 0 or belief.known[goal] < 0.5:
+        return False
+    return bool((goal != hidden.goal and clear.goal == hidden.goal) or clear.known[goal] < 0.5)
+
+
 # -- What the tutor sees -----------------------------------------------------------------------------------------
 
 STATUSES, FEELINGS, STYLES = 4, 6, 3

@@ -33,6 +33,7 @@ UNCLEAR = 14
 
 OUTCOMES = ("", "learned", "little_learned", "gave_up", "truncated")
 GOES_ON, LEARNED, LITTLE_LEARNED, GAVE_UP, TRUNCATED = range(5)
+LEAVING = ("gave_up",)
 
 OUTCOME_VALUES = {
     "learned": 0.5,  # with the progress that led there, as much as a failure costs

@@ -121,6 +121,23 @@ def hear(belief: Any, said: Any) -> None:
     understand(np.uint64(0), belief.turn, belief, said, 0.0)
 
 
+@nb.njit
+def misled(act: int, belief: Any, clear: Any, hidden: Any, astray: int) -> bool:
+    """Tell whether the supporter failed because of what it had misheard, see `Scenario`.
+
+    It believed that it understood the person; and it had misheard a fact, or whether the person wants advice, or it
+    lost the person's trust by acts that it wouldn't have taken otherwise. `belief`, `clear` and `hidden` are records.
+    """
+    if not understood(belief):
+        return False
+    for fact in range(3):
+        if value_of(belief, fact) != value_of(hidden, fact) and value_of(clear, fact) == value_of(hidden, fact):
+            return True
+    if belief.wants > 0 and clear.wants > 0 and belief.wants != clear.wants:
+        return True
+    return bool(astray > 0 and hidden.rapport < COMES_BACK)
+
+
 # -- What the supporter sees -------------------------------------------------------------------------------------
 
 PHASES = 6  # open, held back or turned down, unclear, affirmed or opened up, not better, better (or not begun)

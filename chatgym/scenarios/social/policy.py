@@ -31,6 +31,8 @@ OUTCOME_VALUES = {
     "worse": -2.0,  # likewise, having done harm
 }
 """Worth of the outcomes; truncation has none, since the conversation could have gone on."""
+LEAVING = ("left",)
+"""Outcomes in which the person ends the conversation."""
 
 MEASURED = ("outcome", "relief", "rapport", "time", "progress")
 REWARD_TERMS = {"outcome": 1.0, "relief": 0.3, "rapport": 0.2, "time": 0.02, "progress": 0.5}

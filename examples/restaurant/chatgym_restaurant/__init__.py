@@ -293,6 +293,7 @@ SCENARIO = Scenario(
     user_acts=USER_ACTS,
     outcomes=OUTCOMES,
     success="booked",
+    leaving=("hung_up",),
     reward_terms={"outcome": 1.0, "time": 0.02},
     outcome_values=OUTCOME_VALUES,
     max_turns=20,
