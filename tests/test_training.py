@@ -540,12 +540,12 @@ def test_a_score_compares_the_returns_in_the_same_conversations():
     found = dataclasses.replace(references(Task()), ignorant_return=-1.0, expert_return=1.0)
     generator = np.random.default_rng(0)
     ignorant, expert = generator.normal(-1, 0.3, 500), generator.normal(1, 0.3, 500)
-    scale = Scale(found, ignorant, expert)
+    scale = Scale(found, ignorant, expert, 9.0)
     halfway = scale.score((ignorant + expert) / 2)
     assert dataclasses.astuple(halfway) == pytest.approx((50.0, 50.0, 50.0))
     unpaired = scale.score(generator.permutation((ignorant + expert) / 2))
     assert unpaired.high - unpaired.low > 1.0
-    few = Scale(found, ignorant[:3], ignorant[:3])
+    few = Scale(found, ignorant[:3], ignorant[:3], 9.0)
     assert few.score(expert[:3]) is None
     assert "--conversations" in few.why_no_score
 
@@ -559,7 +559,7 @@ def test_there_is_no_score_where_the_expert_is_not_clearly_better(ignorant, expe
         references(Task()), ignorant_return=ignorant, expert_return=expert, ignorant_success=successes[0],
         expert_success=successes[1],
     )  # fmt: skip
-    scale = Scale(found, np.full(9, ignorant), np.full(9, expert))
+    scale = Scale(found, np.full(9, ignorant), np.full(9, expert), 9.0)
     assert scale.score(np.zeros(9)) is None
     assert f"{ignorant:.3f}" in scale.why_no_score
     assert "--max-turns" in scale.why_no_score

@@ -315,6 +315,9 @@ def _print(result: Evaluation, what: str, task: Task) -> None:
         for outcome, times in Counter(result.outcomes.tolist()).most_common()
     ]
     out.print()
+    if result.given_up:
+        name = "given up: ended by the agent, unsolved, in half the expert's turns"
+        ends.append((name, f"{result.given_up:,}", percent(result.given_up / count)))
     out.print(table(("outcome", "conversations", "share"), ends, (1, 2)))
     if failed := sum(result.failures.values()):
         out.print()

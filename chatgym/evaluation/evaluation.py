@@ -82,6 +82,17 @@ class Evaluation:
         found = Counter([] if self.causes is None else self.causes.tolist())
         return {cause: found[cause] for cause in CAUSES}
 
+    @property
+    def given_up(self) -> int:
+        """Conversations that the agent itself ended without success, in at most half the expert's turns.
+
+        0 without references.
+        """
+        if self.scale is None:
+            return 0
+        ended = np.isin(self.outcomes.astype(str), self.scale.quits)
+        return int((ended & (self.turns <= self.scale.pace / 2)).sum())
+
     def to_json(self) -> dict[str, Any]:
         """Return the figures as JSON values."""
         figures: dict[str, Any] = {
@@ -93,6 +104,7 @@ class Evaluation:
             "mean_turns": float(self.turns.mean()),
             "outcomes": dict(Counter(self.outcomes.tolist()).most_common()),
             "failures": self.failures,
+            "given_up": self.given_up,
             "identity": dict(self.identity),
         }
         return {**figures, "wording": dict(self.wording)} if self.wording else figures

@@ -89,11 +89,15 @@ class Scale:
         references: Which agents the references are, and what they reach in general.
         ignorant: float64[N], returns of the agent that doesn't listen.
         expert: float64[N], returns of the expert.
+        pace: Mean turns of the expert.
+        quits: Outcomes by which an agent itself ends a conversation without success.
     """
 
     references: References
     ignorant: npt.NDArray[np.float64]
     expert: npt.NDArray[np.float64]
+    pace: float
+    quits: tuple[str, ...] = ()
 
     @functools.cached_property
     def why_no_score(self) -> str:
@@ -148,8 +152,11 @@ def scale(task: Task, seed: int, conversations: int) -> Scale:
     found = references(task)
     key = found.identity, seed, conversations
     if key not in _scales:
-        both = [_hold(name, task, seed, conversations).returns for name in (found.ignorant, "expert")]
-        _scales[key] = Scale(found, *both)
+        ignorant, expert = (_hold(name, task, seed, conversations) for name in (found.ignorant, "expert"))
+        scenario = task.find_scenario()
+        quits = {*scenario.outcomes[1:-1]} - {scenario.success, *scenario.leaving}
+        pace = float(expert.turns.mean())
+        _scales[key] = Scale(found, ignorant.returns, expert.returns, pace, tuple(sorted(quits)))
     return _scales[key]
 
 
