@@ -40,10 +40,11 @@ class MakeEnvs(Protocol):
 class Agent(Protocol):
     """An agent: it learns from conversations and acts in them.
 
-    All randomness comes from `seed`: an agent seeds its environments (``envs.reset(seed=seed)``) and draws by
-    `chatgym.dynamics.rng`, which needs a position instead of a state, so that a saved agent continues exactly. `learn`
-    on a loaded agent does what remains of `total_steps`. The folder that `save` writes holds all that this needs, the
-    environments' state (``envs.snapshot()``) included: an interrupted training ends in the same bytes as another.
+    All randomness comes from `seed`: an agent seeds its environments (``envs.reset(seed=seed)``, which gives it
+    conversations of the split ``"train"`` only) and draws by `chatgym.dynamics.rng`, which needs a position instead of
+    a state, so that a saved agent continues exactly. `learn` on a loaded agent does what remains of `total_steps`. The
+    folder that `save` writes holds all that this needs, the environments' state (``envs.snapshot()``) included: an
+    interrupted training ends in the same bytes as another.
 
     A class may define ``default_steps: ClassVar[int]``, the turns of a training by default (0: the agent doesn't
     learn); ``default_evaluations`` and ``default_conversations``, how many evaluations a training has and how many

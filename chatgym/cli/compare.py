@@ -194,7 +194,7 @@ def _notes(found: Comparison) -> str:
         ", ".join([name, *(f"{key.replace('_', ' ')} {value}" for key, value in task.arguments.items())])
         for name, task in found.tasks.items()
     ]
-    seeds = f"seeds {found.seed} to {found.seed + found.conversations - 1}"
+    seeds = f"test seeds {found.seed} to {found.seed + found.conversations - 1}"
     return (
         f"{found.conversations:,} conversations of {' and '.join(tasks)}, the same for all; {seeds}\n"
         "score: random is 0, the expert 100; IQM: mean of the middle half of the runs (of fewer than four: of all);\n"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from chatgym.envs.task import Task
     from chatgym.evaluation import Evaluation
 
-SEED = 2_000_000  # chatgym.evaluation.evaluation.EVALUATION_SEED, which isn't imported for --help
+SEED = 0  # chatgym.evaluation.evaluation.EVALUATION_SEED, which isn't imported for --help
 
 
 def evaluate(
@@ -41,7 +41,7 @@ def evaluate(
     ] = False,
     conversations: Annotated[int, typer.Option(min=1, metavar="N", help="Number of conversations.")] = 1000,
     seed: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Seed of the first conversation; the i-th has seed N + i.")
+        int, typer.Option(min=0, metavar="N", help="Seed of the first test conversation; the i-th has seed N + i.")
     ] = SEED,
     llm: Annotated[
         str | None,
@@ -263,7 +263,7 @@ def _write_trace(path: Path, recorder: Recorder, result: Evaluation, task: Task,
     from chatgym.envs.replay import record
 
     envs = task.make_envs(recorder.requires, len(result.turns))
-    envs.reset(seed=result.seed)
+    envs.reset(seed=result.seed, options={"split": result.split})
     acts = iter(recorder.conversations(result.turns))
     env = task.make_env(recorder.requires, llm=llm)
     with progress_bar("trace", int(result.turns.sum()), "turns") as progress:
@@ -300,7 +300,8 @@ def _print(result: Evaluation, what: str, task: Task) -> None:
     arguments = "".join(f", {name.replace('_', ' ')} {value}" for name, value in task.arguments.items())
     why = result.references.why_no_score if result.references else ""
     out.print(
-        f"\n{count:,} conversations of {task.scenario}{arguments}; seeds {result.seed} to {result.seed + count - 1}; "
+        f"\n{count:,} conversations of {task.scenario}{arguments}; {result.split} seeds {result.seed} to "
+        f"{result.seed + count - 1}; "
         f"score: {f'n/a, {why}' if why else 'random is 0, the expert 100'}"
     )
 

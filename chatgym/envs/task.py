@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from chatgym.agent import Interface
+from chatgym.agent import Interface, MakeEnvs
 from chatgym.envs.chat_env import ChatEnv
 from chatgym.envs.vector_env import ChatVectorEnv
 from chatgym.scenarios import Scenario, find_scenario
@@ -29,6 +29,19 @@ class Task:
         return ChatVectorEnv(
             num_envs, scenario=self.scenario, action=interface.action, observation=interface.observation, **arguments
         )
+
+    def maker(self, interface: Interface) -> MakeEnvs:
+        """Return what an agent gets to learn from: makes environments that refuse conversations kept for evaluations.
+
+        Agents may choose the arguments of `make_envs`.
+        """
+
+        def make(num_envs: int, **overrides: Any) -> ChatVectorEnv:
+            envs = self.make_envs(interface, num_envs, **overrides)
+            envs.only = "train"
+            return envs
+
+        return make
 
     def make_env(self, interface: Interface, **overrides: Any) -> ChatEnv:
         """Make the single environment, worded by templates; without a reward model, unless `overrides` name one."""

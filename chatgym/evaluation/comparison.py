@@ -58,7 +58,7 @@ class Comparison:
         agents: In the order in which they were named.
         tasks: Label to task.
         conversations: N.
-        seed: Seed of the first conversation, in every task.
+        seed: Seed of the first conversation, in every task; they are of the split ``"test"``.
     """
 
     agents: Sequence[ComparedAgent]
@@ -115,7 +115,7 @@ class Comparison:
         table = [[cell and asdict(cell) for cell in row] for row in self.improvement]
         tasks = {task: dict(runs[0].identity) for task, runs in self.agents[0].runs.items()}
         return {
-            "conversations": self.conversations, "seed": self.seed, "agents": agents,
+            "conversations": self.conversations, "split": "test", "seed": self.seed, "agents": agents,
             "probability_of_improvement": table, "tasks": tasks,
         }  # fmt: skip
 

@@ -20,8 +20,8 @@ from chatgym.evaluation.references import References
 from chatgym.evaluation.references import references as look_up
 from chatgym.evaluation.rollouts import ROWS, run_conversations
 
-EVALUATION_SEED = 2_000_000
-"""Default seed of an evaluation's first conversation; training uses seeds below 1,000,000."""
+EVALUATION_SEED = 0
+"""Default seed of an evaluation's first conversation; a split has conversations of its own for each seed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +37,7 @@ class Evaluation:
         identity: Scenario, versions and error model, see `chatgym.envs.conversations.Conversations.identity`.
         references: Mean returns of random and expert in the same task, or None.
         wording: Counts of accepted and rejected wordings of the partner; None without words.
+        split: The conversations' split, see `chatgym.dynamics.rng.SPLITS`.
     """
 
     returns: npt.NDArray[np.float64]
@@ -47,6 +48,7 @@ class Evaluation:
     identity: Mapping[str, Any]
     references: References | None = None
     wording: Mapping[str, Any] | None = None
+    split: str = "test"
 
     @functools.cached_property
     def mean_return(self) -> Interval:
@@ -75,6 +77,7 @@ class Evaluation:
         """Return the figures as JSON values."""
         figures: dict[str, Any] = {
             "conversations": len(self.returns),
+            "split": self.split,
             "seed": self.seed,
             "mean_return": dataclasses.asdict(self.mean_return),
             "success_rate": dataclasses.asdict(self.success_rate),
@@ -92,6 +95,7 @@ def evaluate(
     *,
     conversations: int = 1000,
     seed: int = EVALUATION_SEED,
+    split: str = "test",
     llm: Any = None,
     deterministic: bool = True,
     references: bool = True,
@@ -107,6 +111,8 @@ def evaluate(
         task: Scenario and arguments of the environment.
         conversations: N; the i-th conversation has seed ``seed + i``.
         seed: Seed of the first conversation.
+        split: The conversations' split: ``"test"``, or ``"validation"`` to choose an agent or its settings. No reset of
+            an environment begins one of them unless it asks for the split.
         llm: The model that generates the partner's utterances, as in `chatgym.envs.chat_env.ChatEnv`. None: acts
             without words, which is faster and gives the same result for an agent that observes beliefs.
         deterministic: Whether the agent takes its best act; else it samples or explores as in training.
@@ -128,7 +134,9 @@ def evaluate(
         if envs.speaker:
             envs.speaker.progress = wording_progress
         done = None if progress is None else (lambda n, first=first: progress(first + n))
-        parts.append(run_conversations(agent, envs, seed + first, deterministic=deterministic, progress=done))
+        parts.append(run_conversations(
+            agent, envs, seed + first, split=split, deterministic=deterministic, progress=done
+        ))  # fmt: skip
         identity = envs.identity()
         wording = dataclasses.asdict(envs.speaker.report()) if envs.speaker else None
         if not hasattr(llm, "generate"):  # an `Engine` belongs to the caller and stays open
@@ -138,5 +146,5 @@ def evaluate(
     )
     return Evaluation(
         returns, outcomes, turns, seed, task.find_scenario().success, identity,
-        look_up(task) if references else None, wording,
+        look_up(task) if references else None, wording, split,
     )  # fmt: skip

@@ -22,7 +22,8 @@ from chatgym.storage.atomic import write_text
 from chatgym.storage.utf8 import read_json
 
 CONVERSATIONS = 10_000
-REFERENCE_SEED = 3_000_000
+REFERENCE_SEED = 0
+"""Seed of the first conversation, in the split of the references."""
 MARGIN = 0.1
 """By how much of the larger of the two returns the expert's must exceed random's, for a score to mean anything."""
 
@@ -145,7 +146,7 @@ def _measure(name: str, task: Task, conversations: int) -> tuple[float, float]:
     returns, successes = [], 0
     for first in range(0, conversations, ROWS):
         envs = task.make_envs(agent.requires, min(ROWS, conversations - first), reward_model=None)
-        rollouts = run_conversations(agent, envs, REFERENCE_SEED + first)
+        rollouts = run_conversations(agent, envs, REFERENCE_SEED + first, split="references")
         returns.append(rollouts.returns)
         successes += int((rollouts.outcomes == task.find_scenario().success).sum())
     return float(np.concatenate(returns).mean()), successes / conversations

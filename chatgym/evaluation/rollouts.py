@@ -38,6 +38,7 @@ def run_conversations(
     envs: ChatVectorEnv,
     seed: int,
     *,
+    split: str = "test",
     deterministic: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> Rollouts:
@@ -47,12 +48,13 @@ def run_conversations(
         agent: Any agent.
         envs: N conversations with the interface that the agent requires, in any autoreset mode but same-step.
         seed: Row i has seed ``seed + i``.
+        split: The conversations' split, see `chatgym.dynamics.rng.SPLITS`.
         deterministic: Whether the agent takes its best action; else it samples or explores as in training.
         progress: Called with the number of conversations that have ended.
     """
     size, room = envs.num_envs, envs.room
     returns, going = np.zeros(size), np.ones(size, bool)
-    observations, infos = envs.reset(seed=seed)
+    observations, infos = envs.reset(seed=seed, options={"split": split})
     _begin(agent, room.keys)
     while going.any():
         if isinstance(observations, tuple):  # spares a language model the finished rows
@@ -75,19 +77,22 @@ def _begin(agent: Agent, keys: npt.NDArray[np.uint64]) -> None:
         begin(rng.hashed(keys))
 
 
-def converse(agent: Agent, env: ChatEnv, seed: int, *, deterministic: bool = True) -> dict[str, Any]:
+def converse(
+    agent: Agent, env: ChatEnv, seed: int, *, split: str = "test", deterministic: bool = True
+) -> dict[str, Any]:
     """Hold one conversation and return its transcript.
 
     Args:
         agent: Any agent.
         env: An environment with the interface that the agent requires (`Task.make_env`).
         seed: Seed of the conversation; an evaluation holds the same one for it.
+        split: The conversation's split.
         deterministic: See `evaluate`.
 
     Returns:
-        ``seed``, ``outcome``, ``return`` and ``turns``, the list of `ChatEnv.transcript`.
+        ``split``, ``seed``, ``outcome``, ``return`` and ``turns``, the list of `ChatEnv.transcript`.
     """
-    observation, info = env.reset(seed=seed)
+    observation, info = env.reset(seed=seed, options={"split": split})
     _begin(agent, env.room.keys)
     total, over = 0.0, False
     while not over:
@@ -96,4 +101,4 @@ def converse(agent: Agent, env: ChatEnv, seed: int, *, deterministic: bool = Tru
         action = agent.act(batch, deterministic=deterministic, action_masks=masks)[0]
         observation, reward, terminated, truncated, info = env.step(action)
         total, over = total + reward, terminated or truncated
-    return {"seed": seed, "outcome": info["outcome"], "return": total, "turns": env.transcript()}
+    return {"split": split, "seed": seed, "outcome": info["outcome"], "return": total, "turns": env.transcript()}
