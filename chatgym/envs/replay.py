@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from chatgym.dynamics.identity import same_simulator
+from chatgym.dynamics.identity import differences, same_simulator
 from chatgym.dynamics.trace import TraceWriter, encode_line, encode_observation, read
 from chatgym.envs.codecs import Spoken
 from chatgym.errors import Corrupted, ReplayMismatch
@@ -176,9 +176,9 @@ def replay(path: str | Path) -> Replay:
     env = gym.make("ChatEnv-v0", **_arguments(identity), disable_env_checker=True)
     chat: Any = env.unwrapped
     recorded, here = identity["sha256"], chat.identity()
-    if recorded != here["sha256"] and (identity["observation"] == "belief" or not same_simulator(recorded, here)):
+    if not same_simulator(recorded, here, same_code=identity["observation"] == "belief"):
         raise ReplayMismatch(
-            f"{path} was recorded with another simulator ({recorded[:12]}, here {here['sha256'][:12]}); "
+            f"{path} was recorded with another simulator ({differences(identity, here)}); "
             "install the version of ChatGym or of the plugin that recorded it"
         )
     conversations = turns = 0
