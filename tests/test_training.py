@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from chatgym.evaluation.intervals import Interval, bootstrap_mean, wilson
 from chatgym.evaluation.rollouts import run_conversations
 from chatgym.storage import atomic
 from chatgym.training import Run, resume, train
-from chatgym.training.run import find_agent
+from chatgym.training.run import find_agent, versions
 from chatgym.training.trainer import VALIDATION_SEED
 
 SETTINGS = {"num_envs": 64}
@@ -72,7 +73,12 @@ def test_a_run_leaves_all_that_is_needed_to_look_at_it_and_to_repeat_it(finished
     )  # fmt: skip
     assert config["settings"]["num_envs"] == 64
     assert config["settings"]["learning_rate"] == 0.5  # a default is written, too
-    assert {"python", "chatgym", "gymnasium", "numpy", "numba", "plugin"} == set(config["versions"])
+    assert {"python", "chatgym", "gymnasium", "numpy", "numba", "plugin", "torch", "transformers"} <= set(
+        config["versions"]
+    )
+    assert config["versions"]["torch"] == metadata.version("torch")
+    assert "stable-baselines3" not in config["versions"]
+    assert versions("dqn")["stable-baselines3"] == metadata.version("stable-baselines3")
     assert config["identity"]["sha256"] == run.task.identity()["sha256"]
     assert (finished / "curve.png").read_bytes().startswith(b"\x89PNG")
 

@@ -78,6 +78,13 @@ def evaluate(
             min=1, metavar="N", help="Most turns of a conversation.", show_default="the run's, or the scenario's"
         ),
     ] = None,
+    other_simulator: Annotated[
+        bool,
+        typer.Option(
+            "--other-simulator", help="Go on with a run that was trained in another simulator, such as a scenario "
+            "that has changed since."
+        ),
+    ] = False,
     sampled: Annotated[
         bool, typer.Option("--sampled", help="Act as in training: a language model samples, other agents explore.")
     ] = False,
@@ -142,13 +149,18 @@ def evaluate(
                 "a comparison generates no words and takes each agent's best acts: leave out --llm, --partner, --set, "
                 "--sampled, --trace, --out and the limits, or evaluate one by one"
             )
-        compare_all(what, scenario, changes, conversations, seed, picture or Path("compare.png"), as_json)
+        compare_all(
+            what, scenario, changes, conversations, seed, picture or Path("compare.png"), as_json,
+            other_simulator=other_simulator,
+        )  # fmt: skip
         return
     if len(what) > 1 or picture is not None:
         raise InvalidValue(
             f"only a comparison takes several, and --picture: chatgym evaluate --compare {' '.join(what)}"
         )
-    agent, task = find_agent_and_task(what[0], scenario, changes, settings or (), llm)
+    agent, task = find_agent_and_task(
+        what[0], scenario, changes, settings or (), llm, other_simulator=other_simulator
+    )
     if not is_llm_agent(agent):
         if llm is not None and partner is not None:
             raise InvalidValue(f"{what[0]} is no language model: --llm and --partner mean the same; leave out one")

@@ -48,9 +48,13 @@ class Task:
         arguments = {"llm": "template", **self.arguments, "reward_model": None, **overrides}
         return ChatEnv(scenario=self.scenario, action=interface.action, observation=interface.observation, **arguments)
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self, interface: Interface | None = None) -> dict[str, Any]:
         """Return versions and hashes of all that determines a conversation, without a reward model.
 
         See `chatgym.envs.conversations.Conversations.identity`.
+
+        Args:
+            interface: An agent's, whose words, NLU and tokenizer are part of it. None: acts and beliefs, by which two
+                tasks are told apart whoever takes part.
         """
-        return self.make_envs(Interface(), 1, reward_model=None).identity()
+        return self.make_envs(interface or Interface(), 1, reward_model=None).identity()

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from chatgym.dynamics.identity import INTERFACE, interface_of
 from chatgym.envs.task import Task
 from chatgym.errors import InvalidValue
 from chatgym.evaluation.competitors import Competitor, check_tasks, grouped, labels, task_label
@@ -43,6 +44,11 @@ class ComparedAgent:
     def seeds(self) -> int:
         """R, the number of runs in each task."""
         return len(next(iter(self.runs.values())))
+
+    @property
+    def interface(self) -> dict[str, Any]:
+        """How its runs act and observe, see `chatgym.dynamics.identity.INTERFACE`; in the first task."""
+        return interface_of(next(iter(self.runs.values()))[0].identity)
 
     def outcomes(self, task: str) -> dict[str, float]:
         """Return the share of each outcome over all runs in a task, the most frequent first."""
@@ -104,7 +110,8 @@ class Comparison:
         """Return the figures as JSON values."""
         agents = [
             {
-                "name": agent.label, "runs": list(agent.names), "score": {"mean": asdict(mean), "iqm": asdict(middle)},
+                "name": agent.label, "runs": list(agent.names), "interface": agent.interface,
+                "score": {"mean": asdict(mean), "iqm": asdict(middle)},
                 "success_rate": asdict(success), "difference": asdict(difference),
                 "outcomes": {task: agent.outcomes(task) for task in self.tasks},
             }
@@ -113,7 +120,10 @@ class Comparison:
             )
         ]  # fmt: skip
         table = [[cell and asdict(cell) for cell in row] for row in self.improvement]
-        tasks = {task: dict(runs[0].identity) for task, runs in self.agents[0].runs.items()}
+        tasks = {
+            label: {key: value for key, value in task.identity().items() if key not in INTERFACE}
+            for label, task in self.tasks.items()
+        }
         return {
             "conversations": self.conversations, "split": "test", "seed": self.seed, "agents": agents,
             "probability_of_improvement": table, "tasks": tasks,

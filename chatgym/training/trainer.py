@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from chatgym.agent import Agent, make_config
-from chatgym.dynamics.identity import same_simulator
 from chatgym.envs.task import Task
 from chatgym.errors import InvalidValue
 from chatgym.evaluation.evaluation import evaluate
@@ -86,7 +85,7 @@ def prepare(
         "scenario": task.scenario, "arguments": dict(task.arguments), "seed": seed, "total_steps": total,
         "evaluate_every": every, "conversations": counted, "validation_seed": VALIDATION_SEED,
         "log": logs.formats(log),
-        "identity": task.identity(), "versions": versions(agent),
+        "identity": task.identity(made_by.requires), "versions": versions(agent),
     }  # fmt: skip
     check_free(folder, overwrite=overwrite)
     with lock(folder):
@@ -125,12 +124,7 @@ def resume(folder: str | Path, *, total_steps: int | None = None, progress: Prog
         raise InvalidValue(f"total_steps is a number from 1 on, not {total_steps}")
     run = Run.open(folder)
     logs.formats(run.log)
-    before, here = run.config["identity"]["sha256"], run.task.identity()
-    if not same_simulator(before, here):
-        raise InvalidValue(
-            f"{folder} was trained with another simulator ({before[:12]}, here {here['sha256'][:12]}); its scores "
-            "wouldn't go together: train again (--overwrite), or install the versions in its config.json"
-        )
+    run.check_simulator("its scores wouldn't go together: train again (--overwrite)")
     with lock(run.folder) if distributed.first() else contextlib.nullcontext():
         if total_steps is not None and total_steps != run.config["total_steps"]:
             run = run.with_total_steps(total_steps)
