@@ -19,7 +19,7 @@ DECIDING = ("scenario", "simulator", "error_model", "nlu", "reward", "max_turns"
 INTERFACE = ("action", "observation", "nlu", "words", "tokenizer")
 """The keys of an environment's identity that say how an agent acts and observes."""
 
-SUPERSEDED: Mapping[str, tuple[str, str, str]] = {
+SUPERSEDED: Mapping[str, tuple[str, ...]] = {
     # customer_service
     "f086cfe92b17435d96384c832c381411ea522627d121a00facc540bdcabf6399": (
         "0335e6a4b93bc6db9f3eadf6e0a20bf51e813301df0216477441a4c2674ea003",
@@ -101,14 +101,15 @@ def _flat(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _earlier(here: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield what earlier versions recorded for an identity, in `DECIDING`, the latest first.
+    """Yield what earlier versions recorded for an identity, in `DECIDING`; first that of the same code.
 
     They had one hash, of the scenario's whole content, in the places of three.
     """
-    for version in (None, 0, 1, 2):
+    for version in range(-1, max(map(len, SUPERSEDED.values()), default=0)):
 
-        def then(digest: str, version: int | None = version) -> str:
-            return digest if version is None or digest not in SUPERSEDED else SUPERSEDED[digest][version]
+        def then(digest: str, version: int = version) -> str:
+            known = SUPERSEDED.get(digest, ())
+            return known[version] if 0 <= version < len(known) else digest
 
         whole = {key: {**here[key], "sha256": then(here["content"])} for key in ("scenario", "error_model", "reward")}
         simulator = {**here["simulator"], "sha256": then(here["simulator"]["sha256"])}

@@ -213,7 +213,7 @@ class Scenario:
         return {
             "scenario": self._digest_of({name: thing for name, thing in content.items() if name not in _WORTH}),
             "error_model": self._digest_of(self.understand or (self.start, self.respond)),
-            "reward": self._digest_of({name: content[name] for name in ("outcomes", *_WORTH)}),
+            "reward": self._digest_of({name: content[name] for name in ("outcomes", *_WORTH) if name in content}),
         }
 
     def _digest_of(self, things: Any) -> str:
@@ -234,7 +234,7 @@ class Scenario:
         return {name: getattr(self, name) for name in _DECIDING}
 
 
-_WORTH = ("success", "reward_terms")
+_WORTH = ("success", "reward_terms", "outcome_values")
 """What of `Scenario.content` decides what outcomes and turns are worth, and no conversation."""
 
 _DECIDING = (
