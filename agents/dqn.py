@@ -42,6 +42,7 @@ class DQN:
 
     requires: ClassVar[Interface] = Interface(action="act", observation="embedding")
     default_steps: ClassVar[int] = 1_000_000
+    packages: ClassVar[tuple[str, ...]] = ("stable-baselines3",)
 
     @dataclass(frozen=True)
     class Config:

@@ -38,7 +38,7 @@ def rows(scenario: str, options: Any) -> Iterator[Row]:
 
     yield measured("random", find_agent("random")(described))
     envs = task.make_envs(Interface(), options.conversations)
-    envs.reset(seed=EVALUATION_SEED)
+    envs.reset(seed=EVALUATION_SEED, options={"split": "test"})
     envs.room.episodes[:] = 0  # the conversations that the others have, from their beginning
     script = hold(envs.room, fixed(best_order(described)))
     returns = bootstrap_mean(script.returns)

@@ -40,14 +40,16 @@ class MakeEnvs(Protocol):
 class Agent(Protocol):
     """An agent: it learns from conversations and acts in them.
 
-    All randomness comes from `seed`: an agent seeds its environments (``envs.reset(seed=seed)``) and draws by
-    `chatgym.dynamics.rng`, which needs a position instead of a state, so that a saved agent continues exactly. `learn`
-    on a loaded agent does what remains of `total_steps`. The folder that `save` writes holds all that this needs, the
-    environments' state (``envs.snapshot()``) included: an interrupted training ends in the same bytes as another.
+    All randomness comes from `seed`: an agent seeds its environments (``envs.reset(seed=seed)``, which gives it
+    conversations of the split ``"train"`` only) and draws by `chatgym.dynamics.rng`, which needs a position instead of
+    a state, so that a saved agent continues exactly. `learn` on a loaded agent does what remains of `total_steps`. The
+    folder that `save` writes holds all that this needs, the environments' state (``envs.snapshot()``) included: an
+    interrupted training ends in the same bytes as another.
 
     A class may define ``default_steps: ClassVar[int]``, the turns of a training by default (0: the agent doesn't
     learn); ``default_evaluations`` and ``default_conversations``, how many evaluations a training has and how many
-    conversations each; and ``several_processes = True`` if processes can train it together (see
+    conversations each; ``packages``, the distributions it needs, such as ``("stable-baselines3",)``, whose versions a
+    run records; and ``several_processes = True`` if processes can train it together (see
     `chatgym.finetuning.distributed`). An agent with memory has ``begin(keys)``, called with numbers, uint64[B], that
     stand for the conversations that are about to begin (hashed keys: from the keys everything hidden follows); if it
     observes texts, it then sees ``""`` for conversations that are over.

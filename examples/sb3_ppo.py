@@ -20,7 +20,8 @@ SETTINGS = {"n_steps": 32, "batch_size": 512, "n_epochs": 4, "learning_rate": 1e
 def success_rate(model: PPO | MaskablePPO, scenario: str, conversations: int) -> float:
     """Return the share of successes in conversations that the training didn't contain."""
     envs = ChatVecEnv.make(conversations, scenario=scenario, llm="template")
-    envs.seed(2_000_000)
+    envs.seed(0)
+    envs.set_options({"split": "test"})  # a reset without it begins conversations for training
     observations, first = envs.reset(), {}
     while len(first) < conversations:  # of each row its first conversation
         masks = {"action_masks": get_action_masks(envs)} if isinstance(model, MaskablePPO) else {}

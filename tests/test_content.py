@@ -244,10 +244,11 @@ def test_a_helper_that_is_replaced_after_it_was_compiled_is_compiled_anew(monkey
 )
 def test_a_changed_helper_table_or_constant_makes_another_scenario(module, name, value, monkeypatch):
     env = gym.make("ChatEnv-v0", scenario="social", llm="template").unwrapped
-    source, kernel = env.identity()["scenario"]["sha256"], rooms.content_of(SCENARIO)
+    whole, source, kernel = SCENARIO.digest, env.identity()["scenario"]["sha256"], rooms.content_of(SCENARIO)
     with monkeypatch.context() as patch:
         patch.setattr(module, name, value)
-        assert SCENARIO.digest != source
+        assert SCENARIO.digest != whole
+        assert SCENARIO.digests["scenario"] != source
         assert rooms.content_of(SCENARIO) != kernel
         assert kernels(SCENARIO) is not env.room._kernels
         with pytest.raises(InvalidValue, match="make the environment again"):

@@ -1,6 +1,7 @@
 """The digests of code are the same under every Python, and what earlier versions recorded is recognised."""
 
 import copy
+import dataclasses
 import os
 import runpy
 import shutil
@@ -12,11 +13,12 @@ import pytest
 
 import chatgym
 from chatgym.dynamics import identity, rng, room
-from chatgym.dynamics.identity import SUPERSEDED, code_digest, same_simulator
+from chatgym.dynamics.identity import SUPERSEDED, code_digest, differences, same_simulator
 from chatgym.dynamics.room import loops_digest
 from chatgym.envs.task import Task
 from chatgym.errors import ReplayMismatch
 from chatgym.scenarios import find_scenario
+from chatgym.scenarios.customer_service import belief, customer
 
 DATA = Path(__file__).parent / "data"
 SCENARIOS = ("customer_service", "education", "social")
@@ -26,6 +28,12 @@ GOLDEN = {
     "social": "aae6c2b5b749887fbf0ab5a3c0b16a23ae06b5f7de8c35d115c584e1be0aea87",
     "loops": "c5a6cf8e17336bce9994f7807668a113af1a17acfe3b0fecb147fc071661411e",
 }
+RECORDED = {
+    "customer_service": "e716ff7c085686414e2ed98f71140bc2945007d8f81d7d2538397662f0d300d5",
+    "education": "a6ffe063443ec05581f62feed84c41a55d6a9ea1a0152676f94759911764d95f",
+    "social": "cb5f4a2301afbaab6072bfc085c422be15acd777ba39ed11f0f99e3dff3ce4c1",
+}
+"""``identity["sha256"]`` of each scenario while scenario, error model and reward had one hash."""
 TRICKY = '''
 """Doc."""
 import numpy as np
@@ -119,7 +127,7 @@ def test_a_trace_that_version_0_1_recorded_is_replayed_where_the_same_acts_give_
     if trace.stem == "customer_service":  # words of a language model were understood by another NLU
         assert chatgym.replay(trace).conversations == 1
     else:
-        with pytest.raises(ReplayMismatch, match=r"another simulator .* install the version"):
+        with pytest.raises(ReplayMismatch, match=r"another simulator .*sha256 .*, here .* install the version"):
             chatgym.replay(trace)
 
 
@@ -136,19 +144,59 @@ def test_superseded_digests_belong_to_code_that_is_here():
     assert set(SUPERSEDED) == {GOLDEN["customer_service"], GOLDEN["loops"]}
 
 
-@pytest.mark.parametrize("version", range(3))
-def test_an_earlier_identity_is_the_same_simulator_only_with_the_same_arguments(version):
-    here = Task("customer_service").identity()
+def recorded_by(version, here):
+    """What an earlier version recorded for an identity: one hash in the places of three."""
     earlier = copy.deepcopy(here)
     for part in ("scenario", "simulator", "error_model", "reward"):
-        earlier[part]["sha256"] = SUPERSEDED[here[part]["sha256"]][version]
+        now = here["content"] if part != "simulator" else here[part]["sha256"]
+        earlier[part]["sha256"] = now if version is None else SUPERSEDED[now][version]
+    return earlier
+
+
+@pytest.mark.parametrize("version", [None, 0, 1, 2])
+def test_an_earlier_identity_is_the_same_simulator_only_with_the_same_arguments(version):
+    here = Task("customer_service").identity()
+    earlier = recorded_by(version, here)
     recorded = identity.identity_digest(earlier)
     assert recorded != here["sha256"]
     assert same_simulator(recorded, here)
+    assert same_simulator(recorded, here, same_code=True) == (version is None)
     assert not same_simulator(recorded, Task("customer_service", {"max_turns": 7}).identity())
     assert not same_simulator(recorded, Task("social").identity())
+    assert differences(earlier, Task("customer_service", {"max_turns": 7}).identity()) == "max_turns 20, here 7"
     earlier["scenario"]["sha256"] = "0" * 64
     assert not same_simulator(identity.identity_digest(earlier), here)
+    assert differences(earlier, here).startswith("scenario sha256 000000000000, here ")
+
+
+@pytest.mark.parametrize(("name", "recorded"), RECORDED.items())
+def test_what_was_recorded_with_one_hash_for_all_parts_is_recognised(name, recorded):
+    assert same_simulator(recorded, Task(name).identity())
+
+
+def test_scenario_error_model_and_reward_have_each_its_own_hash():
+    scenario = find_scenario("customer_service")
+    here, own = scenario.digests, {}
+    assert len({*here.values(), scenario.digest}) == 4
+    cheaper = {"reward_terms": {**scenario.reward_terms, "time": 0.01}}
+    for changed in (cheaper, {"understand": scenario.hear}, {"expert": scenario.mask}, {"max_turns": 7}):
+        there = dataclasses.replace(scenario, **changed).digests
+        own[next(iter(changed))] = {part for part in here if here[part] != there[part]}
+    assert own == {
+        "reward_terms": {"reward"}, "understand": {"error_model"}, "expert": {"scenario"}, "max_turns": set(),
+    }  # fmt: skip
+
+
+def test_a_rate_of_the_error_channel_is_the_error_models_and_a_chance_of_the_partner_is_not(monkeypatch):
+    def changed(module, name):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, 0.123)
+            return {part for part, digest in scenario.digests.items() if digest != here[part]}
+
+    scenario = find_scenario("customer_service")
+    here = scenario.digests
+    assert changed(belief, "P_LOW_IF_WRONG") == {"scenario", "error_model"}  # `respond` hears by it
+    assert changed(customer, "P_COMPLAINS") == {"scenario"}
 
 
 def test_the_module_needs_nothing_but_the_standard_library(monkeypatch):
@@ -171,8 +219,30 @@ def test_a_run_of_an_earlier_version_is_resumed(tmp_path):
     path.write_text(json.dumps({**config, "identity": {**config["identity"], "sha256": recorded}}))
     assert resume(run.folder, total_steps=400).config["total_steps"] == 400
     path.write_text(json.dumps({**config, "identity": {**config["identity"], "sha256": "0" * 64}}))
-    with pytest.raises(InvalidValue, match="another simulator"):
+    with pytest.raises(InvalidValue, match=r"another simulator .*sha256 000000000000, here"):
         resume(run.folder, total_steps=600)
+    reward = {**config["identity"]["reward"], "sha256": "1" * 64}
+    changed = {**config["identity"], "reward": reward, "sha256": "0" * 64}
+    path.write_text(json.dumps({**config, "identity": changed}))
+    with pytest.raises(InvalidValue, match=r"simulator \(reward sha256 111111111111, here \w{12}\); .*train again"):
+        resume(run.folder, total_steps=600)
+
+
+def test_a_run_records_the_identity_of_the_interface_that_its_agent_uses(tmp_path):
+    from chatgym.training import Run, prepare
+    from chatgym.training.run import find_agent
+
+    for name in ("qlearning", "dqn", "ppo"):
+        run, requires = prepare(name, tmp_path / name, total_steps=100), find_agent(name).requires
+        recorded = run.config["identity"]
+        assert (recorded["action"], recorded["observation"]) == (requires.action, requires.observation)
+        assert [recorded[key] is None for key in ("nlu", "words")] == [name != "ppo"] * 2
+        assert recorded == run.task.identity(requires)
+        run.check_simulator("")
+        # Earlier versions recorded acts and beliefs for every agent.
+        earlier = {**recorded_by(None, run.task.identity())}
+        earlier["sha256"] = identity.identity_digest(earlier)
+        Run(run.folder, {**run.config, "identity": earlier}).check_simulator("")
 
 
 def test_a_trace_of_changed_code_is_refused(monkeypatch):

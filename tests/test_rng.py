@@ -54,6 +54,21 @@ def test_the_vectorised_draw_equals_the_scalar_one(triples):
     assert batch.tolist() == [rng.draw(np.uint64(a), b, c) for a, b, c in triples]
 
 
+@given(keys, st.sampled_from(rng.SPLITS), st.integers(0, 2**40))
+def test_all_keys_of_a_root_belong_to_its_split(drawn, split, episode):
+    root = rng.in_split(drawn, split)[()]
+    assert rng.split_of(rng.episode_key(root, episode)) == split
+    assert rng.in_split(root, split) == root
+    assert rng.in_split(drawn, "train") == drawn or rng.split_of(rng.episode_key(np.uint64(drawn), episode)) != "train"
+
+
+def test_the_splits_for_evaluations_are_small_shares_of_all_keys():
+    names, counts = np.unique(rng.split_of(np.arange(400_000, dtype=np.uint64)), return_counts=True)
+    shares = dict(zip(names.tolist(), (counts / counts.sum()).tolist(), strict=True))
+    assert sorted(shares) == sorted(rng.SPLITS)
+    assert all(abs(shares[name] - 1 / 4096) < 1e-4 for name in rng.SPLITS[1:])
+
+
 def test_draws_are_uniform_and_independent_along_keys_turns_and_purposes():
     n = 40_000
     counting = np.arange(n, dtype=np.uint64)

@@ -6,6 +6,7 @@ from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_suppo
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.vec_env import VecMonitor
 
+from chatgym.dynamics.rng import split_of
 from chatgym.envs.chat_env import ChatEnv
 from chatgym.envs.vector_env import ChatVectorEnv
 from chatgym.errors import ChatGymError, InvalidValue
@@ -124,6 +125,24 @@ def test_a_key_for_each_row_names_the_conversations_of_the_next_reset(envs):
     for wrong in ({"topic": "refund"}, {"key": -5}, {"key": 5.7}, {"key": "5"}):
         envs.set_options(wrong)
         with pytest.raises(InvalidValue, match="key"):
+            envs.reset()
+
+
+def test_a_split_holds_until_the_next_seed(envs):
+    envs.seed(3)
+    envs.set_options({"split": "test"})
+    single = ChatEnv(llm="template")
+    for options in ({"split": "test"}, None):
+        envs.reset()
+        single.reset(seed=options and 3, options=options)
+        assert envs.envs.room.keys[0] == single.key
+        assert set(split_of(envs.envs.room.keys)) == {"test"}
+    envs.seed(3)
+    envs.reset()
+    assert set(split_of(envs.envs.room.keys)) == {"train"}
+    for wrong in ([{"split": "test"}] * (ROWS - 1) + [{"split": "train"}], {"split": "test", "key": 1}):
+        envs.set_options(wrong)
+        with pytest.raises(InvalidValue, match="for all"):
             envs.reset()
 
 

@@ -279,6 +279,10 @@ TRAINED = [
     (saves("odd.safetensors", lambda path: path.write_bytes(b"PK")), "odd.safetensors can't be read"),
     (declares(save=lambda self, folder: None), "save() writes no file"),
     (declares(learn=lambda self, *rest: 1 / 0), "the training raised ZeroDivisionError: division by zero (test"),
+    (
+        declares(learn=lambda self, make_envs, *rest: make_envs(4).reset(options={"split": "test"})),
+        "for conversations of the split 'train' only, not test",
+    ),
 ]  # fmt: skip
 
 

@@ -6,18 +6,22 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib import metadata
 
 import numpy as np
 import pytest
 
+from chatgym import plugins
+from chatgym.dynamics.rng import SPLITS, split_of
 from chatgym.envs.task import Task
 from chatgym.errors import Corrupted, InvalidValue, Unavailable
 from chatgym.evaluation import converse, evaluate, references
 from chatgym.evaluation.intervals import bootstrap_mean, wilson
 from chatgym.evaluation.references import Scale
+from chatgym.evaluation.rollouts import run_conversations
 from chatgym.storage import atomic
 from chatgym.training import Run, resume, train
-from chatgym.training.run import find_agent
+from chatgym.training.run import find_agent, versions
 from chatgym.training.trainer import VALIDATION_SEED
 
 SETTINGS = {"num_envs": 64}
@@ -70,7 +74,12 @@ def test_a_run_leaves_all_that_is_needed_to_look_at_it_and_to_repeat_it(finished
     )  # fmt: skip
     assert config["settings"]["num_envs"] == 64
     assert config["settings"]["learning_rate"] == 0.5  # a default is written, too
-    assert {"python", "chatgym", "gymnasium", "numpy", "numba", "plugin"} == set(config["versions"])
+    assert {"python", "chatgym", "gymnasium", "numpy", "numba", "plugin", "torch", "transformers"} <= set(
+        config["versions"]
+    )
+    assert config["versions"]["torch"] == metadata.version("torch")
+    assert "stable-baselines3" not in config["versions"]
+    assert versions("dqn")["stable-baselines3"] == metadata.version("stable-baselines3")
     assert config["identity"]["sha256"] == run.task.identity()["sha256"]
     assert (finished / "curve.png").read_bytes().startswith(b"\x89PNG")
 
@@ -86,7 +95,7 @@ def test_a_line_of_metrics_is_written_at_the_beginning_and_at_each_evaluation(fi
 
 def test_the_last_line_of_metrics_is_of_the_model_that_is_left(finished):
     run = Run.open(finished)
-    result = evaluate(run.agent(), run.task, conversations=20, seed=VALIDATION_SEED)
+    result = evaluate(run.agent(), run.task, conversations=20, seed=VALIDATION_SEED, split="validation")
     assert run.metrics()[-1]["mean_return"] == dataclasses.asdict(result.mean_return)
     assert run.turns == run.agent().turns == about(STEPS)
 
@@ -103,7 +112,9 @@ def test_the_transcripts_are_the_same_customers_before_and_after(finished):
         assert one["turns"][-1]["act"] == one["outcome"]
     run = Run.open(finished)
     agent = run.new_agent()
-    as_training_began = converse(agent, run.task.make_env(agent.requires), VALIDATION_SEED, deterministic=False)
+    env = run.task.make_env(agent.requires)
+    as_training_began = converse(agent, env, VALIDATION_SEED, split="validation", deterministic=False)
+    assert split_of(env.key) == "validation"
     assert before[0] == {"trained_for": 0, **as_training_began}
 
 
@@ -130,6 +141,7 @@ def test_progress_is_told_after_each_iteration(tmp_path):
 INTERRUPTED = """
 import json, os, signal, sys, time
 from chatgym.training import Run, train
+from chatgym.evaluation.rollouts import run_conversations
 from chatgym.storage import atomic
 steps, how = 0, sys.argv[3]
 def progress(turns, metrics):
@@ -333,8 +345,8 @@ def test_a_folder_without_a_run_or_without_a_model_says_what_to_do(run, tmp_path
         ("qlearning", {"settings": {"num_envs": 1.5}}, "num_envs is of type int, not 1.5"),
         ("qlearning", {"total_steps": 0}, "total_steps is a number from 1 on, not 0"),
         ("qlearning", {"conversations": 0}, "conversations is a number from 1 on, not 0"),
-        ("qlearning", {"seed": -1}, "seed is a number from 0 to 999999, not -1"),
-        ("qlearning", {"seed": VALIDATION_SEED}, "higher seeds are kept for evaluations"),
+        ("qlearning", {"seed": -1}, "seed is a number from 0 to 4294967295, not -1"),
+        ("qlearning", {"seed": 2**32}, "seed is a number from 0 to 4294967295"),
         ("qlearning", {"task": Task("customer_servic")}, "Did you mean 'customer_service'"),
         ("qlearning", {"task": Task(arguments={"error_rate": 2})}, "error_rate is a probability"),
     ],
@@ -472,12 +484,36 @@ def test_a_conversation_ends_the_same_however_many_are_evaluated(agents, name):
         assert np.array_equal(many.returns[4100:], late.returns)
 
 
+def test_training_validation_test_and_references_hold_other_conversations_with_the_same_seeds(agents):
+    keys = {}
+    for split in SPLITS:
+        envs = Task().make_envs(agents["expert"].requires, 500)
+        run_conversations(agents["expert"], envs, 0, split=split)
+        assert set(split_of(envs.room.keys)) == {split}
+        keys[split] = envs.room.keys.tolist()
+    assert len({key for each in keys.values() for key in each}) == 2000
+    assert evaluate(agents["expert"], conversations=3, references=False).split == "test"
+
+
+def test_an_agent_that_asks_for_test_conversations_is_not_trained_in_them(tmp_path, monkeypatch):
+    class Cheat(find_agent("qlearning")):
+        def learn(self, make_envs, total_steps, callback):
+            make_envs(4).reset(seed=0, options={"split": "test"})
+
+    agents = plugins.load().agents
+    monkeypatch.setitem(agents._things, "cheat", Cheat)
+    monkeypatch.setitem(agents.sources, "cheat", agents.sources["qlearning"])
+    with pytest.raises(InvalidValue, match="for conversations of the split 'train' only, not test"):
+        train("cheat", tmp_path / "run", **ARGUMENTS)
+
+
 def test_an_evaluation_agrees_with_one_conversation_after_the_other(agents):
     task = Task()
     result = evaluate(agents["expert"], task, conversations=8, references=False)
     env = task.make_env(agents["expert"].requires)
     for i in range(8):
         one = converse(agents["expert"], env, result.seed + i)
+        assert split_of(env.key) == one["split"] == result.split == "test"
         assert (one["outcome"], one["return"]) == (result.outcomes[i], pytest.approx(result.returns[i]))
         assert sum(turn["role"] == "agent" for turn in one["turns"]) == result.turns[i]
 

@@ -1,10 +1,15 @@
+import copy
+
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 
 import chatgym
+from chatgym.agent import Interface
+from chatgym.dynamics.rng import episode_key, in_split, split_of
 from chatgym.envs.chat_env import ChatEnv
+from chatgym.envs.task import Task
 from chatgym.envs.vector_env import ChatVectorEnv
 from chatgym.errors import InvalidValue
 
@@ -69,6 +74,60 @@ def test_single_and_vector_agree_bit_for_bit(observation, mode):
             assert equal(one[:-1], other[:-1])
             one, other = (envs.reset(options={"reset_mask": ended.copy()}) for envs in (mine, theirs))
             one = (one[0], {k: v for k, v in one[1].items()})
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_split_holds_until_the_next_seed_in_both_environments_alike(mode):
+    mine, single = vector("discrete", num_envs=1, autoreset_mode=mode), ChatEnv(observation="discrete", llm="template")
+    seen = []
+    for seed, options in ((5, {"split": "test"}), (None, None), (None, {"split": "validation"}), (5, None)):
+        one, other = mine.reset(seed=seed, options=options), single.reset(seed=seed, options=options)
+        for _ in range(3):
+            assert one[0][0] == other[0]
+            assert mine.room.keys[0] == single.key
+            seen.append(split_of(single.key))
+            over = False
+            while not over:
+                one, other = mine.step([1]), single.step(1)
+                over = other[2] or other[3]
+            if mode is AutoresetMode.NEXT_STEP:
+                one = mine.step([1])
+            elif mode is AutoresetMode.DISABLED:
+                one = mine.reset()
+            other = single.reset()
+    assert seen == ["test"] * 6 + ["validation"] * 3 + ["train"] * 3
+
+
+def test_a_seed_gives_no_conversation_that_is_kept_for_evaluations():
+    envs = ChatVectorEnv(5000, llm="template")
+    for options in (None, {"reset_mask": np.arange(5000) < 10}):  # before any seed, then with seeds
+        envs.reset(seed=None if options is None else 2_000_000, options=options)
+        assert set(split_of(envs.room.keys)) == {"train"}
+    envs.reset(options={"split": "test", "reset_mask": np.arange(5000) < 10})
+    assert split_of(envs.room.keys)[:11].tolist() == ["test"] * 10 + ["train"]
+
+
+def test_an_unknown_split_or_one_beside_keys_is_refused():
+    envs = ChatVectorEnv(2, llm="template")
+    with pytest.raises(InvalidValue, match=r"unknown split 'tests'.* Did you mean 'test'"):
+        envs.reset(options={"split": "tests"})
+    with pytest.raises(InvalidValue, match="leave out one of the two"):
+        envs.reset(options={"split": "test", "keys": [1, 2]})
+
+
+def test_an_environment_for_training_begins_no_conversation_of_another_split():
+    envs = Task().maker(Interface())(2)
+    test, train = (
+        [episode_key(root, 0) for root in in_split(np.arange(2), split)] for split in ("test", "train")
+    )
+    for options in ({"split": "test"}, {"keys": test}):
+        for refusing in (envs, copy.deepcopy(envs)):
+            with pytest.raises(InvalidValue, match="for conversations of the split 'train' only, not test"):
+                refusing.reset(options=options)
+    envs.reset(seed=1, options={"split": "train"})
+    with pytest.raises(InvalidValue, match="not test"):
+        envs.fork(0, 3).reset(options={"split": "test"})
+    envs.reset(options={"keys": train})
 
 
 @pytest.mark.parametrize("seed", [np.int64(40), np.array(40), np.array([40, 41]), [np.uint8(40), 41]])

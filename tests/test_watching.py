@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import itertools
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from typer.testing import CliRunner
 
+from chatgym.agent import Interface
 from chatgym.cli.app import app
+from chatgym.cli.compare import _notes
+from chatgym.envs.codecs import Spoken
 from chatgym.envs.task import Task
 from chatgym.errors import InvalidValue, Unavailable
 from chatgym.evaluation import Comparison, Competitor, TrainedRun, compare, curves_of, evaluate
@@ -418,6 +422,48 @@ def test_an_agent_of_two_scenarios_is_compared_over_both(chatgym, runs):
     figures = json.loads(out)
     assert [set(agent["outcomes"]) for agent in figures["agents"]] == [{"customer_service", "social"}] * 2
     assert len(figures["agents"][1]["runs"]) == 2
+
+
+def test_a_run_of_another_simulator_is_refused_unless_one_asks_for_it(chatgym, runs, tmp_path):
+    old = Path(shutil.copytree(runs / "first", tmp_path / "old"))
+    config = json.loads((old / "config.json").read_text(encoding="utf-8"))
+    config["identity"]["scenario"]["sha256"] = config["identity"]["sha256"] = "0" * 64
+    (old / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    for args in ((old,), ("--compare", old, "expert")):
+        code, out, err = chatgym("evaluate", *args, "--conversations", 5)
+        assert (code, out) == (2, "")
+        assert "old was trained with another simulator (scenario sha256 000000000000, here " in err
+        assert "(--other-simulator)" in err
+        assert chatgym("evaluate", *args, "--conversations", 5, "--other-simulator")[0] == 0
+    assert chatgym("evaluate", runs / "first", "--conversations", 5, "--error-rate", "0.2")[0] == 0
+
+
+def test_a_comparison_says_how_its_agents_act_and_observe(chatgym, runs, monkeypatch):
+    _, out, _ = chatgym("evaluate", "--compare", runs / "first", "expert", "--conversations", 5)
+    assert "act, discrete; expert: act, belief" in " ".join(out.split())
+    assert "mishears nothing" not in out
+    _, out, _ = chatgym("evaluate", "--compare", runs / "first", "random", "--conversations", 5)
+    assert "interfaces differ" not in out
+
+
+class Farewell:
+    """Says goodbye at once, in words."""
+
+    requires = Interface("text", "text")
+
+    def act(self, observations, **how):
+        return [Spoken("Goodbye.", Task().find_scenario().agent_acts.index("close"))] * len(observations)
+
+
+def test_an_agent_of_acts_and_one_of_words_are_compared_and_both_interfaces_named():
+    agents = {"plain": find_agent("expert")(Task().find_scenario()), "worded": Farewell()}
+    found = compare([Competitor(name, agent, Task(), {"agent": name}) for name, agent in agents.items()],
+                    conversations=2)  # fmt: skip
+    figures = found.to_json()
+    assert [one["interface"]["observation"] for one in figures["agents"]] == ["belief", "text"]
+    assert figures["agents"][1]["interface"]["words"]["engine"] == "template"
+    assert "words" not in figures["tasks"]["customer_service"]
+    assert "worded: text, text\nwho observes words mishears nothing" in _notes(found)
 
 
 def test_a_copy_of_a_run_is_no_further_seed(runs):

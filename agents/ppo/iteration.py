@@ -105,7 +105,7 @@ class Learner:
         """Hold this process's share of the iteration's conversations."""
         config, systems = self.config, self.systems
         mine = np.arange(config.batch)[systems.loop.rank :: systems.loop.world]
-        root = rng.bits(self.seed, 0, 0)
+        root = rng.in_split(rng.bits(self.seed, 0, 0), "train")[()]
         numbers = (self.iteration * config.batch + mine) // config.group
         keys = np.array([rng.episode_key(root, number) for number in numbers.tolist()], np.uint64)
         salt = (mine % config.group).tolist()

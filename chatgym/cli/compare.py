@@ -33,7 +33,7 @@ class Outputs:
 
 def find_agent_and_task(
     run_or_agent: str, scenario: str | None, changes: Mapping[str, Any], settings: Sequence[str] = (),
-    llm: str | None = None,
+    llm: str | None = None, *, other_simulator: bool = False,
 ) -> tuple[Agent, Task]:  # fmt: skip
     """Return the agent of a run folder or of a name, and the task to evaluate it in.
 
@@ -43,6 +43,10 @@ def find_agent_and_task(
         changes: Changed arguments of the environment; None: the run's, or the scenario's.
         settings: Settings of an agent without a run, each ``"name=value"``.
         llm: Its model, if it is a language model.
+        other_simulator: Whether a run may have been trained in another simulator than the one here.
+
+    Raises:
+        InvalidValue: There is no such run or agent, or it can't be evaluated like this.
     """
     from chatgym import plugins
     from chatgym.agent import make_config
@@ -72,6 +76,8 @@ def find_agent_and_task(
     run = Run.open(run_or_agent)
     if scenario not in (None, run.task.scenario):
         raise InvalidValue(f"{run_or_agent} was trained for {run.task.scenario!r}, it knows nothing of {scenario!r}")
+    if not other_simulator:
+        run.check_simulator("a score here isn't what it learned for: train again, go on anyway (--other-simulator)")
     return run.agent(), Task(run.task.scenario, {**run.task.arguments, **changed})
 
 
@@ -81,7 +87,8 @@ def is_llm_agent(agent: Any) -> bool:
 
 
 def compare_all(
-    names: Sequence[str], scenario: str | None, changes: Mapping[str, Any], conversations: int, seed: int, to: Outputs
+    names: Sequence[str], scenario: str | None, changes: Mapping[str, Any], conversations: int, seed: int, to: Outputs,
+    *, other_simulator: bool = False,
 ) -> None:  # fmt: skip
     """Compare runs and agents, draw the picture, and print the tables or JSON."""
     from chatgym.evaluation import compare
@@ -92,7 +99,7 @@ def compare_all(
 
     check_picture(to.picture)
     check_output(to.picture, "--picture", to.overwrite)
-    competitors = _competitors(names, scenario, changes)
+    competitors = _competitors(names, scenario, changes, other_simulator)
     with progress_bar("compare", conversations * len(competitors), "conversations") as progress:
         show = progress or (lambda count, metrics: None)
         found = compare(competitors, conversations=conversations, seed=seed, progress=lambda count: show(count, {}))
@@ -108,7 +115,9 @@ def compare_all(
     console().print(f"Picture: {to.picture}")
 
 
-def _competitors(names: Sequence[str], scenario: str | None, changes: Mapping[str, Any]) -> list[Competitor]:
+def _competitors(
+    names: Sequence[str], scenario: str | None, changes: Mapping[str, Any], other_simulator: bool
+) -> list[Competitor]:
     """Return the runs and agents; an agent that needs no training takes part in every task of the runs."""
     from chatgym.envs.task import Task
     from chatgym.evaluation import Competitor
@@ -117,7 +126,11 @@ def _competitors(names: Sequence[str], scenario: str | None, changes: Mapping[st
     if len(names) < 2:
         raise InvalidValue(f"a comparison takes at least two runs or agents, such as {names[0]} and expert")
     check_named_once(names)
-    runs = {name: find_agent_and_task(name, scenario, changes) for name in names if _is_run(name)}
+    runs = {
+        name: find_agent_and_task(name, scenario, changes, other_simulator=other_simulator)
+        for name in names
+        if _is_run(name)
+    }
     tasks = {task.identity()["sha256"]: task for _, task in runs.values()}
     changed = {name: value for name, value in changes.items() if value is not None}
     tasks = tasks or {"": Task(scenario or "customer_service", changed)}
@@ -242,12 +255,25 @@ def _notes(found: Comparison) -> str:
         ", ".join([name, *(f"{key.replace('_', ' ')} {value}" for key, value in task.arguments.items())])
         for name, task in found.tasks.items()
     ]
-    seeds = f"seeds {found.seed} to {found.seed + found.conversations - 1}"
+    seeds = f"test seeds {found.seed} to {found.seed + found.conversations - 1}"
     single = ", ".join(found.without_variance)
     lacking = f"the variance of training is missing for {single}: train at least three seeds of each agent\n"
-    return (lacking if single else "") + (
+    return _interfaces(found) + (lacking if single else "") + (
         f"{found.conversations:,} conversations of {' and '.join(tasks)}, the same for all; {seeds}\n"
         "score: the best agent that doesn't listen (random, or always one act) is 0, the expert 100;\n"
         " IQM: mean of the middle half of the runs (of fewer than four: of all);\n"
         "better conversations: share in which it got the higher return with the same partner; a tie counts half"
     )
+
+
+def _interfaces(found: Comparison) -> str:
+    """Return a note of how each agent acts and observes; empty if all do alike."""
+    each = [agent.interface for agent in found.agents]
+    if all(one == each[0] for one in each):
+        return ""
+    said = "; ".join(
+        f"{agent.label}: {one['action']}, {one['observation']}" for agent, one in zip(found.agents, each, strict=True)
+    )
+    note = "who observes words mishears nothing; what it says is understood by NLU\n"
+    mixed = len({one["words"] is None for one in each}) > 1
+    return f"interfaces differ (action, observation): {said}\n{note * mixed}"

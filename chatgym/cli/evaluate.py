@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from chatgym.envs.task import Task
     from chatgym.evaluation import Evaluation
 
-SEED = 2_000_000  # chatgym.evaluation.evaluation.EVALUATION_SEED, which isn't imported for --help
+SEED = 0  # chatgym.evaluation.evaluation.EVALUATION_SEED, which isn't imported for --help
 
 
 def evaluate(
@@ -41,7 +41,7 @@ def evaluate(
     ] = False,
     conversations: Annotated[int, typer.Option(min=1, metavar="N", help="Number of conversations.")] = 1000,
     seed: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Seed of the first conversation; the i-th has seed N + i.")
+        int, typer.Option(min=0, metavar="N", help="Seed of the first test conversation; the i-th has seed N + i.")
     ] = SEED,
     llm: Annotated[
         str | None,
@@ -78,6 +78,13 @@ def evaluate(
             min=1, metavar="N", help="Most turns of a conversation.", show_default="the run's, or the scenario's"
         ),
     ] = None,
+    other_simulator: Annotated[
+        bool,
+        typer.Option(
+            "--other-simulator", help="Go on with a run that was trained in another simulator, such as a scenario "
+            "that has changed since."
+        ),
+    ] = False,
     sampled: Annotated[
         bool, typer.Option("--sampled", help="Act as in training: a language model samples, other agents explore.")
     ] = False,
@@ -154,13 +161,15 @@ def evaluate(
                 "--sampled, --trace, --out and the limits, or evaluate one by one"
             )
         to = Outputs(picture or Path("compare.png"), returns, overwrite, as_json)
-        compare_all(what, scenario, changes, conversations, seed, to)
+        compare_all(what, scenario, changes, conversations, seed, to, other_simulator=other_simulator)
         return
     if len(what) > 1 or picture is not None:
         raise InvalidValue(
             f"only a comparison takes several, and --picture: chatgym evaluate --compare {' '.join(what)}"
         )
-    agent, task = find_agent_and_task(what[0], scenario, changes, settings or (), llm)
+    agent, task = find_agent_and_task(
+        what[0], scenario, changes, settings or (), llm, other_simulator=other_simulator
+    )
     if not is_llm_agent(agent):
         if llm is not None and partner is not None:
             raise InvalidValue(f"{what[0]} is no language model: --llm and --partner mean the same; leave out one")
@@ -282,7 +291,7 @@ def _write_trace(path: Path, recorder: Recorder, result: Evaluation, task: Task,
     from chatgym.envs.replay import record
 
     envs = task.make_envs(recorder.requires, len(result.turns))
-    envs.reset(seed=result.seed)
+    envs.reset(seed=result.seed, options={"split": result.split})
     acts = iter(recorder.conversations(result.turns))
     env = task.make_env(recorder.requires, llm=llm)
     with progress_bar("trace", int(result.turns.sum()), "turns") as progress:
@@ -331,7 +340,8 @@ def _print(result: Evaluation, what: str, task: Task) -> None:
     why = scale.why_no_score if scale else ""
     scored = f"{scale.references.zero} is 0, the expert 100, in the same conversations" if scale else ""
     out.print(
-        f"\n{count:,} conversations of {task.scenario}{arguments}; seeds {result.seed} to {result.seed + count - 1}; "
+        f"\n{count:,} conversations of {task.scenario}{arguments}; {result.split} seeds {result.seed} to "
+        f"{result.seed + count - 1}; "
         f"score: {f'n/a, {why}' if why else scored}"
     )
 

@@ -69,7 +69,8 @@ def write_transcripts(
     env, lines = task.make_env(recorder.requires, llm=words), []
     with progress_bar("transcripts", len(result.turns), "conversations") as progress:
         for number in range(len(result.turns)):
-            conversation = converse(Again(), env, result.seed + number)  # type: ignore[arg-type]
+            seed = result.seed + number
+            conversation = converse(Again(), env, seed, split=result.split)  # type: ignore[arg-type]
             lines.append(json.dumps(conversation, ensure_ascii=False) + "\n")
             if progress is not None:
                 progress(number + 1, {})

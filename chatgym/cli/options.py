@@ -23,7 +23,7 @@ AsJson = Annotated[
     bool, typer.Option("--json", help="Print the result as one JSON document; stdout then holds nothing else.")
 ]
 ScenarioName = Annotated[str, typer.Option(metavar="NAME", help="Scenario; `chatgym scenarios` lists them.")]
-Seed = Annotated[int, typer.Option(min=0, max=999_999, metavar="N", help="Seed of all random numbers.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, metavar="N", help="Seed of all random numbers.")]
 PARTNER = "the partner's utterances: template (fixed sentences), smollm2-135m-partner, hf:ID-or-folder, ..."
 PartnerLLM = Annotated[str, typer.Option(metavar="LLM", help=f"Model that generates {PARTNER}")]
 ErrorRate = Annotated[

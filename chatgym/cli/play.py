@@ -38,7 +38,8 @@ def play(
     ] = None,
     llm: PartnerLLM = "template",
     seed: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Seed of the conversation.", show_default="random")
+        int | None,
+        typer.Option(min=0, metavar="N", help="Seed of the conversation, one for training.", show_default="random"),
     ] = None,
     action: Annotated[
         str, typer.Option(metavar="HOW", help="How you answer: act (choose an act), or text (your own words).")

@@ -16,7 +16,10 @@ from typing import Any
 DECIDING = ("scenario", "simulator", "error_model", "nlu", "reward", "max_turns")
 """The keys of an environment's identity that its ``sha256`` covers: what decides outcomes and rewards."""
 
-SUPERSEDED: Mapping[str, tuple[str, str, str]] = {
+INTERFACE = ("action", "observation", "nlu", "words", "tokenizer")
+"""The keys of an environment's identity that say how an agent acts and observes."""
+
+SUPERSEDED: Mapping[str, tuple[str, ...]] = {
     # customer_service
     "f086cfe92b17435d96384c832c381411ea522627d121a00facc540bdcabf6399": (
         "0335e6a4b93bc6db9f3eadf6e0a20bf51e813301df0216477441a4c2674ea003",
@@ -54,27 +57,63 @@ def code_digest(*sources: str) -> str:
 
 def identity_digest(identity: Mapping[str, Any]) -> str:
     """Return the SHA-256 of the parts of an environment's identity that decide outcomes and rewards."""
-    return hashlib.sha256(_deciding(identity).encode()).hexdigest()
+    deciding = json.dumps({key: identity[key] for key in DECIDING}, sort_keys=True)
+    return hashlib.sha256(deciding.encode()).hexdigest()
 
 
-def same_simulator(recorded: str, here: Mapping[str, Any]) -> bool:
+def interface_of(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of an environment's identity that says how an agent acts and observes."""
+    return {key: identity[key] for key in INTERFACE}
+
+
+def same_simulator(recorded: str, here: Mapping[str, Any], *, same_code: bool = False) -> bool:
     """Tell whether a recorded ``identity["sha256"]`` names the simulator with the identity `here`.
 
-    It does if it is the same, or is what an earlier version recorded for the same code and arguments (`SUPERSEDED`).
+    It does if it is the same, or is what an earlier version recorded for the same arguments and the same code, or, if
+    `same_code` is False, for code whose conversations are the same (`SUPERSEDED`).
     """
-    if recorded == here["sha256"]:
-        return True
-    for version in range(3):
-        text = _deciding(here)
-        for digest, earlier in SUPERSEDED.items():
-            text = text.replace(digest, earlier[version])
-        if recorded == hashlib.sha256(text.encode()).hexdigest():
-            return True
-    return False
+    earlier = _earlier(here) if not same_code else [next(_earlier(here))]
+    return recorded == here["sha256"] or any(recorded == identity_digest(each) for each in earlier)
 
 
-def _deciding(identity: Mapping[str, Any]) -> str:
-    return json.dumps({key: identity[key] for key in DECIDING}, sort_keys=True)
+def differences(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Say what differs between a recorded identity and the one `here`, in what decides outcomes and rewards."""
+    known = sorted((_differing(recorded, each) for each in (here, *_earlier(here))), key=len)
+    return ", ".join(known[0]) or f"sha256 {recorded['sha256'][:12]}, here {here['sha256'][:12]}"
+
+
+def _differing(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Return what differs in two identities, each with both values; hashes are cut."""
+    before, now = (_flat({key: each.get(key) for key in DECIDING}) for each in (recorded, here))
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return [f"{name} {before.get(name, 'missing')}, here {now.get(name, 'missing')}" for name in names]
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return nested values by their path, as short texts."""
+    found = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found.update({f"{name} {inner}": text for inner, text in _flat(value).items()})
+        else:
+            found[name] = str(value)[: 12 if name.endswith("sha256") else 100]
+    return found
+
+
+def _earlier(here: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield what earlier versions recorded for an identity, in `DECIDING`; first that of the same code.
+
+    They had one hash, of the scenario's whole content, in the places of three.
+    """
+    for version in range(-1, max(map(len, SUPERSEDED.values()), default=0)):
+
+        def then(digest: str, version: int = version) -> str:
+            known = SUPERSEDED.get(digest, ())
+            return known[version] if 0 <= version < len(known) else digest
+
+        whole = {key: {**here[key], "sha256": then(here["content"])} for key in ("scenario", "error_model", "reward")}
+        simulator = {**here["simulator"], "sha256": then(here["simulator"]["sha256"])}
+        yield {**{key: here[key] for key in DECIDING}, **whole, "simulator": simulator}
 
 
 def tree_text(function: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> str:

@@ -20,11 +20,17 @@ PURPOSES = 4096
 WORDING = 1000
 """First purpose of the draws that choose wordings."""
 
+SPLITS = ("train", "validation", "test", "references")
+"""Disjoint sets of conversation keys, see `split_of`: to train, to choose agents and settings, to score, to measure the
+ends of the scale that scores are on."""
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _M1 = np.uint64(0xBF58476D1CE4E5B9)
 _M2 = np.uint64(0x94D049BB133111EB)
 _S30, _S27, _S31, _S11, _S48 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11), np.uint64(48)
 _UNIT = 2.0**-53
+_CLASSES = np.uint64(PURPOSES - 1)  # the bits that name a class
+_UNDO_M1, _UNDO_M2 = (np.uint64(pow(int(each), -1, 2**64)) for each in (_M1, _M2))
 
 
 # The types are stated: numba would else compile a function anew for each constant that it is called with.
@@ -69,6 +75,43 @@ def public_seed(key: np.uint64, turn: int, purpose: int) -> np.uint64:
 def episode_key(root: np.uint64, episode: int) -> np.uint64:
     """Return the key, uint64, of a row's `episode`-th conversation since it was seeded with `root`."""
     return bits(root, episode, PURPOSES - 1)
+
+
+def split_of(keys: npt.ArrayLike) -> npt.NDArray[np.str_]:
+    """Return the split, one of `SPLITS`, that each conversation's key belongs to: str[...] for uint64[...].
+
+    Before its last mixing, a key has 12 low bits in common with all keys of its row: `episode_key` adds multiples of
+    `PURPOSES`, 2**12, to the mixed root. These bits are the key's class. Class 1 is validation, 2 test, 3 references;
+    the other 4,093 are for training.
+    """
+    return np.array(SPLITS)[_split_number(_unmix(keys))]
+
+
+def in_split(roots: npt.ArrayLike, split: str) -> npt.NDArray[np.uint64]:
+    """Return roots, uint64[...], of which all keys (`episode_key`) belong to a split, one of `SPLITS`.
+
+    They are made from other roots; a root of which all keys belong to the split already stays as it is.
+    """
+    number = SPLITS.index(split)
+    with np.errstate(over="ignore"):
+        places = np.asarray(_mix.py_func(np.asarray(roots, np.uint64)))
+    moved = (places & ~_CLASSES) | np.uint64(number)
+    return _unmix(np.where(_split_number(places) == number, places, moved))
+
+
+def _split_number(places: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """Return the numbers of splits, int64[...], that keys before their last mixing, uint64[...], belong to."""
+    classes = (places & _CLASSES).astype(np.int64)
+    return np.where(classes < len(SPLITS), classes, 0)
+
+
+def _unmix(mixed: npt.ArrayLike) -> npt.NDArray[np.uint64]:
+    """Return what `_mix` made into `mixed`, uint64[...]."""
+    z = np.asarray(mixed, np.uint64)
+    with np.errstate(over="ignore"):
+        z = (z ^ (z >> _S31) ^ (z >> (_S31 + _S31))) * _UNDO_M2
+        z = (z ^ (z >> _S27) ^ (z >> (_S27 + _S27))) * _UNDO_M1
+        return np.asarray(z ^ (z >> _S30) ^ (z >> (_S30 + _S30)))
 
 
 def hashed(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

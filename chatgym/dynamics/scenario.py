@@ -106,6 +106,10 @@ class Scenario:
     agent's sentences that are about a slot to their acts. `folder` holds ``sentences.json`` and the files that commands
     write (references, NLU head).
 
+    ``understand(key, turn, belief, said, error_rate)`` is the error channel, which `start` and `respond` call: it
+    updates the belief by an utterance, some of which it mishears. It is a field to have a hash of its own. None: the
+    scenario has no such function, and `start` and `respond` count as the error channel.
+
     The reward is the sum of `reward_terms` (name to weight). `measured` names all that ``respond`` writes, in its order,
     if that is more. With `outcome_values` (outcome to worth; 0 for those left out) the term ``"outcome"`` is the worth of
     how the conversation ended; ``respond`` leaves it alone. Giving up must be worth less than an honest attempt that
@@ -169,6 +173,7 @@ class Scenario:
     audit: Callable[[Sequence[Any]], Iterable[Any]] | None = None
     llm_partner: LLMPartner | None = None
     picture: Callable[[str], bytes | None] | None = None
+    understand: Callable[..., None] | None = None
     partner_role: str = "customer"
     agent_role: str = "agent"
 
@@ -223,9 +228,27 @@ class Scenario:
     @property
     def digest(self) -> str:
         """SHA-256 of `content` as it is now (see `source_digest`): another digest, another simulator."""
-        content, digests = bytecode_digest(self.content), self._digests
+        return self._digest_of(self.content)
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each part of an identity: ``"scenario"``, ``"error_model"`` and ``"reward"``.
+
+        The reward is what is declared: outcomes, which of them is success, and the terms with their weights. All code
+        of `respond` is the scenario's, that of the error channel and of the terms' values included.
+        """
+        content = self.content
+        return {
+            "scenario": self._digest_of({name: thing for name, thing in content.items() if name not in _WORTH}),
+            "error_model": self._digest_of(self.understand or (self.start, self.respond)),
+            "reward": self._digest_of({name: content[name] for name in ("outcomes", *_WORTH) if name in content}),
+        }
+
+    def _digest_of(self, things: Any) -> str:
+        """Return the `source_digest` of parts of the scenario, computed once for what they are now."""
+        content, digests = bytecode_digest(things), self._digests
         if content not in digests:
-            digests[content] = source_digest(self.content)
+            digests[content] = source_digest(things)
         return digests[content]
 
     @functools.cached_property
@@ -238,6 +261,9 @@ class Scenario:
         """The compiled functions, and what else decides the course and the outcome of a conversation, by name."""
         return {name: getattr(self, name) for name in _DECIDING}
 
+
+_WORTH = ("success", "reward_terms", "outcome_values")
+"""What of `Scenario.content` decides what outcomes and turns are worth, and no conversation."""
 
 _DECIDING = (
     "agent_acts",

@@ -88,7 +88,8 @@ class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
     The conversation's key determines the partner's goal, mood, patience and character. The partner speaks first: with
     probability 0.5 it greets, otherwise it states its problem. ``reset(seed=s)`` derives the key from ``np_random``,
     later resets derive the next keys; ``reset(options={"key": k})`` begins the conversation with key k. Every random
-    draw is a function of key, turn and purpose.
+    draw is a function of key, turn and purpose. A reset gives a conversation for training; those to evaluate in come
+    from disjoint sets of keys: ``reset(seed=s, options={"split": "test"})``.
 
     ## Episode End
     *Terminated*: the agent closes or escalates, or the partner hangs up; ``info["outcome"]`` names the outcome.
@@ -170,21 +171,28 @@ class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
 
         Args:
             seed: Seed of ``np_random``; None: begin the next conversation.
-            options: ``"key"``: the key of the conversation to begin, an int below 2**64.
+            options: ``"key"``: the key of the conversation to begin, an int below 2**64. ``"split"``: the split that
+                this and later conversations belong to, see `chatgym.dynamics.rng.SPLITS`; without it, ``"train"`` after
+                a seed, else the same as before.
 
         Returns:
             Observation and info.
 
         Raises:
-            InvalidValue: An option is unknown, or the key or the seed isn't an integer in its range.
+            InvalidValue: An option is unknown or not allowed, or the key or the seed isn't an integer in its range.
         """
         self.limit_turns(_callers(self, sys._getframe().f_back))
-        key = check_options(options, ("key",)).get("key")
+        given = check_options(options, ("key", "split"))
+        key, split = given.get("key"), given.get("split")
         keys = None if key is None else np.array([check_key(key)], np.uint64)
+        self._check_split(split, keys)
         super().reset(seed=None if seed is None else check_seed(seed))
         if seed is not None or self.np_random is not self._seeded_by:
             self.room.seed(np.array([root_of(self.np_random)]))
             self._seeded_by = self.np_random
+            split = split or "train"
+        if split is not None:
+            self._enter_split(split, np.array([True]))
         self._conversations.begin(keys=keys)
         self._going, self._last_act, self._turns, self._unworded = True, NO_ACT, [], []
         self.account.begin()

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils import seeding
 
 from chatgym.dynamics import rng
+from chatgym.dynamics.rng import SPLITS, in_split, split_of
 from chatgym.dynamics.room import ChatRoom, is_integer
 from chatgym.engines.tokenizer import ChatTokenizer
 from chatgym.envs.conversations import Conversations
@@ -25,6 +27,9 @@ from chatgym.words.nlg import Speaker
 
 class ConversationEnv(CopiedByState):
     """Base of `ChatEnv` and `ChatVectorEnv`: access to the conversations, copying, and the specification."""
+
+    only: str | None = None
+    """The only split whose conversations may begin here, such as ``"train"`` while an agent learns; None: any."""
 
     _conversations: Conversations
     _spec: EnvSpec | None = None
@@ -90,6 +95,30 @@ class ConversationEnv(CopiedByState):
             spec = dataclasses.replace(spec, kwargs={**spec.kwargs, "scenario": ScenarioName(spec.kwargs["scenario"])})
         self._spec = spec
 
+    def _check_split(self, split: Any, keys: npt.NDArray[np.uint64] | None) -> None:
+        """Check the split and the keys, uint64[n], that a reset asks for; None: none.
+
+        Raises:
+            InvalidValue: There is no such split, both are given, or they are of another split than `only`.
+        """
+        if split is None and keys is None:
+            return
+        if split is not None and split not in SPLITS:
+            raise unknown("split", split, SPLITS)
+        if split is not None and keys is not None:
+            raise InvalidValue("a key is of a split already (chatgym.dynamics.rng.split_of); leave out one of the two")
+        asked = {split} if keys is None else set(split_of(keys).tolist())
+        if self.only is not None and asked != {self.only}:
+            raise InvalidValue(
+                f"this environment is for conversations of the split {self.only!r} only, not "
+                f"{', '.join(sorted(asked - {self.only}))}: leave out the option split, and take keys of roots of "
+                f"that split (episode_key(in_split(root, {self.only!r}), number) of chatgym.dynamics.rng)"
+            )
+
+    def _enter_split(self, split: str, rows: npt.NDArray[np.bool_]) -> None:
+        """Let all later conversations in `rows`, bool[B], be of a split."""
+        self.room.roots[rows] = in_split(self.room.roots[rows], split)
+
     def _hold(self, arguments: dict[str, Any], conversations: Conversations) -> None:
         """Keep the conversations, and the constructor's arguments for copies."""
         if isinstance(arguments["scenario"], Scenario) and "@" not in (name := ScenarioName(arguments["scenario"])):
@@ -112,7 +141,7 @@ class ConversationEnv(CopiedByState):
         self.__dict__.update(carried)
 
 
-_CARRIED = ("_np_random", "_np_random_seed", "action_space", "observation_space", "single_action_space",
+_CARRIED = ("only", "_np_random", "_np_random_seed", "action_space", "observation_space", "single_action_space",
             "single_observation_space", "_spec")  # fmt: skip
 
 

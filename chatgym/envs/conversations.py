@@ -212,27 +212,28 @@ class Conversations:
         """Return versions and content hashes of all that determines a conversation.
 
         ``sha256`` covers what determines outcomes and rewards, not words or observations: two scores are comparable if
-        it is equal.
+        it is equal. ``content`` is one hash of all that the scenario declares, by which earlier records are recognised
+        (`chatgym.dynamics.identity.same_simulator`).
 
         Raises:
             InvalidValue: Something that the scenario reads was replaced since the environment was made.
         """
         scenario, room = self.scenario, self.room
         room.check_unchanged()
-        code = scenario.digest
+        code = scenario.digests
         deciding: dict[str, Any] = {
-            "scenario": {"name": scenario.name, "version": scenario.version, "sha256": code},
+            "scenario": {"name": scenario.name, "version": scenario.version, "sha256": code["scenario"]},
             "simulator": {"name": self.simulator, "version": 1, "sha256": loops_digest(), **self._simulator_identity()},
             "error_model": {
                 "name": "semantic",
                 "version": 1,
-                "sha256": code,
+                "sha256": code["error_model"],
                 "rate": room.error_rate,
             },
             "nlu": self._nlu_identity(),
             "reward": {
                 "version": scenario.version,
-                "sha256": code,
+                "sha256": code["reward"],
                 "weights": self.reward_weights,
                 **({} if self.judged is None else {"model": self.judged.identity()}),
             },
@@ -241,7 +242,7 @@ class Conversations:
         digest = identity_digest(deciding)
         words = self.speaker.identity() if self.speaker else None
         tokenizer = self.tokenizer and {"name": self.tokenizer.name, "sha256": self.tokenizer.sha256}
-        return {"env": "ChatEnv-v0", "sha256": digest, **deciding, "action": self.action,
+        return {"env": "ChatEnv-v0", "sha256": digest, **deciding, "content": scenario.digest, "action": self.action,
                 "observation": self.observation, "words": words, "tokenizer": tokenizer}  # fmt: skip
 
     def close(self) -> None:

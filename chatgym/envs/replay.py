@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from chatgym.dynamics.identity import same_simulator
+from chatgym.dynamics.identity import differences, same_simulator
 from chatgym.dynamics.trace import ACCOUNT, TraceWriter, check_seal, encode_observation, read
 from chatgym.envs.codecs import Spoken
 from chatgym.envs.conversation_env import key_of
@@ -231,9 +231,9 @@ def _environment(path: str | Path, identity: dict[str, Any]) -> Any:
 
     chat: Any = gym.make("ChatEnv-v0", **_arguments(identity), disable_env_checker=True).unwrapped
     recorded, here = identity["sha256"], chat.identity()
-    if recorded != here["sha256"] and (identity["observation"] == "belief" or not same_simulator(recorded, here)):
+    if not same_simulator(recorded, here, same_code=identity["observation"] == "belief"):
         raise ReplayMismatch(
-            f"{path} was recorded with another simulator ({recorded[:12]}, here {here['sha256'][:12]}); "
+            f"{path} was recorded with another simulator ({differences(identity, here)}); "
             "install the version of ChatGym or of the plugin that recorded it"
         )
     return chat

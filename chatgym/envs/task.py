@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from chatgym.agent import Interface
+from chatgym.agent import Interface, MakeEnvs
 from chatgym.envs.chat_env import ChatEnv
 from chatgym.envs.vector_env import ChatVectorEnv
 from chatgym.scenarios import Scenario, find_scenario
@@ -30,14 +30,31 @@ class Task:
             num_envs, scenario=self.scenario, action=interface.action, observation=interface.observation, **arguments
         )
 
+    def maker(self, interface: Interface) -> MakeEnvs:
+        """Return what an agent gets to learn from: makes environments that refuse conversations kept for evaluations.
+
+        Agents may choose the arguments of `make_envs`.
+        """
+
+        def make(num_envs: int, **overrides: Any) -> ChatVectorEnv:
+            envs = self.make_envs(interface, num_envs, **overrides)
+            envs.only = "train"
+            return envs
+
+        return make
+
     def make_env(self, interface: Interface, **overrides: Any) -> ChatEnv:
         """Make the single environment, worded by templates; without a reward model, unless `overrides` name one."""
         arguments = {"llm": "template", **self.arguments, "reward_model": None, **overrides}
         return ChatEnv(scenario=self.scenario, action=interface.action, observation=interface.observation, **arguments)
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self, interface: Interface | None = None) -> dict[str, Any]:
         """Return versions and hashes of all that determines a conversation, without a reward model.
 
         See `chatgym.envs.conversations.Conversations.identity`.
+
+        Args:
+            interface: An agent's, whose words, NLU and tokenizer are part of it. None: acts and beliefs, by which two
+                tasks are told apart whoever takes part.
         """
-        return self.make_envs(Interface(), 1, reward_model=None).identity()
+        return self.make_envs(interface or Interface(), 1, reward_model=None).identity()

@@ -97,24 +97,30 @@ class ChatVectorEnv(ConversationEnv, VectorEnv[Any, Any, Any]):
         Args:
             seed: An int s gives row i the seed s + i; a sequence gives each row its own (None: keep the row's).
             options: ``"reset_mask"``: bool[B], the rows to reset; without it, all. ``"keys"``: uint64[B], the keys
-                of the conversations to begin.
+                of the conversations to begin. ``"split"``: the split that these and later conversations of the rows
+                belong to, see `chatgym.dynamics.rng.SPLITS`; without it, ``"train"`` in rows that get a seed, else the
+                same as before.
 
         Returns:
             Observations and infos.
 
         Raises:
-            InvalidValue: An option is unknown, or has another shape, dtype or range.
+            InvalidValue: An option is unknown or not allowed, or has another shape, dtype or range.
         """
-        given = check_options(options, ("reset_mask", "keys"))
+        given = check_options(options, ("reset_mask", "keys", "split"))
         rows = _reset_mask(given.get("reset_mask"), self.num_envs)
         keys = given.get("keys")
         if keys is not None:
             if np.shape(keys) != (self.num_envs,):
                 raise InvalidValue(f"options['keys'] needs shape ({self.num_envs},), not {np.shape(keys)}")
             keys = np.array([check_key(key) for key in keys], np.uint64)
-        self._seed(seed, rows)
+        where, split = self._everywhere if rows is None else rows, given.get("split")
+        self._check_split(split, None if keys is None else keys[where])
+        if (seeded := self._seed(seed, where)).any():
+            self._enter_split("train", seeded)
+        if split is not None:
+            self._enter_split(split, where)
         self._conversations.begin(rows, keys)
-        where = self._everywhere if rows is None else rows
         self._ended[where] = False
         self._started = True
         acts = np.full(self.num_envs, NO_ACT)
@@ -193,6 +199,7 @@ class ChatVectorEnv(ConversationEnv, VectorEnv[Any, Any, Any]):
         if not is_integer(row) or not 0 <= row < self.num_envs:
             raise InvalidValue(f"there is no row {row!r}; rows are 0 to {self.num_envs - 1}")
         made = type(self)(**{**self._arguments, "num_envs": copies})
+        made.only = self.only
         made._take_words(self)
         made.restore({name: array[[row] * copies] for name, array in self.snapshot().items()})
         return made
@@ -201,28 +208,28 @@ class ChatVectorEnv(ConversationEnv, VectorEnv[Any, Any, Any]):
         """Close the model; an `Engine` object stays open."""
         self._conversations.close()
 
-    def _seed(self, seed: int | Sequence[int | None] | None, rows: BoolArray | None) -> None:
-        """Set the roots of `rows`, bool[B] (None: all), from a seed, B seeds, or ``np_random``."""
-        room, where = self.room, self._everywhere if rows is None else rows
-        if seed is None:
-            if not self._started:
-                room.seed(self.np_random.integers(2**64, size=self.num_envs, dtype=np.uint64))
-            return
-        seeds: Any = seed
+    def _seed(self, seed: int | Sequence[int | None] | None, rows: BoolArray) -> BoolArray:
+        """Set the roots of `rows`, bool[B], from a seed, B seeds, or ``np_random``; return the seeded rows, bool[B]."""
+        if seed is None and self._started:
+            return np.zeros(self.num_envs, bool)
+        seeds: Any = [None] * self.num_envs if seed is None else seed
         if np.ndim(seeds) == 0:
             first = check_seed(seeds)
             self._np_random, self._np_random_seed = gym.utils.seeding.np_random(first)
             seeds = range(first, first + self.num_envs)
         if len(seeds) != self.num_envs:
             raise InvalidValue(f"got {len(seeds)} seeds for {self.num_envs} conversations; give one each, or an int")
-        given = where & np.array([one is not None for one in seeds])
+        given: BoolArray = rows & np.array([one is not None for one in seeds])
         roots = np.zeros(self.num_envs, np.uint64)
         for i in np.flatnonzero(given).tolist():
             roots[i] = root_of(gym.utils.seeding.np_random(check_seed(seeds[i]))[0])
-        room.seed(roots, given)
-        unseeded = where & ~given
-        if unseeded.any() and not self._started:
-            room.seed(self.np_random.integers(2**64, size=self.num_envs, dtype=np.uint64), unseeded)
+        self.room.seed(roots, given)
+        if self._started:
+            return given
+        unseeded: BoolArray = ~given if seed is None else rows & ~given
+        if unseeded.any():
+            self.room.seed(self.np_random.integers(2**64, size=self.num_envs, dtype=np.uint64), unseeded)
+        return np.logical_or(given, unseeded)
 
     def _same_step_reset(
         self, acts: npt.NDArray[np.int64], where: BoolArray, rewards: npt.NDArray[np.float64],

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from chatgym.dynamics.identity import INTERFACE, interface_of
 from chatgym.envs.task import Task
 from chatgym.errors import InvalidValue
 from chatgym.evaluation.competitors import Competitor, check_tasks, grouped, labels, task_label
@@ -63,6 +64,11 @@ class ComparedAgent:
         for name, task in zip(self.names, self.tasks, strict=True):
             yield name, task, next(ordered[task])
 
+    @property
+    def interface(self) -> dict[str, Any]:
+        """How its runs act and observe, see `chatgym.dynamics.identity.INTERFACE`; in the first task."""
+        return interface_of(next(iter(self.runs.values()))[0].identity)
+
     def outcomes(self, task: str) -> dict[str, float]:
         """Return the share of each outcome over all runs in a task, the most frequent first."""
         counts = Counter(outcome for run in self.runs[task] for outcome in run.outcomes.tolist())
@@ -84,7 +90,7 @@ class Comparison:
         agents: In the order in which they were named.
         tasks: Label to task.
         conversations: N.
-        seed: Seed of the first conversation, in every task.
+        seed: Seed of the first conversation, in every task; they are of the split ``"test"``.
     """
 
     agents: Sequence[ComparedAgent]
@@ -140,8 +146,8 @@ class Comparison:
         """Return the figures as JSON values."""
         agents = [
             {
-                "name": agent.label, "runs": list(agent.names), "success_rate": asdict(success),
-                "success_difference": asdict(gain), "score": {"mean": asdict(mean), "iqm": asdict(middle)},
+                "name": agent.label, "runs": list(agent.names), "interface": agent.interface,
+                "success_rate": asdict(success), "success_difference": asdict(gain), "score": {"mean": asdict(mean), "iqm": asdict(middle)},
                 "difference": asdict(difference),
                 "outcomes": {task: agent.outcomes(task) for task in self.tasks},
                 "failures": {task: agent.failures(task) for task in self.tasks},
@@ -152,9 +158,12 @@ class Comparison:
             )
         ]  # fmt: skip
         table = [[cell and asdict(cell) for cell in row] for row in self.improvement]
-        tasks = {task: dict(runs[0].identity) for task, runs in self.agents[0].runs.items()}
+        tasks = {
+            label: {key: value for key, value in task.identity().items() if key not in INTERFACE}
+            for label, task in self.tasks.items()
+        }
         return {
-            "conversations": self.conversations, "seed": self.seed, "agents": agents,
+            "conversations": self.conversations, "split": "test", "seed": self.seed, "agents": agents,
             "probability_of_improvement": table, "tasks": tasks, "without_training_variance": self.without_variance,
         }  # fmt: skip
 

@@ -21,8 +21,8 @@ from chatgym.evaluation.references import Scale
 from chatgym.evaluation.references import scale as scale_of
 from chatgym.evaluation.rollouts import ROWS, Rollouts, run_conversations
 
-EVALUATION_SEED = 2_000_000
-"""Default seed of an evaluation's first conversation; training uses seeds below 1,000,000."""
+EVALUATION_SEED = 0
+"""Default seed of an evaluation's first conversation; a split has conversations of its own for each seed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +40,7 @@ class Evaluation:
         wording: Counts of accepted and rejected wordings of the partner; None without words.
         causes: object[N], why each conversation failed, see `chatgym.dynamics.hearing.Listener.causes`; empty where it
             succeeded. None where that wasn't looked into.
+        split: The conversations' split, see `chatgym.dynamics.rng.SPLITS`.
     """
 
     returns: npt.NDArray[np.float64]
@@ -51,6 +52,7 @@ class Evaluation:
     scale: Scale | None = None
     wording: Mapping[str, Any] | None = None
     causes: npt.NDArray[np.object_] | None = None
+    split: str = "test"
 
     @functools.cached_property
     def mean_return(self) -> Interval:
@@ -97,6 +99,7 @@ class Evaluation:
         """Return the figures as JSON values."""
         figures: dict[str, Any] = {
             "conversations": len(self.returns),
+            "split": self.split,
             "seed": self.seed,
             "mean_return": dataclasses.asdict(self.mean_return),
             "success_rate": dataclasses.asdict(self.success_rate),
@@ -116,6 +119,7 @@ def evaluate(
     *,
     conversations: int = 1000,
     seed: int = EVALUATION_SEED,
+    split: str = "test",
     llm: Any = None,
     deterministic: bool = True,
     references: bool = True,
@@ -131,6 +135,8 @@ def evaluate(
         task: Scenario and arguments of the environment.
         conversations: N; the i-th conversation has seed ``seed + i``.
         seed: Seed of the first conversation.
+        split: The conversations' split: ``"test"``, or ``"validation"`` to choose an agent or its settings. No reset of
+            an environment begins one of them unless it asks for the split.
         llm: The model that generates the partner's utterances, as in `chatgym.envs.chat_env.ChatEnv`. None: acts
             without words, which is faster and gives the same result for an agent that observes beliefs.
         deterministic: Whether the agent takes its best act; else it samples or explores as in training.
@@ -152,7 +158,9 @@ def evaluate(
         if envs.speaker:
             envs.speaker.progress = wording_progress
         done = None if progress is None else (lambda n, first=first: progress(first + n))
-        parts.append(run_conversations(agent, envs, seed + first, deterministic=deterministic, progress=done))
+        parts.append(run_conversations(
+            agent, envs, seed + first, split=split, deterministic=deterministic, progress=done
+        ))  # fmt: skip
         identity = envs.identity()
         wording = dataclasses.asdict(envs.speaker.report()) if envs.speaker else None
         if not hasattr(llm, "generate"):  # an `Engine` belongs to the caller and stays open
@@ -160,5 +168,5 @@ def evaluate(
     held = Rollouts.joined(parts)
     return Evaluation(
         held.returns, held.outcomes, held.turns, seed, task.find_scenario().success, identity,
-        scale_of(task, seed, conversations) if references else None, wording, held.causes,
+        scale_of(task, seed, conversations, split) if references else None, wording, held.causes, split,
     )  # fmt: skip

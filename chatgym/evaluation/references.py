@@ -26,7 +26,8 @@ from chatgym.storage.atomic import write_text
 from chatgym.storage.utf8 import read_json
 
 CONVERSATIONS = 10_000
-REFERENCE_SEED = 3_000_000
+REFERENCE_SEED = 0
+"""Seed of the first conversation, in the split of the references."""
 MARGIN = 0.1
 """By how much of the larger of the two returns the expert's must exceed the other's, for a score to mean anything."""
 FEW = 0.25
@@ -131,7 +132,7 @@ class Scale:
 
 
 _known: dict[str, References] = {}
-_scales: dict[tuple[str, int, int], Scale] = {}
+_scales: dict[tuple[str, str, int, int], Scale] = {}
 
 
 def references(task: Task) -> References:
@@ -147,12 +148,12 @@ def references(task: Task) -> References:
     return _known[identity]
 
 
-def scale(task: Task, seed: int, conversations: int) -> Scale:
+def scale(task: Task, seed: int, conversations: int, split: str = "test") -> Scale:
     """Return the scale of the N = `conversations` conversations of a task that an evaluation from `seed` holds."""
     found = references(task)
-    key = found.identity, seed, conversations
+    key = found.identity, split, seed, conversations
     if key not in _scales:
-        ignorant, expert = (_hold(name, task, seed, conversations) for name in (found.ignorant, "expert"))
+        ignorant, expert = (_hold(name, task, seed, conversations, split) for name in (found.ignorant, "expert"))
         scenario = task.find_scenario()
         quits = {*scenario.outcomes[1:-1]} - {scenario.success, *scenario.leaving}
         pace = float(expert.turns.mean())
@@ -165,7 +166,7 @@ def measure(task: Task, conversations: int = CONVERSATIONS) -> References:
     identity, success = task.identity(), task.find_scenario().success
     measured = {}
     for name in ("expert", "random", *task.find_scenario().agent_acts):
-        held = _hold(name, task, REFERENCE_SEED, conversations)
+        held = _hold(name, task, REFERENCE_SEED, conversations, "references")
         measured[name] = float(held.returns.mean()), float((held.outcomes == success).mean())
     expert_return, expert_success = measured.pop("expert")
     random_return, random_success = measured["random"]
@@ -220,7 +221,7 @@ def _stored(task: Task) -> References | None:
         raise Corrupted(f"{path} can't be read ({error}); {remedy}") from error
 
 
-def _hold(name: str, task: Task, seed: int, conversations: int) -> Rollouts:
+def _hold(name: str, task: Task, seed: int, conversations: int, split: str) -> Rollouts:
     """Hold conversations from `seed` with ``"random"``, the ``"expert"``, or always the act `name`."""
     agents, scenario = plugins.load().agents, task.find_scenario()
     if name in ("random", "expert"):
@@ -230,5 +231,5 @@ def _hold(name: str, task: Task, seed: int, conversations: int) -> Rollouts:
     parts = []
     for first in range(0, conversations, ROWS):
         envs = task.make_envs(agent.requires, min(ROWS, conversations - first), reward_model=None)
-        parts.append(run_conversations(agent, envs, seed + first))
+        parts.append(run_conversations(agent, envs, seed + first, split=split))
     return Rollouts.joined(parts)

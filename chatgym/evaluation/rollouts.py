@@ -47,6 +47,7 @@ def run_conversations(
     envs: ChatVectorEnv,
     seed: int,
     *,
+    split: str = "test",
     deterministic: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> Rollouts:
@@ -56,12 +57,13 @@ def run_conversations(
         agent: Any agent.
         envs: N conversations with the interface that the agent requires, in any autoreset mode but same-step.
         seed: Row i has seed ``seed + i``.
+        split: The conversations' split, see `chatgym.dynamics.rng.SPLITS`.
         deterministic: Whether the agent takes its best action; else it samples or explores as in training.
         progress: Called with the number of conversations that have ended.
     """
     size, room = envs.num_envs, envs.room
     returns, going = np.zeros(size), np.ones(size, bool)
-    observations, infos = envs.reset(seed=seed)
+    observations, infos = envs.reset(seed=seed, options={"split": split})
     _begin(agent, room.keys)
     hearing, numbers = Hearing(room), _act_numbers(envs.scenario)
     while going.any():
@@ -92,20 +94,23 @@ def _begin(agent: Agent, keys: npt.NDArray[np.uint64]) -> None:
         begin(rng.hashed(keys))
 
 
-def converse(agent: Agent, env: ChatEnv, seed: int, *, deterministic: bool = True) -> dict[str, Any]:
+def converse(
+    agent: Agent, env: ChatEnv, seed: int, *, split: str = "test", deterministic: bool = True
+) -> dict[str, Any]:
     """Hold one conversation and return its transcript.
 
     Args:
         agent: Any agent.
         env: An environment with the interface that the agent requires (`Task.make_env`).
         seed: Seed of the conversation; an evaluation holds the same one for it.
+        split: The conversation's split.
         deterministic: See `evaluate`.
 
     Returns:
-        ``seed``, ``key`` (hexadecimal), ``outcome``, ``return`` and ``turns``, the list of `ChatEnv.transcript`, whose
+        ``split``, ``seed``, ``key`` (hexadecimal), ``outcome``, ``return`` and ``turns``, the list of `ChatEnv.transcript`, whose
         last entry is the partner's goal.
     """
-    observation, info = env.reset(seed=seed)
+    observation, info = env.reset(seed=seed, options={"split": split})
     _begin(agent, env.room.keys)
     total, over = 0.0, False
     while not over:
@@ -115,5 +120,6 @@ def converse(agent: Agent, env: ChatEnv, seed: int, *, deterministic: bool = Tru
         observation, reward, terminated, truncated, info = env.step(action)
         total, over = total + reward, terminated or truncated
     return {
-        "seed": seed, "key": f"{env.key:016x}", "outcome": info["outcome"], "return": total, "turns": env.transcript(),
+        "split": split, "seed": seed, "key": f"{env.key:016x}", "outcome": info["outcome"], "return": total,
+        "turns": env.transcript(),
     }  # fmt: skip

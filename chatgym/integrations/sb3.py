@@ -69,7 +69,7 @@ class ChatVecEnv(VecEnv):
     def reset(self) -> Any:
         """Begin a conversation in each row and return the observations; `seed` and `set_options` come first."""
         seeds = None if None in self._seeds else self._seeds
-        observations, infos = self.envs.reset(seed=seeds, options=self._keys())
+        observations, infos = self.envs.reset(seed=seeds, options=self._given())
         self._reset_seeds()
         self._reset_options()
         self._masks = infos.get("action_mask")
@@ -171,14 +171,18 @@ class ChatVecEnv(VecEnv):
         each = isinstance(value, np.ndarray) and value.ndim > 0 and len(value) == self.num_envs
         return [value[row] if each else value for row in self._rows(indices)]
 
-    def _keys(self) -> dict[str, Any] | None:
-        """Return the options of the next reset, made from ``{"key": k}`` of each row; None without any.
+    def _given(self) -> dict[str, Any] | None:
+        """Return the options of the next reset, made from ``{"key": k}`` or ``{"split": s}`` of each row.
 
         Raises:
-            InvalidValue: A row's options are others.
+            InvalidValue: A row's options are others, or the rows' splits differ.
         """
         if not any(self._options):
             return None
-        if any(set(options) != {"key"} for options in self._options):
-            raise InvalidValue('the options of a reset are {"key": k} for each row, see ChatEnv.reset')
-        return {"keys": [options["key"] for options in self._options]}
+        if all(set(options) == {"key"} for options in self._options):
+            return {"keys": [options["key"] for options in self._options]}
+        if set(first := self._options[0]) == {"split"} and all(options == first for options in self._options):
+            return first
+        raise InvalidValue(
+            'the options of a reset are {"key": k} for each row, or one {"split": s} for all, see ChatEnv.reset'
+        )

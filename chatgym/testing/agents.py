@@ -86,7 +86,9 @@ class Bench:
         """Make conversations of the agent's interface; without words, unless `overrides` name a model."""
         requires = self.agent_class.requires
         arguments = {"llm": "template", "action": requires.action, "observation": requires.observation, **overrides}
-        return ChatVectorEnv(num_envs, scenario=self.scenario, **arguments)
+        envs = ChatVectorEnv(num_envs, scenario=self.scenario, **arguments)
+        envs.only = "train"
+        return envs
 
     def train(self, randomness: int, stop_at: int | None = None) -> tuple[Any, Files, list[int]]:
         """Train an agent with seed 0; seed the global generators with `randomness`, interrupt it after `stop_at` turns.

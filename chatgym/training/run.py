@@ -13,14 +13,15 @@ import platform
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from chatgym import plugins
-from chatgym.agent import Agent, make_config
+from chatgym.agent import Agent, Interface, make_config
+from chatgym.dynamics.identity import differences, same_simulator
 from chatgym.envs.task import Task
 from chatgym.errors import Corrupted, InvalidValue, Unavailable, unknown
 from chatgym.storage import atomic
@@ -133,6 +134,21 @@ class Run:
         """The folder of the last checkpoint, also after a kill while a new one was replacing it."""
         new, old = self.folder / "model", self.folder / ".old-model"
         return old if old.is_dir() and not new.is_dir() else new
+
+    def check_simulator(self, remedy: str) -> None:
+        """Check that the run was trained in the simulator that is here, as its agent acts and observes in it.
+
+        Raises:
+            InvalidValue: It wasn't; the error says what differs, and the `remedy`.
+        """
+        recorded = self.config["identity"]
+        # As recorded, not as the agent's: of all agents, earlier versions recorded the identity of acts and beliefs.
+        here = self.task.identity(Interface(recorded["action"], recorded["observation"]))
+        if not same_simulator(recorded["sha256"], here):
+            raise InvalidValue(
+                f"{self.folder} was trained with another simulator ({differences(recorded, here)}); {remedy}, or "
+                "install the versions in its config.json"
+            )
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the lines of ``metrics.jsonl``, without an incomplete last one.
@@ -281,11 +297,18 @@ def find_agent(name: str) -> Any:
     return agents[name]
 
 
+LIBRARIES = ("torch", "transformers", "deepspeed")
+"""Distributions that any agent may need; those that are installed have their versions recorded, unimported."""
+
+
 def versions(agent: str) -> dict[str, str]:
     """Return the versions of what an agent's training depends on: Python, libraries, and the agent's plugin."""
     registry = plugins.load()
     plugin = registry.plugins[registry.agents.sources[agent]]
     found = {name: version(name) for name in ("chatgym", "gymnasium", "numba", "numpy")}
+    for name in (*LIBRARIES, *getattr(registry.agents[agent], "packages", ())):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
     return {"python": platform.python_version(), **found, "plugin": plugin}
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from chatgym.agent import Agent, make_config
-from chatgym.dynamics.identity import same_simulator
 from chatgym.envs.task import Task
 from chatgym.errors import InvalidValue
 from chatgym.evaluation.evaluation import evaluate
@@ -22,8 +21,10 @@ from chatgym.storage.paths import given
 from chatgym.training import logs
 from chatgym.training.run import Run, check_free, find_agent, lock, versions
 
-VALIDATION_SEED = 1_000_000
-"""Seed of the first conversation of the evaluations during training; `evaluate` has later ones."""
+VALIDATION_SEED = 0
+"""Seed of the first conversation of the evaluations during training, in the split ``"validation"``."""
+SEEDS = 2**32
+"""Seeds of a training are below this; all libraries take such."""
 
 DEFAULT_STEPS = 1_000_000
 CONVERSATIONS = 1000
@@ -77,16 +78,14 @@ def prepare(
     for name, value in (("total_steps", total), ("evaluate_every", every), ("conversations", counted)):
         if value < 1:
             raise InvalidValue(f"{name} is a number from 1 on, not {value}")
-    if not 0 <= seed < VALIDATION_SEED:
-        raise InvalidValue(
-            f"seed is a number from 0 to {VALIDATION_SEED - 1}, not {seed}: higher seeds are kept for evaluations"
-        )
+    if not 0 <= seed < SEEDS:
+        raise InvalidValue(f"seed is a number from 0 to {SEEDS - 1}, not {seed}")
     config = {
         "agent": agent, "settings": dataclasses.asdict(make_config(made_by.Config, settings)),
         "scenario": task.scenario, "arguments": dict(task.arguments), "seed": seed, "total_steps": total,
         "evaluate_every": every, "conversations": counted, "validation_seed": VALIDATION_SEED,
         "log": logs.formats(log),
-        "identity": task.identity(), "versions": versions(agent),
+        "identity": task.identity(made_by.requires), "versions": versions(agent),
     }  # fmt: skip
     check_free(folder, overwrite=overwrite)
     with lock(folder):
@@ -125,12 +124,7 @@ def resume(folder: str | Path, *, total_steps: int | None = None, progress: Prog
         raise InvalidValue(f"total_steps is a number from 1 on, not {total_steps}")
     run = Run.open(folder)
     logs.formats(run.log)
-    before, here = run.config["identity"]["sha256"], run.task.identity()
-    if not same_simulator(before, here):
-        raise InvalidValue(
-            f"{folder} was trained with another simulator ({before[:12]}, here {here['sha256'][:12]}); its scores "
-            "wouldn't go together: train again (--overwrite), or install the versions in its config.json"
-        )
+    run.check_simulator("its scores wouldn't go together: train again (--overwrite)")
     with lock(run.folder) if distributed.first() else contextlib.nullcontext():
         if total_steps is not None and total_steps != run.config["total_steps"]:
             run = run.with_total_steps(total_steps)
@@ -149,11 +143,7 @@ def _train(run: Run, progress: Progress | None) -> None:
     with interrupts.deferred() as interrupted:
         callback.interrupted = interrupted
         callback.begin()
-        envs = run.task.make_envs
-        agent.learn(
-            lambda num_envs, **overrides: envs(agent.requires, num_envs, **overrides),
-            run.config["total_steps"], callback,
-        )  # fmt: skip
+        agent.learn(run.task.maker(agent.requires), run.config["total_steps"], callback)
         callback.finish()
     if interrupted():  # too late to stop before the end
         raise KeyboardInterrupt
@@ -220,15 +210,16 @@ class _Callback:
         """Hold `count` conversations and return their transcripts; the untrained agent samples its acts."""
         env = self.run.task.make_env(agent.requires)
         seeds = range(VALIDATION_SEED, VALIDATION_SEED + count)
-        held = [converse(agent, env, seed, deterministic=trained_for > 0) for seed in seeds]
+        held = [converse(agent, env, seed, split="validation", deterministic=trained_for > 0) for seed in seeds]
         return [{"trained_for": trained_for, **one} for one in held]
 
     def _evaluate(self, metrics: Mapping[str, float]) -> None:
         """Evaluate the agent and save a checkpoint with the line of metrics; `metrics` are the training's own."""
         config = self.run.config
         result = evaluate(
-            self.agent, self.run.task, conversations=config["conversations"], seed=config["validation_seed"]
-        )
+            self.agent, self.run.task, conversations=config["conversations"], seed=config["validation_seed"],
+            split="validation",
+        )  # fmt: skip
         seconds = self.seconds + time.perf_counter() - self.began
         line = {
             "turns": self.turns, "seconds": round(seconds, 3),

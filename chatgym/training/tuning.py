@@ -236,8 +236,9 @@ class _Worker:
 
         def measure() -> tuple[float, float]:
             result = evaluate(
-                agent, plan.task, conversations=plan.conversations, seed=VALIDATION_SEED, references=False
-            )
+                agent, plan.task, conversations=plan.conversations, seed=VALIDATION_SEED, split="validation",
+                references=False,
+            )  # fmt: skip
             return float(result.returns.mean()), result.success_rate.value
 
         def callback(turns: int, metrics: Mapping[str, float]) -> None:
@@ -250,10 +251,7 @@ class _Worker:
                 if trial.should_prune():
                     raise optuna.TrialPruned
 
-        agent.learn(
-            lambda num_envs, **overrides: plan.task.make_envs(agent.requires, num_envs, **overrides),
-            plan.steps, callback,
-        )  # fmt: skip
+        agent.learn(plan.task.maker(agent.requires), plan.steps, callback)
         self.done += plan.steps
         value, success = measure()
         if plan.method != "grid":
