@@ -200,6 +200,9 @@ def test_options_of_each_type_reach_the_agent(chatgym: Chatgym, registry: plugin
         (("play", "--scenario", "chess"), "unknown scenario 'chess'"),
         (("scenarios", "chess"), "'customer_service'"),
         (("pull", "gpt"), "'smollm2-135m'"),
+        (("evaluate", "expert", "--reward-weight", "reward_model=1"), "known: 'mood', 'outcome'"),
+        (("evaluate", "expert", "--reward-weight", "time=inf"), "finite number"),
+        (("play", "--reward-weight", "tim=0"), "Did you mean 'time'?"),
         (("pull", "--check", "--force"), "choose one"),
     ],
 )
@@ -368,6 +371,26 @@ def test_evaluate_can_change_the_error_rate_but_not_the_scenario(chatgym: Chatgy
     said = chatgym("evaluate", trained, "--conversations", 20, "--error-rate", "0.0", "--json")
     assert json.loads(said.out)["identity"]["error_model"]["rate"] == 0.0
     assert chatgym("evaluate", trained, "--scenario", "chess").code == 2
+
+
+def test_a_weight_of_a_reward_term_is_changed_on_the_command_line(chatgym: Chatgym, trained: Path) -> None:
+    def figures(*more: object) -> Any:
+        said = chatgym("evaluate", trained, "--conversations", "60", "--json", *more)
+        return json.loads(said.out)
+
+    plain, free = figures(), figures("--reward-weight", "time=0")
+    assert free["mean_return"]["value"] == pytest.approx(
+        plain["mean_return"]["value"] + SCENARIO.reward_terms["time"] * plain["mean_turns"]
+    )
+    assert free["identity"]["reward"]["weights"] == {**plain["identity"]["reward"]["weights"], "time": 0.0}
+    small = ("--steps", "2000", "--num-envs", "200", "--conversations", "40")
+    assert chatgym("train", "qlearning", *small, "--reward-weight", "time=0", "--reward-weight", "mood=1").code == 0
+    assert Run.open("runs/qlearning").config["arguments"]["reward_weights"] == {"time": 0.0, "mood": 1.0}
+    said = chatgym("evaluate", "runs/qlearning", "--conversations", "60", "--reward-weight", "mood=0")
+    assert "reward weights 0 for time and 0 for mood" in said.out  # the run's other weights stay
+    paid = chatgym("play", "--seed", "7", "--reward-weight", "time=100", typed="greet\nq\n")
+    assert float(paid.out.split("greet, reward ")[1].split()[0].rstrip(")")) < -90
+    assert chatgym("play", trained, "--as-partner", "--reward-weight", "time=1").code == 2
 
 
 @pytest.mark.parametrize("agent", ["random", "expert"])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatgym.cli.options import print_json
+from chatgym.cli.tasks import reweighted
 from chatgym.cli.terminal import console, percent, progress_bar, table
 from chatgym.errors import InvalidValue, unknown
 
@@ -40,6 +41,7 @@ def find_agent_and_task(
     from chatgym.training.search_space import read_settings
 
     changed = {name: value for name, value in changes.items() if value is not None}
+    weights = changed.pop("reward_weights", {})
     agents = plugins.load().agents
     if run_or_agent in agents and not (Path(run_or_agent) / "config.json").exists():
         made_by = agents[run_or_agent]
@@ -48,7 +50,7 @@ def find_agent_and_task(
                 f"the agent {run_or_agent!r} must be trained first; run `chatgym train {run_or_agent}`, "
                 f"then `chatgym evaluate runs/{run_or_agent}`"
             )
-        task = Task(scenario or "customer_service", changed)
+        task = reweighted(Task(scenario or "customer_service", changed), weights)
         given = read_settings(made_by.Config, settings)
         if llm is not None and is_llm_agent(made_by):
             given["llm"] = llm
@@ -61,7 +63,7 @@ def find_agent_and_task(
     run = Run.open(run_or_agent)
     if scenario not in (None, run.task.scenario):
         raise InvalidValue(f"{run_or_agent} was trained for {run.task.scenario!r}, it knows nothing of {scenario!r}")
-    return run.agent(), Task(run.task.scenario, {**run.task.arguments, **changed})
+    return run.agent(), reweighted(Task(run.task.scenario, {**run.task.arguments, **changed}), weights)
 
 
 def is_llm_agent(agent: Any) -> bool:
@@ -93,7 +95,6 @@ def compare_all(
 
 def _competitors(names: Sequence[str], scenario: str | None, changes: Mapping[str, Any]) -> list[Competitor]:
     """Return the runs and agents; an agent that needs no training takes part in every task of the runs."""
-    from chatgym.envs.task import Task
     from chatgym.evaluation import Competitor
     from chatgym.training import Run
 
@@ -103,15 +104,14 @@ def _competitors(names: Sequence[str], scenario: str | None, changes: Mapping[st
         raise InvalidValue(f"{twice[0]} is named twice; leave one out")
     runs = {name: find_agent_and_task(name, scenario, changes) for name in names if _is_run(name)}
     tasks = {task.identity()["sha256"]: task for _, task in runs.values()}
-    changed = {name: value for name, value in changes.items() if value is not None}
-    tasks = tasks or {"": Task(scenario or "customer_service", changed)}
+    tasks = tasks or {"": find_agent_and_task(names[0], scenario, changes)[1]}
     competitors = []
     for name in names:
         if name in runs:
             competitors.append(Competitor(name, *runs[name], Run.open(name).config))
         else:
             for task in tasks.values():
-                agent, _ = find_agent_and_task(name, task.scenario, task.arguments)
+                agent, _ = find_agent_and_task(name, task.scenario, {})
                 competitors.append(Competitor(name, agent, task, {"agent": name}))
     return competitors
 
@@ -190,10 +190,7 @@ def _outcomes(found: Comparison, name: str, task: Task) -> Table:
 
 def _notes(found: Comparison) -> str:
     """Return the notes below the tables: tasks, seeds and terms."""
-    tasks = [
-        ", ".join([name, *(f"{key.replace('_', ' ')} {value}" for key, value in task.arguments.items())])
-        for name, task in found.tasks.items()
-    ]
+    tasks = [", ".join([name, *task.describe_arguments()]) for name, task in found.tasks.items()]
     seeds = f"seeds {found.seed} to {found.seed + found.conversations - 1}"
     return (
         f"{found.conversations:,} conversations of {' and '.join(tasks)}, the same for all; {seeds}\n"

@@ -13,7 +13,8 @@ import typer
 
 from chatgym.cli import budget, llm_agent
 from chatgym.cli.compare import compare_all, find_agent_and_task, is_llm_agent
-from chatgym.cli.options import PARTNER, AsJson, print_json
+from chatgym.cli.options import PARTNER, AsJson, RewardWeight, print_json
+from chatgym.cli.tasks import read_weights
 from chatgym.cli.terminal import console, measures, percent, progress_bar, table
 from chatgym.errors import InvalidValue, Unavailable
 
@@ -78,6 +79,7 @@ def evaluate(
             min=1, metavar="N", help="Most turns of a conversation.", show_default="the run's, or the scenario's"
         ),
     ] = None,
+    reward_weight: RewardWeight = None,
     sampled: Annotated[
         bool, typer.Option("--sampled", help="Act as in training: a language model samples, other agents explore.")
     ] = False,
@@ -131,7 +133,9 @@ def evaluate(
     for path in (trace, picture):
         if path is not None and not path.absolute().parent.is_dir():
             raise InvalidValue(f"there is no folder {path.absolute().parent} to write {path.name} into; make it first")
-    changes = {"error_rate": error_rate, "max_turns": max_turns}
+    changes = {
+        "error_rate": error_rate, "max_turns": max_turns, "reward_weights": read_weights(reward_weight or ()) or None,
+    }  # fmt: skip
     limits = {
         "max_requests": max_requests, "max_tokens": max_tokens, "max_cost": max_cost, "prompt_price": prompt_price,
         "completion_price": completion_price,
@@ -297,7 +301,7 @@ def _print(result: Evaluation, what: str, task: Task) -> None:
     if result.wording is not None and result.wording["candidates"]:
         out.print()
         out.print(table(("wording", ""), _figures(result.wording), (1,)))
-    arguments = "".join(f", {name.replace('_', ' ')} {value}" for name, value in task.arguments.items())
+    arguments = "".join(f", {words}" for words in task.describe_arguments())
     why = result.references.why_no_score if result.references else ""
     out.print(
         f"\n{count:,} conversations of {task.scenario}{arguments}; seeds {result.seed} to {result.seed + count - 1}; "

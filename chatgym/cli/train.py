@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from chatgym.cli import options
+from chatgym.cli import options, tasks
 from chatgym.cli.terminal import console, measures, progress_bar, table
 from chatgym.errors import InvalidValue
 
 if TYPE_CHECKING:
+    from chatgym.envs.task import Task
     from chatgym.training import Run
 
 NUMBER = {int: "N", float: "X"}
@@ -88,10 +89,8 @@ def _common(
     scenario: options.ScenarioName = "customer_service",
     seed: options.Seed = 0,
     error_rate: options.ErrorRate = 0.1,
-    max_turns: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Most turns of a conversation.", show_default="the scenario's"),
-    ] = None,
+    max_turns: options.MaxTurns = None,
+    reward_weight: options.RewardWeight = None,
     evaluate_every: Annotated[
         int | None,
         typer.Option(
@@ -108,7 +107,9 @@ def _common(
     ] = None,
     from_study: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Use the best settings of a `chatgym tune`; options here override them."),
+        typer.Option(
+            metavar="FOLDER", help="Use task and best settings of a `chatgym tune`; options here override settings."
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run; more --steps make it longer.")] = False,
     overwrite: options.Overwrite = False,
@@ -194,25 +195,37 @@ def _train(
 
 def _begin(name: str, folder: Path, steps: int | None, given: set[str], values: Mapping[str, Any]) -> Run:
     """Create the run folder and train."""
-    from chatgym.envs.task import Task
     from chatgym.training import prepare
-    from chatgym.training.run import check_free
+    from chatgym.training.run import check_free, find_agent
 
     check_free(folder, overwrite=values["overwrite"])
-    arguments = {"error_rate": values["error_rate"]}
-    if values["max_turns"] is not None:
-        arguments["max_turns"] = values["max_turns"]
     settings = {key.removeprefix(options.SETTING): values[key] for key in given if key.startswith(options.SETTING)}
     if values["from_study"] is not None:
         from chatgym.training.study import best_settings
 
         settings = {**best_settings(values["from_study"], name), **settings}
+        task = _study_task(values["from_study"], given, values)
+    else:
+        about = {key: values[key] for key in tasks.TASK_OPTIONS}
+        task = tasks.make_task(**about, learner=find_agent(name))
     prepared = prepare(
-        name, folder, task=Task(values["scenario"], arguments), total_steps=steps, seed=values["seed"],
+        name, folder, task=task, total_steps=steps, seed=values["seed"],
         settings=settings, evaluate_every=values["evaluate_every"], conversations=values["conversations"],
         log=values["log"] or (), overwrite=values["overwrite"],
     )  # fmt: skip
     return _train_by(prepared, values.get("processes", 1))
+
+
+def _study_task(study: Path, given: set[str], values: Mapping[str, Any]) -> Task:
+    """Return the task of a study, and check that the options of the command line say nothing else."""
+    from chatgym.training.study import tuned_task
+
+    task = tuned_task(study)
+    asked = {key: values[key] for key in tasks.TASK_OPTIONS if key in given}
+    if "reward_weight" in asked:
+        asked["reward_weight"] = tasks.read_weights(asked["reward_weight"])
+    tasks.check_agrees(asked, tasks.effective(task), str(study), "tune in the task that you train in")
+    return task
 
 
 def _train_by(run: Run, processes: int, steps: int | None = None) -> Run:

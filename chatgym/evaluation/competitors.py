@@ -107,5 +107,5 @@ def task_label(task: Task, taken: Mapping[str, Task]) -> str:
     """Return a task's scenario, with its arguments if `taken` has a task of the same scenario."""
     if task.scenario not in taken:
         return task.scenario
-    arguments = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in task.arguments.items())
+    arguments = ", ".join(task.describe_arguments())
     return f"{task.scenario}, {arguments or 'default arguments'}"
