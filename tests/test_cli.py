@@ -302,6 +302,35 @@ def test_resume_changes_nothing_but_the_length(
     assert named in said.err
 
 
+def test_resuming_a_finished_run_prints_its_result_again(chatgym: Chatgym) -> None:
+    first = chatgym("train", "qlearning", *SMALL)
+    before = {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
+    again = chatgym("train", "qlearning", "--resume")
+    assert (again.code, again.out, again.err) == (0, first.out, "")
+    assert chatgym("train", "qlearning", "--resume", "--steps", 20000, "--json").code == 0  # no more than it has
+    assert {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()} == before
+    config = json.loads(Path("runs/qlearning/config.json").read_text())
+    config["identity"]["sha256"] = "0" * 64
+    Path("runs/qlearning/config.json").write_text(json.dumps(config))
+    assert chatgym("train", "qlearning", "--resume").code == 0  # also where it couldn't be trained further
+    assert chatgym("train", "qlearning", "--resume", "--steps", 30000).code == 2
+
+
+def test_the_best_checkpoint_is_shown_and_measured(chatgym: Chatgym) -> None:
+    said = chatgym("train", "qlearning", *SMALL, "--seed", "3")
+    run = Run.open("runs/qlearning")
+    best = run.best()
+    assert best is not None
+    assert f"Best checkpoint: after {best['turns']:,} turns" in said.out
+    validation = ("--seed", run.config["validation_seed"], "--conversations", "40", "--json")
+    for name, line in (("best", best), ("last", run.metrics()[-1])):
+        found = json.loads(chatgym("evaluate", run.folder, "--checkpoint", name, *validation).out)
+        assert found["mean_return"] == line["mean_return"]
+    found = json.loads(chatgym("evaluate", "--compare", run.folder, "expert", "--checkpoint", "best", *validation).out)
+    assert found["agents"][0]["success_rate"]["value"] == best["success_rate"]["value"]
+    assert "has no checkpoints" in chatgym("evaluate", "expert", "--checkpoint", "best").err
+
+
 def test_ctrl_c_ends_with_130_and_the_command_that_goes_on(tmp_path: Path, chatgym: Chatgym) -> None:
     run = tmp_path / "run"
     args = ["train", "qlearning", "--run", str(run), "--num-envs", "200", "--conversations", "40"]

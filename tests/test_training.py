@@ -61,7 +61,7 @@ def run(finished, tmp_path):
 def test_a_run_leaves_all_that_is_needed_to_look_at_it_and_to_repeat_it(finished):
     run = Run.open(finished)
     assert {path.name for path in finished.iterdir()} == {
-        ".lock", "config.json", "metrics.jsonl", "model", "curve.png", "transcripts.jsonl",
+        ".lock", "config.json", "metrics.jsonl", "model", "best", "curve.png", "transcripts.jsonl",
     }  # fmt: skip
     config = run.config
     assert (config["agent"], config["seed"], config["total_steps"], config["scenario"]) == (
@@ -138,11 +138,11 @@ def progress(turns, metrics):
         os.kill(os.getpid(), getattr(signal, how))
 def die(*arguments):
     os.kill(os.getpid(), signal.SIGKILL)
-if how == "in the folders":  # the second checkpoint's: the old model is away, the new one isn't there
+if how == "in the folders":  # 3: the second checkpoint's old model is away; 4: the new one is there; 5: so for best/
     rename, renames = os.rename, []
     def counted(*arguments):
         renames.append(rename(*arguments))
-        if len(renames) == 4:  # the first checkpoint has nothing to put away
+        if len(renames) == int(sys.argv[4]):  # the first checkpoint has nothing to put away
             die()
     os.rename, progress = counted, None
 if how == "before the folders":  # the metrics have a line more than the model
@@ -178,7 +178,10 @@ def interrupt(folder, how, step=0):
         ("SIGKILL", 1),
         ("before the folders", 1),
         ("before the folders", 3),
-        ("in the folders", 0),
+        ("in the folders", 1),
+        ("in the folders", 3),
+        ("in the folders", 4),
+        ("in the folders", 5),
         ("in a line", 0),
     ],
 )
@@ -214,6 +217,74 @@ def test_resuming_a_finished_run_changes_nothing_and_more_steps_make_it_longer(f
     assert [line["seconds"] for line in lines] == sorted(line["seconds"] for line in lines)  # of all sessions
     with pytest.raises(InvalidValue, match="total_steps is a number from 1 on, not 0"):
         resume(run.folder, total_steps=0)
+
+
+def test_a_finished_run_is_left_as_it_is_and_one_that_was_killed_just_before_is_finished(finished, run, monkeypatch):
+    monkeypatch.setattr(find_agent("qlearning"), "learn", None)  # nothing is to be learned
+    before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*") if path.name != ".lock"}
+    assert resume(run.folder).finished
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    monkeypatch.undo()
+    about = json.loads((run.model / "checkpoint.json").read_text())
+    del about["finished"]
+    (run.model / "checkpoint.json").write_text(json.dumps(about))
+    for name in ("curve.png", "transcripts.jsonl"):
+        (run.folder / name).unlink()
+    assert not run.finished
+    assert resume(run.folder).finished
+    assert content(run.folder) == content(finished)
+
+
+# -- The best checkpoint ---------------------------------------------------------------------------------------
+
+
+def measured(run, checkpoint):
+    agent = run.agent(checkpoint)
+    result = evaluate(agent, run.task, conversations=20, seed=VALIDATION_SEED, references=False)
+    return agent.turns, result.success_rate.value, result.mean_return.value
+
+
+def test_the_best_checkpoint_is_that_of_the_best_evaluation(finished):
+    run = Run.open(finished)
+    ranked = [(line["success_rate"]["value"], line["mean_return"]["value"]) for line in run.metrics()]
+    best = run.metrics()[ranked.index(max(ranked))]
+    assert run.best() == best
+    assert measured(run, "best") == (best["turns"], *max(ranked))
+    assert measured(run, "last") == (run.turns, *ranked[-1])
+    with pytest.raises(InvalidValue, match=r"unknown checkpoint 'bes'.*Did you mean 'best'"):
+        run.agent("bes")
+
+
+def line(turns, success, mean):
+    return {"turns": turns, "success_rate": {"value": success}, "mean_return": {"value": mean}}
+
+
+def test_success_counts_before_return_and_the_first_of_equals_is_kept(tmp_path):
+    run = Run.create(tmp_path / "run", {"agent": "qlearning"})
+    agent = find_agent("qlearning")(Task().find_scenario())
+    kept = []
+    for turns, success, mean in ((0, 0.1, -1.0), (1, 0.1, -1.5), (2, 0.2, -2.0), (3, 0.2, -2.0), (4, 0.2, -1.9)):
+        run.checkpoint(agent, turns, line(turns, success, mean))
+        kept.append(json.loads((run.folder / "best" / "checkpoint.json").read_text())["turns"])
+    assert kept == [0, 0, 2, 2, 4]
+    run.checkpoint(agent, 5)  # after Ctrl-C: it has no evaluation
+    assert json.loads((run.folder / "best" / "checkpoint.json").read_text())["turns"] == 4
+
+
+def test_a_run_without_its_best_checkpoint_says_so(run):
+    shutil.rmtree(run.folder / "best")
+    with pytest.raises(InvalidValue, match=r"no best checkpoint: .* take the last one"):
+        run.agent("best")
+    longer = resume(run.folder, total_steps=STEPS + 64)
+    assert (run.folder / "best").exists() == (longer.best()["turns"] == longer.turns)  # only if the last one is better
+
+
+def test_a_damaged_best_checkpoint_is_reported_and_the_last_is_not_touched_by_it(run):
+    assert (run.folder / "best" / "tables.npz").stat().st_size
+    flip(run.folder / "best" / "tables.npz")
+    with pytest.raises(Corrupted, match=r"best/tables.npz isn't as it was saved"):
+        run.agent("best")
+    run.agent()
 
 
 def test_a_run_of_another_simulator_is_not_gone_on_with(run):
@@ -355,7 +426,7 @@ def fill(folder):
 
 
 def test_a_disk_that_fills_up_leaves_the_checkpoint_before_and_the_run_can_be_resumed(finished, tmp_path, disk):
-    """Tables of 6,018 states take 1.4 MB: the disk of 4 MB holds the old and the new checkpoint, but not with more."""
+    """Tables of 6,018 states take 1.4 MB: the disk of 6 MB holds the best, old and new checkpoint, but no more."""
     told = []
 
     def progress(turns, metrics):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def find_agent_and_task(
     run_or_agent: str, scenario: str | None, changes: Mapping[str, Any], settings: Sequence[str] = (),
-    llm: str | None = None,
+    llm: str | None = None, checkpoint: str = "last",
 ) -> tuple[Agent, Task]:  # fmt: skip
     """Return the agent of a run folder or of a name, and the task to evaluate it in.
 
@@ -33,6 +33,7 @@ def find_agent_and_task(
         changes: Changed arguments of the environment; None: the run's, or the scenario's.
         settings: Settings of an agent without a run, each ``"name=value"``.
         llm: Its model, if it is a language model.
+        checkpoint: Which checkpoint of a run, ``"last"`` or ``"best"``.
     """
     from chatgym import plugins
     from chatgym.agent import make_config
@@ -50,6 +51,8 @@ def find_agent_and_task(
                 f"the agent {run_or_agent!r} must be trained first; run `chatgym train {run_or_agent}`, "
                 f"then `chatgym evaluate runs/{run_or_agent}`"
             )
+        if checkpoint != "last":
+            raise InvalidValue(f"the agent {run_or_agent!r} has no checkpoints; leave out --checkpoint")
         task = reweighted(Task(scenario or "customer_service", changed), weights)
         given = read_settings(made_by.Config, settings)
         if llm is not None and is_llm_agent(made_by):
@@ -63,7 +66,7 @@ def find_agent_and_task(
     run = Run.open(run_or_agent)
     if scenario not in (None, run.task.scenario):
         raise InvalidValue(f"{run_or_agent} was trained for {run.task.scenario!r}, it knows nothing of {scenario!r}")
-    return run.agent(), reweighted(Task(run.task.scenario, {**run.task.arguments, **changed}), weights)
+    return run.agent(checkpoint), reweighted(Task(run.task.scenario, {**run.task.arguments, **changed}), weights)
 
 
 def is_llm_agent(agent: Any) -> bool:
@@ -73,14 +76,14 @@ def is_llm_agent(agent: Any) -> bool:
 
 def compare_all(
     names: Sequence[str], scenario: str | None, changes: Mapping[str, Any],
-    conversations: int, seed: int, picture: Path, as_json: bool,
+    conversations: int, seed: int, picture: Path, as_json: bool, checkpoint: str = "last",
 ) -> None:  # fmt: skip
     """Compare runs and agents, draw the picture, and print the tables or JSON."""
     from chatgym.evaluation import compare
     from chatgym.evaluation.comparison_plot import draw_comparison
     from chatgym.storage import atomic
 
-    competitors = _competitors(names, scenario, changes)
+    competitors = _competitors(names, scenario, changes, checkpoint)
     with progress_bar("compare", conversations * len(competitors), "conversations") as progress:
         show = progress or (lambda count, metrics: None)
         found = compare(competitors, conversations=conversations, seed=seed, progress=lambda count: show(count, {}))
@@ -93,7 +96,9 @@ def compare_all(
     console().print(f"Picture: {picture}")
 
 
-def _competitors(names: Sequence[str], scenario: str | None, changes: Mapping[str, Any]) -> list[Competitor]:
+def _competitors(
+    names: Sequence[str], scenario: str | None, changes: Mapping[str, Any], checkpoint: str
+) -> list[Competitor]:
     """Return the runs and agents; an agent that needs no training takes part in every task of the runs."""
     from chatgym.evaluation import Competitor
     from chatgym.training import Run
@@ -102,7 +107,9 @@ def _competitors(names: Sequence[str], scenario: str | None, changes: Mapping[st
         raise InvalidValue(f"a comparison takes at least two runs or agents, such as {names[0]} and expert")
     if twice := [name for name in names if [Path(other).resolve() for other in names].count(Path(name).resolve()) > 1]:
         raise InvalidValue(f"{twice[0]} is named twice; leave one out")
-    runs = {name: find_agent_and_task(name, scenario, changes) for name in names if _is_run(name)}
+    runs = {
+        name: find_agent_and_task(name, scenario, changes, checkpoint=checkpoint) for name in names if _is_run(name)
+    }
     tasks = {task.identity()["sha256"]: task for _, task in runs.values()}
     tasks = tasks or {"": find_agent_and_task(names[0], scenario, changes)[1]}
     competitors = []

@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +28,13 @@ if TYPE_CHECKING:
     from chatgym.evaluation import Evaluation
 
 SEED = 2_000_000  # chatgym.evaluation.evaluation.EVALUATION_SEED, which isn't imported for --help
+
+
+class Checkpoint(str, Enum):
+    """The checkpoints of a run, see `chatgym.training.run`."""
+
+    last = "last"
+    best = "best"
 
 
 def evaluate(
@@ -80,6 +88,9 @@ def evaluate(
         ),
     ] = None,
     reward_weight: RewardWeight = None,
+    checkpoint: Annotated[
+        Checkpoint, typer.Option(help="Which checkpoint of a run: its last, or the one with the best evaluation.")
+    ] = Checkpoint.last,
     sampled: Annotated[
         bool, typer.Option("--sampled", help="Act as in training: a language model samples, other agents explore.")
     ] = False,
@@ -128,6 +139,7 @@ def evaluate(
       chatgym evaluate llm --llm openai:https://host/v1#big --set tools=true --max-tokens 5000000
       chatgym evaluate runs/qlearning --conversations 20 --trace t.jsonl && chatgym replay t.jsonl
       chatgym evaluate runs/ppo --sampled
+      chatgym evaluate runs/dqn --checkpoint best
       chatgym evaluate --compare runs/qlearning runs/dqn expert
     """
     for path in (trace, picture):
@@ -146,13 +158,15 @@ def evaluate(
                 "a comparison generates no words and takes each agent's best acts: leave out --llm, --partner, --set, "
                 "--sampled, --trace, --out and the limits, or evaluate one by one"
             )
-        compare_all(what, scenario, changes, conversations, seed, picture or Path("compare.png"), as_json)
+        compare_all(
+            what, scenario, changes, conversations, seed, picture or Path("compare.png"), as_json, checkpoint.value
+        )
         return
     if len(what) > 1 or picture is not None:
         raise InvalidValue(
             f"only a comparison takes several, and --picture: chatgym evaluate --compare {' '.join(what)}"
         )
-    agent, task = find_agent_and_task(what[0], scenario, changes, settings or (), llm)
+    agent, task = find_agent_and_task(what[0], scenario, changes, settings or (), llm, checkpoint.value)
     if not is_llm_agent(agent):
         if llm is not None and partner is not None:
             raise InvalidValue(f"{what[0]} is no language model: --llm and --partner mean the same; leave out one")

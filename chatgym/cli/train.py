@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from chatgym.cli import options, tasks
-from chatgym.cli.terminal import console, measures, progress_bar, table
+from chatgym.cli.terminal import console, measures, percent, progress_bar, table
 from chatgym.errors import InvalidValue
 
 if TYPE_CHECKING:
@@ -75,8 +75,9 @@ def train_group() -> None:
       chatgym train qlearning --log tensorboard      and watch it: tensorboard --logdir runs
 
     A run folder holds config.json (everything to repeat the run), metrics.jsonl (one line for each evaluation), model/
-    (the agent), curve.png and transcripts.jsonl. After Ctrl-C or a kill, --resume continues the run and ends with the
-    same model as an uninterrupted one.
+    (the agent), best/ (the agent at its best evaluation: highest success rate, then highest mean return), curve.png and
+    transcripts.jsonl. After Ctrl-C or a kill, --resume continues the run and ends with the same model as an
+    uninterrupted one. With --resume a finished run prints its result again.
     """
 
 
@@ -111,7 +112,9 @@ def _common(
             metavar="FOLDER", help="Use task and best settings of a `chatgym tune`; options here override settings."
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run; more --steps make it longer.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run; more --steps make it longer; a finished one is shown.")
+    ] = False,
     overwrite: options.Overwrite = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -257,8 +260,9 @@ def _resume(name: str, folder: Path, steps: int | None, given: set[str], values:
     run = Run.open(folder)
     if run.config["agent"] != name:
         raise InvalidValue(f"{folder} trains another agent; go on with `{run.resume_command()}`")
-    total = run.config["total_steps"] if steps is None else steps
-    if total < (done := run.turns):
+    if steps in (None, run.config["total_steps"]) and run.finished:
+        return run
+    if steps is not None and steps < min(done := run.turns, run.config["total_steps"]):
         raise InvalidValue(f"{folder} is trained for {done:,} turns already; --steps can only make the training longer")
     return _train_by(run, values.get("processes", 1), steps)
 
@@ -277,8 +281,16 @@ def result_json(run: Run) -> dict[str, Any]:
     before, after = ({key: line[key] for key in MEASURES} for line in (lines[0], lines[-1]))
     return {
         "run": run.folder, "agent": config["agent"], "scenario": config["scenario"], "turns": lines[-1]["turns"],
-        "conversations": config["conversations"], "untrained": before, "trained": after,
+        "conversations": config["conversations"], "untrained": before, "trained": after, "best": _best_json(run),
     }  # fmt: skip
+
+
+def _best_json(run: Run) -> dict[str, Any] | None:
+    """Return turns and measures of the best checkpoint; None where none is kept."""
+    best = run.best()
+    if best is None or not (run.folder / "best").is_dir():
+        return None
+    return {key: best[key] for key in ("turns", *MEASURES)}
 
 
 def print_result(run: Run) -> None:
@@ -299,7 +311,10 @@ def print_result(run: Run) -> None:
         f"{config['conversations']:,} conversations in each evaluation; score: {scale}"
     )
     logged = "".join(f"{FORMATS[name]}, " for name in run.log)
-    out.print(f"Run folder: {run.folder} (model/, metrics.jsonl, {logged}curve.png, transcripts.jsonl)")
+    if best := _best_json(run):
+        success, value = percent(best["success_rate"]["value"]), best["mean_return"]["value"]
+        out.print(f"Best checkpoint: after {best['turns']:,} turns, success rate {success}, mean return {value:.3f}")
+    out.print(f"Run folder: {run.folder} (model/, best/, metrics.jsonl, {logged}curve.png, transcripts.jsonl)")
     folder = shlex.quote(str(run.folder))
-    out.print(f"Next: `chatgym evaluate {folder}` measures it on unseen conversations,")
+    out.print(f"Next: `chatgym evaluate {folder}` measures it on unseen conversations (--checkpoint best: the best),")
     out.print(f"      `chatgym play {folder} --as-partner` lets you talk to it")

@@ -1,8 +1,9 @@
 """The run folder: what a training writes, and what it resumes from.
 
 It holds ``config.json`` (everything to repeat the training), ``metrics.jsonl`` (one line for each evaluation),
-``model/`` (the agent at the last checkpoint), ``curve.png``, ``transcripts.jsonl`` and the logs of `FORMATS`. A
-checkpoint first appends its metrics, then replaces the model; a resumed run drops lines later than its model.
+``model/`` (the agent at the last checkpoint), ``best/`` (the agent at its best evaluation, see `Run.best`),
+``curve.png``, ``transcripts.jsonl`` and the logs of `FORMATS`. A checkpoint first appends its metrics, then replaces
+the model, then the best one; a resumed run drops lines later than its model, and makes the best one if it is missing.
 """
 
 from __future__ import annotations
@@ -32,10 +33,14 @@ from chatgym.training.logs import FORMATS
 CHECKPOINT = "checkpoint.json"
 FORMAT = "chatgym-run"
 VERSION = 1
+RANKED_BY = ("success_rate", "mean_return")
+"""Measures by which the best evaluation of a run is chosen, the most important first."""
 KEYS = {"agent", "arguments", "conversations", "evaluate_every", "identity", "scenario", "seed", "settings",
         "total_steps", "validation_seed", "version", "versions"}  # fmt: skip
 CONTENT = ("metrics.jsonl", *FORMATS.values(), "curve.png", "transcripts.jsonl", "model", ".new-model", ".old-model",
-           "config.json")  # fmt: skip
+           "best", ".new-best", ".old-best", "config.json")  # fmt: skip
+CHECKPOINTS = {"last": "model", "best": "best"}
+"""Name of a checkpoint that is kept to its folder."""
 
 
 class Run:
@@ -111,27 +116,71 @@ class Run:
         )
         return agent
 
-    def agent(self) -> Agent:
-        """Return the agent at the last checkpoint.
+    def agent(self, checkpoint: str = "last") -> Agent:
+        """Return the agent at a checkpoint.
+
+        Args:
+            checkpoint: ``"last"``, or ``"best"``: at its best evaluation, see `best`.
 
         Raises:
-            InvalidValue: There is no checkpoint yet.
+            InvalidValue: There is no such checkpoint.
             Corrupted: A file of the checkpoint has changed.
         """
-        if not self.model.is_dir():
+        agent: Agent = find_agent(self.config["agent"]).load(self.check(checkpoint))
+        return agent
+
+    def check(self, checkpoint: str = "last") -> Path:
+        """Check that a checkpoint is as it was saved, and return its folder.
+
+        Raises:
+            InvalidValue: There is no such checkpoint.
+            Corrupted: A file of it has changed.
+        """
+        if checkpoint not in CHECKPOINTS:
+            raise unknown("checkpoint", checkpoint, CHECKPOINTS)
+        folder = self._newest(CHECKPOINTS[checkpoint])
+        if not folder.is_dir():
+            if checkpoint == "best" and self.model.is_dir():
+                raise InvalidValue(
+                    f"{self.folder} has no best checkpoint: its best evaluation was before such were kept; take the "
+                    "last one"
+                )
             raise InvalidValue(f"{self.folder} has no model yet; go on with the training: `{self.resume_command()}`")
-        for name, recorded in self._checkpoint()["files"].items():
-            path = self.model / name
+        for name, recorded in _read_checkpoint(folder)["files"].items():
+            path = folder / name
             if not path.is_file() or sha256(path) != recorded:
                 what = "isn't as it was saved" if path.is_file() else "is missing"
                 raise Corrupted(f"{path} {what}; restore it or train again (--overwrite)")
-        agent: Agent = find_agent(self.config["agent"]).load(self.model)
-        return agent
+        return folder
 
     @property
     def model(self) -> Path:
         """The folder of the last checkpoint, also after a kill while a new one was replacing it."""
-        new, old = self.folder / "model", self.folder / ".old-model"
+        return self._newest("model")
+
+    def best(self) -> dict[str, Any] | None:
+        """Return the line of metrics of the best evaluation, whose agent is in ``best/``; None before the first.
+
+        The best one has the highest success rate, among those the highest mean return, among those the fewest turns.
+        These are of the validation conversations, among which it was chosen: they flatter it, so measure it on others.
+        """
+        return max(self.metrics(), key=lambda line: [line[name]["value"] for name in RANKED_BY], default=None)
+
+    def keep_best(self) -> None:
+        """Make ``best/`` of the last checkpoint if that is of the best evaluation and isn't there yet."""
+        kept = self.folder / "best"
+        atomic.recover_folder(kept)
+        best = self.best()
+        if best is None or best["turns"] != self.turns:
+            return
+        if kept.is_dir() and _read_checkpoint(kept)["turns"] == self.turns:
+            return
+        with self.writing():
+            atomic.replace_folder(kept, lambda new: atomic.copy_folder(self.model, new))
+
+    def _newest(self, name: str) -> Path:
+        """Return the folder of a checkpoint, also after a kill while a new one was replacing it."""
+        new, old = self.folder / name, self.folder / f".old-{name}"
         return old if old.is_dir() and not new.is_dir() else new
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -155,16 +204,21 @@ class Run:
         Raises:
             Corrupted: The checkpoint can't be read.
         """
-        return int(self._checkpoint()["turns"]) if self.model.is_dir() else 0
+        return int(_read_checkpoint(self.model)["turns"]) if self.model.is_dir() else 0
 
-    def _checkpoint(self) -> dict[str, Any]:
-        """Return ``turns`` of the checkpoint and ``files``, name to SHA-256."""
-        path = self.model / CHECKPOINT
-        try:
-            found = read_json(path)
-            return {"turns": int(found["turns"]), "files": dict(found["files"])}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise Corrupted(f"{path} can't be read ({error}); restore it or train again (--overwrite)") from error
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do: it was trained to its end, with curve and transcripts.
+
+        Raises:
+            Corrupted: The checkpoint can't be read.
+        """
+        return self.model.is_dir() and _read_checkpoint(self.model).get("finished", False) is True
+
+    def finish(self) -> None:
+        """Record in the last checkpoint that nothing is left to do."""
+        with self.writing():
+            _write_checkpoint(self.model, {**_read_checkpoint(self.model), "finished": True})
 
     def checkpoint(self, agent: Agent, turns: int, line: Mapping[str, Any] | None = None) -> None:
         """Save the agent after `turns` of training, with its line of metrics.
@@ -176,6 +230,7 @@ class Run:
             if line is not None:
                 atomic.append_text(self.folder / "metrics.jsonl", _json_lines([line]))
             atomic.replace_folder(self.folder / "model", lambda model: _save(agent, turns, model))
+        self.keep_best()
 
     def with_total_steps(self, total_steps: int) -> Run:
         """Change the run's total turns and return the changed run."""
@@ -308,8 +363,26 @@ def _save(agent: Agent, turns: int, folder: Path) -> None:
     """Save an agent's files, and their digests in ``checkpoint.json``."""
     agent.save(folder)
     files = {path.relative_to(folder).as_posix(): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-    text = json.dumps({"turns": turns, "files": files}, indent=2)
-    (folder / CHECKPOINT).write_text(text + "\n", encoding="utf-8")
+    _write_checkpoint(folder, {"turns": turns, "files": files})
+
+
+def _write_checkpoint(folder: Path, about: Mapping[str, Any]) -> None:
+    """Write ``checkpoint.json``."""
+    atomic.write_text(folder / CHECKPOINT, json.dumps(about, indent=2) + "\n")
+
+
+def _read_checkpoint(folder: Path) -> dict[str, Any]:
+    """Return the content of ``checkpoint.json``: ``turns`` and ``files``, name to SHA-256.
+
+    Raises:
+        Corrupted: It can't be read.
+    """
+    path = folder / CHECKPOINT
+    try:
+        found = read_json(path)
+        return {**found, "turns": int(found["turns"]), "files": dict(found["files"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Corrupted(f"{path} can't be read ({error}); restore it or train again (--overwrite)") from error
 
 
 def _json_lines(records: Sequence[Mapping[str, Any]]) -> str:

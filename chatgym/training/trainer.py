@@ -114,7 +114,7 @@ def train(agent: str, folder: str | Path, *, progress: Progress | None = None, *
 
 
 def resume(folder: str | Path, *, total_steps: int | None = None, progress: Progress | None = None) -> Run:
-    """Continue an interrupted run, or, with more `total_steps`, a finished one.
+    """Continue an interrupted run, or, with more `total_steps`, a finished one; else that is checked and returned.
 
     Raises:
         InvalidValue: The folder holds no run, or one trained with another version of the simulator.
@@ -134,6 +134,9 @@ def resume(folder: str | Path, *, total_steps: int | None = None, progress: Prog
     with lock(run.folder) if distributed.first() else contextlib.nullcontext():
         if total_steps is not None and total_steps != run.config["total_steps"]:
             run = run.with_total_steps(total_steps)
+        elif run.finished:
+            run.check()
+            return run
         _train(run, progress)
     return run
 
@@ -182,6 +185,7 @@ class _Callback:
             return
         self.turns = self.run.turns
         self.run.keep_metrics(self.turns)
+        self.run.keep_best()
         lines = self.run.metrics()
         with self.run.writing():
             self.log.write(lines)
@@ -208,8 +212,12 @@ class _Callback:
             self._evaluate({})
         self.run.checkpoint(self.agent, self.turns)  # as `learn` left it
         self.run.draw_curve()
-        before = self.run.transcripts() if self._has_text else self._transcripts(self.run.new_agent(), 0, TRANSCRIPTS)
+        if self._has_text:
+            before = [one for one in self.run.transcripts() if one["trained_for"] < self.turns]
+        else:
+            before = self._transcripts(self.run.new_agent(), 0, TRANSCRIPTS)
         self.run.write_transcripts([*before, *self._transcripts(self.agent, self.turns, TRANSCRIPTS)])
+        self.run.finish()
 
     @property
     def _has_text(self) -> bool:
