@@ -302,6 +302,43 @@ def test_resume_changes_nothing_but_the_length(
     assert named in said.err
 
 
+def test_a_configuration_repeats_its_run(chatgym: Chatgym) -> None:
+    assert chatgym("train", "qlearning", *SMALL, "--seed", "3", "--reward-weight", "time=0.03", "--double").code == 0
+    said = chatgym("train", "--config", "runs/qlearning/config.json", "--run", "again", "--double", "--seed", 3)
+    assert (said.code, said.err) == (0, "")
+    first, again = Run.open("runs/qlearning"), Run.open("again")
+    assert again.config == first.config
+    untimed = [[{**line, "seconds": 0} for line in run.metrics()] for run in (first, again)]
+    assert untimed[0] == untimed[1]
+    assert (again.model / "tables.npz").read_bytes() == (first.model / "tables.npz").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (("--seed", "3"), "has --seed 0, not 3: leave out --seed, or train without --config"),
+        (("--steps", "5", "--no-double", "--num-envs", "9"), "--steps 20000, not 5; --num-envs 200, not 9"),
+        (("--scenario", "social", "--error-rate", "0.3"), "--scenario customer_service, not social; --error-rate 0.1"),
+        (
+            ("--reward-weight", "time=9", "--log", "csv"),
+            f"time={SCENARIO.reward_terms['time']:g}, not time=9; --log none, not csv",
+        ),
+        (("--from-study", "s"), "leave out one"),
+        (("--resume",), "leave out --config"),
+        ((), "name another folder"),
+    ],
+)
+def test_a_configuration_is_repeated_as_it_is(
+    chatgym: Chatgym, trained: Path, args: tuple[str, ...], named: str
+) -> None:
+    said = chatgym("train", "--config", trained / "config.json", "--run", "again" if args else trained, *args)
+    assert said.code == 2
+    assert named in said.err
+    assert not Path("again").exists()
+    assert "trains qlearning, not dqn" in chatgym("train", "dqn", "--config", trained).err
+    assert chatgym("train", "--config=nowhere/config.json").err.count("\n") == 1
+
+
 def test_resuming_a_finished_run_prints_its_result_again(chatgym: Chatgym) -> None:
     first = chatgym("train", "qlearning", *SMALL)
     before = {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}

@@ -15,7 +15,7 @@ from chatgym.errors import Corrupted, InvalidValue, Unavailable
 from chatgym.evaluation import converse, evaluate, references
 from chatgym.evaluation.intervals import Interval, bootstrap_mean, wilson
 from chatgym.storage import atomic
-from chatgym.training import Run, resume, train
+from chatgym.training import Run, repeat, resume, train
 from chatgym.training.run import find_agent
 from chatgym.training.trainer import VALIDATION_SEED
 
@@ -293,6 +293,154 @@ def test_a_run_of_another_simulator_is_not_gone_on_with(run):
     (run.folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(InvalidValue, match=r"was trained with another simulator .*train again"):
         resume(run.folder)
+
+
+# -- Curricula -------------------------------------------------------------------------------------------------
+
+
+def harder(turns):
+    return {"error_rate": 0.5 * min(turns / STEPS, 1.0), "max_turns": 6 if turns < 2 * EVERY else 12}
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    """The folder of a run with a curriculum; not to be changed."""
+    folder = tmp_path_factory.mktemp("taught") / "run"
+    train("qlearning", folder, **ARGUMENTS, curriculum=harder)
+    return folder
+
+
+def test_a_curriculum_changes_the_conversations_before_each_iteration(tmp_path, monkeypatch):
+    learner, seen = find_agent("qlearning"), []
+    learn = learner.learn
+
+    def watched(self, make_envs, total_steps, callback):
+        def told(turns, metrics):
+            callback(turns, metrics)
+            seen.append((turns, made[-1].room.error_rate, made[-1].room.max_turns))
+
+        made = []
+        learn(self, lambda *args, **more: made.append(make_envs(*args, **more)) or made[-1], total_steps, told)
+
+    monkeypatch.setattr(learner, "learn", watched)
+    run = train("qlearning", tmp_path / "run", **ARGUMENTS, curriculum=harder)
+    assert len(seen) > 100
+    assert all((rate, most) == tuple(harder(turns).values()) for turns, rate, most in seen)
+    assert [line["curriculum"] for line in run.metrics()] == [harder(line["turns"]) for line in run.metrics()]
+    assert run.config["curriculum"]["function"] == "harder"
+    assert run.config["curriculum"]["values"][1] == {"turns": EVERY, **harder(EVERY)}
+
+
+def test_a_curriculum_changes_what_is_learned_but_not_the_evaluations(finished, taught):
+    run = Run.open(taught)
+    assert content(taught)["model/tables.npz"] != content(finished)["model/tables.npz"]
+    result = evaluate(run.agent(), Task(), conversations=20, seed=VALIDATION_SEED)
+    assert run.metrics()[-1]["mean_return"] == dataclasses.asdict(result.mean_return)
+
+
+def test_a_curriculum_that_gives_the_task_s_own_arguments_changes_nothing(finished, tmp_path):
+    train("qlearning", tmp_path / "run", **ARGUMENTS, curriculum=lambda turns: {"error_rate": 0.1} if turns else {})
+    assert content(tmp_path / "run")["model/tables.npz"] == content(finished)["model/tables.npz"]
+
+
+@pytest.mark.parametrize("after", [EVERY - 64, 3 * EVERY - 640])
+def test_a_killed_run_with_a_curriculum_ends_as_if_it_had_not_been(taught, tmp_path, after):
+    def kill(turns, metrics):
+        if turns > after:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        train("qlearning", tmp_path / "run", **ARGUMENTS, curriculum=harder, progress=kill)
+    with pytest.raises(
+        InvalidValue, match=r"with a curriculum, the function harder; .*resume\(.*, curriculum=harder\)`"
+    ):
+        resume(tmp_path / "run")
+    with pytest.raises(InvalidValue, match=r"gives \{\} after 0 turns, the run's harder gave \{'error_rate': 0.0"):
+        resume(tmp_path / "run", curriculum=lambda turns: {})
+    resume(tmp_path / "run", curriculum=harder)
+    assert content(tmp_path / "run") == content(taught)
+    assert resume(tmp_path / "run").finished  # needs no curriculum any more
+
+
+def test_a_longer_run_goes_on_with_its_curriculum_and_a_plain_one_with_none(taught, run, tmp_path):
+    longer = resume(shutil.copytree(taught, tmp_path / "taught"), total_steps=STEPS + EVERY, curriculum=harder)
+    assert longer.config["curriculum"]["values"][-1]["turns"] == STEPS + EVERY
+    with pytest.raises(InvalidValue, match="begun without a curriculum"):
+        resume(run.folder, total_steps=STEPS + EVERY, curriculum=harder)
+
+
+@pytest.mark.parametrize(
+    ("gives", "words"),
+    [
+        (None, "returns a dict of error_rate or max_turns, not None"),
+        ({"error_rat": 0.1}, "Did you mean 'error_rate'"),
+        ({"error_rate": 2}, "error_rate 2 after 0 turns; it is a probability"),
+        ({"error_rate": "much"}, "it is a probability"),
+        ({"max_turns": 21}, "a whole number from 1 to the task's, 20"),
+        ({"max_turns": 2.5}, "a whole number"),
+        ({"max_turns": True}, "a whole number"),
+    ],
+)
+def test_what_no_curriculum_gives_is_refused_before_anything_is_written(tmp_path, gives, words):
+    with pytest.raises(InvalidValue, match=words):
+        train("qlearning", tmp_path / "run", **ARGUMENTS, curriculum=lambda turns: gives)
+    assert not (tmp_path / "run").exists()
+
+
+# -- Repeating a run -------------------------------------------------------------------------------------------
+
+
+def test_a_repeated_run_is_the_same(finished, taught, tmp_path):
+    elsewhere = shutil.copy(finished / "config.json", tmp_path / "theirs.json")
+    repeat(elsewhere, tmp_path / "again")
+    assert content(tmp_path / "again") == content(finished)
+    with pytest.raises(InvalidValue, match=r"names a curriculum, .*repeat\(.*, FOLDER, curriculum=harder\)"):
+        repeat(taught, tmp_path / "taught")
+    with pytest.raises(InvalidValue, match=r"had no curriculum"):
+        repeat(finished, tmp_path / "taught", curriculum=harder)
+    repeat(taught, tmp_path / "taught", curriculum=harder)
+    assert content(tmp_path / "taught") == content(taught)
+
+
+@pytest.mark.parametrize("lengthened_after", [STEPS, 2 * EVERY + 640])
+def test_a_run_that_was_lengthened_is_repeated_so(tmp_path, lengthened_after):
+    def stop(turns, metrics):
+        if turns >= lengthened_after and turns < STEPS:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with contextlib.suppress(KeyboardInterrupt):
+        train("qlearning", tmp_path / "run", **ARGUMENTS, progress=stop)
+    done = Run.open(tmp_path / "run").turns
+    assert done == about(lengthened_after)
+    run = resume(tmp_path / "run", total_steps=STEPS + EVERY)
+    assert run.config["stages"] == [{"total_steps": STEPS, "until": done}]
+    repeat(tmp_path / "run", tmp_path / "again")
+    assert content(tmp_path / "again") == content(tmp_path / "run")
+    at_once = train("qlearning", tmp_path / "at once", **{**ARGUMENTS, "total_steps": STEPS + EVERY})
+    assert content(at_once.folder)["model/tables.npz"] != content(run.folder)["model/tables.npz"]  # ε falls otherwise
+
+
+def test_a_run_of_other_versions_is_repeated_with_a_warning_and_of_another_simulator_not(finished, tmp_path):
+    config = json.loads((finished / "config.json").read_text())
+
+    def given(**changes):
+        (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
+        return tmp_path / "config.json"
+
+    small = {"total_steps": 64, "versions": {**config["versions"], "numpy": "1.0"}}
+    small["settings"] = {name: value for name, value in config["settings"].items() if name != "double"}
+    with pytest.warns(UserWarning, match=r"numpy 1.0 there, .* here; double unknown there, False here"):
+        repeat(given(**small), tmp_path / "other versions")
+    identity = {**config["identity"], "sha256": "0" * 64, "error_model": {}}
+    with pytest.raises(InvalidValue, match=r"another simulator \(error model differ\).*install .*\(chatgym 0"):
+        repeat(given(identity=identity), tmp_path / "refused")
+    with pytest.raises(InvalidValue, match=r"another simulator \(validation seeds differ\)"):
+        repeat(given(validation_seed=5), tmp_path / "refused")
+    with pytest.raises(InvalidValue, match="unknown agent 'theirs'"):
+        repeat(given(agent="theirs"), tmp_path / "refused")
+    with pytest.raises(InvalidValue, match="unknown setting 'gone'"):
+        repeat(given(settings={"gone": 1}), tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
 
 
 # -- Folders that are taken or damaged -------------------------------------------------------------------------

@@ -115,7 +115,7 @@ def check_agrees(given: Mapping[str, Any], there: Mapping[str, Any], origin: str
         InvalidValue: An option says something else.
     """
     differing = {}
-    for name in (name for name in given if name in there):
+    for name in (name for name in there if name in given):
         mine, theirs = given[name], there[name]
         if isinstance(mine, Mapping):
             theirs = {term: theirs.get(term) for term in mine}
@@ -130,4 +130,6 @@ def _written(value: Any) -> str:
     """Write a value of an option."""
     if isinstance(value, Mapping):
         return " ".join(f"{name}={_written(inner)}" for name, inner in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_written, value)) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from chatgym.cli import options, tasks
+from chatgym.cli import options, repeat, tasks
 from chatgym.cli.terminal import console, measures, percent, progress_bar, table
 from chatgym.errors import InvalidValue
 
@@ -30,6 +30,10 @@ WITH_RESUME = {"run", "steps", "resume", "processes"}
 
 class Agents(TyperGroup):
     """A command for each agent, made when it is needed; listing the names imports no agent."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments; with --config, the agent may be left out."""
+        return super().parse_args(ctx, repeat.with_agent(args))
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names of the agents."""
@@ -65,19 +69,21 @@ app = typer.Typer(cls=Agents, no_args_is_help=True, rich_markup_mode=None, subco
 def train_group() -> None:
     """Train an agent into a run folder.
 
-    `chatgym train AGENT --help` lists the settings of an agent.
+    `chatgym train AGENT --help` lists the settings of an agent. With --config the agent may be left out.
 
     \b
     Examples:
       chatgym train qlearning                        into runs/qlearning
       chatgym train qlearning --run runs/short --steps 5000000 --learning-rate 0.3
       chatgym train qlearning --run runs/short --resume
+      chatgym train --config runs/short/config.json --run runs/again
       chatgym train qlearning --log tensorboard      and watch it: tensorboard --logdir runs
 
     A run folder holds config.json (everything to repeat the run), metrics.jsonl (one line for each evaluation), model/
     (the agent), best/ (the agent at its best evaluation: highest success rate, then highest mean return), curve.png and
     transcripts.jsonl. After Ctrl-C or a kill, --resume continues the run and ends with the same model as an
-    uninterrupted one. With --resume a finished run prints its result again.
+    uninterrupted one. With --resume a finished run prints its result again. --config repeats a run, also one from
+    another machine: with the same versions the result is the same.
     """
 
 
@@ -110,6 +116,12 @@ def _common(
         Path | None,
         typer.Option(
             metavar="FOLDER", help="Use task and best settings of a `chatgym tune`; options here override settings."
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Repeat the training of this config.json of a run; --run names the new folder."
         ),
     ] = None,
     resume: Annotated[
@@ -202,6 +214,9 @@ def _begin(name: str, folder: Path, steps: int | None, given: set[str], values: 
     from chatgym.training.run import check_free, find_agent
 
     check_free(folder, overwrite=values["overwrite"])
+    if values["config"] is not None:
+        again = repeat.prepare(name, folder, given, {**values, "steps": steps})
+        return _train_by(again, values.get("processes", 1))
     settings = {key.removeprefix(options.SETTING): values[key] for key in given if key.startswith(options.SETTING)}
     if values["from_study"] is not None:
         from chatgym.training.study import best_settings

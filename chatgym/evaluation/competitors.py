@@ -32,7 +32,7 @@ class Competitor:
     @property
     def training(self) -> dict[str, Any]:
         """The configuration without seed and scenario: equal for all runs of one agent."""
-        kept = {key: self.config.get(key) for key in ("agent", "settings", "total_steps", "arguments")}
+        kept = {key: self.config.get(key) for key in ("agent", "settings", "total_steps", "arguments", "curriculum")}
         versions = self.config.get("versions", {})
         return {**kept, "versions": [versions.get(name) for name in ("chatgym", "plugin")]}
 

@@ -25,12 +25,11 @@ from chatgym.agent import Agent, make_config
 from chatgym.envs.task import Task
 from chatgym.errors import Corrupted, InvalidValue, Unavailable, unknown
 from chatgym.storage import atomic
-from chatgym.storage.model_store import sha256
 from chatgym.storage.paths import given
 from chatgym.storage.utf8 import read_json
+from chatgym.training import checkpoint as checkpoints
 from chatgym.training.logs import FORMATS
 
-CHECKPOINT = "checkpoint.json"
 FORMAT = "chatgym-run"
 VERSION = 1
 RANKED_BY = ("success_rate", "mean_return")
@@ -88,15 +87,7 @@ class Run:
             Corrupted: Its configuration can't be read.
         """
         folder = given(folder)
-        path = folder / "config.json"
-        config = read_object(path, "run", "`chatgym train` makes one", "train again, into another folder")
-        if config.get("format") != FORMAT:
-            raise InvalidValue(f"{folder} holds no run: {path} is something else's")
-        if config.get("version") != VERSION:
-            raise InvalidValue(f"{folder} is a run of version {config.get('version')}; this ChatGym reads {VERSION}")
-        if missing := ", ".join(sorted(KEYS - config.keys())):
-            raise Corrupted(f"{path} lacks {missing}; train again, into another folder")
-        return cls(folder, config)
+        return cls(folder, read_config(folder / "config.json"))
 
     @property
     def task(self) -> Task:
@@ -146,11 +137,7 @@ class Run:
                     "last one"
                 )
             raise InvalidValue(f"{self.folder} has no model yet; go on with the training: `{self.resume_command()}`")
-        for name, recorded in _read_checkpoint(folder)["files"].items():
-            path = folder / name
-            if not path.is_file() or sha256(path) != recorded:
-                what = "isn't as it was saved" if path.is_file() else "is missing"
-                raise Corrupted(f"{path} {what}; restore it or train again (--overwrite)")
+        checkpoints.check(folder)
         return folder
 
     @property
@@ -173,7 +160,7 @@ class Run:
         best = self.best()
         if best is None or best["turns"] != self.turns:
             return
-        if kept.is_dir() and _read_checkpoint(kept)["turns"] == self.turns:
+        if kept.is_dir() and checkpoints.read(kept)["turns"] == self.turns:
             return
         with self.writing():
             atomic.replace_folder(kept, lambda new: atomic.copy_folder(self.model, new))
@@ -204,7 +191,7 @@ class Run:
         Raises:
             Corrupted: The checkpoint can't be read.
         """
-        return int(_read_checkpoint(self.model)["turns"]) if self.model.is_dir() else 0
+        return int(checkpoints.read(self.model)["turns"]) if self.model.is_dir() else 0
 
     @property
     def finished(self) -> bool:
@@ -213,12 +200,12 @@ class Run:
         Raises:
             Corrupted: The checkpoint can't be read.
         """
-        return self.model.is_dir() and _read_checkpoint(self.model).get("finished", False) is True
+        return self.model.is_dir() and checkpoints.read(self.model).get("finished", False) is True
 
     def finish(self) -> None:
         """Record in the last checkpoint that nothing is left to do."""
         with self.writing():
-            _write_checkpoint(self.model, {**_read_checkpoint(self.model), "finished": True})
+            checkpoints.write(self.model, {**checkpoints.read(self.model), "finished": True})
 
     def checkpoint(self, agent: Agent, turns: int, line: Mapping[str, Any] | None = None) -> None:
         """Save the agent after `turns` of training, with its line of metrics.
@@ -229,12 +216,27 @@ class Run:
         with self.writing():
             if line is not None:
                 atomic.append_text(self.folder / "metrics.jsonl", _json_lines([line]))
-            atomic.replace_folder(self.folder / "model", lambda model: _save(agent, turns, model))
+            atomic.replace_folder(self.folder / "model", lambda model: checkpoints.save(agent, turns, model))
         self.keep_best()
 
-    def with_total_steps(self, total_steps: int) -> Run:
-        """Change the run's total turns and return the changed run."""
-        run = Run(self.folder, {**self.config, "total_steps": total_steps})
+    def stages(self) -> list[tuple[int, int | None]]:
+        """Return the stages that are left of the training: total turns, and those after which it was changed.
+
+        A run that was never lengthened has one, which ends with its total: (total turns, None).
+        """
+        done, earlier = self.turns, self.config.get("stages", ())
+        left = [(stage["total_steps"], stage["until"]) for stage in earlier if stage["until"] > done]
+        return [*left, (self.config["total_steps"], None)]
+
+    def with_total_steps(self, total_steps: int, **changes: Any) -> Run:
+        """Change the run's total turns, and `changes` of its configuration, and return the changed run.
+
+        ``stages`` records the total turns before, since settings such as ε may depend on them.
+        """
+        if done := self.turns:
+            earlier = [*self.config.get("stages", ()), {"total_steps": self.config["total_steps"], "until": done}]
+            changes["stages"] = earlier
+        run = Run(self.folder, {**self.config, "total_steps": total_steps, **changes})
         with self.writing():
             atomic.write_text(self.folder / "config.json", json.dumps(run.config, indent=2) + "\n")
         return run
@@ -280,8 +282,29 @@ class Run:
         return atomic.disk_space(self.folder, f"free some, then go on with `{self.resume_command()}`")
 
     def resume_command(self) -> str:
-        """Return the command that resumes the run."""
+        """Return the command that resumes the run, or the Python where it has a curriculum."""
+        if curriculum := self.config.get("curriculum"):
+            return f"chatgym.training.resume({str(self.folder)!r}, curriculum={curriculum['function']})"
         return f"chatgym train {self.config['agent']} --run {shlex.quote(str(self.folder))} --resume"
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Read the ``config.json`` of a run, given by its path or by the run folder.
+
+    Raises:
+        InvalidValue: There is none, it is something else's, or of another format version.
+        Corrupted: It can't be read.
+    """
+    path = given(path)
+    path = path / "config.json" if path.is_dir() else path
+    config = read_object(path, "run", "`chatgym train` makes one", "train again, into another folder")
+    if config.get("format") != FORMAT:
+        raise InvalidValue(f"{path.parent} holds no run: {path} is something else's")
+    if config.get("version") != VERSION:
+        raise InvalidValue(f"{path.parent} is a run of version {config.get('version')}; this ChatGym reads {VERSION}")
+    if missing := ", ".join(sorted(KEYS - config.keys())):
+        raise Corrupted(f"{path} lacks {missing}; train again, into another folder")
+    return config
 
 
 def check_free(folder: Path, *, overwrite: bool = False) -> None:
@@ -357,32 +380,6 @@ def read_object(path: Path, what: str, remedy: str, mend: str) -> dict[str, Any]
         return dict(read_json(path).items())
     except (ValueError, AttributeError) as error:
         raise Corrupted(f"{path} can't be read ({error}); {mend}") from error
-
-
-def _save(agent: Agent, turns: int, folder: Path) -> None:
-    """Save an agent's files, and their digests in ``checkpoint.json``."""
-    agent.save(folder)
-    files = {path.relative_to(folder).as_posix(): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-    _write_checkpoint(folder, {"turns": turns, "files": files})
-
-
-def _write_checkpoint(folder: Path, about: Mapping[str, Any]) -> None:
-    """Write ``checkpoint.json``."""
-    atomic.write_text(folder / CHECKPOINT, json.dumps(about, indent=2) + "\n")
-
-
-def _read_checkpoint(folder: Path) -> dict[str, Any]:
-    """Return the content of ``checkpoint.json``: ``turns`` and ``files``, name to SHA-256.
-
-    Raises:
-        Corrupted: It can't be read.
-    """
-    path = folder / CHECKPOINT
-    try:
-        found = read_json(path)
-        return {**found, "turns": int(found["turns"]), "files": dict(found["files"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Corrupted(f"{path} can't be read ({error}); restore it or train again (--overwrite)") from error
 
 
 def _json_lines(records: Sequence[Mapping[str, Any]]) -> str:
