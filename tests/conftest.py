@@ -68,8 +68,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MiB."""
-    with mounted(tmp_path / "disk", "4m") as folder:
+    """A file system of 6 MiB."""
+    with mounted(tmp_path / "disk", "6m") as folder:
         yield folder
 
 

@@ -204,6 +204,9 @@ def test_options_of_each_type_reach_the_agent(chatgym: Chatgym, registry: plugin
         (("play", "--scenario", "chess"), "unknown scenario 'chess'"),
         (("scenarios", "chess"), "'customer_service'"),
         (("pull", "gpt"), "'smollm2-135m'"),
+        (("evaluate", "expert", "--reward-weight", "reward_model=1"), "known: 'mood', 'outcome'"),
+        (("evaluate", "expert", "--reward-weight", "time=inf"), "finite number"),
+        (("play", "--reward-weight", "tim=0"), "Did you mean 'time'?"),
         (("pull", "--check", "--force"), "choose one"),
     ],
 )
@@ -301,6 +304,72 @@ def test_resume_changes_nothing_but_the_length(
     said = chatgym(*args, "--run", trained)
     assert said.code == 2
     assert named in said.err
+
+
+def test_a_configuration_repeats_its_run(chatgym: Chatgym) -> None:
+    assert chatgym("train", "qlearning", *SMALL, "--seed", "3", "--reward-weight", "time=0.03", "--double").code == 0
+    said = chatgym("train", "--config", "runs/qlearning/config.json", "--run", "again", "--double", "--seed", 3)
+    assert (said.code, said.err) == (0, "")
+    first, again = Run.open("runs/qlearning"), Run.open("again")
+    assert again.config == first.config
+    untimed = [[{**line, "seconds": 0} for line in run.metrics()] for run in (first, again)]
+    assert untimed[0] == untimed[1]
+    assert (again.model / "tables.npz").read_bytes() == (first.model / "tables.npz").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (("--seed", "3"), "has --seed 0, not 3: leave out --seed, or train without --config"),
+        (("--steps", "5", "--no-double", "--num-envs", "9"), "--steps 20000, not 5; --num-envs 200, not 9"),
+        (("--scenario", "social", "--error-rate", "0.3"), "--scenario customer_service, not social; --error-rate 0.1"),
+        (
+            ("--reward-weight", "time=9", "--log", "csv"),
+            f"time={SCENARIO.reward_terms['time']:g}, not time=9; --log none, not csv",
+        ),
+        (("--from-study", "s"), "leave out one"),
+        (("--resume",), "leave out --config"),
+        ((), "name another folder"),
+    ],
+)
+def test_a_configuration_is_repeated_as_it_is(
+    chatgym: Chatgym, trained: Path, args: tuple[str, ...], named: str
+) -> None:
+    said = chatgym("train", "--config", trained / "config.json", "--run", "again" if args else trained, *args)
+    assert said.code == 2
+    assert named in said.err
+    assert not Path("again").exists()
+    assert "trains qlearning, not dqn" in chatgym("train", "dqn", "--config", trained).err
+    assert chatgym("train", "--config=nowhere/config.json").err.count("\n") == 1
+
+
+def test_resuming_a_finished_run_prints_its_result_again(chatgym: Chatgym) -> None:
+    first = chatgym("train", "qlearning", *SMALL)
+    before = {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
+    again = chatgym("train", "qlearning", "--resume")
+    assert (again.code, again.out, again.err) == (0, first.out, "")
+    assert chatgym("train", "qlearning", "--resume", "--steps", 20000, "--json").code == 0  # no more than it has
+    assert {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()} == before
+    config = json.loads(Path("runs/qlearning/config.json").read_text())
+    config["identity"]["sha256"] = "0" * 64
+    Path("runs/qlearning/config.json").write_text(json.dumps(config))
+    assert chatgym("train", "qlearning", "--resume").code == 0  # also where it couldn't be trained further
+    assert chatgym("train", "qlearning", "--resume", "--steps", 30000).code == 2
+
+
+def test_the_best_checkpoint_is_shown_and_measured(chatgym: Chatgym) -> None:
+    said = chatgym("train", "qlearning", *SMALL, "--seed", "3")
+    run = Run.open("runs/qlearning")
+    best = run.best()
+    assert best is not None
+    assert f"Best checkpoint: after {best['turns']:,} turns" in said.out
+    validation = ("--seed", run.config["validation_seed"], "--conversations", "40", "--json")
+    for name, line in (("best", best), ("last", run.metrics()[-1])):
+        found = json.loads(chatgym("evaluate", run.folder, "--checkpoint", name, *validation).out)
+        assert found["mean_return"] == line["mean_return"]
+    found = json.loads(chatgym("evaluate", "--compare", run.folder, "expert", "--checkpoint", "best", *validation).out)
+    assert found["agents"][0]["success_rate"]["value"] == best["success_rate"]["value"]
+    assert "has no checkpoints" in chatgym("evaluate", "expert", "--checkpoint", "best").err
 
 
 def test_ctrl_c_ends_with_130_and_the_command_that_goes_on(tmp_path: Path, chatgym: Chatgym) -> None:
@@ -458,6 +527,26 @@ def test_evaluate_can_change_the_error_rate_but_not_the_scenario(chatgym: Chatgy
     said = chatgym("evaluate", trained, "--conversations", 20, "--error-rate", "0.0", "--json")
     assert json.loads(said.out)["identity"]["error_model"]["rate"] == 0.0
     assert chatgym("evaluate", trained, "--scenario", "chess").code == 2
+
+
+def test_a_weight_of_a_reward_term_is_changed_on_the_command_line(chatgym: Chatgym, trained: Path) -> None:
+    def figures(*more: object) -> Any:
+        said = chatgym("evaluate", trained, "--conversations", "60", "--json", *more)
+        return json.loads(said.out)
+
+    plain, free = figures(), figures("--reward-weight", "time=0")
+    assert free["mean_return"]["value"] == pytest.approx(
+        plain["mean_return"]["value"] + SCENARIO.reward_terms["time"] * plain["mean_turns"]
+    )
+    assert free["identity"]["reward"]["weights"] == {**plain["identity"]["reward"]["weights"], "time": 0.0}
+    small = ("--steps", "2000", "--num-envs", "200", "--conversations", "40")
+    assert chatgym("train", "qlearning", *small, "--reward-weight", "time=0", "--reward-weight", "mood=1").code == 0
+    assert Run.open("runs/qlearning").config["arguments"]["reward_weights"] == {"time": 0.0, "mood": 1.0}
+    said = chatgym("evaluate", "runs/qlearning", "--conversations", "60", "--reward-weight", "mood=0")
+    assert "reward weights 0 for time and 0 for mood" in said.out  # the run's other weights stay
+    paid = chatgym("play", "--seed", "7", "--reward-weight", "time=100", typed="greet\nq\n")
+    assert float(paid.out.split("greet, reward ")[1].split()[0].rstrip(")")) < -90
+    assert chatgym("play", trained, "--as-partner", "--reward-weight", "time=1").code == 2
 
 
 @pytest.mark.parametrize("agent", ["random", "expert"])

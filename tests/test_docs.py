@@ -1,5 +1,6 @@
 """README and docs: their Python runs, their commands parse, their links lead somewhere, the CLI page is fresh."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -10,10 +11,13 @@ import pytest
 import typer
 
 from chatgym.cli.app import app
+from chatgym.cli.repeat import with_agent
+from chatgym.training import run
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+CONFIG = json.dumps({**dict.fromkeys(run.KEYS), "format": run.FORMAT, "version": run.VERSION, "agent": "qlearning"})
 SHELLS = ("bash", "console", "sh")
 
 
@@ -51,10 +55,11 @@ def test_the_commands_of_a_page_are_understood(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for line in commands_of(page):
         for file in re.findall(r"\S+\.(?:jsonl|json|sqlite)\b", line):
-            Path(file).touch()  # some options ask for a file that exists
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
+            Path(file).write_text(CONFIG if file.endswith("config.json") else "")  # some options read a file
         command, (name, *arguments) = typer.main.get_command(app), ("chatgym", *shlex.split(line))
         while hasattr(command, "list_commands") and arguments[0] != "--help":
-            name, *arguments = arguments
+            name, *arguments = with_agent(arguments)
             command = command.get_command(typer.Context(command), name)
             assert command is not None, f"`chatgym {line}`: no command {name}"
         if "--help" not in arguments:

@@ -20,7 +20,7 @@ from chatgym.evaluation.intervals import bootstrap_mean, wilson
 from chatgym.evaluation.references import Scale
 from chatgym.evaluation.rollouts import run_conversations
 from chatgym.storage import atomic
-from chatgym.training import Run, resume, train
+from chatgym.training import Run, repeat, resume, train
 from chatgym.training.run import find_agent, versions
 from chatgym.training.trainer import VALIDATION_SEED
 
@@ -66,7 +66,7 @@ def run(finished, tmp_path):
 def test_a_run_leaves_all_that_is_needed_to_look_at_it_and_to_repeat_it(finished):
     run = Run.open(finished)
     assert {path.name for path in finished.iterdir()} == {
-        ".lock", "config.json", "metrics.jsonl", "model", "curve.png", "transcripts.jsonl",
+        ".lock", "config.json", "metrics.jsonl", "model", "best", "curve.png", "transcripts.jsonl",
     }  # fmt: skip
     config = run.config
     assert (config["agent"], config["seed"], config["total_steps"], config["scenario"]) == (
@@ -151,11 +151,11 @@ def progress(turns, metrics):
         os.kill(os.getpid(), getattr(signal, how))
 def die(*arguments):
     os.kill(os.getpid(), signal.SIGKILL)
-if how == "in the folders":  # the second checkpoint's: the old model is away, the new one isn't there
+if how == "in the folders":  # 3: the second checkpoint's old model is away; 4: the new one is there; 5: so for best/
     rename, renames = os.rename, []
     def counted(*arguments):
         renames.append(rename(*arguments))
-        if len(renames) == 4:  # the first checkpoint has nothing to put away
+        if len(renames) == int(sys.argv[4]):  # the first checkpoint has nothing to put away
             die()
     os.rename, progress = counted, None
 if how == "before the folders":  # the metrics have a line more than the model
@@ -191,7 +191,10 @@ def interrupt(folder, how, step=0):
         ("SIGKILL", 1),
         ("before the folders", 1),
         ("before the folders", 3),
-        ("in the folders", 0),
+        ("in the folders", 1),
+        ("in the folders", 3),
+        ("in the folders", 4),
+        ("in the folders", 5),
         ("in a line", 0),
     ],
 )
@@ -229,12 +232,228 @@ def test_resuming_a_finished_run_changes_nothing_and_more_steps_make_it_longer(f
         resume(run.folder, total_steps=0)
 
 
+def test_a_finished_run_is_left_as_it_is_and_one_that_was_killed_just_before_is_finished(finished, run, monkeypatch):
+    monkeypatch.setattr(find_agent("qlearning"), "learn", None)  # nothing is to be learned
+    before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*") if path.name != ".lock"}
+    assert resume(run.folder).finished
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    monkeypatch.undo()
+    about = json.loads((run.model / "checkpoint.json").read_text())
+    del about["finished"]
+    (run.model / "checkpoint.json").write_text(json.dumps(about))
+    for name in ("curve.png", "transcripts.jsonl"):
+        (run.folder / name).unlink()
+    assert not run.finished
+    assert resume(run.folder).finished
+    assert content(run.folder) == content(finished)
+
+
+# -- The best checkpoint ---------------------------------------------------------------------------------------
+
+
+def measured(run, checkpoint):
+    agent = run.agent(checkpoint)
+    result = evaluate(agent, run.task, conversations=20, seed=VALIDATION_SEED, references=False)
+    return agent.turns, result.success_rate.value, result.mean_return.value
+
+
+def test_the_best_checkpoint_is_that_of_the_best_evaluation(finished):
+    run = Run.open(finished)
+    ranked = [(line["success_rate"]["value"], line["mean_return"]["value"]) for line in run.metrics()]
+    best = run.metrics()[ranked.index(max(ranked))]
+    assert run.best() == best
+    assert measured(run, "best") == (best["turns"], *max(ranked))
+    assert measured(run, "last") == (run.turns, *ranked[-1])
+    with pytest.raises(InvalidValue, match=r"unknown checkpoint 'bes'.*Did you mean 'best'"):
+        run.agent("bes")
+
+
+def line(turns, success, mean):
+    return {"turns": turns, "success_rate": {"value": success}, "mean_return": {"value": mean}}
+
+
+def test_success_counts_before_return_and_the_first_of_equals_is_kept(tmp_path):
+    run = Run.create(tmp_path / "run", {"agent": "qlearning"})
+    agent = find_agent("qlearning")(Task().find_scenario())
+    kept = []
+    for turns, success, mean in ((0, 0.1, -1.0), (1, 0.1, -1.5), (2, 0.2, -2.0), (3, 0.2, -2.0), (4, 0.2, -1.9)):
+        run.checkpoint(agent, turns, line(turns, success, mean))
+        kept.append(json.loads((run.folder / "best" / "checkpoint.json").read_text())["turns"])
+    assert kept == [0, 0, 2, 2, 4]
+    run.checkpoint(agent, 5)  # after Ctrl-C: it has no evaluation
+    assert json.loads((run.folder / "best" / "checkpoint.json").read_text())["turns"] == 4
+
+
+def test_a_run_without_its_best_checkpoint_says_so(run):
+    shutil.rmtree(run.folder / "best")
+    with pytest.raises(InvalidValue, match=r"no best checkpoint: .* take the last one"):
+        run.agent("best")
+    longer = resume(run.folder, total_steps=STEPS + 64)
+    assert (run.folder / "best").exists() == (longer.best()["turns"] == longer.turns)  # only if the last one is better
+
+
+def test_a_damaged_best_checkpoint_is_reported_and_the_last_is_not_touched_by_it(run):
+    assert (run.folder / "best" / "tables.npz").stat().st_size
+    flip(run.folder / "best" / "tables.npz")
+    with pytest.raises(Corrupted, match=r"best/tables.npz isn't as it was saved"):
+        run.agent("best")
+    run.agent()
+
+
 def test_a_run_of_another_simulator_is_not_gone_on_with(run):
     config = json.loads((run.folder / "config.json").read_text())
     config["arguments"]["error_rate"] = 0.2
     (run.folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(InvalidValue, match=r"was trained with another simulator .*train again"):
         resume(run.folder)
+
+
+# -- Curricula -------------------------------------------------------------------------------------------------
+
+
+def harder(turns):
+    return {"error_rate": 0.5 * min(turns / STEPS, 1.0), "max_turns": 6 if turns < 2 * EVERY else 12}
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    """The folder of a run with a curriculum; not to be changed."""
+    folder = tmp_path_factory.mktemp("taught") / "run"
+    train("qlearning", folder, **ARGUMENTS, curriculum=harder)
+    return folder
+
+
+def test_a_curriculum_changes_the_conversations_before_each_iteration(tmp_path, monkeypatch):
+    learner, seen = find_agent("qlearning"), []
+    learn = learner.learn
+
+    def watched(self, make_envs, total_steps, callback):
+        def told(turns, metrics):
+            callback(turns, metrics)
+            seen.append((turns, made[-1].room.error_rate, made[-1].room.max_turns))
+
+        made = []
+        learn(self, lambda *args, **more: made.append(make_envs(*args, **more)) or made[-1], total_steps, told)
+
+    monkeypatch.setattr(learner, "learn", watched)
+    run = train("qlearning", tmp_path / "run", **ARGUMENTS, curriculum=harder)
+    assert len(seen) > 100
+    assert all((rate, most) == tuple(harder(turns).values()) for turns, rate, most in seen)
+    assert [line["curriculum"] for line in run.metrics()] == [harder(line["turns"]) for line in run.metrics()]
+    assert run.config["curriculum"]["function"] == "harder"
+    assert run.config["curriculum"]["values"][1] == {"turns": EVERY, **harder(EVERY)}
+
+
+def test_a_curriculum_changes_what_is_learned_but_not_the_evaluations(finished, taught):
+    run = Run.open(taught)
+    assert content(taught)["model/tables.npz"] != content(finished)["model/tables.npz"]
+    result = evaluate(run.agent(), Task(), conversations=20, seed=VALIDATION_SEED)
+    assert run.metrics()[-1]["mean_return"] == dataclasses.asdict(result.mean_return)
+
+
+def test_a_curriculum_that_gives_the_task_s_own_arguments_changes_nothing(finished, tmp_path):
+    train("qlearning", tmp_path / "run", **ARGUMENTS, curriculum=lambda turns: {"error_rate": 0.1} if turns else {})
+    assert content(tmp_path / "run")["model/tables.npz"] == content(finished)["model/tables.npz"]
+
+
+@pytest.mark.parametrize("after", [EVERY - 64, 3 * EVERY - 640])
+def test_a_killed_run_with_a_curriculum_ends_as_if_it_had_not_been(taught, tmp_path, after):
+    def kill(turns, metrics):
+        if turns > after:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        train("qlearning", tmp_path / "run", **ARGUMENTS, curriculum=harder, progress=kill)
+    with pytest.raises(
+        InvalidValue, match=r"with a curriculum, the function harder; .*resume\(.*, curriculum=harder\)`"
+    ):
+        resume(tmp_path / "run")
+    with pytest.raises(InvalidValue, match=r"gives \{\} after 0 turns, the run's harder gave \{'error_rate': 0.0"):
+        resume(tmp_path / "run", curriculum=lambda turns: {})
+    resume(tmp_path / "run", curriculum=harder)
+    assert content(tmp_path / "run") == content(taught)
+    assert resume(tmp_path / "run").finished  # needs no curriculum any more
+
+
+def test_a_longer_run_goes_on_with_its_curriculum_and_a_plain_one_with_none(taught, run, tmp_path):
+    longer = resume(shutil.copytree(taught, tmp_path / "taught"), total_steps=STEPS + EVERY, curriculum=harder)
+    assert longer.config["curriculum"]["values"][-1]["turns"] == STEPS + EVERY
+    with pytest.raises(InvalidValue, match="begun without a curriculum"):
+        resume(run.folder, total_steps=STEPS + EVERY, curriculum=harder)
+
+
+@pytest.mark.parametrize(
+    ("gives", "words"),
+    [
+        (None, "returns a dict of error_rate or max_turns, not None"),
+        ({"error_rat": 0.1}, "Did you mean 'error_rate'"),
+        ({"error_rate": 2}, "error_rate 2 after 0 turns; it is a probability"),
+        ({"error_rate": "much"}, "it is a probability"),
+        ({"max_turns": 21}, "a whole number from 1 to the task's, 20"),
+        ({"max_turns": 2.5}, "a whole number"),
+        ({"max_turns": True}, "a whole number"),
+    ],
+)
+def test_what_no_curriculum_gives_is_refused_before_anything_is_written(tmp_path, gives, words):
+    with pytest.raises(InvalidValue, match=words):
+        train("qlearning", tmp_path / "run", **ARGUMENTS, curriculum=lambda turns: gives)
+    assert not (tmp_path / "run").exists()
+
+
+# -- Repeating a run -------------------------------------------------------------------------------------------
+
+
+def test_a_repeated_run_is_the_same(finished, taught, tmp_path):
+    elsewhere = shutil.copy(finished / "config.json", tmp_path / "theirs.json")
+    repeat(elsewhere, tmp_path / "again")
+    assert content(tmp_path / "again") == content(finished)
+    with pytest.raises(InvalidValue, match=r"names a curriculum, .*repeat\(.*, FOLDER, curriculum=harder\)"):
+        repeat(taught, tmp_path / "taught")
+    with pytest.raises(InvalidValue, match=r"had no curriculum"):
+        repeat(finished, tmp_path / "taught", curriculum=harder)
+    repeat(taught, tmp_path / "taught", curriculum=harder)
+    assert content(tmp_path / "taught") == content(taught)
+
+
+@pytest.mark.parametrize("lengthened_after", [STEPS, 2 * EVERY + 640])
+def test_a_run_that_was_lengthened_is_repeated_so(tmp_path, lengthened_after):
+    def stop(turns, metrics):
+        if turns >= lengthened_after and turns < STEPS:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with contextlib.suppress(KeyboardInterrupt):
+        train("qlearning", tmp_path / "run", **ARGUMENTS, progress=stop)
+    done = Run.open(tmp_path / "run").turns
+    assert done == about(lengthened_after)
+    run = resume(tmp_path / "run", total_steps=STEPS + EVERY)
+    assert run.config["stages"] == [{"total_steps": STEPS, "until": done}]
+    repeat(tmp_path / "run", tmp_path / "again")
+    assert content(tmp_path / "again") == content(tmp_path / "run")
+    at_once = train("qlearning", tmp_path / "at once", **{**ARGUMENTS, "total_steps": STEPS + EVERY})
+    assert content(at_once.folder)["model/tables.npz"] != content(run.folder)["model/tables.npz"]  # ε falls otherwise
+
+
+def test_a_run_of_other_versions_is_repeated_with_a_warning_and_of_another_simulator_not(finished, tmp_path):
+    config = json.loads((finished / "config.json").read_text())
+
+    def given(**changes):
+        (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
+        return tmp_path / "config.json"
+
+    small = {"total_steps": 64, "versions": {**config["versions"], "numpy": "1.0"}}
+    small["settings"] = {name: value for name, value in config["settings"].items() if name != "double"}
+    with pytest.warns(UserWarning, match=r"numpy 1.0 there, .* here; double unknown there, False here"):
+        repeat(given(**small), tmp_path / "other versions")
+    identity = {**config["identity"], "sha256": "0" * 64, "error_model": {}}
+    with pytest.raises(InvalidValue, match=r"another simulator \(error model differ\).*install .*\(chatgym 0"):
+        repeat(given(identity=identity), tmp_path / "refused")
+    with pytest.raises(InvalidValue, match=r"another simulator \(validation seeds differ\)"):
+        repeat(given(validation_seed=5), tmp_path / "refused")
+    with pytest.raises(InvalidValue, match="unknown agent 'theirs'"):
+        repeat(given(agent="theirs"), tmp_path / "refused")
+    with pytest.raises(InvalidValue, match="unknown setting 'gone'"):
+        repeat(given(settings={"gone": 1}), tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
 
 
 # -- Folders that are taken or damaged -------------------------------------------------------------------------
@@ -368,7 +587,7 @@ def fill(folder):
 
 
 def test_a_disk_that_fills_up_leaves_the_checkpoint_before_and_the_run_can_be_resumed(finished, tmp_path, disk):
-    """Tables of 6,018 states take 1.4 MB: the disk of 4 MB holds the old and the new checkpoint, but not with more."""
+    """Tables of 6,018 states take 1.4 MB: the disk of 6 MB holds the best, old and new checkpoint, but no more."""
     told = []
 
     def progress(turns, metrics):

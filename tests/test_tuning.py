@@ -174,9 +174,10 @@ def test_a_grid_tries_each_point_once_and_finds_the_best(tmp_path: Path) -> None
     assert finished(study)[0].params == {"x": 0.3, "y": 2}
     best = json.loads((tmp_path / "study" / "best.json").read_text())
     assert (best["settings"], best["mean_return"]) == ({"x": 0.3, "y": 2}, study.best_value)
+    assert (best["scenario"], best["arguments"], best["steps"], best["seeds"]) == ("customer_service", {}, 100, [0])
     rows = list(csv.DictReader((tmp_path / "study" / "trials.csv").open()))
     assert len(rows) == 9
-    assert max(rows, key=lambda row: float(row["mean_return"]))["x"] == "0.3"
+    assert max(rows, key=lambda row: float(row["trial_mean_return"]))["x"] == "0.3"
     assert (tmp_path / "study" / "study.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -194,6 +195,28 @@ def test_a_heat_map_shows_each_point_where_it_belongs(tmp_path: Path) -> None:
 def test_a_trial_is_the_mean_over_its_seeds(tmp_path: Path) -> None:
     tune(plan(params=("x=0.2,0.3",), seeds=(4, 5)), tmp_path / "study")
     assert sorted(Toy.trained) == [(0.2, 1, 4), (0.2, 1, 5), (0.3, 1, 4), (0.3, 1, 5)]
+
+
+def test_the_table_of_trials_has_a_row_for_each_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    act = Toy.act
+
+    def by_seed(self: Toy, observations: Any, **how: Any) -> Any:
+        return act(self, observations, **how) if self.seed == 4 else np.zeros(len(observations), int)
+
+    monkeypatch.setattr(Toy, "act", by_seed)
+    study = tune(plan(params=("x=0.2,0.3",), seeds=(4, 5)), tmp_path / "study")
+    rows = list(csv.DictReader((tmp_path / "study" / "trials.csv").open()))
+    assert [(row["x"], row["seed"], row["turns"]) for row in rows] == [
+        ("0.2", "4", "100"), ("0.2", "5", "100"), ("0.3", "4", "100"), ("0.3", "5", "100"),
+    ]  # fmt: skip
+    for trial in study.trials:
+        one, other = (row for row in rows if int(row["trial"]) == trial.number)
+        returns = [float(row["mean_return"]) for row in (one, other)]
+        assert returns[0] != returns[1]
+        assert sum(returns) / 2 == pytest.approx(trial.value)
+        assert {float(row["trial_mean_return"]) for row in (one, other)} == {trial.value}
+    best = json.loads((tmp_path / "study" / "best.json").read_text())
+    assert [result["seed"] for result in best["results"]] == best["seeds"] == [4, 5]
 
 
 @pytest.mark.parametrize("method", ["random", "tpe"])
@@ -214,6 +237,12 @@ def test_bad_trials_are_ended_early_and_a_grid_s_are_not(tmp_path: Path) -> None
     median = np.median([trial.value for trial in finished(study)])
     worst = [trial for trial in study.trials if trial.state.name == "PRUNED"]
     assert all(max(trial.intermediate_values.values()) < median for trial in worst)
+    rows = {int(row["trial"]): row for row in csv.DictReader((tmp_path / "study" / "trials.csv").open())}
+    for trial in worst:
+        row = rows[trial.number]
+        assert (row["state"], row["trial_mean_return"]) == ("pruned", "")
+        assert float(row["mean_return"]) == list(trial.intermediate_values.values())[-1]
+        assert 20 <= int(row["turns"]) < 100
     whole = tune(plan(), tmp_path / "grid")
     assert {trial.state.name for trial in whole.trials} == {"COMPLETE"}
     assert not any(trial.intermediate_values for trial in whole.trials)  # nor are they evaluated on the way
@@ -461,6 +490,45 @@ def test_tune_prints_the_best_and_train_uses_them(chatgym: Chatgym, tmp_path: Pa
     assert Run.open("runs/toy").config["settings"]["x"] == 0.3
 
 
+ELSEWHERE = (
+    "--scenario", "social", "--error-rate", 0.3, "--max-turns", 12, "--reward-weight", "time=0.05",
+)  # fmt: skip
+
+
+def test_training_from_a_study_is_in_the_study_s_task(chatgym: Chatgym, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Toy, "act", lambda self, observations, **how: np.zeros(len(observations), int))
+    small = ("--steps", 100, "--conversations", 20)
+    assert chatgym("tune", "toy", "--method", "grid", "--param", "x=0.2,0.3", *small, *ELSEWHERE).code == 0
+    train = ("train", "toy", "--from-study", "studies/toy", *small)
+    assert chatgym(*train).code == 0
+    config = Run.open("runs/toy").config
+    arguments = {"error_rate": 0.3, "max_turns": 12, "reward_weights": {"time": 0.05}}
+    assert (config["scenario"], config["arguments"]) == ("social", arguments)
+    best = json.loads(Path("studies/toy/best.json").read_text())
+    assert (best["scenario"], best["arguments"], best["steps"]) == ("social", arguments, 100)
+    said = chatgym(*train, "--overwrite", *ELSEWHERE, "--reward-weight", "outcome=1")  # says the same
+    assert (said.code, said.err) == (0, "")
+    for option, value in (("--scenario", "education"), ("--error-rate", 0.1), ("--reward-weight", "time=0.02")):
+        said = chatgym(*train, "--run", "other", option, value)
+        assert said.code == 2
+        assert "studies/toy has" in said.err
+        assert f", not {value}: leave out {option}, or" in said.err
+    assert not Path("other").exists()
+
+
+def test_a_study_of_another_simulator_gives_its_settings_with_a_warning(chatgym: Chatgym) -> None:
+    assert chatgym("tune", "toy", "--method", "grid", "--param", "x=0.3", "--conversations", 20).code == 0
+    study = json.loads(Path("studies/toy/study.json").read_text())
+    Path("studies/toy/study.json").write_text(json.dumps({**study, "identity": "0" * 64}))
+    said = chatgym("train", "toy", "--from-study", "studies/toy", "--steps", 100, "--conversations", 20)
+    assert said.code == 0
+    assert "was tuned in another version of customer_service" in said.err
+    del study["scenario"]
+    Path("studies/toy/study.json").write_text(json.dumps(study))
+    said = chatgym("train", "toy", "--from-study", "studies/toy", "--overwrite")
+    assert (said.code, "lacks its task" in said.err) == (1, True)
+
+
 def test_the_documented_grid_over_learning_rate_and_discount_factor_works(chatgym: Chatgym) -> None:
     said = chatgym(
         "tune", "qlearning", "--method", "grid", "--steps", 10_000, "--conversations", 20,
@@ -476,6 +544,10 @@ def test_the_documented_grid_over_learning_rate_and_discount_factor_works(chatgy
         (("tune", "toy", "--param", "x=2"), "allowed is 0.0 to 1.0"),
         (("tune", "expert"), "nothing to tune"),
         (("tune", "nobody"), "unknown agent"),
+        (("tune", "toy", "--reward-weight", "tim=1"), "Did you mean 'time'?"),
+        (("tune", "toy", "--reward-weight", "time=much"), "write it as time=0.5"),
+        (("train", "toy", "--reward-weight", "time=1", "--reward-weight", "time=2"), "names time twice"),
+        (("train", "toy", "--reward-weight", "reward_model=1"), "unknown reward term 'reward_model'"),
         (("train", "toy", "--from-study", "nowhere"), "holds no study"),
     ],
 )

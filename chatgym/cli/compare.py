@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatgym.cli import results
 from chatgym.cli.options import check_output, print_json
+from chatgym.cli.tasks import reweighted
 from chatgym.cli.terminal import console, percent, progress_bar, table
 from chatgym.errors import InvalidValue, unknown
 
@@ -33,7 +34,7 @@ class Outputs:
 
 def find_agent_and_task(
     run_or_agent: str, scenario: str | None, changes: Mapping[str, Any], settings: Sequence[str] = (),
-    llm: str | None = None, *, other_simulator: bool = False,
+    llm: str | None = None, checkpoint: str = "last", *, other_simulator: bool = False,
 ) -> tuple[Agent, Task]:  # fmt: skip
     """Return the agent of a run folder or of a name, and the task to evaluate it in.
 
@@ -43,6 +44,7 @@ def find_agent_and_task(
         changes: Changed arguments of the environment; None: the run's, or the scenario's.
         settings: Settings of an agent without a run, each ``"name=value"``.
         llm: Its model, if it is a language model.
+        checkpoint: Which checkpoint of a run, ``"last"`` or ``"best"``.
         other_simulator: Whether a run may have been trained in another simulator than the one here.
 
     Raises:
@@ -55,6 +57,7 @@ def find_agent_and_task(
     from chatgym.training.search_space import read_settings
 
     changed = {name: value for name, value in changes.items() if value is not None}
+    weights = changed.pop("reward_weights", {})
     agents = plugins.load().agents
     if run_or_agent in agents and not (Path(run_or_agent) / "config.json").exists():
         made_by = agents[run_or_agent]
@@ -63,7 +66,9 @@ def find_agent_and_task(
                 f"the agent {run_or_agent!r} must be trained first; run `chatgym train {run_or_agent}`, "
                 f"then `chatgym evaluate runs/{run_or_agent}`"
             )
-        task = Task(scenario or "customer_service", changed)
+        if checkpoint != "last":
+            raise InvalidValue(f"the agent {run_or_agent!r} has no checkpoints; leave out --checkpoint")
+        task = reweighted(Task(scenario or "customer_service", changed), weights)
         given = read_settings(made_by.Config, settings)
         if llm is not None and is_llm_agent(made_by):
             given["llm"] = llm
@@ -78,7 +83,7 @@ def find_agent_and_task(
         raise InvalidValue(f"{run_or_agent} was trained for {run.task.scenario!r}, it knows nothing of {scenario!r}")
     if not other_simulator:
         run.check_simulator("a score here isn't what it learned for: train again, go on anyway (--other-simulator)")
-    return run.agent(), Task(run.task.scenario, {**run.task.arguments, **changed})
+    return run.agent(checkpoint), reweighted(Task(run.task.scenario, {**run.task.arguments, **changed}), weights)
 
 
 def is_llm_agent(agent: Any) -> bool:
@@ -88,7 +93,7 @@ def is_llm_agent(agent: Any) -> bool:
 
 def compare_all(
     names: Sequence[str], scenario: str | None, changes: Mapping[str, Any], conversations: int, seed: int, to: Outputs,
-    *, other_simulator: bool = False,
+    checkpoint: str = "last", *, other_simulator: bool = False,
 ) -> None:  # fmt: skip
     """Compare runs and agents, draw the picture, and print the tables or JSON."""
     from chatgym.evaluation import compare
@@ -99,7 +104,7 @@ def compare_all(
 
     check_picture(to.picture)
     check_output(to.picture, "--picture", to.overwrite)
-    competitors = _competitors(names, scenario, changes, other_simulator)
+    competitors = _competitors(names, scenario, changes, checkpoint, other_simulator)
     with progress_bar("compare", conversations * len(competitors), "conversations") as progress:
         show = progress or (lambda count, metrics: None)
         found = compare(competitors, conversations=conversations, seed=seed, progress=lambda count: show(count, {}))
@@ -116,10 +121,9 @@ def compare_all(
 
 
 def _competitors(
-    names: Sequence[str], scenario: str | None, changes: Mapping[str, Any], other_simulator: bool
+    names: Sequence[str], scenario: str | None, changes: Mapping[str, Any], checkpoint: str, other_simulator: bool
 ) -> list[Competitor]:
     """Return the runs and agents; an agent that needs no training takes part in every task of the runs."""
-    from chatgym.envs.task import Task
     from chatgym.evaluation import Competitor
     from chatgym.training import Run
 
@@ -127,20 +131,19 @@ def _competitors(
         raise InvalidValue(f"a comparison takes at least two runs or agents, such as {names[0]} and expert")
     check_named_once(names)
     runs = {
-        name: find_agent_and_task(name, scenario, changes, other_simulator=other_simulator)
+        name: find_agent_and_task(name, scenario, changes, checkpoint=checkpoint, other_simulator=other_simulator)
         for name in names
         if _is_run(name)
     }
     tasks = {task.identity()["sha256"]: task for _, task in runs.values()}
-    changed = {name: value for name, value in changes.items() if value is not None}
-    tasks = tasks or {"": Task(scenario or "customer_service", changed)}
+    tasks = tasks or {"": find_agent_and_task(names[0], scenario, changes)[1]}
     competitors = []
     for name in names:
         if name in runs:
             competitors.append(Competitor(name, *runs[name], Run.open(name).config))
         else:
             for task in tasks.values():
-                agent, _ = find_agent_and_task(name, task.scenario, task.arguments)
+                agent, _ = find_agent_and_task(name, task.scenario, {})
                 competitors.append(Competitor(name, agent, task, {"agent": name}))
     return competitors
 
@@ -251,10 +254,7 @@ def _failures(found: Comparison, name: str) -> Table:
 
 def _notes(found: Comparison) -> str:
     """Return the notes below the tables: tasks, seeds and terms."""
-    tasks = [
-        ", ".join([name, *(f"{key.replace('_', ' ')} {value}" for key, value in task.arguments.items())])
-        for name, task in found.tasks.items()
-    ]
+    tasks = [", ".join([name, *task.describe_arguments()]) for name, task in found.tasks.items()]
     seeds = f"test seeds {found.seed} to {found.seed + found.conversations - 1}"
     single = ", ".join(found.without_variance)
     lacking = f"the variance of training is missing for {single}: train at least three seeds of each agent\n"

@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,8 @@ import typer
 
 from chatgym.cli import budget, llm_agent, results
 from chatgym.cli.compare import Outputs, compare_all, find_agent_and_task, is_llm_agent
-from chatgym.cli.options import PARTNER, AsJson, Overwrite, check_output, print_json
+from chatgym.cli.options import PARTNER, AsJson, Overwrite, RewardWeight, check_output, print_json
+from chatgym.cli.tasks import read_weights
 from chatgym.cli.terminal import console, measures, percent, progress_bar, table
 from chatgym.errors import InvalidValue, Unavailable
 
@@ -26,6 +28,13 @@ if TYPE_CHECKING:
     from chatgym.evaluation import Evaluation
 
 SEED = 0  # chatgym.evaluation.evaluation.EVALUATION_SEED, which isn't imported for --help
+
+
+class Checkpoint(str, Enum):
+    """The checkpoints of a run, see `chatgym.training.run`."""
+
+    last = "last"
+    best = "best"
 
 
 def evaluate(
@@ -78,6 +87,10 @@ def evaluate(
             min=1, metavar="N", help="Most turns of a conversation.", show_default="the run's, or the scenario's"
         ),
     ] = None,
+    reward_weight: RewardWeight = None,
+    checkpoint: Annotated[
+        Checkpoint, typer.Option(help="Which checkpoint of a run: its last, or the one with the best evaluation.")
+    ] = Checkpoint.last,
     other_simulator: Annotated[
         bool,
         typer.Option(
@@ -145,11 +158,14 @@ def evaluate(
       chatgym evaluate llm --llm openai:https://host/v1#big --set tools=true --max-tokens 5000000
       chatgym evaluate runs/qlearning --conversations 20 --trace t.jsonl && chatgym replay t.jsonl
       chatgym evaluate runs/ppo --sampled
+      chatgym evaluate runs/dqn --checkpoint best
       chatgym evaluate --compare runs/qlearning runs/dqn expert --picture scores.pdf --returns scores.csv
     """
     for path, flag in ((trace, "--trace"), (picture, "--picture"), (returns, "--returns")):
         check_output(path, flag, overwrite)
-    changes = {"error_rate": error_rate, "max_turns": max_turns}
+    changes = {
+        "error_rate": error_rate, "max_turns": max_turns, "reward_weights": read_weights(reward_weight or ()) or None,
+    }  # fmt: skip
     limits = {
         "max_requests": max_requests, "max_tokens": max_tokens, "max_cost": max_cost, "prompt_price": prompt_price,
         "completion_price": completion_price,
@@ -161,14 +177,16 @@ def evaluate(
                 "--sampled, --trace, --out and the limits, or evaluate one by one"
             )
         to = Outputs(picture or Path("compare.png"), returns, overwrite, as_json)
-        compare_all(what, scenario, changes, conversations, seed, to, other_simulator=other_simulator)
+        compare_all(
+            what, scenario, changes, conversations, seed, to, checkpoint.value, other_simulator=other_simulator
+        )
         return
     if len(what) > 1 or picture is not None:
         raise InvalidValue(
             f"only a comparison takes several, and --picture: chatgym evaluate --compare {' '.join(what)}"
         )
     agent, task = find_agent_and_task(
-        what[0], scenario, changes, settings or (), llm, other_simulator=other_simulator
+        what[0], scenario, changes, settings or (), llm, checkpoint.value, other_simulator=other_simulator
     )
     if not is_llm_agent(agent):
         if llm is not None and partner is not None:
@@ -335,7 +353,7 @@ def _print(result: Evaluation, what: str, task: Task) -> None:
     if result.wording is not None and result.wording["candidates"]:
         out.print()
         out.print(table(("wording", ""), _figures(result.wording), (1,)))
-    arguments = "".join(f", {name.replace('_', ' ')} {value}" for name, value in task.arguments.items())
+    arguments = "".join(f", {words}" for words in task.describe_arguments())
     scale = result.scale
     why = scale.why_no_score if scale else ""
     scored = f"{scale.references.zero} is 0, the expert 100, in the same conversations" if scale else ""

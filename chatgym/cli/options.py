@@ -30,6 +30,17 @@ ErrorRate = Annotated[
     float,
     typer.Option(min=0.0, max=1.0, metavar="X", help="Probability that the agent misunderstands an act or a value."),
 ]
+MaxTurns = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Most turns of a conversation.", show_default="the scenario's"),
+]
+RewardWeight = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="Weight of a reward term; can be repeated. `chatgym scenarios NAME` lists the terms and their weights.",
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue a run after Ctrl-C or a kill.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what the folder or file holds.")]
 

@@ -9,7 +9,8 @@ import typer
 
 from chatgym.cli import budget
 from chatgym.cli.dialogue import print_utterance, read_line
-from chatgym.cli.options import PartnerLLM
+from chatgym.cli.options import PartnerLLM, RewardWeight
+from chatgym.cli.tasks import read_weights, reweighted
 from chatgym.cli.terminal import console
 from chatgym.errors import InvalidValue, unknown
 
@@ -47,6 +48,7 @@ def play(
     as_partner: Annotated[
         bool, typer.Option("--as-partner", help="Be the partner of the agent trained in RUN, in your own words.")
     ] = False,
+    reward_weight: RewardWeight = None,
     max_requests: budget.MaxRequests = None,
     max_tokens: budget.MaxTokens = None,
     max_cost: budget.MaxCost = None,
@@ -77,15 +79,19 @@ def play(
         raise InvalidValue(f"{run} was trained for {opened.task.scenario!r}; leave out --scenario")
     if action not in SAID:
         raise unknown("--action", action, SAID)
+    weights = read_weights(reward_weight or ())
     if as_partner:
+        if weights:
+            raise InvalidValue("with --as-partner nothing is rewarded; leave out --reward-weight")
         talk_to(_check_partner(opened, llm), console())
         return
+    task = reweighted(opened.task if opened else Task(scenario or "customer_service"), weights)
     engine = budget.open_engine(
         llm, max_requests=max_requests, max_tokens=max_tokens, max_cost=max_cost, prompt_price=prompt_price,
         completion_price=completion_price,
     )  # fmt: skip
     with budget.explain_interruption(engine, "the utterances generated so far are kept"):
-        _play_agent(opened.task if opened else Task(scenario or "customer_service"), engine or llm, seed, action)
+        _play_agent(task, engine or llm, seed, action)
 
 
 def _check_partner(run: Run | None, llm: str) -> Run:

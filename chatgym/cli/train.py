@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from chatgym.cli import options
-from chatgym.cli.terminal import console, measures, progress_bar, table
+from chatgym.cli import options, repeat, tasks
+from chatgym.cli.terminal import console, measures, percent, progress_bar, table
 from chatgym.errors import InvalidValue
 
 if TYPE_CHECKING:
+    from chatgym.envs.task import Task
     from chatgym.training import Run
 
 NUMBER = {int: "N", float: "X"}
@@ -29,6 +30,10 @@ WITH_RESUME = {"run", "steps", "resume", "processes"}
 
 class Agents(TyperGroup):
     """A command for each agent, made when it is needed; listing the names imports no agent."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments; with --config, the agent may be left out."""
+        return super().parse_args(ctx, repeat.with_agent(args))
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names of the agents."""
@@ -64,18 +69,21 @@ app = typer.Typer(cls=Agents, no_args_is_help=True, rich_markup_mode=None, subco
 def train_group() -> None:
     """Train an agent into a run folder.
 
-    `chatgym train AGENT --help` lists the settings of an agent.
+    `chatgym train AGENT --help` lists the settings of an agent. With --config the agent may be left out.
 
     \b
     Examples:
       chatgym train qlearning                        into runs/qlearning
       chatgym train qlearning --run runs/short --steps 5000000 --learning-rate 0.3
       chatgym train qlearning --run runs/short --resume
+      chatgym train --config runs/short/config.json --run runs/again
       chatgym train qlearning --log tensorboard      and watch it: tensorboard --logdir runs
 
     A run folder holds config.json (everything to repeat the run), metrics.jsonl (one line for each evaluation), model/
-    (the agent), curve.png and transcripts.jsonl. After Ctrl-C or a kill, --resume continues the run and ends with the
-    same model as an uninterrupted one.
+    (the agent), best/ (the agent at its best evaluation: highest success rate, then highest mean return), curve.png and
+    transcripts.jsonl. After Ctrl-C or a kill, --resume continues the run and ends with the same model as an
+    uninterrupted one. With --resume a finished run prints its result again. --config repeats a run, also one from
+    another machine: with the same versions the result is the same.
     """
 
 
@@ -88,10 +96,8 @@ def _common(
     scenario: options.ScenarioName = "customer_service",
     seed: options.Seed = 0,
     error_rate: options.ErrorRate = 0.1,
-    max_turns: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Most turns of a conversation.", show_default="the scenario's"),
-    ] = None,
+    max_turns: options.MaxTurns = None,
+    reward_weight: options.RewardWeight = None,
     evaluate_every: Annotated[
         int | None,
         typer.Option(
@@ -108,9 +114,19 @@ def _common(
     ] = None,
     from_study: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Use the best settings of a `chatgym tune`; options here override them."),
+        typer.Option(
+            metavar="FOLDER", help="Use task and best settings of a `chatgym tune`; options here override settings."
+        ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run; more --steps make it longer.")] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Repeat the training of this config.json of a run; --run names the new folder."
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run; more --steps make it longer; a finished one is shown.")
+    ] = False,
     overwrite: options.Overwrite = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -194,25 +210,40 @@ def _train(
 
 def _begin(name: str, folder: Path, steps: int | None, given: set[str], values: Mapping[str, Any]) -> Run:
     """Create the run folder and train."""
-    from chatgym.envs.task import Task
     from chatgym.training import prepare
-    from chatgym.training.run import check_free
+    from chatgym.training.run import check_free, find_agent
 
     check_free(folder, overwrite=values["overwrite"])
-    arguments = {"error_rate": values["error_rate"]}
-    if values["max_turns"] is not None:
-        arguments["max_turns"] = values["max_turns"]
+    if values["config"] is not None:
+        again = repeat.prepare(name, folder, given, {**values, "steps": steps})
+        return _train_by(again, values.get("processes", 1))
     settings = {key.removeprefix(options.SETTING): values[key] for key in given if key.startswith(options.SETTING)}
     if values["from_study"] is not None:
         from chatgym.training.study import best_settings
 
         settings = {**best_settings(values["from_study"], name), **settings}
+        task = _study_task(values["from_study"], given, values)
+    else:
+        about = {key: values[key] for key in tasks.TASK_OPTIONS}
+        task = tasks.make_task(**about, learner=find_agent(name))
     prepared = prepare(
-        name, folder, task=Task(values["scenario"], arguments), total_steps=steps, seed=values["seed"],
+        name, folder, task=task, total_steps=steps, seed=values["seed"],
         settings=settings, evaluate_every=values["evaluate_every"], conversations=values["conversations"],
         log=values["log"] or (), overwrite=values["overwrite"],
     )  # fmt: skip
     return _train_by(prepared, values.get("processes", 1))
+
+
+def _study_task(study: Path, given: set[str], values: Mapping[str, Any]) -> Task:
+    """Return the task of a study, and check that the options of the command line say nothing else."""
+    from chatgym.training.study import tuned_task
+
+    task = tuned_task(study)
+    asked = {key: values[key] for key in tasks.TASK_OPTIONS if key in given}
+    if "reward_weight" in asked:
+        asked["reward_weight"] = tasks.read_weights(asked["reward_weight"])
+    tasks.check_agrees(asked, tasks.effective(task), str(study), "tune in the task that you train in")
+    return task
 
 
 def _train_by(run: Run, processes: int, steps: int | None = None) -> Run:
@@ -244,8 +275,9 @@ def _resume(name: str, folder: Path, steps: int | None, given: set[str], values:
     run = Run.open(folder)
     if run.config["agent"] != name:
         raise InvalidValue(f"{folder} trains another agent; go on with `{run.resume_command()}`")
-    total = run.config["total_steps"] if steps is None else steps
-    if total < (done := run.turns):
+    if steps in (None, run.config["total_steps"]) and run.finished:
+        return run
+    if steps is not None and steps < min(done := run.turns, run.config["total_steps"]):
         raise InvalidValue(f"{folder} is trained for {done:,} turns already; --steps can only make the training longer")
     return _train_by(run, values.get("processes", 1), steps)
 
@@ -264,8 +296,16 @@ def result_json(run: Run) -> dict[str, Any]:
     before, after = ({key: line[key] for key in MEASURES} for line in (lines[0], lines[-1]))
     return {
         "run": run.folder, "agent": config["agent"], "scenario": config["scenario"], "turns": lines[-1]["turns"],
-        "conversations": config["conversations"], "untrained": before, "trained": after,
+        "conversations": config["conversations"], "untrained": before, "trained": after, "best": _best_json(run),
     }  # fmt: skip
+
+
+def _best_json(run: Run) -> dict[str, Any] | None:
+    """Return turns and measures of the best checkpoint; None where none is kept."""
+    best = run.best()
+    if best is None or not (run.folder / "best").is_dir():
+        return None
+    return {key: best[key] for key in ("turns", *MEASURES)}
 
 
 def print_result(run: Run) -> None:
@@ -287,7 +327,10 @@ def print_result(run: Run) -> None:
         f"{config['conversations']:,} conversations in each evaluation; score: {scale}"
     )
     logged = "".join(f"{FORMATS[name]}, " for name in run.log)
-    out.print(f"Run folder: {run.folder} (model/, metrics.jsonl, {logged}curve.png, transcripts.jsonl)")
+    if best := _best_json(run):
+        success, value = percent(best["success_rate"]["value"]), best["mean_return"]["value"]
+        out.print(f"Best checkpoint: after {best['turns']:,} turns, success rate {success}, mean return {value:.3f}")
+    out.print(f"Run folder: {run.folder} (model/, best/, metrics.jsonl, {logged}curve.png, transcripts.jsonl)")
     folder = shlex.quote(str(run.folder))
-    out.print(f"Next: `chatgym evaluate {folder}` measures it on unseen conversations,")
+    out.print(f"Next: `chatgym evaluate {folder}` measures it on unseen conversations (--checkpoint best: the best),")
     out.print(f"      `chatgym play {folder} --as-partner` lets you talk to it")

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from chatgym.cli.options import AsJson, ErrorRate, ScenarioName, Seed, interruptible, print_json
+from chatgym.cli.options import (
+    AsJson,
+    ErrorRate,
+    MaxTurns,
+    RewardWeight,
+    ScenarioName,
+    Seed,
+    interruptible,
+    print_json,
+)
+from chatgym.cli.tasks import make_task
 from chatgym.cli.terminal import console, progress_bar, table
 from chatgym.errors import InvalidValue
 
@@ -53,6 +63,8 @@ def tune(
     seeds: Annotated[int, typer.Option(min=1, max=100, metavar="N", help="Trainings in a trial.")] = 1,
     scenario: ScenarioName = "customer_service",
     error_rate: ErrorRate = 0.1,
+    max_turns: MaxTurns = None,
+    reward_weight: RewardWeight = None,
     conversations: Annotated[int, typer.Option(min=1, metavar="N", help="Conversations in each evaluation.")] = 500,
     seed: Seed = 0,
     study: Annotated[
@@ -75,9 +87,9 @@ def tune(
 ) -> None:
     """Find the settings with which an agent learns best.
 
-    A trial trains the agent with settings of its own; its value is the mean return over unseen conversations. With
-    random and tpe a trial ends early if its evaluations are below the median of the others (pruning). Several
-    processes that name the same study share its trials. After Ctrl-C or a kill the same command continues.
+    A trial trains the agent with settings of its own; its value is the mean return over unseen conversations, and over
+    its seeds. With random and tpe a trial ends early if its evaluations are below the median of the others (pruning).
+    Several processes that name the same study share its trials. After Ctrl-C or a kill the same command continues.
 
     \b
     Examples:
@@ -86,10 +98,9 @@ def tune(
       chatgym tune dqn --trials 100 --steps 300000 --seeds 3
       chatgym train qlearning --from-study studies/qlearning
 
-    The study folder holds best.json, trials.csv and study.png: a heat map for a grid over two settings, else the
-    history and the importance of each setting.
+    The study folder holds best.json, trials.csv (a row for each seed of a trial) and study.png: a heat map for a grid
+    over two settings, else the history and the importance of each setting.
     """
-    from chatgym.envs.task import Task
     from chatgym.training import tuning
     from chatgym.training.run import find_agent
     from chatgym.training.search_space import grid, search_space
@@ -100,9 +111,10 @@ def tune(
     default = getattr(made_by, "default_steps", DEFAULT_STEPS)
     if default == 0:
         raise InvalidValue(f"the agent {agent!r} learns nothing, so there is nothing to tune")
+    task = make_task(scenario, error_rate=error_rate, max_turns=max_turns, reward_weight=reward_weight, learner=made_by)
     plan = Plan(
-        agent, search_space(made_by.Config, param or ()), Task(scenario, {"error_rate": error_rate}), method.value,
-        steps or default, tuple(range(seed, seed + seeds)), conversations, seed=seed,
+        agent, search_space(made_by.Config, param or ()), task, method.value, steps or default,
+        tuple(range(seed, seed + seeds)), conversations, seed=seed,
     )  # fmt: skip
     name = study or agent
     where = folder or Path("studies") / name
@@ -117,6 +129,7 @@ def tune(
 
 def _print(study: optuna.Study, plan: Plan, folder: Path, as_json: bool) -> None:
     """Print the best trials, or with --json all."""
+    from chatgym.training import tuning
     from chatgym.training.study import finished
 
     ranked, out, rows = finished(study), console(), []
@@ -124,6 +137,7 @@ def _print(study: optuna.Study, plan: Plan, folder: Path, as_json: bool) -> None
     if as_json:
         trials = [
             {"trial": one.number, "success_rate": one.user_attrs["success_rate"], "mean_return": one.value,
+             "results": one.user_attrs.get(tuning.RESULTS),
              "settings": {name: one.params[name] for name in plan.space}} for one in ranked
         ]  # fmt: skip
         print_json({"study": folder, "plan": plan.to_json(), "pruned": pruned, "trials": trials})

@@ -48,6 +48,10 @@ class Task:
         arguments = {"llm": "template", **self.arguments, "reward_model": None, **overrides}
         return ChatEnv(scenario=self.scenario, action=interface.action, observation=interface.observation, **arguments)
 
+    def describe_arguments(self) -> list[str]:
+        """Return the arguments in words, such as ``"error rate 0.2"``."""
+        return [f"{name.replace('_', ' ')} {_in_words(value)}" for name, value in self.arguments.items()]
+
     def identity(self, interface: Interface | None = None) -> dict[str, Any]:
         """Return versions and hashes of all that determines a conversation, without a reward model.
 
@@ -58,3 +62,10 @@ class Task:
                 tasks are told apart whoever takes part.
         """
         return self.make_envs(interface or Interface(), 1, reward_model=None).identity()
+
+
+def _in_words(value: Any) -> str:
+    """Return an argument in words."""
+    if isinstance(value, Mapping):
+        return " and ".join(f"{_in_words(inner)} for {name.replace('_', ' ')}" for name, inner in value.items())
+    return f"{value:g}" if isinstance(value, float) else str(value)

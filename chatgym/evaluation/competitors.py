@@ -49,7 +49,7 @@ Group = list[tuple[C, str]]
 
 def training_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration without seed and scenario: equal for all runs of one agent."""
-    kept = {key: config.get(key) for key in ("agent", "settings", "total_steps", "arguments")}
+    kept = {key: config.get(key) for key in ("agent", "settings", "total_steps", "arguments", "curriculum")}
     versions = config.get("versions", {})
     return {**kept, "versions": [versions.get(name) for name in ("chatgym", "plugin")]}
 
@@ -120,5 +120,5 @@ def task_label(task: Task, taken: Mapping[str, Task]) -> str:
     """Return a task's scenario, with its arguments if `taken` has a task of the same scenario."""
     if task.scenario not in taken:
         return task.scenario
-    arguments = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in task.arguments.items())
+    arguments = ", ".join(task.describe_arguments())
     return f"{task.scenario}, {arguments or 'default arguments'}"

@@ -91,6 +91,22 @@ def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def copy_folder(folder: Path, new: Path) -> None:
+    """Copy the content of a folder into an empty one, by hard links where the disk has them, which take no space.
+
+    For folders whose files are only ever replaced, never written into: those of `replace_folder`.
+    """
+    shutil.copytree(folder, new, copy_function=_link, dirs_exist_ok=True)
+
+
+def _link(path: str, new: str) -> None:
+    """Link a file, or copy it where the disk has no hard links."""
+    try:
+        os.link(path, new)
+    except OSError:
+        shutil.copy2(path, new)
+
+
 def recover_folder(folder: Path) -> None:
     """Clean up after a killed `replace_folder`: restore the old folder unless the new one is in place."""
     new, old = folder.with_name(f".new-{folder.name}"), folder.with_name(f".old-{folder.name}")

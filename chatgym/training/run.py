@@ -1,8 +1,9 @@
 """The run folder: what a training writes, and what it resumes from.
 
 It holds ``config.json`` (everything to repeat the training), ``metrics.jsonl`` (one line for each evaluation),
-``model/`` (the agent at the last checkpoint), ``curve.png``, ``transcripts.jsonl`` and the logs of `FORMATS`. A
-checkpoint first appends its metrics, then replaces the model; a resumed run drops lines later than its model.
+``model/`` (the agent at the last checkpoint), ``best/`` (the agent at its best evaluation, see `Run.best`),
+``curve.png``, ``transcripts.jsonl`` and the logs of `FORMATS`. A checkpoint first appends its metrics, then replaces
+the model, then the best one; a resumed run drops lines later than its model, and makes the best one if it is missing.
 """
 
 from __future__ import annotations
@@ -25,18 +26,21 @@ from chatgym.dynamics.identity import differences, same_simulator
 from chatgym.envs.task import Task
 from chatgym.errors import Corrupted, InvalidValue, Unavailable, unknown
 from chatgym.storage import atomic
-from chatgym.storage.model_store import sha256
 from chatgym.storage.paths import given
 from chatgym.storage.utf8 import read_json
+from chatgym.training import checkpoint as checkpoints
 from chatgym.training.logs import FORMATS
 
-CHECKPOINT = "checkpoint.json"
 FORMAT = "chatgym-run"
 VERSION = 1
+RANKED_BY = ("success_rate", "mean_return")
+"""Measures by which the best evaluation of a run is chosen, the most important first."""
 KEYS = {"agent", "arguments", "conversations", "evaluate_every", "identity", "scenario", "seed", "settings",
         "total_steps", "validation_seed", "version", "versions"}  # fmt: skip
 CONTENT = ("metrics.jsonl", *FORMATS.values(), "curve.png", "transcripts.jsonl", "model", ".new-model", ".old-model",
-           "config.json")  # fmt: skip
+           "best", ".new-best", ".old-best", "config.json")  # fmt: skip
+CHECKPOINTS = {"last": "model", "best": "best"}
+"""Name of a checkpoint that is kept to its folder."""
 
 
 class Run:
@@ -84,15 +88,7 @@ class Run:
             Corrupted: Its configuration can't be read.
         """
         folder = given(folder)
-        path = folder / "config.json"
-        config = read_object(path, "run", "`chatgym train` makes one", "train again, into another folder")
-        if config.get("format") != FORMAT:
-            raise InvalidValue(f"{folder} holds no run: {path} is something else's")
-        if config.get("version") != VERSION:
-            raise InvalidValue(f"{folder} is a run of version {config.get('version')}; this ChatGym reads {VERSION}")
-        if missing := ", ".join(sorted(KEYS - config.keys())):
-            raise Corrupted(f"{path} lacks {missing}; train again, into another folder")
-        return cls(folder, config)
+        return cls(folder, read_config(folder / "config.json"))
 
     @property
     def task(self) -> Task:
@@ -112,27 +108,67 @@ class Run:
         )
         return agent
 
-    def agent(self) -> Agent:
-        """Return the agent at the last checkpoint.
+    def agent(self, checkpoint: str = "last") -> Agent:
+        """Return the agent at a checkpoint.
+
+        Args:
+            checkpoint: ``"last"``, or ``"best"``: at its best evaluation, see `best`.
 
         Raises:
-            InvalidValue: There is no checkpoint yet.
+            InvalidValue: There is no such checkpoint.
             Corrupted: A file of the checkpoint has changed.
         """
-        if not self.model.is_dir():
-            raise InvalidValue(f"{self.folder} has no model yet; go on with the training: `{self.resume_command()}`")
-        for name, recorded in self._checkpoint()["files"].items():
-            path = self.model / name
-            if not path.is_file() or sha256(path) != recorded:
-                what = "isn't as it was saved" if path.is_file() else "is missing"
-                raise Corrupted(f"{path} {what}; restore it or train again (--overwrite)")
-        agent: Agent = find_agent(self.config["agent"]).load(self.model)
+        agent: Agent = find_agent(self.config["agent"]).load(self.check(checkpoint))
         return agent
+
+    def check(self, checkpoint: str = "last") -> Path:
+        """Check that a checkpoint is as it was saved, and return its folder.
+
+        Raises:
+            InvalidValue: There is no such checkpoint.
+            Corrupted: A file of it has changed.
+        """
+        if checkpoint not in CHECKPOINTS:
+            raise unknown("checkpoint", checkpoint, CHECKPOINTS)
+        folder = self._newest(CHECKPOINTS[checkpoint])
+        if not folder.is_dir():
+            if checkpoint == "best" and self.model.is_dir():
+                raise InvalidValue(
+                    f"{self.folder} has no best checkpoint: its best evaluation was before such were kept; take the "
+                    "last one"
+                )
+            raise InvalidValue(f"{self.folder} has no model yet; go on with the training: `{self.resume_command()}`")
+        checkpoints.check(folder)
+        return folder
 
     @property
     def model(self) -> Path:
         """The folder of the last checkpoint, also after a kill while a new one was replacing it."""
-        new, old = self.folder / "model", self.folder / ".old-model"
+        return self._newest("model")
+
+    def best(self) -> dict[str, Any] | None:
+        """Return the line of metrics of the best evaluation, whose agent is in ``best/``; None before the first.
+
+        The best one has the highest success rate, among those the highest mean return, among those the fewest turns.
+        These are of the validation conversations, among which it was chosen: they flatter it, so measure it on others.
+        """
+        return max(self.metrics(), key=lambda line: [line[name]["value"] for name in RANKED_BY], default=None)
+
+    def keep_best(self) -> None:
+        """Make ``best/`` of the last checkpoint if that is of the best evaluation and isn't there yet."""
+        kept = self.folder / "best"
+        atomic.recover_folder(kept)
+        best = self.best()
+        if best is None or best["turns"] != self.turns:
+            return
+        if kept.is_dir() and checkpoints.read(kept)["turns"] == self.turns:
+            return
+        with self.writing():
+            atomic.replace_folder(kept, lambda new: atomic.copy_folder(self.model, new))
+
+    def _newest(self, name: str) -> Path:
+        """Return the folder of a checkpoint, also after a kill while a new one was replacing it."""
+        new, old = self.folder / name, self.folder / f".old-{name}"
         return old if old.is_dir() and not new.is_dir() else new
 
     def check_simulator(self, remedy: str) -> None:
@@ -171,16 +207,21 @@ class Run:
         Raises:
             Corrupted: The checkpoint can't be read.
         """
-        return int(self._checkpoint()["turns"]) if self.model.is_dir() else 0
+        return int(checkpoints.read(self.model)["turns"]) if self.model.is_dir() else 0
 
-    def _checkpoint(self) -> dict[str, Any]:
-        """Return ``turns`` of the checkpoint and ``files``, name to SHA-256."""
-        path = self.model / CHECKPOINT
-        try:
-            found = read_json(path)
-            return {"turns": int(found["turns"]), "files": dict(found["files"])}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise Corrupted(f"{path} can't be read ({error}); restore it or train again (--overwrite)") from error
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do: it was trained to its end, with curve and transcripts.
+
+        Raises:
+            Corrupted: The checkpoint can't be read.
+        """
+        return self.model.is_dir() and checkpoints.read(self.model).get("finished", False) is True
+
+    def finish(self) -> None:
+        """Record in the last checkpoint that nothing is left to do."""
+        with self.writing():
+            checkpoints.write(self.model, {**checkpoints.read(self.model), "finished": True})
 
     def checkpoint(self, agent: Agent, turns: int, line: Mapping[str, Any] | None = None) -> None:
         """Save the agent after `turns` of training, with its line of metrics.
@@ -191,11 +232,27 @@ class Run:
         with self.writing():
             if line is not None:
                 atomic.append_text(self.folder / "metrics.jsonl", _json_lines([line]))
-            atomic.replace_folder(self.folder / "model", lambda model: _save(agent, turns, model))
+            atomic.replace_folder(self.folder / "model", lambda model: checkpoints.save(agent, turns, model))
+        self.keep_best()
 
-    def with_total_steps(self, total_steps: int) -> Run:
-        """Change the run's total turns and return the changed run."""
-        run = Run(self.folder, {**self.config, "total_steps": total_steps})
+    def stages(self) -> list[tuple[int, int | None]]:
+        """Return the stages that are left of the training: total turns, and those after which it was changed.
+
+        A run that was never lengthened has one, which ends with its total: (total turns, None).
+        """
+        done, earlier = self.turns, self.config.get("stages", ())
+        left = [(stage["total_steps"], stage["until"]) for stage in earlier if stage["until"] > done]
+        return [*left, (self.config["total_steps"], None)]
+
+    def with_total_steps(self, total_steps: int, **changes: Any) -> Run:
+        """Change the run's total turns, and `changes` of its configuration, and return the changed run.
+
+        ``stages`` records the total turns before, since settings such as ε may depend on them.
+        """
+        if done := self.turns:
+            earlier = [*self.config.get("stages", ()), {"total_steps": self.config["total_steps"], "until": done}]
+            changes["stages"] = earlier
+        run = Run(self.folder, {**self.config, "total_steps": total_steps, **changes})
         with self.writing():
             atomic.write_text(self.folder / "config.json", json.dumps(run.config, indent=2) + "\n")
         return run
@@ -241,8 +298,29 @@ class Run:
         return atomic.disk_space(self.folder, f"free some, then go on with `{self.resume_command()}`")
 
     def resume_command(self) -> str:
-        """Return the command that resumes the run."""
+        """Return the command that resumes the run, or the Python where it has a curriculum."""
+        if curriculum := self.config.get("curriculum"):
+            return f"chatgym.training.resume({str(self.folder)!r}, curriculum={curriculum['function']})"
         return f"chatgym train {self.config['agent']} --run {shlex.quote(str(self.folder))} --resume"
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Read the ``config.json`` of a run, given by its path or by the run folder.
+
+    Raises:
+        InvalidValue: There is none, it is something else's, or of another format version.
+        Corrupted: It can't be read.
+    """
+    path = given(path)
+    path = path / "config.json" if path.is_dir() else path
+    config = read_object(path, "run", "`chatgym train` makes one", "train again, into another folder")
+    if config.get("format") != FORMAT:
+        raise InvalidValue(f"{path.parent} holds no run: {path} is something else's")
+    if config.get("version") != VERSION:
+        raise InvalidValue(f"{path.parent} is a run of version {config.get('version')}; this ChatGym reads {VERSION}")
+    if missing := ", ".join(sorted(KEYS - config.keys())):
+        raise Corrupted(f"{path} lacks {missing}; train again, into another folder")
+    return config
 
 
 def check_free(folder: Path, *, overwrite: bool = False) -> None:
@@ -325,14 +403,6 @@ def read_object(path: Path, what: str, remedy: str, mend: str) -> dict[str, Any]
         return dict(read_json(path).items())
     except (ValueError, AttributeError) as error:
         raise Corrupted(f"{path} can't be read ({error}); {mend}") from error
-
-
-def _save(agent: Agent, turns: int, folder: Path) -> None:
-    """Save an agent's files, and their digests in ``checkpoint.json``."""
-    agent.save(folder)
-    files = {path.relative_to(folder).as_posix(): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-    text = json.dumps({"turns": turns, "files": files}, indent=2)
-    (folder / CHECKPOINT).write_text(text + "\n", encoding="utf-8")
 
 
 def _json_lines(records: Sequence[Mapping[str, Any]]) -> str:

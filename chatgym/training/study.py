@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from chatgym.agent import Range
+from chatgym.dynamics.identity import same_simulator
 from chatgym.envs.task import Task
 from chatgym.errors import Corrupted, InvalidValue
 from chatgym.storage.paths import given
@@ -68,6 +70,31 @@ class Plan:
             "seeds": list(self.seeds), "conversations": self.conversations, "settings": dict(self.settings),
             "seed": self.seed,
         }  # fmt: skip
+
+
+def tuned_task(folder: str | Path) -> Task:
+    """Return the task in which the study in a folder tunes.
+
+    Warns where its scenario has changed since.
+
+    Raises:
+        InvalidValue: The folder holds no study, or the scenario isn't installed.
+        Corrupted: ``study.json`` can't be read.
+    """
+    folder = given(folder)
+    found = read_study(folder)
+    try:
+        task, before = Task(found["scenario"], dict(found["arguments"])), str(found["identity"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise Corrupted(
+            f"{folder / 'study.json'} lacks its task ({error}); the same `chatgym tune` writes it again"
+        ) from error
+    if not same_simulator(before, task.identity()):
+        warnings.warn(
+            f"{folder} was tuned in another version of {task.scenario}: its best settings may not be the best here",
+            stacklevel=2,
+        )
+    return task
 
 
 def best_settings(folder: str | Path, agent: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from chatgym.finetuning import distributed
 from chatgym.storage import interrupts
 from chatgym.storage.paths import given
 from chatgym.training import logs
+from chatgym.training.curriculum import Curriculum, Lessons, check_same, record
 from chatgym.training.run import Run, check_free, find_agent, lock, versions
 
 VALIDATION_SEED = 0
@@ -47,6 +48,7 @@ def prepare(
     evaluate_every: int | None = None,
     conversations: int | None = None,
     log: str | Sequence[str] = (),
+    curriculum: Curriculum | None = None,
     overwrite: bool = False,
 ) -> Run:
     """Create the run folder of a training, without training yet.
@@ -61,13 +63,31 @@ def prepare(
         evaluate_every: Turns between evaluations, each followed by a checkpoint. None: the agent's default, else 1/20.
         conversations: Conversations in each evaluation. None: the agent's default, else 1,000.
         log: Formats to log in besides ``metrics.jsonl``: ``"csv"``, ``"tensorboard"`` or both.
+        curriculum: Changes the conversations while the agent learns, see `chatgym.training.curriculum`.
         overwrite: Whether to replace a run that the folder holds.
 
     Raises:
         InvalidValue: A name or value isn't allowed, or the folder holds something.
         Unavailable: The package of a log format isn't installed, or the disk is full.
     """
-    task, folder, made_by = task or Task(), given(folder), find_agent(agent)
+    config = configure(
+        agent, task=task or Task(), total_steps=total_steps, seed=seed, settings=settings,
+        evaluate_every=evaluate_every, conversations=conversations, log=log, curriculum=curriculum,
+    )  # fmt: skip
+    return create(folder, config, overwrite=overwrite)
+
+
+def configure(
+    agent: str, *, task: Task, total_steps: int | None, seed: int, settings: Mapping[str, Any] | None,
+    evaluate_every: int | None, conversations: int | None, log: str | Sequence[str], curriculum: Curriculum | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Return the configuration of a run, see `prepare`; writes nothing.
+
+    Raises:
+        InvalidValue: A name or value isn't allowed.
+        Unavailable: The package of a log format isn't installed.
+    """
+    made_by = find_agent(agent)
     default = getattr(made_by, "default_steps", DEFAULT_STEPS)
     if default == 0:
         raise InvalidValue(f"the agent {agent!r} learns nothing; measure it with `chatgym evaluate {agent}`")
@@ -87,12 +107,27 @@ def prepare(
         "log": logs.formats(log),
         "identity": task.identity(made_by.requires), "versions": versions(agent),
     }  # fmt: skip
+    if curriculum is not None:
+        config["curriculum"] = record(curriculum, task, total, every)
+    return config
+
+
+def create(folder: str | Path, config: Mapping[str, Any], *, overwrite: bool = False) -> Run:
+    """Create the run folder of a training with a configuration, see `prepare`."""
+    folder = given(folder)
     check_free(folder, overwrite=overwrite)
     with lock(folder):
         return Run.create(folder, config, overwrite=overwrite)
 
 
-def train(agent: str, folder: str | Path, *, progress: Progress | None = None, **options: Any) -> Run:
+def train(
+    agent: str,
+    folder: str | Path,
+    *,
+    curriculum: Curriculum | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Run:
     """Train an agent from the beginning, in a new run folder.
 
     The same arguments give the same model, byte for byte. Ctrl-C saves a checkpoint and raises KeyboardInterrupt.
@@ -100,23 +135,37 @@ def train(agent: str, folder: str | Path, *, progress: Progress | None = None, *
 
     Args:
         agent, folder, options: See `prepare`.
+        curriculum: Changes the conversations while the agent learns, see `chatgym.training.curriculum`.
         progress: Called after each iteration with the turns done and the agent's metrics.
 
     Raises:
         InvalidValue: A name or value isn't allowed, or the folder holds something.
         Unavailable: The package of a log format isn't installed, or the disk is full; then the run can be resumed.
     """
-    run = prepare(agent, folder, **options)
+    run = prepare(agent, folder, curriculum=curriculum, **options)
     with lock(run.folder):
-        _train(run, progress)
+        _train(run, progress, curriculum)
     return run
 
 
-def resume(folder: str | Path, *, total_steps: int | None = None, progress: Progress | None = None) -> Run:
-    """Continue an interrupted run, or, with more `total_steps`, a finished one.
+def resume(
+    folder: str | Path,
+    *,
+    total_steps: int | None = None,
+    curriculum: Curriculum | None = None,
+    progress: Progress | None = None,
+) -> Run:
+    """Continue an interrupted run, or, with more `total_steps`, a finished one; else that is checked and returned.
+
+    Args:
+        folder: The run folder.
+        total_steps: Turns to train for in all; None: the run's.
+        curriculum: The run's curriculum, if it has one.
+        progress: See `train`.
 
     Raises:
-        InvalidValue: The folder holds no run, or one trained with another version of the simulator.
+        InvalidValue: The folder holds no run, or one trained with another version of the simulator, or its curriculum
+            is missing or another one.
         Corrupted: A file of the run has changed.
         Unavailable: The disk is full, a log's package isn't installed, or another process trains in the folder.
     """
@@ -126,25 +175,75 @@ def resume(folder: str | Path, *, total_steps: int | None = None, progress: Prog
     logs.formats(run.log)
     run.check_simulator("its scores wouldn't go together: train again (--overwrite)")
     with lock(run.folder) if distributed.first() else contextlib.nullcontext():
-        if total_steps is not None and total_steps != run.config["total_steps"]:
-            run = run.with_total_steps(total_steps)
-        _train(run, progress)
+        longer = total_steps is not None and total_steps != run.config["total_steps"]
+        if run.finished and not longer:
+            run.check()
+            return run
+        _check_curriculum(run, curriculum)
+        if total_steps is not None and longer:
+            run = _lengthened(run, total_steps, curriculum)
+        _train(run, progress, curriculum)
     return run
 
 
-def _train(run: Run, progress: Progress | None) -> None:
+def _check_curriculum(run: Run, curriculum: Curriculum | None) -> None:
+    """Check that the curriculum is the run's.
+
+    Raises:
+        InvalidValue: It isn't, or is missing.
+    """
+    recorded = run.config.get("curriculum")
+    if curriculum is None and recorded is not None:
+        raise InvalidValue(
+            f"{run.folder} is trained with a curriculum, the function {recorded['function']}; go on in Python: "
+            f"`{run.resume_command()}`"
+        )
+    if curriculum is not None and recorded is None:
+        raise InvalidValue(f"{run.folder} was begun without a curriculum; go on without one, or train anew with it")
+    if curriculum is not None and recorded is not None:
+        check_same(curriculum, recorded)
+
+
+def _lengthened(run: Run, total_steps: int, curriculum: Curriculum | None) -> Run:
+    """Return the run with other total turns."""
+    if curriculum is None:
+        return run.with_total_steps(total_steps)
+    recorded = record(curriculum, run.task, total_steps, run.config["evaluate_every"])
+    return run.with_total_steps(total_steps, curriculum=recorded)
+
+
+class _StageOver(Exception):
+    """The turns at which the total turns of the original run were changed."""
+
+
+def _train(run: Run, progress: Progress | None, curriculum: Curriculum | None = None) -> None:
     """Train from the last checkpoint, or from the beginning, to the end."""
+    for number, (total_steps, until) in enumerate(run.stages()):
+        if number:
+            distributed.join()  # until the first process has written the checkpoint of the stage before
+        stop = until is not None and until < total_steps  # else the stage ends by itself
+        _train_stage(run, total_steps, until if stop else None, progress, Lessons(curriculum, run.turns))
+
+
+def _train_stage(run: Run, total_steps: int, until: int | None, progress: Progress | None, lessons: Lessons) -> None:
+    """Train for `total_steps`; end with a checkpoint after `until` turns, if not None."""
     agent = run.agent() if run.model.is_dir() else run.new_agent()
     distributed.join()
     callback: Any = (
         _Callback(run, agent, progress) if distributed.first()
         else _FollowerCallback(agent, run.config["evaluate_every"], run.turns)
     )  # fmt: skip
+    callback.until, callback.lessons = until, lessons
     with interrupts.deferred() as interrupted:
         callback.interrupted = interrupted
         callback.begin()
-        agent.learn(run.task.maker(agent.requires), run.config["total_steps"], callback)
-        callback.finish()
+        make = run.task.maker(agent.requires)
+        with contextlib.suppress(_StageOver):
+            agent.learn(
+                lambda num_envs, **overrides: lessons.apply_to(make(num_envs, **overrides)),
+                total_steps, callback,
+            )  # fmt: skip
+            callback.finish()
     if interrupted():  # too late to stop before the end
         raise KeyboardInterrupt
 
@@ -154,7 +253,12 @@ class _Callback:
 
     Attributes:
         interrupted: Returns whether the user pressed Ctrl-C.
+        until: Turns after which the stage is over, see `Run.stages`; None: it ends by itself.
+        lessons: The curriculum.
     """
+
+    until: int | None
+    lessons: Lessons
 
     def __init__(self, run: Run, agent: Agent, progress: Progress | None) -> None:
         self.run, self.agent, self.progress = run, agent, progress
@@ -172,6 +276,7 @@ class _Callback:
             return
         self.turns = self.run.turns
         self.run.keep_metrics(self.turns)
+        self.run.keep_best()
         lines = self.run.metrics()
         with self.run.writing():
             self.log.write(lines)
@@ -181,15 +286,19 @@ class _Callback:
         """Handle an iteration after which the agent has trained for `turns`."""
         due = turns // self.every > self.turns // self.every
         self.turns = turns
+        self.lessons.advance(turns)  # before the checkpoint, which has the next turn's conversations
         if self.progress is not None:
             self.progress(turns, metrics)
         if due:
             self._evaluate(metrics)
-        if distributed.anywhere(self.interrupted()):
-            if not due:
-                self.run.checkpoint(self.agent, self.turns)
+        stopped, over = distributed.anywhere(self.interrupted()), self.until is not None and turns >= self.until
+        if (stopped or over) and not due:
+            self.run.checkpoint(self.agent, self.turns)
+        if stopped:
             self.run.draw_curve()
             raise KeyboardInterrupt
+        if over:
+            raise _StageOver
 
     def finish(self) -> None:
         """Write the last evaluation, checkpoint and curve, and conversations before and after training."""
@@ -198,8 +307,12 @@ class _Callback:
             self._evaluate({})
         self.run.checkpoint(self.agent, self.turns)  # as `learn` left it
         self.run.draw_curve()
-        before = self.run.transcripts() if self._has_text else self._transcripts(self.run.new_agent(), 0, TRANSCRIPTS)
+        if self._has_text:
+            before = [one for one in self.run.transcripts() if one["trained_for"] < self.turns]
+        else:
+            before = self._transcripts(self.run.new_agent(), 0, TRANSCRIPTS)
         self.run.write_transcripts([*before, *self._transcripts(self.agent, self.turns, TRANSCRIPTS)])
+        self.run.finish()
 
     @property
     def _has_text(self) -> bool:
@@ -227,6 +340,8 @@ class _Callback:
             "mean_return": dataclasses.asdict(result.mean_return),
             "score": result.score and dataclasses.asdict(result.score), "training": dict(metrics),
         }  # fmt: skip
+        if self.lessons.now:
+            line["curriculum"] = self.lessons.now
         if self._has_text:
             kept = [one for one in self.run.transcripts() if one["trained_for"] < self.turns]
             self.run.write_transcripts([*kept, *self._transcripts(self.agent, self.turns, SAMPLES)])
@@ -237,6 +352,9 @@ class _Callback:
 
 class _FollowerCallback:
     """The callback of all processes but the first: takes part in checkpoints, and stops when any process stops."""
+
+    until: int | None
+    lessons: Lessons
 
     def __init__(self, agent: Agent, every: int, turns: int) -> None:
         self.agent = agent
@@ -251,12 +369,16 @@ class _FollowerCallback:
         """Handle an iteration as `_Callback` does."""
         due = turns // self._every > self._turns // self._every
         self._turns = turns
+        self.lessons.advance(turns)
         if due:
             self._save()
-        if distributed.anywhere(self.interrupted()):
-            if not due:
-                self._save()
+        stopped, over = distributed.anywhere(self.interrupted()), self.until is not None and turns >= self.until
+        if (stopped or over) and not due:
+            self._save()
+        if stopped:
             raise KeyboardInterrupt
+        if over:
+            raise _StageOver
 
     def finish(self) -> None:
         """Take part in the last checkpoints."""

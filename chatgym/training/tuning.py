@@ -5,7 +5,8 @@ process that takes one up lets the sampler fill it. So each point is tried once,
 A working process sends a heartbeat; the trial of a killed one is queued again by the next process that looks.
 
 The study's folder holds ``study.json`` (the plan), ``study.db`` (unless another storage is given), ``best.json`` (the
-best settings so far, for ``chatgym train --from-study``), ``trials.csv`` and ``study.png``.
+best settings so far, for ``chatgym train --from-study``), ``trials.csv`` (a row for each seed of a trial) and
+``study.png``.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ EVALUATIONS = 5
 
 POLL_SECONDS = 0.5
 PLACE = "place"
+RESULTS = "results"
+"""Attribute of a trial: seed, turns, mean return and success rate of each training, as `report` writes them."""
+FIGURES = ("seed", "turns", "mean_return", "success_rate")
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 Progress = Callable[[int, Mapping[str, float]], None]
@@ -97,16 +101,27 @@ def report(study: optuna.Study, plan: Plan, folder: Path) -> None:
     if not (ranked := finished(study)):
         return
     _write_best(ranked[0], plan, folder)
-    names = list(plan.space)
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["trial", "state", "mean_return", "success_rate", *names])
-    for trial in study.get_trials(deepcopy=False, states=DONE):
-        value, success = trial.value, trial.user_attrs.get("success_rate")
-        table.writerow([trial.number, trial.state.name.lower(), value, success, *map(trial.params.get, names)])
     with _alone(folder):
-        atomic.write_text(folder / "trials.csv", text.getvalue())
+        atomic.write_text(folder / "trials.csv", _table(study, plan))
         atomic.write_file(folder / "study.png", lambda path: draw_study(study, plan, path))
+
+
+def _table(study: optuna.Study, plan: Plan) -> str:
+    """Return ``trials.csv``: a row for each seed of a trial, with the trial's means over its seeds.
+
+    A trial that was ended early has no means; its last seed's row is of the evaluation that ended it.
+    """
+    names, text = list(plan.space), io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["trial", "state", *FIGURES, "trial_mean_return", "trial_success_rate", *names])
+    for trial in study.get_trials(deepcopy=False, states=DONE):
+        means = trial.value, trial.user_attrs.get("success_rate")
+        if trial.state is TrialState.PRUNED:
+            means = None, None
+        for result in trial.user_attrs.get(RESULTS, [{}]):  # [{}]: of a study from before they were kept
+            figures = map(result.get, FIGURES)
+            table.writerow([trial.number, trial.state.name.lower(), *figures, *means, *map(trial.params.get, names)])
+    return text.getvalue()
 
 
 def _alone(folder: Path) -> FileLock:
@@ -179,8 +194,11 @@ def _work(study: optuna.Study, plan: Plan, trials: int, folder: Path, progress: 
 def _write_best(trial: FrozenTrial, plan: Plan, folder: Path) -> None:
     """Write ``best.json``."""
     best = {
-        "agent": plan.agent, "settings": {**plan.settings, **trial.params}, "mean_return": trial.value,
-        "success_rate": trial.user_attrs.get("success_rate"), "trial": trial.number,
+        "agent": plan.agent, "settings": {**plan.settings, **trial.params}, "scenario": plan.task.scenario,
+        "arguments": dict(plan.task.arguments), "steps": plan.steps, "seeds": list(plan.seeds),
+        "conversations": plan.conversations, "mean_return": trial.value,
+        "success_rate": trial.user_attrs.get("success_rate"), "results": trial.user_attrs.get(RESULTS),
+        "trial": trial.number,
     }  # fmt: skip
     with _alone(folder):
         atomic.write_text(folder / "best.json", json.dumps(best, indent=2) + "\n")
@@ -204,13 +222,18 @@ class _Worker:
             name: _suggest(trial, name, points(choices) if plan.method == "grid" else choices)
             for name, choices in plan.space.items()
         }
-        results = []
+        results: list[dict[str, Any]] = []
         try:
             for number, seed in enumerate(plan.seeds):
-                results.append(self._train(trial, params, seed, number))
+                results.append({"seed": seed})
+                self._train(trial, params, number, results[-1])
+        except optuna.TrialPruned:
+            trial.set_user_attr(RESULTS, results)
+            raise
         finally:
             self.done = begun + plan.steps * len(plan.seeds)
-        returns, successes = zip(*results, strict=True)
+        trial.set_user_attr(RESULTS, results)
+        returns, successes = ([one[name] for one in results] for name in FIGURES[2:])
         trial.set_user_attr("success_rate", sum(successes) / len(successes))
         return float(sum(returns) / len(returns))
 
@@ -223,40 +246,45 @@ class _Worker:
             if other.number != number
         )
 
-    def _train(self, trial: optuna.Trial, params: Mapping[str, Any], seed: int, number: int) -> tuple[float, float]:
+    def _train(self, trial: optuna.Trial, params: Mapping[str, Any], number: int, result: dict[str, Any]) -> None:
         """Train once, with evaluations after which the trial may be pruned.
 
-        Returns:
-            Mean return and success rate.
+        Args:
+            trial: The trial.
+            params: Its settings.
+            number: How many trainings of the trial came before.
+            result: Has the ``seed``; gets the other `FIGURES` at each evaluation.
         """
         plan, made_by = self.plan, find_agent(self.plan.agent)
         config = make_config(made_by.Config, {**plan.settings, **params})
-        agent = made_by(plan.task.find_scenario(), config, seed=seed)
-        every, reported = max(plan.steps // EVALUATIONS, 1), 0
+        agent = made_by(plan.task.find_scenario(), config, seed=result["seed"])
+        every, reported, done = max(plan.steps // EVALUATIONS, 1), 0, 0
 
-        def measure() -> tuple[float, float]:
-            result = evaluate(
+        def measure(turns: int) -> float:
+            found = evaluate(
                 agent, plan.task, conversations=plan.conversations, seed=VALIDATION_SEED, split="validation",
                 references=False,
             )  # fmt: skip
-            return float(result.returns.mean()), result.success_rate.value
+            value = float(found.returns.mean())
+            result.update(turns=turns, mean_return=value, success_rate=found.success_rate.value)
+            return value
 
         def callback(turns: int, metrics: Mapping[str, float]) -> None:
-            nonlocal reported
+            nonlocal done, reported
+            done = turns
             if self.progress is not None:
                 self.progress(self.done + min(turns, plan.steps), metrics)
             if turns // every > reported and turns < plan.steps and plan.method != "grid":
                 reported = turns // every
-                trial.report(measure()[0], number * EVALUATIONS + reported)
+                trial.report(measure(turns), number * EVALUATIONS + reported)
                 if trial.should_prune():
                     raise optuna.TrialPruned
 
         agent.learn(plan.task.maker(agent.requires), plan.steps, callback)
         self.done += plan.steps
-        value, success = measure()
+        value = measure(done)
         if plan.method != "grid":
             trial.report(value, (number + 1) * EVALUATIONS)
-        return value, success
 
 
 def _sampler(plan: Plan, place: int) -> optuna.samplers.BaseSampler:
