@@ -17,7 +17,7 @@ import numpy.typing as npt
 from chatgym.dynamics.identity import same_simulator
 from chatgym.dynamics.trace import TraceWriter, encode_line, encode_observation, read
 from chatgym.envs.codecs import Spoken
-from chatgym.errors import Corrupted, ReplayMismatch
+from chatgym.errors import Corrupted, InvalidValue, ReplayMismatch
 from chatgym.rewards import Conversation, RewardModel
 from chatgym.rewards.term import NAME
 from chatgym.scenarios import find_scenario
@@ -94,9 +94,14 @@ def record(
         policy: Called with observation and info, returns an action.
         path: File to write.
         keys: Keys of the conversations.
+
+    Raises:
+        InvalidValue: An attribute of the environment, such as its error rate, was set on the way: a trace is of one
+            simulator.
     """
     chat = env.unwrapped
     chat.limit_turns(_wrappers(env))
+    settings = chat.settings()
     with TraceWriter(path, chat.identity()) as trace, _overheard(chat) as lines:
         for key in keys:
             lines.clear()
@@ -109,6 +114,21 @@ def record(
                 observation, _, terminated, truncated, info = env.step(action)
                 over = terminated or truncated
                 _write(trace, chat, lines)
+                _check_settings(path, settings, chat.settings())
+
+
+def _check_settings(path: str | Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Check that what may be set at an environment is as it was when its trace began.
+
+    Raises:
+        InvalidValue: Something differs.
+    """
+    for name, value in before.items():
+        if now[name] != value:
+            raise InvalidValue(
+                f"{path} can't be completed: {name} was {value!r} when the trace began and is {now[name]!r}; a trace is "
+                "of one simulator, so record another one after setting it"
+            )
 
 
 def _write(trace: TraceWriter, chat: Any, lines: Iterable[dict[str, Any]]) -> None:
