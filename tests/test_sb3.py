@@ -152,8 +152,8 @@ def test_an_error_rate_that_is_set_takes_effect_from_the_next_turn_on(envs):
     assert np.array_equal(envs.reset(), begun)
     assert envs.get_attr("error_rate", [2]) == [0.9] == [envs.error_rate]
     assert envs.envs.identity() == changed.envs.identity() != before
-    acts = np.zeros(ROWS, int)
-    assert all(np.array_equal(one, other) for one, other in zip(envs.step(acts)[:3], changed.step(acts)[:3], strict=True))
+    one, other = envs.step(np.zeros(ROWS, int)), changed.step(np.zeros(ROWS, int))
+    assert all(map(np.array_equal, one[:3], other[:3]))
     envs.error_rate = 0.0
     assert envs.envs.room.error_rate == 0.0
 

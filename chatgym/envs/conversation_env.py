@@ -24,7 +24,6 @@ from chatgym.rewards.function import importable_name
 from chatgym.scenarios import Scenario, ScenarioName
 from chatgym.words.nlg import Speaker
 
-
 SETTABLE = ("error_rate", "max_turns", "reward_weights")
 """The arguments that may be set while an environment is in use; they take effect from the next turn on."""
 
@@ -209,8 +208,8 @@ _CARRIED = ("_np_random", "_np_random_seed", "action_space", "observation_space"
             "single_observation_space", "_spec")  # fmt: skip
 
 
-def check_options(options: Mapping[str, Any] | None, allowed: Sequence[str]) -> Mapping[str, Any]:
-    """Return the options of a reset; None gives an empty dict.
+def check_options(options: Any, allowed: Sequence[str]) -> Mapping[str, Any]:
+    """Return the options of a reset, by name; None gives an empty dict.
 
     Raises:
         InvalidValue: They are no mapping, or an option is unknown.

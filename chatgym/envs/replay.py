@@ -18,7 +18,8 @@ from chatgym.dynamics.identity import same_simulator
 from chatgym.dynamics.trace import TraceWriter, encode_line, encode_observation, read
 from chatgym.envs.codecs import Spoken
 from chatgym.errors import Corrupted, InvalidValue, ReplayMismatch
-from chatgym.rewards import Conversation, RewardModel
+from chatgym.rewards import CUSTOM, Conversation, RewardModel, RewardStep
+from chatgym.rewards.function import Function
 from chatgym.rewards.term import NAME
 from chatgym.scenarios import find_scenario
 from chatgym.storage.utf8 import valid
@@ -126,8 +127,8 @@ def _check_settings(path: str | Path, before: dict[str, Any], now: dict[str, Any
     for name, value in before.items():
         if now[name] != value:
             raise InvalidValue(
-                f"{path} can't be completed: {name} was {value!r} when the trace began and is {now[name]!r}; a trace is "
-                "of one simulator, so record another one after setting it"
+                f"{path} can't be completed: {name} was {value!r} when the trace began and is {now[name]!r}; a trace "
+                "is of one simulator, so record another one after setting it"
             )
 
 
@@ -179,10 +180,15 @@ class Replay:
     sha256: str
 
 
-def replay(path: str | Path) -> Replay:
+def replay(path: str | Path, *, reward: str | Function | None = None) -> Replay:
     """Replay a trace and compare every observation, reward, act and text.
 
     Needs no model: the trace holds the wordings that one made.
+
+    Args:
+        path: The trace.
+        reward: The function that paid in a trace with ``reward=``, to compute its rewards again; None: they are taken
+            from the trace, for a name in a file isn't imported.
 
     Raises:
         ReplayMismatch: At the first difference, with line, field and both values; also if this version of the simulator
@@ -193,13 +199,16 @@ def replay(path: str | Path) -> Replay:
 
     records = read(path)
     identity = records[0]["identity"]
-    env = gym.make("ChatEnv-v0", **_arguments(identity), disable_env_checker=True)
+    arguments = _arguments(identity, reward)
+    paid = arguments["reward"]
+    env = gym.make("ChatEnv-v0", **arguments, disable_env_checker=True)
     chat: Any = env.unwrapped
-    recorded, here = identity["sha256"], chat.identity()
+    recorded, here, function = identity["sha256"], chat.identity(), identity["reward"].get("function")
     if recorded != here["sha256"] and (identity["observation"] == "belief" or not same_simulator(recorded, here)):
         raise ReplayMismatch(
             f"{path} was recorded with another simulator ({recorded[:12]}, here {here['sha256'][:12]}); "
             "install the version of ChatGym or of the plugin that recorded it"
+            + (f", or give the reward function {function.get('name')} as it was" if reward is not None else "")
         )
     conversations = turns = 0
     for number, expected in enumerate(records[1:-1], 2):
@@ -211,6 +220,8 @@ def replay(path: str | Path) -> Replay:
             chat.llm_simulator.script = [reply] if isinstance(reply, str) else []
         if isinstance(model := chat.reward_model, _Scores):
             model.script = expected.get("reward_terms")
+        if isinstance(paid, _Paid):
+            paid.script = expected.get("reward_terms")
         if expected["type"] == "start":
             observation, info = env.reset(options={"key": int(expected["key"], 16)})
             got = start_record(chat, observation, info)
@@ -220,8 +231,8 @@ def replay(path: str | Path) -> Replay:
                 action = decode_action(expected.get("action"))
             except Corrupted as error:
                 raise Corrupted(f"{path}, line {number}: {error}") from None
-            observation, reward, _, _, info = env.step(action)
-            got = turn_record(chat, action, observation, float(reward), info)
+            observation, earned, _, _, info = env.step(action)
+            got = turn_record(chat, action, observation, float(earned), info)
             turns += 1
         for field in sorted(set(got) | set(expected)):
             if got.get(field) != expected.get(field):
@@ -236,8 +247,17 @@ def replay(path: str | Path) -> Replay:
     return Replay(conversations, turns, digest.hexdigest())
 
 
-def _arguments(identity: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of the environment that an identity names; the words come from the trace."""
+def _arguments(identity: dict[str, Any], reward: str | Function | None) -> dict[str, Any]:
+    """Return the arguments of the environment that an identity names; the words come from the trace.
+
+    So do the rewards of a function, unless `reward` is it.
+
+    Raises:
+        InvalidValue: No function paid in the trace, but `reward` is one.
+    """
+    function = identity["reward"].get("function")
+    if function is None and reward is not None:
+        raise InvalidValue("no function paid in this trace; leave out reward=")
     return {
         "scenario": identity["scenario"]["name"],
         "action": identity["action"],
@@ -248,7 +268,8 @@ def _arguments(identity: dict[str, Any]) -> dict[str, Any]:
         "max_turns": identity["max_turns"],
         "error_rate": identity["error_model"]["rate"],
         "reward_model": _reward_model(identity),
-        "reward_weights": identity["reward"]["weights"],
+        "reward_weights": identity["reward"]["weights"] if function is None else None,
+        "reward": reward or (function and _Paid(function)),
     }
 
 
@@ -278,10 +299,35 @@ class _Scores:
         Raises:
             Corrupted: The trace has none.
         """
-        score = self.script.get(NAME) if isinstance(self.script, dict) else None
-        if not isinstance(score, (int, float)):
-            raise Corrupted("the trace has no score of its reward model; record the trace again")
-        return np.full(len(conversations), score, np.float32)
+        return np.full(len(conversations), _scripted(self.script, NAME), np.float32)
+
+
+@dataclass
+class _Paid:
+    """The reward function of a trace, known by its identity; its values come from the trace."""
+
+    identity: Any
+    script: Any = None
+
+    def __call__(self, step: RewardStep) -> npt.NDArray[np.float64]:
+        """Return the trace's value of the turn, float64[1].
+
+        Raises:
+            Corrupted: The trace has none.
+        """
+        return np.full(len(step.rows), float(_scripted(self.script, CUSTOM)))
+
+
+def _scripted(terms: Any, name: str) -> float:
+    """Return a reward term of a line of the trace.
+
+    Raises:
+        Corrupted: It isn't there.
+    """
+    value = terms.get(name) if isinstance(terms, dict) else None
+    if not isinstance(value, (int, float)):
+        raise Corrupted(f"the trace has no number for its reward term {name!r}; record the trace again")
+    return value
 
 
 @dataclass(frozen=True)

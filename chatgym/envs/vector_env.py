@@ -190,7 +190,7 @@ class ChatVectorEnv(ConversationEnv, VectorEnv[Any, Any, Any]):
         """
         if isinstance(values, (list, tuple)):
             if len(values) != self.num_envs or any(value != values[0] for value in values):
-                raise InvalidValue(f"{name} is one attribute for all {self.num_envs} rows; give one value, or equal ones")
+                raise InvalidValue(f"{name} is one attribute for {self.num_envs} rows; give one value, or equal ones")
             values = values[0]
         setattr(self, name, values)
 

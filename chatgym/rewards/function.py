@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from chatgym.dynamics.content import source_digest
+from chatgym.dynamics.content import bytecode_digest, source_digest
 from chatgym.errors import InvalidValue
 from chatgym.scenarios import ABOUT, Scenario
 
@@ -60,7 +60,7 @@ class RewardStep:
     terminations: npt.NDArray[np.bool_]
     truncations: npt.NDArray[np.bool_]
     turns: npt.NDArray[np.int64]
-    scenario: Scenario
+    scenario: Scenario = field(repr=False)
 
     def term(self, name: str) -> npt.NDArray[np.float64]:
         """Return a term by its name, float64[N].
@@ -140,7 +140,9 @@ class RewardFunction:
     def identity(self) -> dict[str, Any]:
         """Return the function's name, and the SHA-256 of its content: code, and what it calls, closes over and reads.
 
-        A callable object with an attribute ``identity`` (a JSON value) is known by that instead.
+        A function that can be imported by its name counts as its syntax tree, the same under every Python; others, such
+        as lambdas, have no source in another process and count as this Python's bytecode. A callable object with an
+        attribute ``identity`` (a JSON value) is known by that instead.
 
         Raises:
             InvalidValue: It reads something that has no content, such as an open file.
@@ -149,7 +151,8 @@ class RewardFunction:
         if own is not None:
             return dict(own) if isinstance(own, Mapping) else {"name": self.name, "identity": own}
         try:
-            return {"name": self.name, "sha256": source_digest(self._function)}
+            digest = bytecode_digest if importable_name(self._function) is None else source_digest
+            return {"name": self.name, "sha256": digest(self._function)}
         except InvalidValue as error:
             raise InvalidValue(
                 f"the reward function {self.name} has no identity: {error}; or give it an attribute `identity`, a JSON "
