@@ -46,7 +46,7 @@ class ConversationEnv(CopiedByState):
             fixed = name in self._arguments or (isinstance(known, property) and known.fset is None)
             if (fixed and name != "render_mode") or not hasattr(self, name):
                 raise self._unsettable(name, fixed)
-        super().__setattr__(name, value)
+        object.__setattr__(self, name, value)  # super() would take longer than the rest of it
 
     @property
     def error_rate(self) -> float:
@@ -230,13 +230,15 @@ def check_wrappers(wrappers: Iterable[Any]) -> None:
         InvalidValue: One was: it has no effect there.
     """
     for wrapper in wrappers:
+        held = vars(wrapper)
+        if held.keys().isdisjoint(SETTABLE):
+            continue
         if type(wrapper).__module__.partition(".")[0] in ("gymnasium", "stable_baselines3"):
-            for name in SETTABLE:
-                if name in vars(wrapper):
-                    raise InvalidValue(
-                        f"{name} was set on the wrapper {type(wrapper).__name__}, where it has no effect; set it by "
-                        f"env.set_wrapper_attr({name!r}, {vars(wrapper)[name]!r}), which finds env.unwrapped"
-                    )
+            name = next(name for name in SETTABLE if name in held)
+            raise InvalidValue(
+                f"{name} was set on the wrapper {type(wrapper).__name__}, where it has no effect; set it by "
+                f"env.set_wrapper_attr({name!r}, {held[name]!r}), which finds env.unwrapped"
+            )
 
 
 def check_key(key: Any) -> int:

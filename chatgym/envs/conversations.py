@@ -86,6 +86,7 @@ class Conversations:
         self.judged, weights = make_term(reward_model, reward_weights, self.scenario, action, size)
         self.room = ChatRoom(self.scenario, size, error_rate=error_rate, max_turns=max_turns, reward_weights=weights)
         self.payment = Payment(self.room, self.judged, function)
+        self._settles = self.judged is not None or function is not None
         self.history = TokenHistory(size, self.tokenizer) if self.tokenizer and observation == "token" else None
         self.codec = self._make_codec(action)
         self.single_action_space = self.codec.space
@@ -142,7 +143,8 @@ class Conversations:
             self._heard = dict(zip(self._indices(taken), self.agent_texts(decoded.acts, taken), strict=True))
         if self.judged is not None:
             self.judged.say(self._indices(taken), self.agent_texts(decoded.acts, taken))
-        self.payment.begin_step()
+        if self.payment.function is not None:
+            self.payment.begin_step()
         room.step(decoded.acts, taken, fresh)
         if self.worded:
             answered = decoded.acts if fresh is None else np.where(fresh, NO_ACT, decoded.acts)
@@ -154,7 +156,9 @@ class Conversations:
                 listener.begin(i, self.texts[i])
         if fresh is not None:
             self.codec.begin(fresh)
-        self.rewards, self.terms = self.payment.settle(decoded.acts, taken)
+        self.rewards, self.terms = room.rewards, room.terms
+        if self._settles:
+            self.rewards, self.terms = self.payment.settle(decoded.acts, taken)
         return decoded.acts
 
     def observe(self) -> Any:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from chatgym.dynamics.room import ChatRoom, Snapshot
 from chatgym.dynamics.values import check_weights
 from chatgym.errors import InvalidValue
-from chatgym.rewards.function import CUSTOM, Function, RewardFunction, make_step
+from chatgym.rewards.function import CUSTOM, Function, RewardFunction, copy_of, make_step
 from chatgym.rewards.term import NAME, WEIGHT, ModelTerm
 
 
@@ -33,8 +33,7 @@ class Payment:
 
     def begin_step(self) -> None:
         """Remember, before the room's step, what the function is told of that moment."""
-        if self.function is not None:
-            self._before = self._room.belief.copy()
+        self._before = copy_of(self._room.belief)
 
     def settle(
         self, acts: npt.NDArray[np.int64], rows: npt.NDArray[np.bool_] | None

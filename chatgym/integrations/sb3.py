@@ -94,7 +94,7 @@ class ChatVecEnv(VecEnv):
         if name in SETTABLE:
             self.set_attr(name, value)
         else:
-            super().__setattr__(name, value)
+            object.__setattr__(self, name, value)
 
     def __getattr__(self, name: str) -> Any:
         if name in SETTABLE:
@@ -131,19 +131,18 @@ class ChatVecEnv(VecEnv):
             going = np.flatnonzero(~dones).tolist() if ended else range(self.num_envs)
             self._tell(infos, now, going)
             self._tell(infos, last, ended)
-        for name in now:
-            if name not in _OWN and name[0] != "_":  # a wrapper's
-                for row in np.flatnonzero(now.get(f"_{name}", self._everywhere)).tolist():
-                    infos[row][name] = _row_of(now[name], row)
+        if self.envs is not self.base:
+            self._tell_added(infos, now)
         if ended:
             finals = now["final_obs"] if self._same_step else {row: row_of(observations, row) for row in ended}
             for row in ended:
                 infos[row].update(self._ending(row, finals[row], last, bool(truncated[row] and not terminated[row])))
             if not self._same_step:
                 observations, now = self.envs.reset(options={"reset_mask": dones.copy()})
-            for row in ended:
-                self.reset_infos[row] = {}
-            self._tell(self.reset_infos, now, ended)
+            if self._named:
+                for row in ended:
+                    self.reset_infos[row] = {}
+                self._tell(self.reset_infos, now, ended)
         self._masks = now.get("action_mask")
         return observations, rewards.astype(np.float32), dones, infos
 
@@ -275,6 +274,13 @@ class ChatVecEnv(VecEnv):
                 values = vector[name]
                 for row in rows:
                     infos[row][name] = values[row]
+
+    def _tell_added(self, infos: list[Info], vector: Mapping[str, Any]) -> None:
+        """Write what wrappers added to the vector infos, such as ``episode``, into those of the rows that it is for."""
+        for name in vector:
+            if name not in _OWN and name[0] != "_":
+                for row in np.flatnonzero(vector.get(f"_{name}", self._everywhere)).tolist():
+                    infos[row][name] = _row_of(vector[name], row)
 
     def _ending(self, row: int, observation: Any, last: Mapping[str, Any], truncated: bool) -> Info:
         """Return what the info of a conversation's last step has, from the vector infos of that step."""
