@@ -4,6 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from chatgym.envs.chat_env import ChatEnv
 from chatgym.envs.task import Task
 from chatgym.envs.vector_env import ChatVectorEnv
 from chatgym.errors import InvalidValue
@@ -36,6 +37,8 @@ def test_an_unknown_reset_option_is_refused():
         make().reset(options={"keys": [1]})
     with pytest.raises(InvalidValue, match=r"reset option 'key'; .*'keys'.*'reset_mask'"):
         ChatVectorEnv(2, llm="template").reset(options={"key": 1})
+    with pytest.raises(InvalidValue, match=r"a dict with 'key', not \['key'\]"):
+        make().reset(options=["key"])
 
 
 @pytest.mark.parametrize(
@@ -174,3 +177,72 @@ def test_an_agent_that_speaks_in_tokens_is_evaluated_in_turns():
     held = [converse(agent, task.make_env(agent.requires), result.seed + i) for i in range(6)]
     assert [one["outcome"] for one in held] == result.outcomes.tolist()
     assert [one["return"] for one in held] == pytest.approx(result.returns.tolist())
+
+
+@pytest.mark.parametrize("made", [ChatEnv, lambda **given: ChatVectorEnv(2, **given)], ids=["single", "vector"])
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("error_rate", 1.5, "error_rate is a probability from 0 to 1, not 1.5"),
+        ("error_rate", None, "not None"),
+        ("max_turns", 0, "an integer from 1 to 10000, not 0"),
+        ("reward_weights", {"tme": 1.0}, "unknown reward term 'tme'.*Did you mean 'time'"),
+        ("reward_weights", {"reward_model": 1.0}, "unknown reward term 'reward_model'"),
+        ("eror_rate", 0.5, "known: 'error_rate', 'max_turns', 'reward_weights'. Did you mean 'error_rate'"),
+        ("scenario", "social", "make another with scenario=.*error_rate, max_turns, reward_weights"),
+        ("action", "text", "make another with action="),
+        ("texts_", True, "would have no effect"),
+        ("room", None, "make another|can't be set"),
+    ],
+)
+def test_an_attribute_that_can_not_be_set_is_refused(made, name, value, message):
+    env = made(llm="template")
+    before = env.settings()
+    with pytest.raises(InvalidValue, match=message):
+        setattr(env, name, value)
+    assert env.settings() == before
+
+
+def test_a_subclass_and_gymnasium_set_their_own_attributes():
+    class Mine(ChatEnv):
+        def __init__(self):
+            super().__init__(llm="template")
+            self.note = "mine"
+
+    env = Mine()
+    env.note = env.note + "!"
+    env.error_rate = 0.2
+    assert (env.note, env.room.error_rate) == ("mine!", 0.2)
+    env = ChatEnv(llm="template")
+    env.render_mode, env.action_space, env.np_random = "ansi", env.action_space, np.random.default_rng(1)
+    with pytest.raises(TypeError):
+        env.reward_weights["time"] = 3.0
+
+
+def test_an_attribute_on_a_wrapper_where_it_has_no_effect_is_refused():
+    """Stable-Baselines3's DummyVecEnv sets attributes on the outermost wrapper."""
+    env = make()
+    env.error_rate = 0.9
+    with pytest.raises(InvalidValue, match=r"on the wrapper OrderEnforcing.*set_wrapper_attr\('error_rate', 0.9\)"):
+        env.reset()
+    del env.error_rate
+    env.set_wrapper_attr("error_rate", 0.9)
+    env.reset()
+    assert env.unwrapped.room.error_rate == 0.9
+
+
+def test_a_model_that_plays_the_partner_has_no_error_rate_to_set():
+    env = make(simulator="llm", llm=Silent(), action="text", observation="text", reward_model=None).unwrapped
+    with pytest.raises(InvalidValue, match="would have no effect: with simulator='llm'"):
+        env.error_rate = 0.2
+
+
+class Silent:
+    """An engine that is never asked."""
+
+    identity = "silent@1"
+
+    def generate(self, prompts, **sampling):
+        raise AssertionError
+
+    score = close = generate

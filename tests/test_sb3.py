@@ -1,6 +1,8 @@
+import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.wrappers import vector
 from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from stable_baselines3 import A2C, PPO
@@ -122,10 +124,9 @@ def test_a_key_for_each_row_names_the_conversations_of_the_next_reset(envs):
     assert envs.envs.room.keys.tolist() == list(range(7, 7 + ROWS))
     envs.reset()
     assert not np.isin(envs.envs.room.keys, range(7, 7 + ROWS)).any()
-    for wrong in ({"topic": "refund"}, {"key": -5}, {"key": 5.7}, {"key": "5"}):
-        envs.set_options(wrong)
+    for wrong in ({"topic": "refund"}, {"key": -5}, {"key": 5.7}, {"key": "5"}, [{"key": 5}], [{"key": 5}] + [{}] * 5):
         with pytest.raises(InvalidValue, match="key"):
-            envs.reset()
+            envs.set_options(wrong)
 
 
 def test_a_split_holds_until_the_next_seed(envs):
@@ -153,10 +154,105 @@ def test_attributes_and_methods_are_given_for_each_row(envs):
     assert envs.env_is_wrapped(VecMonitor, indices=[0, 1]) == [False, False]
     assert not envs.has_attr("nothing")
     assert envs.render_mode is None
-    envs.set_attr("note", "all")
-    assert envs.get_attr("note", 3) == ["all"]
     with pytest.raises(InvalidValue, match="all conversations"):
-        envs.set_attr("note", "one", indices=[0])
+        envs.set_attr("error_rate", 0.5, indices=[0])
+    for name, words in (("eror_rate", "Did you mean 'error_rate'"), ("scenario", "make another with scenario=")):
+        with pytest.raises(InvalidValue, match=words):
+            envs.set_attr(name, 0.5)
+
+
+def test_an_error_rate_that_is_set_takes_effect_from_the_next_turn_on(envs):
+    changed = ChatVecEnv.make(ROWS, llm="template", max_turns=7, error_rate=0.9)
+    before = envs.envs.identity()
+    for each in (changed, envs):
+        each.set_options([{"key": 7 + row} for row in range(ROWS)])
+    begun = changed.reset()
+    VecMonitor(envs).set_attr("error_rate", 0.9)
+    assert np.array_equal(envs.reset(), begun)
+    assert envs.get_attr("error_rate", [2]) == [0.9] == [envs.error_rate]
+    assert envs.envs.identity() == changed.envs.identity() != before
+    one, other = envs.step(np.zeros(ROWS, int)), changed.step(np.zeros(ROWS, int))
+    assert all(map(np.array_equal, one[:3], other[:3]))
+    envs.error_rate = 0.0
+    assert envs.envs.room.error_rate == 0.0
+
+
+@pytest.mark.parametrize("mode", ["SameStep", "Disabled"])
+@pytest.mark.parametrize("arguments", [{"texts": True}, {"action": "candidate"}], ids=["act", "candidate"])
+def test_infos_on_request_are_those_of_the_single_environment(mode, arguments):
+    arguments = {"llm": "template", "max_turns": 7, "reward_model": None, **arguments}
+    envs = ChatVecEnv(ChatVectorEnv(ROWS, autoreset_mode=mode, **arguments), infos=True)
+    arguments.pop("texts", None)
+    singles = [ChatEnv(**arguments) for _ in range(ROWS)]
+    envs.seed(40)
+    envs.reset()
+    begun = [single.reset(seed=40 + row)[1] for row, single in enumerate(singles)]
+    generator, ended = np.random.default_rng(0), 0
+    for _ in range(25):
+        assert all(map(same_info, envs.reset_infos, begun))
+        acts = random_acts(envs.action_masks(), generator)
+        observations, _, dones, infos = envs.step(acts)
+        for row, single in enumerate(singles):
+            seen, _, terminated, truncated, expected = single.step(acts[row])
+            assert dones[row] == (terminated or truncated)
+            if dones[row]:
+                assert np.array_equal(infos[row].pop("terminal_observation"), seen)
+                assert np.array_equal(infos[row].pop("terminal_action_mask"), expected["action_mask"])
+                del infos[row]["TimeLimit.truncated"], infos[row]["is_success"]
+                seen, begun[row] = single.reset()
+                ended += 1
+            assert same_info(infos[row], expected)
+            assert np.array_equal(observations[row], seen)
+    assert ended > 10
+
+
+def same_info(one, other):
+    assert one.keys() == other.keys()
+    return all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_infos_are_asked_for_by_name():
+    envs = ChatVecEnv.make(2, llm="template", infos=["reward_terms", "action_mask"])
+    envs.reset()
+    assert set(envs.step(np.zeros(2, int))[3][0]) == {"reward_terms", "action_mask"}
+    with pytest.raises(InvalidValue, match=r"unknown info 'text'; known: .*texts=True"):
+        ChatVecEnv.make(2, llm="template", infos=["text"])
+    with pytest.raises(InvalidValue, match=r"such as \['agent_act'\]"):
+        ChatVecEnv.make(2, llm="template", infos="agent_act")
+
+
+@pytest.mark.parametrize("mode", ["SameStep", "Disabled"])
+def test_gymnasiums_wrappers_stand_around_the_vector_environment(mode):
+    """Own rewards and observations at full speed; both modes give the same conversations."""
+    inner = ChatVectorEnv(ROWS, llm="template", max_turns=7, autoreset_mode=mode)
+    wrapped = vector.RecordEpisodeStatistics(vector.TransformReward(inner, lambda rewards: 2 * rewards))
+    if mode == "Disabled":
+        wrapped = vector.TransformObservation(wrapped, lambda seen: -seen)
+    envs, plain = ChatVecEnv(wrapped), ChatVecEnv.make(ROWS, llm="template", max_turns=7)
+    sign, generator, returns, finished = -1 if mode == "Disabled" else 1, np.random.default_rng(0), np.zeros(ROWS), 0
+    for each in (envs, plain):
+        each.seed(40)
+    assert np.array_equal(envs.reset(), sign * plain.reset())
+    for _ in range(25):
+        acts = random_acts(plain.action_masks(), generator)
+        (seen, rewards, dones, infos), (observed, paid, over, known) = envs.step(acts), plain.step(acts)
+        assert np.array_equal(seen, sign * observed)
+        assert np.array_equal(rewards, 2 * paid)
+        assert np.array_equal(dones, over)
+        assert np.array_equal(envs.action_masks(), plain.action_masks())
+        returns += rewards
+        for row in np.flatnonzero(dones):
+            episode = infos[row].pop("episode")
+            assert episode["r"] == pytest.approx(returns[row], abs=1e-5)
+            assert np.array_equal(infos[row].pop("terminal_observation"), sign * known[row].pop("terminal_observation"))
+            assert all(np.array_equal(infos[row][name], known[row][name]) for name in known[row])
+            returns[row], finished = 0, finished + 1
+        assert all("episode" not in infos[row] for row in np.flatnonzero(~dones))
+    assert finished > 10
+    assert envs.env_is_wrapped(vector.TransformReward) == [True] * ROWS
+    envs.set_attr("error_rate", 0.3)
+    assert inner.error_rate == 0.3
+    assert len(envs.get_attr("return_queue")[0]) == finished
 
 
 def test_a_restored_environment_goes_on_as_before(envs):
@@ -179,5 +275,16 @@ def test_spaces_are_those_of_one_conversation(envs):
 def test_what_can_not_be_adapted_is_refused_with_the_remedy():
     with pytest.raises(InvalidValue, match="autoreset_mode='SameStep'"):
         ChatVecEnv(ChatVectorEnv(2, llm="template"))
+    for wrapper, words in ((vector.DictInfoToList, "leave out"), (vector.NormalizeReward, "VecNormalize")):
+        with pytest.raises(InvalidValue, match=words):
+            ChatVecEnv(wrapper(ChatVectorEnv(2, llm="template", autoreset_mode="Disabled")))
+    with pytest.raises(InvalidValue, match="make_vec_env"):
+        ChatVecEnv(gym.vector.SyncVectorEnv([lambda: ChatEnv(llm="template")]))
+    more = vector.TransformAction(ChatVectorEnv(2, llm="template", autoreset_mode="SameStep"), lambda acts: acts, None)
+    more.single_action_space = spaces.Discrete(3)
+    envs = ChatVecEnv(more)
+    envs.reset()
+    with pytest.raises(ChatGymError, match="leave out the wrapper"):
+        envs.action_masks()
     with pytest.raises(ChatGymError, match=r"before reset\(\)"):
         ChatVecEnv.make(2, llm="template").action_masks()

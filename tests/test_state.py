@@ -256,3 +256,45 @@ def test_the_specification_of_a_scenario_object_is_json(changed):
     other = pickle.loads(pickle.dumps(env))
     assert other.unwrapped.scenario.max_turns == scenario.max_turns
     assert same(env.step(3), other.step(3))
+
+
+def test_what_is_set_later_is_as_if_the_environment_had_been_made_with_it():
+    """Setting one thing at a time, in the middle of a conversation, or before it begins."""
+    changes = {"error_rate": 0.9, "max_turns": 4, "reward_weights": {"time": 0.5, "reward_model": 0.1}}
+    how = {"llm": "template", "action": "text", "observation": "discrete", "max_turns": 9}
+    env, made = (gym.make("ChatEnv-v0", **{**how, **more}) for more in ({}, changes))
+    before = env.unwrapped.identity()
+    env.reset(seed=3)
+    env.step("Hello!")
+    for name, value in changes.items():
+        env.set_wrapper_attr(name, value)
+    snapshot = env.unwrapped.snapshot()
+    fresh = gym.make("ChatEnv-v0", **how).unwrapped
+    fresh.restore(snapshot)
+    copies = [env, *(verb(env) for verb in VERBS.values()), env.unwrapped.fork(), gym.make(env.unwrapped.spec), fresh]
+    for one in copies:
+        assert one.unwrapped.identity() == made.unwrapped.identity() != before
+        assert one.unwrapped.settings() == made.unwrapped.settings()
+        assert one.unwrapped.spec is None or one.unwrapped.spec.kwargs["error_rate"] == 0.9
+    weights = env.unwrapped.reward_weights
+    said = ("What is your order number?", "When was that?")
+    for text in said:
+        first = env.step(text)
+        assert first[1] == sum(weights[name] * value for name, value in first[4]["reward_terms"].items())
+        assert all(same(first, one.step(text)) for one in copies[1:] if one.unwrapped.room.turns[0])
+    assert not first[3]
+    assert env.step("What is your order number?")[3]  # the fourth turn
+    for one in (env, made):
+        one.reset(options={"key": 11})
+    assert all(same(env.step(text), made.step(text)) for text in said)
+
+
+def test_a_snapshot_from_before_settings_were_kept_leaves_them_alone():
+    envs = ChatVectorEnv(2, llm="template", error_rate=0.3)
+    envs.reset(seed=1)
+    old = {name: array for name, array in envs.snapshot().items() if not name.startswith("settings.")}
+    other = ChatVectorEnv(2, llm="template", error_rate=0.6)
+    other.restore(old)
+    assert other.error_rate == 0.6
+    other.restore(envs.snapshot())
+    assert other.error_rate == 0.3

@@ -37,6 +37,23 @@ def test_a_replay_reproduces_every_observation_reward_act_and_text(tmp_path, obs
     assert path.read_text().splitlines()[-1].count(result.sha256) == 1
 
 
+def test_a_trace_is_of_one_error_rate(tmp_path):
+    env = gym.make("ChatEnv-v0", llm="template")
+    env.unwrapped.error_rate = 0.4
+    replay.record(env, lambda *_: 1, tmp_path / "t", keys=[1])
+    assert '"rate":0.4' in (tmp_path / "t").read_text()
+    chatgym.replay(tmp_path / "t")
+
+    def policy(observation, info):
+        env.unwrapped.error_rate /= 2
+        return 1
+
+    with pytest.raises(InvalidValue, match=r"error_rate was 0\.4 when the trace began and is 0\.2"):
+        replay.record(env, policy, tmp_path / "t", keys=[1])
+    with pytest.raises(Corrupted):
+        chatgym.replay(tmp_path / "t")
+
+
 def test_two_recordings_are_byte_identical(tmp_path):
     assert recorded(tmp_path / "a").read_bytes() == recorded(tmp_path / "b").read_bytes()
 

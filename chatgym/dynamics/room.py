@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import math
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,7 +23,8 @@ from chatgym.dynamics import rng
 from chatgym.dynamics.content import bytecode_digests, source_digest
 from chatgym.dynamics.nb import LoopCache, forget, keep_by_content
 from chatgym.dynamics.scenario import Scenario
-from chatgym.errors import InvalidValue, unknown
+from chatgym.dynamics.values import check_rate, check_size, check_turns, is_integer, weigh
+from chatgym.errors import InvalidValue
 
 Snapshot = dict[str, npt.NDArray[Any]]
 
@@ -173,30 +173,6 @@ def _loops(scenario: Scenario) -> dict[str, Any]:  # noqa: C901 (six loops, each
     return {"start": start, "step": step, "index": index, "embed": embed, "mask": mask, "expert": expert}
 
 
-def is_integer(value: Any) -> bool:
-    """Tell whether a value is an integer of Python or numpy, but not a bool."""
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
-def is_number(value: Any) -> bool:
-    """Tell whether a value is a finite real number of Python or numpy, but not a bool."""
-    return (is_integer(value) or isinstance(value, (float, np.floating))) and math.isfinite(value)
-
-
-def check_weights(reward_weights: Mapping[str, float] | None) -> dict[str, float]:
-    """Return reward weights as floats; None gives an empty dict.
-
-    Raises:
-        InvalidValue: They are no mapping, or a weight is not a finite number.
-    """
-    if reward_weights is not None and not isinstance(reward_weights, Mapping):
-        raise InvalidValue(f"reward_weights maps names of reward terms to weights; it is {reward_weights!r}")
-    for term, weight in (reward_weights or {}).items():
-        if not is_number(weight):
-            raise InvalidValue(f"the weight of the reward term {term!r} is a finite number, not {weight!r}")
-    return {term: float(weight) for term, weight in (reward_weights or {}).items()}
-
-
 class ChatRoom:
     """B conversations with partners of one scenario.
 
@@ -236,25 +212,17 @@ class ChatRoom:
         Raises:
             InvalidValue: A value is out of range, or a reward term is unknown.
         """
-        _check_size(size)
-        if not is_number(error_rate) or not 0.0 <= error_rate <= 1.0:
-            raise InvalidValue(f"error_rate is a probability from 0 to 1, not {error_rate!r}")
-        turns = scenario.max_turns if max_turns is None else max_turns
-        if not is_integer(turns) or not 1 <= turns <= 10_000:
-            raise InvalidValue(f"max_turns is a number of turns, an integer from 1 to 10000, not {max_turns!r}")
-        weights = dict(scenario.reward_terms)
-        for term, weight in check_weights(reward_weights).items():
-            if term not in weights:
-                raise unknown("reward term", term, weights, "Set reward_weights for these only.")
-            weights[term] = weight
+        check_size(size)
         self.scenario, self.size = scenario, size
-        self.error_rate, self.max_turns, self.reward_weights = float(error_rate), int(turns), weights
-        self._most_turns = self.max_turns
-        self._weights = np.array([weights.get(name, 0.0) for name in scenario.measured])
-        shown = [scenario.measured.index(name) for name in weights]
-        self._shown = None if shown == list(range(len(scenario.measured))) else np.array(shown)
         self._worth = np.array([scenario.outcome_values.get(name, 0.0) for name in scenario.outcomes])
         self._paid = scenario.measured.index("outcome") if scenario.outcome_values else -1
+        shown = [scenario.measured.index(name) for name in scenario.reward_terms]
+        self._shown = None if shown == list(range(len(scenario.measured))) else np.array(shown)
+        self.belief = np.zeros(size, scenario.belief)
+        self._limit: int | None = None
+        self.set_error_rate(error_rate)
+        self.set_max_turns(max_turns)
+        self.set_reward_weights(reward_weights)
         self._kernels, self._content = kernels(scenario), _content.get(scenario)
         self._all, self._none = np.ones(size, bool), np.zeros(size, bool)
         self.keys = np.zeros(size, np.uint64)
@@ -262,12 +230,10 @@ class ChatRoom:
         self.episodes = np.zeros(size, np.int64)
         self.turns = np.zeros(size, np.int64)
         self.hidden = np.zeros(size, scenario.hidden)
-        self.belief = np.zeros(size, scenario.belief)
-        self._tell_limit()
         self.said = np.zeros(size, scenario.said)
         self.outcomes = np.zeros(size, np.int64)
         self.rewards = np.zeros(size)
-        self.terms = np.zeros((size, len(weights)))
+        self.terms = np.zeros((size, len(self.reward_weights)))
         self.terminations = np.zeros(size, bool)
         self.truncations = np.zeros(size, bool)
 
@@ -393,8 +359,50 @@ class ChatRoom:
 
     def limit(self, turns: int | None) -> None:
         """Truncate conversations after `turns`, if that is less than the room's own `max_turns`; None: after those."""
+        self._limit = turns
         self.max_turns = self._most_turns if turns is None else min(self._most_turns, turns)
         self._tell_limit()
+
+    def set_error_rate(self, error_rate: float) -> None:
+        """Set the semantic error rate, 0 to 1, from the next turn on.
+
+        Raises:
+            InvalidValue: It is no such number.
+        """
+        self.error_rate = check_rate(error_rate)
+
+    def set_max_turns(self, max_turns: int | None) -> None:
+        """Set the room's own number of turns until truncation, from the next turn on; None: the scenario's default.
+
+        Raises:
+            InvalidValue: It is not an integer from 1 to 10,000.
+        """
+        self._most_turns = check_turns(self.scenario.max_turns if max_turns is None else max_turns)
+        self.limit(self._limit)
+
+    def set_reward_weights(self, reward_weights: Mapping[str, float] | None) -> None:
+        """Set the weights of reward terms, from the next turn on; terms left out get the scenario's weight.
+
+        Raises:
+            InvalidValue: A weight is not a finite number, or is that of an unknown term.
+        """
+        self.reward_weights = weigh(self.scenario.reward_terms, reward_weights)
+        self._weights = np.array([self.reward_weights.get(name, 0.0) for name in self.scenario.measured])
+
+    def dump_settings(self) -> Snapshot:
+        """Copy what the setters set: arrays with a leading axis B, equal in all rows. `load_settings` takes them."""
+        own = {"error_rate": self.error_rate, "most_turns": self._most_turns, "limit": self._limit or 0}
+        return {name: np.full(self.size, value) for name, value in own.items()} | {
+            "weights": np.tile(np.array(list(self.reward_weights.values())), (self.size, 1))
+        }
+
+    def load_settings(self, settings: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Set what `dump_settings` of a room with the same scenario returned: arrays with a leading axis B."""
+        weights = settings["weights"][0].tolist()
+        self.set_error_rate(settings["error_rate"][0])
+        self.set_reward_weights(dict(zip(self.scenario.reward_terms, weights, strict=True)))
+        self._limit = int(settings["limit"][0]) or None
+        self.set_max_turns(settings["most_turns"][0])
 
     def _tell_limit(self) -> None:
         """Write `max_turns` into the beliefs of a scenario whose expert plans with it."""
@@ -409,19 +417,10 @@ class ChatRoom:
         """
         if not is_integer(index) or not 0 <= index < self.size:
             raise InvalidValue(f"there is no row {index} in a room of {self.size}; rows are 0 to {self.size - 1}")
-        _check_size(copies)
+        check_size(copies)
         room = copy.copy(self)
         room.size, room._all, room._none = copies, np.ones(copies, bool), np.zeros(copies, bool)
         for name in self._STATE:
             setattr(room, name, getattr(self, name)[[index] * copies])
         return room
 
-
-def _check_size(size: Any) -> None:
-    """Check a number of conversations.
-
-    Raises:
-        InvalidValue: It isn't an integer of at least 1.
-    """
-    if not is_integer(size) or size < 1:
-        raise InvalidValue(f"num_envs is the number of conversations, an integer of at least 1, not {size!r}")

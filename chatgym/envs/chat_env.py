@@ -16,12 +16,21 @@ from chatgym.dynamics.room import Snapshot
 from chatgym.engines import Engine
 from chatgym.envs.account import Account, with_entries
 from chatgym.envs.codecs import row_of
-from chatgym.envs.conversation_env import ConversationEnv, check_key, check_options, check_seed, check_steps, root_of
+from chatgym.envs.conversation_env import (
+    ConversationEnv,
+    check_key,
+    check_options,
+    check_seed,
+    check_steps,
+    check_wrappers,
+    root_of,
+)
 from chatgym.envs.conversations import DEFAULT_LLM, Conversations
 from chatgym.envs.rendering import print_turns, to_ansi
 from chatgym.envs.state import check_snapshot, decode_rows, encode_rows
 from chatgym.errors import ChatGymError, InvalidValue
 from chatgym.rewards import RewardModel
+from chatgym.rewards.function import Function
 from chatgym.scenarios import ABOUT, NO_ACT, Scenario
 
 Turn = dict[str, Any]
@@ -113,11 +122,17 @@ class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
     * ``reward_model``: ``"default"`` (the scenario's, if it has one; off with ``action="act"``, where the words are the
       scenario's own), None, a folder, ``"hf:ID-or-folder"``, ``"judge:LLM"``, or a `RewardModel`.
     * ``reward_weights``: reward term to weight; terms left out keep the scenario's weight.
+    * ``reward``: a function of arrays that replaces the weighted sum, ``reward(step) -> float64[N]``, or its name
+      ``"module:function"``; `chatgym.rewards.RewardStep` explains ``step``. Its value is the term ``custom``, with
+      weight 1; the other terms then have weight 0.
     * ``max_turns``: agent turns until truncation; None: the scenario's default.
     * ``error_rate``: semantic error rate, 0 to 1.
     * ``tokenizer``: for tokens: the name of a stored model, or a folder; None: the partner's model's.
     * ``render_mode``: None; ``"ansi"``: `render` returns coloured text; ``"human"``: each step prints its turns;
       ``"rgb_array"``: `render` returns a picture of the conversation with its rewards, uint8[600, 800, 3].
+
+    The attributes ``error_rate``, ``max_turns`` and ``reward_weights`` of ``env.unwrapped`` may be set at any time and
+    take effect from the next turn on; to set another argument is an error.
 
     ## Vectorized environment
     ``gym.make_vec("ChatEnv-v0", num_envs=1024, vectorization_mode="vector_entry_point")``, see
@@ -139,6 +154,7 @@ class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
         simulator: str = "agenda",
         reward_model: str | RewardModel | None = "default",
         reward_weights: Mapping[str, float] | None = None,
+        reward: str | Function | None = None,
         max_turns: int | None = None,
         error_rate: float = 0.1,
         tokenizer: str | None = None,
@@ -150,8 +166,8 @@ class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
             raise InvalidValue(f"unknown render_mode {render_mode!r}; known: None, 'ansi', 'human', 'rgb_array'")
         self._hold(arguments, Conversations(
             1, scenario=scenario, action=action, observation=observation, llm=llm, simulator=simulator,
-            reward_model=reward_model, reward_weights=reward_weights, max_turns=max_turns, error_rate=error_rate,
-            tokenizer=tokenizer, texts=True,
+            reward_model=reward_model, reward_weights=reward_weights, reward=reward, max_turns=max_turns,
+            error_rate=error_rate, tokenizer=tokenizer, texts=True,
         ))  # fmt: skip
         self.action_space = self._conversations.single_action_space
         self.observation_space = self._conversations.single_observation_space
@@ -165,6 +181,7 @@ class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
         self._user_act_code = self.room.said["act"]
         self._user_acts = (*self.scenario.user_acts, "unclear")
         self._unworded: list[tuple[Turn, int, bytes, int]] = []  # turns of the agent, worded when they are looked at
+        self._sealed = type(self) is ChatEnv  # a subclass has attributes of its own
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin a conversation; the partner speaks first.
@@ -247,13 +264,15 @@ class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
         Without such a wrapper the environment's own `max_turns` counts.
 
         Raises:
-            InvalidValue: The wrapper counts tokens, with ``action="token"``.
+            InvalidValue: The wrapper counts tokens, with ``action="token"``; or an attribute of this environment was
+                set on a wrapper of a library, as Stable-Baselines3's ``set_attr`` does, where it has no effect.
         """
+        wrappers = list(wrappers)
+        check_wrappers(wrappers)
         limits = [wrapper._max_episode_steps for wrapper in wrappers if isinstance(wrapper, gym.wrappers.TimeLimit)]
         for turns in limits:
             check_steps(turns, self._conversations.action)
         self.room.limit(min(limits, default=None))
-        self._arguments["max_turns"] = self.room.max_turns
 
     def render(self) -> str | npt.NDArray[np.uint8] | None:
         """Show the conversation so far.
@@ -318,7 +337,8 @@ class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
             InvalidValue: It was taken from an environment with other arguments.
         """
         check_snapshot(snapshot, ("transcript",))
-        self._conversations.load(snapshot)
+        with self._setting():
+            self._conversations.load(snapshot)
         state = decode_rows(snapshot["transcript"])[0]
         self._turns, self._going, self._last_act = state["turns"], state["going"], state["last_act"]
         self._unworded = []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,8 @@ from gymnasium.utils import seeding
 
 from chatgym.dynamics import rng
 from chatgym.dynamics.rng import SPLITS, in_split, split_of
-from chatgym.dynamics.room import ChatRoom, is_integer
+from chatgym.dynamics.room import ChatRoom
+from chatgym.dynamics.values import is_integer
 from chatgym.engines.tokenizer import ChatTokenizer
 from chatgym.envs.conversations import Conversations
 from chatgym.envs.llm_simulator import LLMSimulator
@@ -21,8 +24,12 @@ from chatgym.envs.state import CopiedByState
 from chatgym.envs.tokens import TokenHistory
 from chatgym.errors import InvalidValue, unknown
 from chatgym.rewards import RewardModel
+from chatgym.rewards.function import importable_name
 from chatgym.scenarios import Scenario, ScenarioName
 from chatgym.words.nlg import Speaker
+
+SETTABLE = ("error_rate", "max_turns", "reward_weights")
+"""The arguments that may be set while an environment is in use; they take effect from the next turn on."""
 
 
 class ConversationEnv(CopiedByState):
@@ -33,6 +40,69 @@ class ConversationEnv(CopiedByState):
 
     _conversations: Conversations
     _spec: EnvSpec | None = None
+    _sealed = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute.
+
+        Raises:
+            InvalidValue: It has no effect: there is none of that name, or it is an argument other than `SETTABLE`.
+        """
+        if name[0] != "_" and self._sealed and name not in SETTABLE:
+            known = getattr(type(self), name, None)
+            fixed = name in self._arguments or (isinstance(known, property) and known.fset is None)
+            if (fixed and name != "render_mode") or not hasattr(self, name):
+                raise self._unsettable(name, fixed)
+        object.__setattr__(self, name, value)  # super() would take longer than the rest of it
+
+    @property
+    def error_rate(self) -> float:
+        """Semantic error rate; set it at any time, it takes effect from the next turn on."""
+        return self.room.error_rate
+
+    @error_rate.setter
+    def error_rate(self, error_rate: float) -> None:
+        with self._setting():
+            self._conversations.set_error_rate(error_rate)
+
+    @property
+    def max_turns(self) -> int:
+        """Agent turns until truncation; set it at any time, it takes effect from the next turn on."""
+        return self.room.max_turns
+
+    @max_turns.setter
+    def max_turns(self, max_turns: int | None) -> None:
+        with self._setting():
+            self.room.set_max_turns(max_turns)
+
+    @property
+    def reward_weights(self) -> Mapping[str, float]:
+        """Reward term to weight, of all terms; set those to change at any time, the others get their default."""
+        return MappingProxyType(self._conversations.reward_weights)
+
+    @reward_weights.setter
+    def reward_weights(self, reward_weights: Mapping[str, float] | None) -> None:
+        with self._setting():
+            self._conversations.payment.set_weights(reward_weights)
+
+    @property
+    def info_names(self) -> tuple[str, ...]:
+        """Names of what ``info`` has at each step."""
+        return self._conversations.info_names
+
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments that may be set at any time, as they are now: `SETTABLE` to values."""
+        weights = None if self._conversations.payment.function else dict(self._conversations.reward_weights)
+        return {"error_rate": self.error_rate, "max_turns": self.max_turns, "reward_weights": weights}
+
+    def set_wrapper_attr(self, name: str, value: Any, *, force: bool = True) -> bool:
+        """Set an attribute, for wrappers and for Gymnasium's vector environments: ``envs.set_attr("error_rate", 0.2)``.
+
+        Raises:
+            InvalidValue: It would have no effect.
+        """
+        setattr(self, name, value)
+        return True
 
     @property
     def room(self) -> ChatRoom:
@@ -86,13 +156,18 @@ class ConversationEnv(CopiedByState):
 
     @property
     def spec(self) -> EnvSpec | None:
-        """Specification that `gymnasium.make` used; a `Scenario` object stands in it by name, for JSON."""
+        """Specification that `gymnasium.make` used; scenarios and functions stand in it by name, for JSON."""
         return self._spec
 
     @spec.setter
     def spec(self, spec: EnvSpec | None) -> None:
-        if spec is not None and isinstance(spec.kwargs.get("scenario"), Scenario):
-            spec = dataclasses.replace(spec, kwargs={**spec.kwargs, "scenario": ScenarioName(spec.kwargs["scenario"])})
+        if spec is not None:
+            kwargs = dict(spec.kwargs)
+            if isinstance(kwargs.get("scenario"), Scenario):
+                kwargs["scenario"] = ScenarioName(kwargs["scenario"])
+            if callable(kwargs.get("reward")):
+                kwargs["reward"] = importable_name(kwargs["reward"]) or kwargs["reward"]
+            spec = dataclasses.replace(spec, kwargs=kwargs) if kwargs != spec.kwargs else spec
         self._spec = spec
 
     def _check_split(self, split: Any, keys: npt.NDArray[np.uint64] | None) -> None:
@@ -125,6 +200,25 @@ class ConversationEnv(CopiedByState):
             arguments["scenario"] = str(name)  # what is registered under its name is found there by each process
         self._arguments, self._conversations = arguments, conversations
 
+    @contextlib.contextmanager
+    def _setting(self) -> Iterator[None]:
+        """Write what the block sets into the specification, so that `gymnasium.make` makes the same environment."""
+        before = self.settings()
+        yield
+        changed = {name: value for name, value in self.settings().items() if value != before[name]}
+        if changed and self._spec is not None:
+            self._spec = dataclasses.replace(self._spec, kwargs={**self._spec.kwargs, **changed})
+
+    def _unsettable(self, name: str, fixed: bool) -> InvalidValue:
+        """Return the error for an attribute that can't be set."""
+        settable = ", ".join(SETTABLE)
+        if fixed:
+            return InvalidValue(
+                f"{name} can't be set once the environment is made; make another with {name}=...; what can be set is "
+                f"{settable}"
+            )
+        return unknown("attribute of the environment", name, SETTABLE, "Setting another one would have no effect.")
+
     def _take_words(self, other: ConversationEnv) -> None:
         """Use the wordings that another environment used, such as a trace's."""
         if self.speaker is not None and other.speaker is not None:
@@ -145,16 +239,37 @@ _CARRIED = ("only", "_np_random", "_np_random_seed", "action_space", "observatio
             "single_observation_space", "_spec")  # fmt: skip
 
 
-def check_options(options: Mapping[str, Any] | None, allowed: Sequence[str]) -> Mapping[str, Any]:
-    """Return the options of a reset; None gives an empty dict.
+def check_options(options: Any, allowed: Sequence[str]) -> Mapping[str, Any]:
+    """Return the options of a reset, by name; None gives an empty dict.
 
     Raises:
-        InvalidValue: An option is unknown.
+        InvalidValue: They are no mapping, or an option is unknown.
     """
+    if options is not None and not isinstance(options, Mapping):
+        known = ", ".join(map(repr, allowed))
+        raise InvalidValue(f"the options of a reset are a dict with {known}, not {options!r}")
     for name in options or {}:
         if name not in allowed:
             raise unknown("reset option", name, allowed)
     return options or {}
+
+
+def check_wrappers(wrappers: Iterable[Any]) -> None:
+    """Check that no attribute of the environment was set on a wrapper of Gymnasium or Stable-Baselines3.
+
+    Raises:
+        InvalidValue: One was: it has no effect there.
+    """
+    for wrapper in wrappers:
+        held = vars(wrapper)
+        if held.keys().isdisjoint(SETTABLE):
+            continue
+        if type(wrapper).__module__.partition(".")[0] in ("gymnasium", "stable_baselines3"):
+            name = next(name for name in SETTABLE if name in held)
+            raise InvalidValue(
+                f"{name} was set on the wrapper {type(wrapper).__name__}, where it has no effect; set it by "
+                f"env.set_wrapper_attr({name!r}, {held[name]!r}), which finds env.unwrapped"
+            )
 
 
 def check_key(key: Any) -> int:

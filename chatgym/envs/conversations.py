@@ -19,17 +19,20 @@ from chatgym.engines.tokenizer import tokenizer_of
 from chatgym.envs import interfaces
 from chatgym.envs.codecs import ActCodec, CandidateCodec, Codec, TextCodec, TokenCodec, observe
 from chatgym.envs.llm_simulator import LLMSimulator, check_interface
+from chatgym.envs.payment import Payment, make_function
 from chatgym.envs.state import Stateful, check_snapshot, decode_rows, dump_parts, encode_rows, load_parts
 from chatgym.envs.tokens import TokenHistory
-from chatgym.errors import unknown
+from chatgym.errors import InvalidValue, unknown
 from chatgym.rewards import RewardModel
-from chatgym.rewards.term import NAME, make_term
+from chatgym.rewards.function import Function
+from chatgym.rewards.term import make_term
 from chatgym.scenarios import ABOUT, NO_ACT, UNCLEAR_ACT, Meaning, Scenario, find_scenario
 from chatgym.storage.model_store import MODELS
 from chatgym.words.nlg import Speaker
 
 DEFAULT_LLM = DEFAULT_MODEL
 SIMULATORS = ("agenda", "llm")
+_SETTINGS = "settings."  # begins the names of settings in a snapshot
 
 
 class Conversations:
@@ -41,11 +44,11 @@ class Conversations:
         speaker: NLG; None without words.
         llm_simulator: The language model that plays the partner; None where the agenda does.
         judged: The reward model's term of the reward; None without one.
+        payment: The reward terms and their weights.
         history: Token ids of the conversations; None unless ``observation="token"``.
         texts: The partners' last utterances, str[B]; empty without words.
         own_words: Row to the agent's last utterance, where the agent chose its words.
-        reward_weights: Reward term to weight, the reward model's included.
-        rewards: float64[B] of the last step, the reward model's share included.
+        rewards: float64[B] of the last step, the weighted sum of `terms` by `reward_weights`.
         terms: float64[B, T] of the last step, unweighted, in the order of `reward_weights`.
     """
 
@@ -60,6 +63,7 @@ class Conversations:
         simulator: str = "agenda",
         reward_model: str | RewardModel | None = "default",
         reward_weights: Mapping[str, float] | None = None,
+        reward: str | Function | None = None,
         max_turns: int | None = None,
         error_rate: float = 0.1,
         tokenizer: str | None = None,
@@ -78,8 +82,11 @@ class Conversations:
         tokens = "token" in (action, observation)
         self.tokenizer = tokenizer_of(tokenizer or _tokenizer_for(llm)) if tokens else None
         self.single_observation_space = interfaces.observation_space(self.scenario, observation, self.tokenizer)
+        function = make_function(reward, reward_weights)
         self.judged, weights = make_term(reward_model, reward_weights, self.scenario, action, size)
         self.room = ChatRoom(self.scenario, size, error_rate=error_rate, max_turns=max_turns, reward_weights=weights)
+        self.payment = Payment(self.room, self.judged, function)
+        self._settles = self.judged is not None or function is not None
         self.history = TokenHistory(size, self.tokenizer) if self.tokenizer and observation == "token" else None
         self.codec = self._make_codec(action)
         self.single_action_space = self.codec.space
@@ -88,8 +95,6 @@ class Conversations:
         self._opened = isinstance(llm, str)
         self.llm_simulator = LLMSimulator(self.scenario, self.engine, size) if simulator == "llm" else None
         self.speaker = Speaker(self.scenario, None if self.llm_simulator else self.engine) if self.worded else None
-        own_weights = self.room.reward_weights
-        self.reward_weights = own_weights if self.judged is None else {**own_weights, NAME: self.judged.weight}
         self.rewards, self.terms = np.zeros(size), np.zeros((size, len(self.reward_weights)))
         self.texts = [""] * size if self.worded else []
         self.own_words: dict[int, str] = {}
@@ -138,6 +143,8 @@ class Conversations:
             self._heard = dict(zip(self._indices(taken), self.agent_texts(decoded.acts, taken), strict=True))
         if self.judged is not None:
             self.judged.say(self._indices(taken), self.agent_texts(decoded.acts, taken))
+        if self.payment.function is not None:
+            self.payment.begin_step()
         room.step(decoded.acts, taken, fresh)
         if self.worded:
             answered = decoded.acts if fresh is None else np.where(fresh, NO_ACT, decoded.acts)
@@ -150,8 +157,8 @@ class Conversations:
         if fresh is not None:
             self.codec.begin(fresh)
         self.rewards, self.terms = room.rewards, room.terms
-        if self.judged is not None:
-            self.rewards, self.terms = self.judged.rewards(room.rewards), self.judged.terms(room.terms)
+        if self._settles:
+            self.rewards, self.terms = self.payment.settle(decoded.acts, taken)
         return decoded.acts
 
     def observe(self) -> Any:
@@ -190,10 +197,38 @@ class Conversations:
         belief, key, turn = room.belief[row], room.keys[row], int(room.turns[row]) + 1
         return tuple(self.word_agent(act, belief, key, turn) for act in self.codec.acts[row].tolist())
 
+    @property
+    def reward_weights(self) -> dict[str, float]:
+        """Reward term to weight, the reward model's and the function's included."""
+        return self.payment.weights
+
+    @property
+    def info_names(self) -> tuple[str, ...]:
+        """Names of what ``info`` has at each step."""
+        optional = {
+            "action_mask": self.action != "text", "text": self.worded, "candidates": self.action == "candidate",
+        }  # fmt: skip
+        return ("reward_terms", "agent_act", "user_act", *(name for name, there in optional.items() if there))
+
+    def set_error_rate(self, error_rate: float) -> None:
+        """Set the semantic error rate, 0 to 1, from the next turn on.
+
+        Raises:
+            InvalidValue: It is no such number; or a language model plays the partner, whose words nothing garbles.
+        """
+        if self.llm_simulator is not None and error_rate != 0:
+            raise InvalidValue(
+                f"error_rate={error_rate!r} would have no effect: with simulator='llm' the agent reads the model's "
+                "words themselves; simulator='agenda' has an error channel"
+            )
+        self.room.set_error_rate(error_rate)
+
     def dump(self) -> Snapshot:
-        """Copy the state of all conversations: name to array with a leading axis B, saved by numpy without pickle."""
-        texts = {"texts": encode_rows(self.texts)} if self.worded else {}
-        return {**self.room.dump(), **texts, **dump_parts(self._parts)}
+        """Copy the state of all conversations: name to array with a leading axis B, saved by numpy without pickle.
+
+        What may be set between turns (error rate, most turns, reward weights) is a part of it.
+        """
+        return {**self._dump(), **{f"{_SETTINGS}{name}": array for name, array in self.payment.dump().items()}}
 
     def load(self, snapshot: Snapshot) -> None:
         """Restore a state that `dump` returned: arrays with a leading axis B.
@@ -201,8 +236,10 @@ class Conversations:
         Raises:
             InvalidValue: It comes from conversations with other arguments.
         """
-        check_snapshot(snapshot, self.dump())
+        check_snapshot(snapshot, self._dump())
         self.room.load(snapshot)
+        settings = {name: array for name, array in snapshot.items() if name.startswith(_SETTINGS)}
+        self.payment.load({name.removeprefix(_SETTINGS): array for name, array in settings.items()})
         load_parts(self._parts, snapshot)
         if self.worded:
             self.texts = decode_rows(snapshot["texts"])
@@ -234,8 +271,7 @@ class Conversations:
             "reward": {
                 "version": scenario.version,
                 "sha256": code["reward"],
-                "weights": self.reward_weights,
-                **({} if self.judged is None else {"model": self.judged.identity()}),
+                **self.payment.identity(),
             },
             "max_turns": room.max_turns,
         }
@@ -249,6 +285,11 @@ class Conversations:
         """Close the model that was opened here; an `Engine` object stays open."""
         if self.engine is not None and self._opened:
             self.engine.close()
+
+    def _dump(self) -> Snapshot:
+        """Copy the state of all conversations, without settings: name to array with a leading axis B."""
+        texts = {"texts": encode_rows(self.texts)} if self.worded else {}
+        return {**self.room.dump(), **texts, **dump_parts(self._parts)}
 
     def _make_codec(self, action: str) -> Codec:
         """Return the codec of an action interface."""

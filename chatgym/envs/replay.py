@@ -18,8 +18,9 @@ from chatgym.dynamics.identity import differences, same_simulator
 from chatgym.dynamics.trace import ACCOUNT, TraceWriter, check_seal, encode_observation, read
 from chatgym.envs.codecs import Spoken
 from chatgym.envs.conversation_env import key_of
-from chatgym.errors import Corrupted, ReplayMismatch
-from chatgym.rewards import Conversation, RewardModel
+from chatgym.errors import Corrupted, InvalidValue, ReplayMismatch
+from chatgym.rewards import CUSTOM, Conversation, RewardModel, RewardStep
+from chatgym.rewards.function import Function
 from chatgym.rewards.term import NAME
 from chatgym.scenarios import find_scenario, versioned
 from chatgym.storage.utf8 import valid
@@ -115,9 +116,14 @@ def record(
         path: File to write.
         keys: Keys of the conversations.
         seeds: The seeds that the keys belong to, for people; None: unknown.
+
+    Raises:
+        InvalidValue: An attribute of the environment, such as its error rate, was set on the way: a trace is of one
+            simulator.
     """
     chat = env.unwrapped
     chat.limit_turns(_wrappers(env))
+    settings = chat.settings()
     with TraceWriter(path, chat.identity()) as trace, _overheard(chat) as lines:
         for key, seed in zip(keys, [None] * len(keys) if seeds is None else seeds, strict=True):
             lines.clear()
@@ -132,6 +138,21 @@ def record(
                 observation, _, terminated, truncated, info = env.step(action)
                 over = terminated or truncated
                 _write(trace, chat, lines)
+                _check_settings(path, settings, chat.settings())
+
+
+def _check_settings(path: str | Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Check that what may be set at an environment is as it was when its trace began.
+
+    Raises:
+        InvalidValue: Something differs.
+    """
+    for name, value in before.items():
+        if now[name] != value:
+            raise InvalidValue(
+                f"{path} can't be completed: {name} was {value!r} when the trace began and is {now[name]!r}; a trace "
+                "is of one simulator, so record another one after setting it"
+            )
 
 
 def _write(trace: TraceWriter, chat: Any, lines: Iterable[dict[str, Any]]) -> None:
@@ -182,10 +203,15 @@ class Replay:
     sha256: str
 
 
-def replay(path: str | Path) -> Replay:
+def replay(path: str | Path, *, reward: str | Function | None = None) -> Replay:
     """Replay a trace and compare every observation, reward, act and text, and what was heard and believed.
 
     Needs no model: the trace holds the wordings that one made.
+
+    Args:
+        path: The trace.
+        reward: The function that paid in a trace with ``reward=``, to compute its rewards again; None: they are taken
+            from the trace, for a name in a file isn't imported.
 
     Raises:
         ReplayMismatch: At the first difference, with line, field and both values; also if this version of the simulator
@@ -193,24 +219,26 @@ def replay(path: str | Path) -> Replay:
         InvalidValue, Corrupted: See `read`.
     """
     records = read(path)
-    kinds = Counter(line["type"] for line in replayed(path, records))
+    kinds = Counter(line["type"] for line in replayed(path, records, reward))
     return Replay(kinds["start"], kinds["turn"], check_seal(path, records))
 
 
-def replayed(path: str | Path, records: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def replayed(
+    path: str | Path, records: Sequence[dict[str, Any]], reward: str | Function | None = None
+) -> Iterator[dict[str, Any]]:
     """Replay what `read` returned of a trace, and yield its lines of conversations with all fields of this version.
 
     Raises:
         ReplayMismatch, Corrupted: See `replay`.
     """
     identity, version = records[0]["identity"], records[0]["version"]
-    chat = _environment(path, identity)
+    chat, paid = _environment(path, identity, reward)
     for number, expected in enumerate(records[1:-1], 2):
         if expected["type"] == "words":
             chat.speaker.preload({expected["bank"]: expected["wordings"]})
             continue
         try:
-            got = _again(chat, expected)
+            got = _again(chat, expected, paid)
         except Corrupted as error:
             raise Corrupted(f"{path}, line {number}: {error}") from None
         for field in sorted(set(got) | set(expected)):
@@ -221,31 +249,35 @@ def replayed(path: str | Path, records: Sequence[dict[str, Any]]) -> Iterator[di
         yield got
 
 
-def _environment(path: str | Path, identity: dict[str, Any]) -> Any:
-    """Return the environment of a trace.
+def _environment(path: str | Path, identity: dict[str, Any], reward: str | Function | None) -> tuple[Any, Any]:
+    """Return the environment of a trace, and its reward function, if any.
 
     Raises:
         ReplayMismatch: It is another one here.
     """
     import gymnasium as gym
 
-    chat: Any = gym.make("ChatEnv-v0", **_arguments(identity), disable_env_checker=True).unwrapped
-    recorded, here = identity["sha256"], chat.identity()
+    arguments = _arguments(identity, reward)
+    chat: Any = gym.make("ChatEnv-v0", **arguments, disable_env_checker=True).unwrapped
+    recorded, here, function = identity["sha256"], chat.identity(), identity["reward"].get("function")
     if not same_simulator(recorded, here, same_code=identity["observation"] == "belief"):
         raise ReplayMismatch(
             f"{path} was recorded with another simulator ({differences(identity, here)}); "
             "install the version of ChatGym or of the plugin that recorded it"
+            + (f", or give the reward function {function.get('name')} as it was" if reward is not None else "")
         )
-    return chat
+    return chat, arguments["reward"]
 
 
-def _again(chat: Any, expected: dict[str, Any]) -> dict[str, Any]:
+def _again(chat: Any, expected: dict[str, Any], paid: Any) -> dict[str, Any]:
     """Do what a line says in a `ChatEnv`, and return the line that this gives."""
     if chat.llm_simulator is not None:
         reply = expected.get("reply")
         chat.llm_simulator.script = [reply] if isinstance(reply, str) else []
     if isinstance(model := chat.reward_model, _Scores):
         model.script = expected.get("reward_terms")
+    if isinstance(paid, _Paid):
+        paid.script = expected.get("reward_terms")
     if expected["type"] == "start":
         observation, info = chat.reset(options={"key": int(expected["key"], 16)})
         seed = expected.get("seed")
@@ -256,8 +288,17 @@ def _again(chat: Any, expected: dict[str, Any]) -> dict[str, Any]:
     return turn_record(chat, action, observation, float(reward), info)
 
 
-def _arguments(identity: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of the environment that an identity names; the words come from the trace."""
+def _arguments(identity: dict[str, Any], reward: str | Function | None) -> dict[str, Any]:
+    """Return the arguments of the environment that an identity names; the words come from the trace.
+
+    So do the rewards of a function, unless `reward` is it.
+
+    Raises:
+        InvalidValue: No function paid in the trace, but `reward` is one.
+    """
+    function = identity["reward"].get("function")
+    if function is None and reward is not None:
+        raise InvalidValue("no function paid in this trace; leave out reward=")
     return {
         "scenario": versioned(identity["scenario"]["name"], identity["scenario"]["version"]),
         "action": identity["action"],
@@ -268,7 +309,8 @@ def _arguments(identity: dict[str, Any]) -> dict[str, Any]:
         "max_turns": identity["max_turns"],
         "error_rate": identity["error_model"]["rate"],
         "reward_model": _reward_model(identity),
-        "reward_weights": identity["reward"]["weights"],
+        "reward_weights": identity["reward"]["weights"] if function is None else None,
+        "reward": reward or (function and _Paid(function)),
     }
 
 
@@ -298,10 +340,35 @@ class _Scores:
         Raises:
             Corrupted: The trace has none.
         """
-        score = self.script.get(NAME) if isinstance(self.script, dict) else None
-        if not isinstance(score, (int, float)):
-            raise Corrupted("the trace has no score of its reward model; record the trace again")
-        return np.full(len(conversations), score, np.float32)
+        return np.full(len(conversations), _scripted(self.script, NAME), np.float32)
+
+
+@dataclass
+class _Paid:
+    """The reward function of a trace, known by its identity; its values come from the trace."""
+
+    identity: Any
+    script: Any = None
+
+    def __call__(self, step: RewardStep) -> npt.NDArray[np.float64]:
+        """Return the trace's value of the turn, float64[1].
+
+        Raises:
+            Corrupted: The trace has none.
+        """
+        return np.full(len(step.rows), float(_scripted(self.script, CUSTOM)))
+
+
+def _scripted(terms: Any, name: str) -> float:
+    """Return a reward term of a line of the trace.
+
+    Raises:
+        Corrupted: It isn't there.
+    """
+    value = terms.get(name) if isinstance(terms, dict) else None
+    if not isinstance(value, (int, float)):
+        raise Corrupted(f"the trace has no number for its reward term {name!r}; record the trace again")
+    return value
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,10 @@ class CopiedByState:
         """Restore a snapshot, arrays with a leading axis B."""
         raise NotImplementedError
 
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments that may have been set since, as they are now."""
+        raise NotImplementedError
+
     def _carried(self) -> dict[str, Any]:
         """Return what a copy needs besides arguments and snapshot: generators, spaces, wordings."""
         raise NotImplementedError
@@ -98,7 +102,7 @@ class CopiedByState:
         raise NotImplementedError
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        made = type(self)(**self._arguments)
+        made = type(self)(**{**self._arguments, **self.settings()})
         memo[id(self)] = made
         carried = self._carried()
         memo[id(carried.get("_spec"))] = carried.get("_spec")  # it may hold a model, and never changes
@@ -107,7 +111,7 @@ class CopiedByState:
         return made
 
     def __reduce__(self) -> tuple[Any, ...]:
-        arguments = {name: _packed(name, value) for name, value in self._arguments.items()}
+        arguments = {name: _packed(name, value) for name, value in {**self._arguments, **self.settings()}.items()}
         return _rebuilt, (type(self), arguments, self._carried(), self.snapshot())
 
 
@@ -140,7 +144,9 @@ def _packed(name: str, value: Any) -> Any:
         ) from error
 
 
-_EXAMPLES = {"llm": "hf:ID-or-folder", "reward_model": "FOLDER", "scenario": "customer_service"}
+_EXAMPLES = {
+    "llm": "hf:ID-or-folder", "reward_model": "FOLDER", "reward": "module:function", "scenario": "customer_service",
+}  # fmt: skip
 
 
 def _rebuilt(

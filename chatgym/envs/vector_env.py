@@ -11,7 +11,8 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from chatgym.dynamics.room import Snapshot, is_integer
+from chatgym.dynamics.room import Snapshot
+from chatgym.dynamics.values import is_integer
 from chatgym.engines import Engine
 from chatgym.envs.codecs import row_of
 from chatgym.envs.conversation_env import ConversationEnv, check_key, check_options, check_seed, check_steps, root_of
@@ -19,9 +20,14 @@ from chatgym.envs.conversations import DEFAULT_LLM, Conversations
 from chatgym.envs.state import check_snapshot
 from chatgym.errors import ChatGymError, InvalidValue
 from chatgym.rewards import RewardModel
+from chatgym.rewards.function import Function
 from chatgym.scenarios import ABOUT, NO_ACT, Scenario
 
 BoolArray = npt.NDArray[np.bool_]
+_RENDERS = (
+    "one conversation is gym.make('ChatEnv-v0', render_mode='rgb_array'), many are gym.make_vec('ChatEnv-v0', "
+    "num_envs=4, vectorization_mode='sync', render_mode='rgb_array')"
+)
 
 
 class ChatVectorEnv(ConversationEnv, VectorEnv[Any, Any, Any]):
@@ -48,6 +54,7 @@ class ChatVectorEnv(ConversationEnv, VectorEnv[Any, Any, Any]):
         simulator: str = "agenda",
         reward_model: str | RewardModel | None = "default",
         reward_weights: Mapping[str, float] | None = None,
+        reward: str | Function | None = None,
         max_turns: int | None = None,
         max_episode_steps: int | None = None,
         error_rate: float = 0.1,
@@ -60,16 +67,14 @@ class ChatVectorEnv(ConversationEnv, VectorEnv[Any, Any, Any]):
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         if render_mode is not None:
             raise InvalidValue(
-                f"the vector environment doesn't render, leave out render_mode={render_mode!r}; one conversation is "
-                f"gym.make('ChatEnv-v0', render_mode='rgb_array'), many are gym.make_vec('ChatEnv-v0', num_envs=4, "
-                "vectorization_mode='sync', render_mode='rgb_array')"
+                f"the vector environment doesn't render, leave out render_mode={render_mode!r}; {_RENDERS}"
             )
         check_steps(max_episode_steps, action)
         super().__init__()
         self._hold(arguments, Conversations(
             num_envs, scenario=scenario, action=action, observation=observation, llm=llm, simulator=simulator,
-            reward_model=reward_model, reward_weights=reward_weights, max_turns=max_turns, error_rate=error_rate,
-            tokenizer=tokenizer, texts=texts,
+            reward_model=reward_model, reward_weights=reward_weights, reward=reward, max_turns=max_turns,
+            error_rate=error_rate, tokenizer=tokenizer, texts=texts,
         ))  # fmt: skip
         self.room.limit(max_episode_steps)
         self.num_envs = num_envs
@@ -88,6 +93,7 @@ class ChatVectorEnv(ConversationEnv, VectorEnv[Any, Any, Any]):
         self._everywhere.flags.writeable = False
         self._ended = np.zeros(num_envs, bool)
         self._started = False
+        self._sealed = type(self) is ChatVectorEnv  # a subclass has attributes of its own
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -174,6 +180,30 @@ class ChatVectorEnv(ConversationEnv, VectorEnv[Any, Any, Any]):
         """Return the scripted expert's acts, int64[B]."""
         return self.room.expert_acts()
 
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """Return an attribute for each row, as Gymnasium's other vector environments do."""
+        return (getattr(self, name),) * self.num_envs
+
+    def set_attr(self, name: str, values: Any) -> None:
+        """Set an attribute for all rows, as Gymnasium's other vector environments do.
+
+        Args:
+            name: One that may be set, such as ``"error_rate"``.
+            values: The value, or a list or tuple of B equal ones.
+
+        Raises:
+            InvalidValue: It would have no effect, or the values differ: the rows share it.
+        """
+        if isinstance(values, (list, tuple)):
+            if len(values) != self.num_envs or any(value != values[0] for value in values):
+                raise InvalidValue(f"{name} is one attribute for {self.num_envs} rows; give one value, or equal ones")
+            values = values[0]
+        setattr(self, name, values)
+
+    def render(self) -> Any:
+        """Raise `ChatGymError`: single environments render."""
+        raise ChatGymError(f"the vector environment doesn't render; {_RENDERS}")
+
     def snapshot(self) -> Snapshot:
         """Copy the state of all conversations for `restore`: name to array with a leading axis B."""
         started = np.full(self.num_envs, self._started)
@@ -186,7 +216,8 @@ class ChatVectorEnv(ConversationEnv, VectorEnv[Any, Any, Any]):
             InvalidValue: It was taken from an environment with other arguments.
         """
         check_snapshot(snapshot, ("ended",))
-        self._conversations.load(snapshot)
+        with self._setting():
+            self._conversations.load(snapshot)
         self._ended = np.array(snapshot["ended"], bool)
         self._started = bool(snapshot["started"].all()) if "started" in snapshot else True  # saved before it was kept
 
@@ -198,7 +229,7 @@ class ChatVectorEnv(ConversationEnv, VectorEnv[Any, Any, Any]):
         """
         if not is_integer(row) or not 0 <= row < self.num_envs:
             raise InvalidValue(f"there is no row {row!r}; rows are 0 to {self.num_envs - 1}")
-        made = type(self)(**{**self._arguments, "num_envs": copies})
+        made = type(self)(**{**self._arguments, **self.settings(), "num_envs": copies})
         made.only = self.only
         made._take_words(self)
         made.restore({name: array[[row] * copies] for name, array in self.snapshot().items()})

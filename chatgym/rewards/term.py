@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from chatgym.dynamics.room import check_weights
+from chatgym.dynamics.values import check_weights
 from chatgym.errors import InvalidValue
 from chatgym.rewards.choose import make_reward_model
 from chatgym.rewards.pairs import message
