@@ -113,7 +113,7 @@ def compare_all(
     if to.returns is not None:
         results.write_returns((one for agent in found.agents for one in agent.evaluations()), to.returns)
     if to.as_json:
-        made = {one.name: provenance(one.name, one.agent) for one in competitors}
+        made = {one.name: provenance(one.name, one.agent, checkpoint) for one in competitors}
         print_json({**found.to_json(), "provenance": made, "commit": commit(), "picture": to.picture})
         return
     _print(found)

@@ -197,8 +197,9 @@ def evaluate(
         out = llm_agent.keep_answers(agent, task, out, **limits)
     given = "template" if partner == "template" else words
     about = results.about(
-        what[0], agent, task, conversations=conversations, seed=seed, partner=partner, sampled=sampled
-    )
+        what[0], agent, task, checkpoint=checkpoint.value, conversations=conversations, seed=seed, partner=partner,
+        sampled=sampled,
+    )  # fmt: skip
     results.check_folder(out, about, overwrite)
     result, figures = _measure(what[0], agent, task, given, about, trace, out)
     if returns is not None:

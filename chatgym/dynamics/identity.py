@@ -20,23 +20,42 @@ INTERFACE = ("action", "observation", "nlu", "words", "tokenizer")
 """The keys of an environment's identity that say how an agent acts and observes."""
 
 SUPERSEDED: Mapping[str, tuple[str, ...]] = {
-    # customer_service
-    "f086cfe92b17435d96384c832c381411ea522627d121a00facc540bdcabf6399": (
+    # customer_service-v1
+    "c423b0b75259c05b36ab65040af7b6b59b597499f48a2cbf9691c1317386bcbb": (
         "0335e6a4b93bc6db9f3eadf6e0a20bf51e813301df0216477441a4c2674ea003",
         "0335e6a4b93bc6db9f3eadf6e0a20bf51e813301df0216477441a4c2674ea003",
         "8dc436af5d6cc627d640986dcb1c0598ee9384bc30f2f9179c5c53bb21818584",
+        "f086cfe92b17435d96384c832c381411ea522627d121a00facc540bdcabf6399",
+    ),
+    # education-v1
+    "6b5c7607db7e33bc922ba867210a30840835111c53f77e1cdd61d5bfc6a0742d": (
+        "",
+        "",
+        "",
+        "64276fd5827a75c371735f401feb8408222d7897f94f304c247908529aac960b",
+    ),
+    # social-v1
+    "fffede3936b8d9077cd6d8e40db4c25108d97c5368c0ebb1bd83fa232b329218": (
+        "",
+        "",
+        "",
+        "aae6c2b5b749887fbf0ab5a3c0b16a23ae06b5f7de8c35d115c584e1be0aea87",
     ),
     # the loops and the draws
-    "c5a6cf8e17336bce9994f7807668a113af1a17acfe3b0fecb147fc071661411e": (
+    "73e0be070f0bba1e89573a2cab0719337fabe123b80fa2ce728d5e97dd8f03f0": (
         "d00ec4c38e0703412e183558b67a766f3e9e2656affc4df257e7ac1d2f6050b0",
         "d00ec4c38e0703412e183558b67a766f3e9e2656affc4df257e7ac1d2f6050b0",
         "0108bc06a1f48fc08a91a5e87c33999915ef16ded8f5ae6159ba1bcb05d934fd",
+        "c5a6cf8e17336bce9994f7807668a113af1a17acfe3b0fecb147fc071661411e",
     ),
 }
-"""SHA-256 of code to what earlier versions of ChatGym recorded where the same acts gave the same conversation. They
-hashed source files: their tokens (under Python 3.10 and 3.11, and under 3.12 and 3.13), then their syntax trees. In
-education and social the same acts gave other questions and rewards, so these aren't here; nor is the simulator of a
-language model, whose words NLU understood otherwise."""
+"""SHA-256 of code to what earlier versions of ChatGym recorded where the same acts gave the same conversation. The
+first three hashed source files: their tokens (under Python 3.10 and 3.11, and under 3.12 and 3.13), then their syntax
+trees; in education and social the same acts gave other questions and rewards then. The fourth hashed content, when
+version 1 of the scenarios was the newest. The simulator of a language model isn't here: NLU understood its words
+otherwise."""
+BELIEF = 3
+"""The first of `SUPERSEDED` in which beliefs had the fields that they have now."""
 
 _UNUSED = {"annotation", "returns", "kind", "type_comment", "type_ignores", "ctx"}
 
@@ -66,13 +85,13 @@ def interface_of(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {key: identity[key] for key in INTERFACE}
 
 
-def same_simulator(recorded: str, here: Mapping[str, Any], *, same_code: bool = False) -> bool:
+def same_simulator(recorded: str, here: Mapping[str, Any], *, same_belief: bool = False) -> bool:
     """Tell whether a recorded ``identity["sha256"]`` names the simulator with the identity `here`.
 
-    It does if it is the same, or is what an earlier version recorded for the same arguments and the same code, or, if
-    `same_code` is False, for code whose conversations are the same (`SUPERSEDED`).
+    It does if it is the same, or is what an earlier version recorded for the same arguments and for code whose
+    conversations are the same (`SUPERSEDED`); with `same_belief` only if beliefs have the same fields, too.
     """
-    earlier = _earlier(here) if not same_code else [next(_earlier(here))]
+    earlier = _earlier(here, BELIEF if same_belief else 0)
     return recorded == here["sha256"] or any(recorded == identity_digest(each) for each in earlier)
 
 
@@ -100,16 +119,16 @@ def _flat(values: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _earlier(here: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield what earlier versions recorded for an identity, in `DECIDING`; first that of the same code.
+def _earlier(here: Mapping[str, Any], first: int = 0) -> Iterator[dict[str, Any]]:
+    """Yield what earlier versions, from the `first` of `SUPERSEDED` on, recorded for an identity, in `DECIDING`.
 
     They had one hash, of the scenario's whole content, in the places of three.
     """
-    for version in range(-1, max(map(len, SUPERSEDED.values()), default=0)):
+    for version in range(first, max(map(len, SUPERSEDED.values()), default=0)):
 
         def then(digest: str, version: int = version) -> str:
             known = SUPERSEDED.get(digest, ())
-            return known[version] if 0 <= version < len(known) else digest
+            return known[version] if version < len(known) else digest
 
         whole = {key: {**here[key], "sha256": then(here["content"])} for key in ("scenario", "error_model", "reward")}
         simulator = {**here["simulator"], "sha256": then(here["simulator"]["sha256"])}

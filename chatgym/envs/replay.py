@@ -260,7 +260,7 @@ def _environment(path: str | Path, identity: dict[str, Any], reward: str | Funct
     arguments = _arguments(identity, reward)
     chat: Any = gym.make("ChatEnv-v0", **arguments, disable_env_checker=True).unwrapped
     recorded, here, function = identity["sha256"], chat.identity(), identity["reward"].get("function")
-    if not same_simulator(recorded, here, same_code=identity["observation"] == "belief"):
+    if not same_simulator(recorded, here, same_belief=identity["observation"] == "belief"):
         raise ReplayMismatch(
             f"{path} was recorded with another simulator ({differences(identity, here)}); "
             "install the version of ChatGym or of the plugin that recorded it"

@@ -70,9 +70,9 @@ def find_scenario(scenario: str | Scenario) -> Scenario:
 
 
 def versioned(name: str, version: int) -> str:
-    """Return the name by which `find_scenario` finds a version of a scenario: ``NAME``, or ``NAME-vVERSION``."""
-    newest = _found(name)
-    return name if newest is None or newest.version == version else f"{name}-v{version}"
+    """Return the name by which `find_scenario` finds a version of a scenario: ``NAME-vVERSION``, or ``NAME``."""
+    newest, earlier = _found(name), f"{name}-v{version}"
+    return name if newest is None or newest.version == version or _found(earlier) is None else earlier
 
 
 def _found(name: Any) -> Scenario | None:

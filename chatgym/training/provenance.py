@@ -12,20 +12,22 @@ from typing import Any
 
 from chatgym.agent import Agent
 from chatgym.storage.model_store import sha256
-from chatgym.training.run import CHECKPOINT, Run, versions
+from chatgym.training import checkpoint as checkpoints
+from chatgym.training.run import Run, versions
 
 GIT_SECONDS = 10.0
 
 
-def provenance(name: str, agent: Agent) -> dict[str, Any]:
+def provenance(name: str, agent: Agent, checkpoint: str = "last") -> dict[str, Any]:
     """Return what says how an agent was made, as JSON values.
 
     Args:
         name: A run folder, or the name of an agent that needs no training.
         agent: That agent.
+        checkpoint: Which checkpoint of the run it is, ``"last"`` or ``"best"``.
 
     Returns:
-        ``name`` of the agent, ``run`` (the folder), ``settings``, ``training_seed``, ``trained_turns``,
+        ``name`` of the agent, ``run`` (the folder), ``settings``, ``training_seed``, ``checkpoint``, ``trained_turns``,
         ``checkpoint_sha256`` (of ``model/checkpoint.json``, which names the digests of all files), and ``versions``
         of training and evaluation. Without a run, all that belongs to a training is None.
     """
@@ -33,14 +35,15 @@ def provenance(name: str, agent: Agent) -> dict[str, Any]:
         config = getattr(agent, "config", None)
         settings = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else {}  # type: ignore[arg-type]
         return {
-            "name": name, "run": None, "settings": settings, "training_seed": None, "trained_turns": None,
-            "checkpoint_sha256": None, "versions": {"training": None, "evaluation": versions(name)},
+            "name": name, "run": None, "settings": settings, "training_seed": None, "checkpoint": None,
+            "trained_turns": None, "checkpoint_sha256": None, "versions": {"training": None, "evaluation": versions(name)},
         }  # fmt: skip
     run = Run.open(name)
+    folder = run.check(checkpoint)
     return {
         "name": run.config["agent"], "run": name, "settings": run.config["settings"],
-        "training_seed": run.config["seed"], "trained_turns": run.turns,
-        "checkpoint_sha256": sha256(run.model / CHECKPOINT),
+        "training_seed": run.config["seed"], "checkpoint": checkpoint,
+        "trained_turns": checkpoints.read(folder)["turns"], "checkpoint_sha256": sha256(folder / checkpoints.ABOUT),
         "versions": {"training": run.config["versions"], "evaluation": versions(run.config["agent"])},
     }  # fmt: skip
 

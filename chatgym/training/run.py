@@ -25,6 +25,7 @@ from chatgym.agent import Agent, Interface, make_config
 from chatgym.dynamics.identity import differences, same_simulator
 from chatgym.envs.task import Task
 from chatgym.errors import Corrupted, InvalidValue, Unavailable, unknown
+from chatgym.scenarios import versioned
 from chatgym.storage import atomic
 from chatgym.storage.paths import given
 from chatgym.storage.utf8 import read_json
@@ -93,7 +94,10 @@ class Run:
     @property
     def task(self) -> Task:
         """Scenario and arguments of the environment."""
-        return Task(self.config["scenario"], self.config["arguments"])
+        identity = self.config["identity"].get("scenario", {})
+        name = self.config["scenario"]
+        version = identity.get("version") if identity.get("name") == name else None
+        return Task(name if version is None else versioned(name, version), self.config["arguments"])
 
     @property
     def log(self) -> list[str]:
