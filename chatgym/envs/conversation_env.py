@@ -317,6 +317,7 @@ def root_of(generator: np.random.Generator) -> np.uint64:
     return generator.integers(2**64, dtype=np.uint64)
 
 
-def key_of(seed: Any) -> int:
-    """Return the key of the conversation that ``reset(seed=seed)`` begins."""
-    return int(rng.episode_key(root_of(seeding.np_random(check_seed(seed))[0]), 0))
+def key_of(seed: Any, split: str = "train") -> int:
+    """Return the key of the conversation that ``reset(seed=seed, options={"split": split})`` begins."""
+    root = in_split(root_of(seeding.np_random(check_seed(seed))[0]), split)
+    return int(rng.episode_key(root[()], 0))

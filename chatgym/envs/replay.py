@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chatgym.dynamics.identity import differences, same_simulator
+from chatgym.dynamics.rng import split_of
 from chatgym.dynamics.trace import ACCOUNT, TraceWriter, check_seal, encode_observation, read
 from chatgym.envs.codecs import Spoken
 from chatgym.envs.conversation_env import key_of
@@ -281,7 +282,7 @@ def _again(chat: Any, expected: dict[str, Any], paid: Any) -> dict[str, Any]:
     if expected["type"] == "start":
         observation, info = chat.reset(options={"key": int(expected["key"], 16)})
         seed = expected.get("seed")
-        belongs = type(seed) is int and seed >= 0 and key_of(seed) == chat.key
+        belongs = type(seed) is int and seed >= 0 and key_of(seed, str(split_of(chat.key))) == chat.key
         return start_record(chat, observation, info, seed if belongs else None)
     action = decode_action(expected.get("action"))
     observation, reward, _, _, info = chat.step(action)
