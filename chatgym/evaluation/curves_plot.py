@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatgym.evaluation.curves import Curve, simulator_of
-from chatgym.evaluation.learning_curve import GREEN, GREY, PANELS, format_turns, reference_values
+from chatgym.evaluation.learning_curve import PANELS, draw_references, format_turns, reference_values
 from chatgym.evaluation.references import references
 from chatgym.storage.figures import new_figure, write_figure
 
@@ -46,7 +46,7 @@ def curves_figure(curves: Sequence[Curve]) -> Figure:
             for curve in shown:
                 handles[curve.label] = _draw(axes, curve, measure, agents.index(curve.label))
             if ends is not None:
-                handles |= _draw_references(axes, ends[measure], PANELS[measure][1])
+                handles |= draw_references(axes, ends[measure], PANELS[measure][1])
             axes.set_ylabel(PANELS[measure][0] if column == 0 or measure == "mean_return" else "")
             axes.grid(alpha=0.2)
             format_turns(axes)
@@ -71,17 +71,8 @@ def _draw(axes: Any, curve: Curve, measure: str, number: int) -> Any:
     return axes.plot(curve.turns, unit * found.value, color=colour, linestyle=style, marker=marker)[0]
 
 
-def _draw_references(axes: Any, ends: tuple[float, float], unit: float) -> dict[str, Any]:
-    """Draw the levels of random and expert, and return the lines by name."""
-    random, expert = (unit * end for end in ends)
-    return {
-        "expert": axes.axhline(expert, color=GREEN, linestyle="--", linewidth=1),
-        "random": axes.axhline(random, color=GREY, linestyle=":", linewidth=1),
-    }
-
-
-def _references(curve: Curve) -> dict[str, tuple[float, float]] | None:
-    """Return random's and the expert's level of each measure; None if the runs are of another simulator than this."""
+def _references(curve: Curve) -> dict[str, dict[str, float]] | None:
+    """Return the levels of the reference agents; None if the runs are of another simulator than this."""
     first = curve.runs[0]
     if simulator_of(first.config["identity"]) != simulator_of(first.task.identity()):
         return None

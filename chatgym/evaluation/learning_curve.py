@@ -19,19 +19,28 @@ WATCHED = {
 }  # fmt: skip
 """Training metrics that get a panel each, with its title, if an agent reports at least two of them."""
 
-
 PANELS = {
     "success_rate": ("success rate [%]", 100.0), "score": ("normalised score", 1.0), "mean_return": ("mean return", 1.0)
 }  # fmt: skip
 """Measure to the label of its panel, and the factor from its value to what is drawn."""
 
 
-def reference_values(references: References) -> dict[str, tuple[float, float]]:
-    """Return each measure of the agent that doesn't listen, and of the expert."""
+def reference_values(references: References) -> dict[str, dict[str, float]]:
+    """Return the level of each measure that a picture shows for each reference agent: measure to name to value."""
+    zero, hundred = references.zero, "expert"
     return {
-        "success_rate": (references.ignorant_success, references.expert_success),
-        "score": (0.0, 100.0),
-        "mean_return": (references.ignorant_return, references.expert_return),
+        "success_rate": {hundred: references.expert_success, zero: references.ignorant_success},
+        "score": {hundred: 100.0, zero: 0.0},
+        "mean_return": {hundred: references.expert_return, zero: references.ignorant_return},
+    }
+
+
+def draw_references(axes: Any, levels: Mapping[str, float], unit: float) -> dict[str, Any]:
+    """Draw the levels of the reference agents, the expert's first, in multiples of 1 / `unit`; return lines by name."""
+    looks = ({"color": GREEN, "linestyle": "--"}, {"color": GREY, "linestyle": ":"})
+    return {
+        name: axes.axhline(unit * level, linewidth=1, label=name, **look)
+        for (name, level), look in zip(levels.items(), looks, strict=True)
     }
 
 
@@ -54,12 +63,10 @@ def draw(metrics: Sequence[Mapping[str, Any]], references: References, title: st
     panels = ("success_rate", "mean_return" if references.why_no_score else "score")
     for axes, name in zip(figure.subplots(1, 2), panels, strict=True):
         label, unit = PANELS[name]
-        zero, expert = (unit * end for end in reference_values(references)[name])
         middle, low, high = ([unit * line[name][k] for line in metrics] for k in ("value", "low", "high"))
         axes.fill_between(turns, low, high, color=BLUE, alpha=0.2, linewidth=0)
         axes.plot(turns, middle, color=BLUE, marker="o" if len(turns) < 3 else None, label="trained")
-        axes.axhline(expert, color=GREEN, linestyle="--", linewidth=1, label="expert")
-        axes.axhline(zero, color=GREY, linestyle=":", linewidth=1, label=references.zero)
+        draw_references(axes, reference_values(references)[name], unit)
         axes.set_xlabel("turns of training")
         axes.set_ylabel(label)
         format_turns(axes)

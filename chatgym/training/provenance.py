@@ -62,7 +62,12 @@ def _git(command: str, folder: Path | None) -> str | None:
     """Return what a git command prints; None if it fails or git isn't installed."""
     try:
         done = subprocess.run(
-            ["git", *command.split()], cwd=folder, capture_output=True, text=True, timeout=GIT_SECONDS, check=True
+            ["git", "--no-optional-locks", *command.split()],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=GIT_SECONDS,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None
