@@ -97,6 +97,7 @@ MISDECLARED = [
     ({"agent_acts": ("greet", "greet")}, "`agent_acts` are ('greet', 'greet')"),
     ({"outcomes": ("going", "booked", "truncated")}, "The first is '' (it goes on)"),
     ({"success": "sold"}, "`success` is 'sold'"),
+    ({"leaving": ("booked",)}, "`leaving` is ('booked',)"),
     ({"belief": np.dtype([("x", "i1")])}, "Make it np.dtype((np.record, [...]))"),
     ({"hidden": as_record(("x", "O"))}, "of numbers only"),
     ({"said": as_record(("x", "i1"))}, "`said` has no field 'act'"),
