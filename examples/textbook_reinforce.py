@@ -23,7 +23,9 @@ import chatgym  # noqa: F401  registers ChatEnv-v0
 class Reinforce:
     """A policy and a baseline, each a network with one hidden layer."""
 
-    def __init__(self, env: gym.Env[Any, Any], seed: int = 0, learning_rate: float = 1e-3, discount: float = 0.99) -> None:
+    def __init__(
+        self, env: gym.Env[Any, Any], seed: int = 0, *, learning_rate: float = 1e-3, discount: float = 0.99
+    ) -> None:
         """Make untrained networks for an environment with vectors as observations and numbered actions."""
         torch.manual_seed(seed)
         size, actions = env.observation_space.shape[0], int(env.action_space.n)  # type: ignore[index, attr-defined]

@@ -77,7 +77,8 @@ def test_every_python_gives_code_the_same_digest(python, tmp_path):
 
 
 def test_the_digests_of_the_scenarios_and_loops_are_these():
-    assert {**{name: find_scenario(name).digest for name in GOLDEN if name != "loops"}, "loops": loops_digest()} == GOLDEN
+    digests = {name: find_scenario(name).digest for name in GOLDEN if name != "loops"}
+    assert {**digests, "loops": loops_digest()} == GOLDEN
 
 
 @pytest.mark.parametrize(

@@ -117,9 +117,7 @@ def test_an_unknown_split_or_one_beside_keys_is_refused():
 
 def test_an_environment_for_training_begins_no_conversation_of_another_split():
     envs = Task().maker(Interface())(2)
-    test, train = (
-        [episode_key(root, 0) for root in in_split(np.arange(2), split)] for split in ("test", "train")
-    )
+    test, train = ([episode_key(root, 0) for root in in_split(np.arange(2), split)] for split in ("test", "train"))
     for options in ({"split": "test"}, {"keys": test}):
         for refusing in (envs, copy.deepcopy(envs)):
             with pytest.raises(InvalidValue, match="for conversations of the split 'train' only, not test"):

@@ -286,7 +286,8 @@ def held(returns):
     """An evaluation with these returns, which are scores, too."""
     returns = np.asarray(returns, np.float64)
     outcomes = np.where(returns > 0, "resolved", "hung_up").astype(object)
-    return Evaluation(returns, outcomes, np.full(len(returns), 5), 0, "resolved", {}, Scale(FOUND, np.zeros(len(returns)), np.full(len(returns), 100.0), 9.0))
+    scale = Scale(FOUND, np.zeros(len(returns)), np.full(len(returns), 100.0), 9.0)
+    return Evaluation(returns, outcomes, np.full(len(returns), 5), 0, "resolved", {}, scale)
 
 
 def compared(*sides):

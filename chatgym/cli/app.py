@@ -11,7 +11,20 @@ from typer.core import TyperGroup
 
 from chatgym import __version__
 from chatgym.cli import (
-    audit, curve, evaluate, inventory, play, replay, reward, rlhf, serve, sft, show, train, tune, voice,
+    audit,
+    curve,
+    evaluate,
+    inventory,
+    play,
+    replay,
+    reward,
+    rlhf,
+    serve,
+    sft,
+    show,
+    train,
+    tune,
+    voice,
 )  # fmt: skip
 from chatgym.cli.options import INTERRUPTED
 from chatgym.cli.terminal import print_error

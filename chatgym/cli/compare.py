@@ -258,11 +258,15 @@ def _notes(found: Comparison) -> str:
     seeds = f"test seeds {found.seed} to {found.seed + found.conversations - 1}"
     single = ", ".join(found.without_variance)
     lacking = f"the variance of training is missing for {single}: train at least three seeds of each agent\n"
-    return _interfaces(found) + (lacking if single else "") + (
-        f"{found.conversations:,} conversations of {' and '.join(tasks)}, the same for all; {seeds}\n"
-        "score: the best agent that doesn't listen (random, or always one act) is 0, the expert 100;\n"
-        " IQM: mean of the middle half of the runs (of fewer than four: of all);\n"
-        "better conversations: share in which it got the higher return with the same partner; a tie counts half"
+    return (
+        _interfaces(found)
+        + (lacking if single else "")
+        + (
+            f"{found.conversations:,} conversations of {' and '.join(tasks)}, the same for all; {seeds}\n"
+            "score: the best agent that doesn't listen (random, or always one act) is 0, the expert 100;\n"
+            " IQM: mean of the middle half of the runs (of fewer than four: of all);\n"
+            "better conversations: share in which it got the higher return with the same partner; a tie counts half"
+        )
     )
 
 

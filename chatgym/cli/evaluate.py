@@ -177,9 +177,7 @@ def evaluate(
                 "--sampled, --trace, --out and the limits, or evaluate one by one"
             )
         to = Outputs(picture or Path("compare.png"), returns, overwrite, as_json)
-        compare_all(
-            what, scenario, changes, conversations, seed, to, checkpoint.value, other_simulator=other_simulator
-        )
+        compare_all(what, scenario, changes, conversations, seed, to, checkpoint.value, other_simulator=other_simulator)
         return
     if len(what) > 1 or picture is not None:
         raise InvalidValue(

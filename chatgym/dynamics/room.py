@@ -423,4 +423,3 @@ class ChatRoom:
         for name in self._STATE:
             setattr(room, name, getattr(self, name)[[index] * copies])
         return room
-

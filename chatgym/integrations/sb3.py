@@ -185,8 +185,8 @@ class ChatVecEnv(VecEnv):
         alike = len({tuple(one) for one in each}) == 1 and len({one.get("split") for one in each}) == 1
         if not alike or len(each[0]) > 1 or (isinstance(options, list) and len(each) != self.num_envs):
             raise InvalidValue(
-                f'give {{"key": k}} to each of the {self.num_envs} rows, or one {{"split": s}} to all, or nothing; options '
-                f"are {options!r}"
+                f'give {{"key": k}} to each of the {self.num_envs} rows, or one {{"split": s}} to all, or nothing; '
+                f"options are {options!r}"
             )
         super().set_options(options)
 
@@ -246,8 +246,7 @@ class ChatVecEnv(VecEnv):
         return [value[row] if each else value for row in self._rows(indices)]
 
     def _given(self) -> dict[str, Any] | None:
-        """Return the options of the next reset, made from ``{"key": k}`` or ``{"split": s}`` of each row.
-        """
+        """Return the options of the next reset, made from ``{"key": k}`` or ``{"split": s}`` of each row."""
         if not any(self._options):
             return None
         first = self._options[0]
@@ -307,6 +306,7 @@ class ChatVecEnv(VecEnv):
             "is_success": outcome == self.base.scenario.success,
         }
         return {**info, "terminal_action_mask": last["action_mask"][row]} if "action_mask" in last else info
+
 
 def _layers(envs: Any) -> Iterator[Any]:
     """Yield the wrappers around a vector environment, the outermost first, and then itself."""

@@ -36,7 +36,8 @@ def provenance(name: str, agent: Agent, checkpoint: str = "last") -> dict[str, A
         settings = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else {}  # type: ignore[arg-type]
         return {
             "name": name, "run": None, "settings": settings, "training_seed": None, "checkpoint": None,
-            "trained_turns": None, "checkpoint_sha256": None, "versions": {"training": None, "evaluation": versions(name)},
+            "trained_turns": None, "checkpoint_sha256": None,
+            "versions": {"training": None, "evaluation": versions(name)},
         }  # fmt: skip
     run = Run.open(name)
     folder = run.check(checkpoint)

@@ -44,8 +44,8 @@ OUTCOME_VALUES = {
 
 MEASURED = ("outcome", "progress", "gain", "gave_up", "time", "affect")
 REWARD_TERMS = {"outcome": 1.0, "progress": 1.0, "time": 0.02, "affect": 0.02}
-"""Term to weight. outcome: `OUTCOME_VALUES`; progress: rise in the normalised learning gain; time: -1 a turn; affect: by
-how much boredom and frustration fell, in points."""
+"""Term to weight. outcome: `OUTCOME_VALUES`; progress: rise in the normalised learning gain; time: -1 a turn; affect:
+by how much boredom and frustration fell, in points."""
 
 VERSION_1 = {"outcome_values": {}, "reward_terms": {"gain": 1.0, "gave_up": 0.5, "time": 0.02, "affect": 0.02}}
 """gain: the learning gain if the tutor ends the lesson; gave_up: -1 if the student left. Ending at once was worth more
