@@ -51,8 +51,8 @@ def main() -> None:
         waiting = {pool.submit(learn, job, options.out): job for job in jobs}
         for number, done in enumerate(as_completed(waiting), 1):
             last = done.result()[-1]
-            print(f"{number} of {len(jobs)}: {waiting[done][:4]}: success {last['success']:.1%}, {last['seconds']:.0f} s",
-                  flush=True)  # fmt: skip
+            which = " ".join(map(str, waiting[done][:4]))
+            print(f"{number} of {len(jobs)}: {which}: {last['success']:.1%}, {last['seconds']:.0f} s", flush=True)
 
 
 def read_options() -> Any:

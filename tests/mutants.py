@@ -43,6 +43,7 @@ CONTENT, HEARING = "chatgym/dynamics/content.py", "chatgym/dynamics/hearing.py"
 CUSTOMER = "chatgym/scenarios/customer_service/customer.py"
 CUSTOMER_BELIEF = "chatgym/scenarios/customer_service/belief.py"
 STUDENT, PERSON = "chatgym/scenarios/education/student.py", "chatgym/scenarios/social/person.py"
+PAYMENT = "chatgym/envs/payment.py"
 QLEARNING, DQN, SB3 = "agents/qlearning.py", "agents/masked_dqn.py", "chatgym/integrations/sb3.py"
 
 EQUATIONS = "agents/ppo/equations.py"
@@ -89,11 +90,19 @@ FAULTS = [
     Fault("a new conversation goes on counting turns", ROOM,
           "episodes[i] += 1\n                turns[i] = 0", "episodes[i] += 1", "vector"),
     Fault("a fork has the first row's hidden state", ROOM,
-          "{name: array[[index] * copies] for name, array in self.dump().items()}",
-          "{name: array[[0 if name == 'hidden' else index] * copies] for name, array in self.dump().items()}", "room"),
+          "getattr(self, name)[[index] * copies]", "getattr(self, name)[[0 if name == 'hidden' else index] * copies]",
+          "room"),
     # Copies
     Fault("a snapshot leaves the unfinished turn's tokens out", CODECS, 'self.tokens = decode_rows(state["tokens"])',
           'self.tokens = [[] for _ in decode_rows(state["tokens"])]', "state"),
+    Fault("a snapshot's error rate isn't restored", PAYMENT, "if not settings:", "if True:", "state"),
+    Fault("a fork has no keys of its own", VECTOR, "made.restore(snapshot if keys is None else",
+          "made.restore(snapshot if True else", "state"),
+    # Reward functions
+    Fault("the belief before a turn is the one after it", PAYMENT, "belief_before=self._before",
+          "belief_before=room.belief", "rewards_function"),
+    Fault("the function may change the conversation", "chatgym/rewards/function.py",
+          "array.flags.writeable = False", "pass", "rewards_function"),
     Fault("a row that is not active takes its act", VECTOR, "acts = conversations.step(actions, active, fresh)",
           "acts = conversations.step(actions, None, fresh)", "boundary"),
     # Partners
@@ -144,8 +153,8 @@ FAULTS = [
     Fault("a disabled autoreset resets", VECTOR,
           "fresh = ended if self.autoreset_mode is AutoresetMode.NEXT_STEP and ended.any() else None",
           "fresh = ended if ended.any() else None", "vector"),
-    Fault("an int seed is every row's", VECTOR, "seed = range(int(seed), int(seed) + self.num_envs)",
-          "seed = [int(seed)] * self.num_envs", "vector"),
+    Fault("an int seed is every row's", VECTOR, "seeds = range(first, first + self.num_envs)",
+          "seeds = [first] * self.num_envs", "vector"),
     # Q-learning
     Fault("a termination has a value", QLEARNING, "if not terminated[i]:", "if True:", "qlearning"),
     Fault("a truncation has none", QLEARNING, "if not terminated[i]:", "if not ended[i]:", "qlearning"),
@@ -157,12 +166,14 @@ FAULTS = [
           "trace.shape[1] - 1)", "qlearning"),
     Fault("what only begins is learnt from", QLEARNING, "if fresh[i]:", "if False:", "qlearning"),
     # Stable-Baselines3
-    Fault("no done", SB3, "dones = terminated | truncated", "dones = terminated", "sb3"),
-    Fault("the terminal observation is the next one", SB3, '"terminal_observation": vector_infos["final_obs"][row]',
-          '"terminal_observation": observations[row]', "sb3"),
+    Fault("no done", SB3, "dones: Bools = terminated | truncated", "dones: Bools = terminated", "sb3"),
+    Fault("the terminal observation is the next one", SB3, 'finals = now["final_obs"] if self._same_step else',
+          "finals = observations if self._same_step else", "sb3"),
     Fault("the truncation flag is the termination's", SB3, "bool(truncated[row] and not terminated[row])",
           "bool(terminated[row])", "sb3"),
-    Fault("the masks are those before the step", SB3, 'self._masks = vector_infos.get("action_mask")', "pass", "sb3"),
+    Fault("the masks are those before the step", SB3, 'self._masks = now.get("action_mask")', "pass", "sb3"),
+    Fault("a last step's infos are those of the next conversation", SB3, "self._tell(infos, last, ended)",
+          "self._tell(infos, now, ended)", "sb3"),
     Fault("double DQN's networks are swapped", DQN, "choosing = self.q_net(next_obs) if self.double else target_values",
           "choosing = target_values", "dqn"),
     Fault("DQN's maximum ignores the masks", DQN, "choosing_values.masked_fill(~next_masks, -torch.inf)",

@@ -67,6 +67,16 @@ def test_it_records_a_video_of_all_environments(tmp_path):
     assert [path.suffix for path in tmp_path.iterdir()] == [".mp4"]
 
 
+def test_an_error_rate_is_set_where_it_has_an_effect():
+    envs = make(2)
+    envs.env_method("set_wrapper_attr", "error_rate", 0.9)
+    envs.reset()
+    assert envs.get_attr("error_rate") == [0.9, 0.9]
+    envs.set_attr("error_rate", 0.1)  # on SB3's Monitor
+    with pytest.raises(chatgym.InvalidValue, match="on the wrapper Monitor"):
+        envs.reset()
+
+
 @pytest.mark.parametrize("wrapper", [None, ActionMasker])
 def test_masked_ppo_takes_only_actions_that_make_sense(wrapper):
     more = {"wrapper_class": wrapper, "wrapper_kwargs": {"action_mask_fn": lambda env: env.unwrapped.action_masks()}}

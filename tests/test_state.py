@@ -298,3 +298,28 @@ def test_a_snapshot_from_before_settings_were_kept_leaves_them_alone():
     assert other.error_rate == 0.6
     other.restore(envs.snapshot())
     assert other.error_rate == 0.3
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_fork_with_other_keys_has_the_same_past_and_another_future(name):
+    envs = ChatVectorEnv(3, scenario=name, llm="template", error_rate=0.3, texts=True)
+    envs.reset(seed=4)
+    for _ in range(3):
+        envs.step(envs.expert_acts())
+    copies = 40
+    keys = np.arange(copies, dtype=np.uint64)
+    keys[:2] = envs.room.keys[1]
+    forked = envs.fork(1, copies, keys=keys)
+    for record in ("hidden", "belief", "said", "turns"):
+        assert (getattr(forked.room, record) == getattr(envs.room, record)[1]).all()
+    assert forked.texts == [envs.texts[1]] * copies
+    for _ in range(2):
+        acts = envs.expert_acts()
+        seen, rewards, *_, infos = envs.step(acts)
+        others, paid, *_, told = forked.step(np.full(copies, acts[1]))
+        for row in (0, 1):  # the conversation's own key
+            assert same([others[row], paid[row], told["text"][row]], [seen[1], rewards[1], infos["text"][1]])
+    assert len({str(belief) for belief in forked.room.belief}) > 3
+    for wrong in (keys[:3], [-1] * copies):
+        with pytest.raises(InvalidValue, match=r"keys needs shape|integer from 0"):
+            envs.fork(1, copies, keys=wrong)

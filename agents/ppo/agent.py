@@ -139,8 +139,9 @@ class PPO:
     def save(self, folder: Path) -> None:
         """Write the model in transformers' format, ``agent.json``, and ``training/``, from which training resumes."""
         folder = given(folder)
-        about = {"agent": "ppo", "version": 1, "seed": self.seed,
-                 "scenario": versioned(self.scenario.name, self.scenario.version), "turns": self.turns, "config": asdict(self.config)}  # fmt: skip
+        scenario = versioned(self.scenario.name, self.scenario.version)
+        about = {"agent": "ppo", "version": 1, "scenario": scenario, "seed": self.seed,
+                 "turns": self.turns, "config": asdict(self.config)}  # fmt: skip
         if self._training is not None and not self._training.save(folder):
             return
         (folder / "agent.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")

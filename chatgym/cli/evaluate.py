@@ -135,8 +135,8 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Measure an agent over unseen conversations.
 
-    It prints success rate, mean return and score (the best agent that doesn't listen is 0, the expert 100) with 95 % intervals, and the outcomes.
-    The score is n/a where the expert isn't clearly better than random, such as with --max-turns 1. Words don't change
+    It prints success rate, mean return and score (0: the best agent that doesn't listen, 100: the expert) with 95 %
+    intervals, and the outcomes. The score is n/a where the expert isn't clearly better, such as with --max-turns 1. Words don't change
     what happens, so none are generated without --partner or --trace.
 
     The agent llm is any language model, prompted with the scenario's instructions. Its replies are recorded in the

@@ -212,7 +212,8 @@ def _print_scenario(name: str, scenario: Scenario, source: str, as_json: bool) -
             "agent_acts": scenario.agent_acts, "partner_acts": scenario.user_acts,
             "outcomes": [outcome for outcome in scenario.outcomes if outcome], "success": scenario.success,
             "reward_terms": scenario.reward_terms, "outcome_values": scenario.outcome_values,
-            "earlier_versions": [one.version for one in scenario.earlier], "max_turns": scenario.max_turns, "sha256": scenario.digest,
+            "earlier_versions": [one.version for one in scenario.earlier], "max_turns": scenario.max_turns,
+            "sha256": scenario.digest,
             "references": references(Task(name)),
         })  # fmt: skip
         return

@@ -18,14 +18,15 @@ RESULT, TRANSCRIPTS = "result.json", "transcripts.jsonl"
 
 
 def about(
-    name: str, agent: Agent, task: Task, *, checkpoint: str, conversations: int, seed: int, partner: str | None, sampled: bool
+    name: str, agent: Agent, task: Task, *, checkpoint: str, conversations: int, seed: int, partner: str | None,
+    sampled: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """Return what determines an evaluation, as JSON values: agent, task, seeds, versions."""
     from chatgym.training.provenance import provenance
 
     made: dict[str, Any] = {
         "agent": provenance(name, agent, checkpoint), "scenario": task.scenario, "arguments": dict(task.arguments),
-        "simulator": task.identity()["sha256"], "conversations": conversations, "seed": seed, "partner": partner,
+        "simulator": task.identity()["sha256"], "conversations": conversations, "split": "test", "seed": seed, "partner": partner,
         "sampled": sampled,
     }  # fmt: skip
     return dict(json.loads(json.dumps(made)))

@@ -92,7 +92,7 @@ def loops_digest() -> str:
 
 
 def _loops(scenario: Scenario) -> dict[str, Any]:  # noqa: C901 (six loops, each trivial)
-    """Compile the loops over a scenario's functions. Records are as in `Scenario`, K is its number of measured terms."""
+    """Compile the loops over a scenario's functions. Records are as in `Scenario`, which measures K terms."""
     begin, respond, number = scenario.start, scenario.respond, scenario.index
     fill, allow, choose = scenario.embed, scenario.mask, scenario.expert
     truncated = len(scenario.outcomes) - 1

@@ -88,8 +88,8 @@ class Scenario:
 
     - ``start(key, hidden, belief, said, error_rate)`` begins the conversation; - ``respond(key, turn, act, hidden,
     belief, said, terms, error_rate, last) -> int`` answers an agent act (an index, perhaps with `ABOUT` a slot, or
-    `UNCLEAR_ACT`), fills ``terms``, float64[K], one for each of `measured`, and returns an index into `outcomes`: 0 while
-    the conversation goes on; the last one, truncation, if ``last`` is true and nothing else ended it; - ``index(belief)
+    `UNCLEAR_ACT`), fills ``terms``, float64[K], one for each of `measured`, and returns an index into `outcomes`: 0
+    while the conversation goes on; the last one, truncation, if ``last`` is true and nothing else ended it; - ``index(belief)
     -> int`` is the discrete observation; 0 means that the conversation has ended; - ``embed(belief, out)`` fills the
     embedding observation, float32[`embedding_size`] in [-1, 1]; - ``mask(belief, out)`` marks the agent acts that make
     sense, bool[len(agent_acts)]; - ``expert(belief) -> int`` is the scripted expert's act; - ``note(belief, act,
@@ -110,11 +110,11 @@ class Scenario:
     updates the belief by an utterance, some of which it mishears. It is a field to have a hash of its own. None: the
     scenario has no such function, and `start` and `respond` count as the error channel.
 
-    The reward is the sum of `reward_terms` (name to weight). `measured` names all that ``respond`` writes, in its order,
-    if that is more. With `outcome_values` (outcome to worth; 0 for those left out) the term ``"outcome"`` is the worth of
-    how the conversation ended; ``respond`` leaves it alone. Giving up must be worth less than an honest attempt that
-    fails, or learners give up. `earlier` are former versions of the scenario, such as one with other values; they are
-    found as ``"NAME-vVERSION"``.
+    The reward is the sum of `reward_terms` (name to weight). `measured` names all that ``respond`` writes, in its
+    order, if that is more. With `outcome_values` (outcome to worth; 0 for those left out) the term ``"outcome"`` is the
+    worth of how the conversation ended; ``respond`` leaves it alone. Giving up must be worth less than an honest
+    attempt that fails, or learners give up. `earlier` are former versions of the scenario, such as one with other
+    values; they are found as ``"NAME-vVERSION"``.
 
     A field ``max_turns`` of `belief` is filled by the room, so that an expert can end in time; ``start`` leaves it.
 

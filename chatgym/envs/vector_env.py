@@ -117,9 +117,7 @@ class ChatVectorEnv(ConversationEnv, VectorEnv[Any, Any, Any]):
         rows = _reset_mask(given.get("reset_mask"), self.num_envs)
         keys = given.get("keys")
         if keys is not None:
-            if np.shape(keys) != (self.num_envs,):
-                raise InvalidValue(f"options['keys'] needs shape ({self.num_envs},), not {np.shape(keys)}")
-            keys = np.array([check_key(key) for key in keys], np.uint64)
+            keys = _check_keys("options['keys']", keys, self.num_envs)
         where, split = self._everywhere if rows is None else rows, given.get("split")
         self._check_split(split, None if keys is None else keys[where])
         if (seeded := self._seed(seed, where)).any():
@@ -221,18 +219,28 @@ class ChatVectorEnv(ConversationEnv, VectorEnv[Any, Any, Any]):
         self._ended = np.array(snapshot["ended"], bool)
         self._started = bool(snapshot["started"].all()) if "started" in snapshot else True  # saved before it was kept
 
-    def fork(self, row: int, copies: int) -> ChatVectorEnv:
+    def fork(self, row: int, copies: int, *, keys: npt.ArrayLike | None = None) -> ChatVectorEnv:
         """Return an environment with B = `copies` copies of one conversation.
 
+        Args:
+            row: The conversation's row.
+            copies: B of the new environment.
+            keys: uint64[B], the keys from which the rest of each copy is drawn; None: the conversation's own. Copies
+                with one key have one future, the same acts given. With other keys the partner, its goal and mood, and
+                all that was said are the same, and what is drawn from here on differs: what the partner does and what
+                is misunderstood. (With ``action="candidate"``, so does the order of the replies.) Such a conversation
+                no longer follows from a key, so a trace can't begin it.
+
         Raises:
-            InvalidValue: There is no such row, or `copies` is below 1.
+            InvalidValue: There is no such row, `copies` is below 1, or `keys` aren't `copies` keys.
         """
         if not is_integer(row) or not 0 <= row < self.num_envs:
             raise InvalidValue(f"there is no row {row!r}; rows are 0 to {self.num_envs - 1}")
         made = type(self)(**{**self._arguments, **self.settings(), "num_envs": copies})
         made.only = self.only
         made._take_words(self)
-        made.restore({name: array[[row] * copies] for name, array in self.snapshot().items()})
+        snapshot = {name: array[[row] * copies] for name, array in self.snapshot().items()}
+        made.restore(snapshot if keys is None else {**snapshot, "keys": _check_keys("keys", keys, copies)})
         return made
 
     def close_extras(self, **kwargs: Any) -> None:
@@ -331,6 +339,17 @@ def _reset_mask(mask: Any, size: int) -> BoolArray | None:
         raise InvalidValue("options['reset_mask'] selects no row; set at least one element to True, or leave it out")
     copy: BoolArray = mask.copy()
     return copy
+
+
+def _check_keys(name: str, keys: Any, size: int) -> npt.NDArray[np.uint64]:
+    """Return the keys of B conversations, uint64[B].
+
+    Raises:
+        InvalidValue: They have another shape, or one is no key.
+    """
+    if np.shape(keys) != (size,):
+        raise InvalidValue(f"{name} needs shape ({size},), not {np.shape(keys)}")
+    return np.array([check_key(key) for key in keys], np.uint64)
 
 
 def _check_mask(name: str, mask: Any, size: int) -> None:

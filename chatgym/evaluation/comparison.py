@@ -147,7 +147,8 @@ class Comparison:
         agents = [
             {
                 "name": agent.label, "runs": list(agent.names), "interface": agent.interface,
-                "success_rate": asdict(success), "success_difference": asdict(gain), "score": {"mean": asdict(mean), "iqm": asdict(middle)},
+                "success_rate": asdict(success), "success_difference": asdict(gain),
+                "score": {"mean": asdict(mean), "iqm": asdict(middle)},
                 "difference": asdict(difference),
                 "outcomes": {task: agent.outcomes(task) for task in self.tasks},
                 "failures": {task: agent.failures(task) for task in self.tasks},

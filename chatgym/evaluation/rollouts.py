@@ -107,8 +107,8 @@ def converse(
         deterministic: See `evaluate`.
 
     Returns:
-        ``split``, ``seed``, ``key`` (hexadecimal), ``outcome``, ``return`` and ``turns``, the list of `ChatEnv.transcript`, whose
-        last entry is the partner's goal.
+        ``split``, ``seed``, ``key`` (hexadecimal), ``outcome``, ``return`` and ``turns``, the list of
+        `ChatEnv.transcript`, whose last entry is the partner's goal.
     """
     observation, info = env.reset(seed=seed, options={"split": split})
     _begin(agent, env.room.keys)

@@ -176,7 +176,7 @@ class ChatVecEnv(VecEnv):
             options: ``{"key": k}`` for each row, or ``{"split": s}`` for all.
 
         Raises:
-            InvalidValue: An option is unknown, a key isn't in its range, or not all rows have the same option, or split.
+            InvalidValue: An option is unknown, a key isn't in its range, or rows have different options or splits.
         """
         each = list(options) if isinstance(options, list) else [options or {}]
         for one in each:
