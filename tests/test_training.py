@@ -449,6 +449,8 @@ def test_a_run_of_other_versions_is_repeated_with_a_warning_and_of_another_simul
         repeat(given(identity=identity), tmp_path / "refused")
     with pytest.raises(InvalidValue, match=r"another simulator \(validation seeds differ\)"):
         repeat(given(validation_seed=5), tmp_path / "refused")
+    with pytest.raises(Corrupted, match=r"config.json can't be repeated: its seed is '3'; restore the file"):
+        repeat(given(seed="3"), tmp_path / "refused")
     with pytest.raises(InvalidValue, match="unknown agent 'theirs'"):
         repeat(given(agent="theirs"), tmp_path / "refused")
     with pytest.raises(InvalidValue, match="unknown setting 'gone'"):

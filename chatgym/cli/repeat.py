@@ -50,19 +50,18 @@ def prepare(name: str, folder: Path, given: set[str], values: Mapping[str, Any])
     """
     from chatgym.envs.task import Task
     from chatgym.training import logs
-    from chatgym.training.repeat import prepare_repeat
-    from chatgym.training.run import read_config
+    from chatgym.training.repeat import prepare_repeat, read
 
     file = values["config"]
-    config = read_config(file)
+    config = read(file)
     if config["agent"] != name:
         raise InvalidValue(f"{file} trains {config['agent']}, not {name}; leave out the agent's name")
     if "from_study" in given:
         raise InvalidValue("--config and --from-study both name settings; leave out one")
     asked = {key: values[key] for key in given - FREE}
-    for key, read in (("reward_weight", tasks.read_weights), ("log", logs.formats)):
+    for key, parse in (("reward_weight", tasks.read_weights), ("log", logs.formats)):
         if key in asked:
-            asked[key] = read(asked[key])
+            asked[key] = parse(asked[key])
     there = {
         **tasks.effective(Task(config["scenario"], config["arguments"])),
         "steps": config["total_steps"], "seed": config["seed"], "evaluate_every": config["evaluate_every"],

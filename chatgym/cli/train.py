@@ -327,10 +327,12 @@ def print_result(run: Run) -> None:
         f"{config['conversations']:,} conversations in each evaluation; score: {scale}"
     )
     logged = "".join(f"{FORMATS[name]}, " for name in run.log)
+    models = "model/"
     if best := _best_json(run):
+        models = "model/, best/"
         success, value = percent(best["success_rate"]["value"]), best["mean_return"]["value"]
         out.print(f"Best checkpoint: after {best['turns']:,} turns, success rate {success}, mean return {value:.3f}")
-    out.print(f"Run folder: {run.folder} (model/, best/, metrics.jsonl, {logged}curve.png, transcripts.jsonl)")
+    out.print(f"Run folder: {run.folder} ({models}, metrics.jsonl, {logged}curve.png, transcripts.jsonl)")
     folder = shlex.quote(str(run.folder))
     out.print(f"Next: `chatgym evaluate {folder}` measures it on unseen conversations (--checkpoint best: the best),")
     out.print(f"      `chatgym play {folder} --as-partner` lets you talk to it")

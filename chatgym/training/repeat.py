@@ -11,12 +11,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from chatgym.agent import Interface
 from chatgym.dynamics.identity import DECIDING, same_simulator
 from chatgym.envs.task import Task
-from chatgym.errors import InvalidValue
+from chatgym.errors import Corrupted, InvalidValue
 from chatgym.training.curriculum import Curriculum, check_same
 from chatgym.training.run import Run, read_config
 from chatgym.training.trainer import VALIDATION_SEED, Progress, configure, create, resume
+
+KINDS = {
+    "agent": str, "settings": dict, "scenario": str, "arguments": dict, "seed": int, "total_steps": int,
+    "evaluate_every": int, "conversations": int, "identity": dict, "versions": dict,
+}  # fmt: skip
+"""Types of the values in a configuration by which a run is repeated."""
 
 
 def repeat(
@@ -46,6 +53,20 @@ def repeat(
     return resume(run.folder, progress=progress, curriculum=curriculum)
 
 
+def read(file: str | Path) -> dict[str, Any]:
+    """Read the configuration of a run.
+
+    Raises:
+        InvalidValue: It is no run's.
+        Corrupted: It can't be read, or a value is of another type than a run writes.
+    """
+    config = read_config(file)
+    for name, kind in KINDS.items():
+        if type(config[name]) is not kind:
+            raise Corrupted(f"{file} can't be repeated: its {name} is {config[name]!r}; restore the file")
+    return config
+
+
 def prepare_repeat(
     file: str | Path, folder: str | Path, *, curriculum: Curriculum | None = None, overwrite: bool = False
 ) -> Run:
@@ -56,7 +77,7 @@ def prepare_repeat(
             curriculum is missing or another one.
         Corrupted: `file` can't be read.
     """
-    config = read_config(file)
+    config = read(file)
     _check_curriculum(config, file, curriculum)
     task = Task(config["scenario"], config["arguments"])
     _check_simulator(config, file, task)
@@ -93,7 +114,9 @@ def _check_simulator(config: Mapping[str, Any], file: str | Path, task: Task) ->
     Raises:
         InvalidValue: It is another, or validates on other conversations.
     """
-    before, here = config["identity"], task.identity()
+    before = config["identity"]
+    interface = Interface(before["action"], before["observation"])  # as recorded, which may not be the agent's
+    here = task.make_envs(interface, 1, reward_model=None).identity()
     same = same_simulator(before["sha256"], here)
     if same and config["validation_seed"] == VALIDATION_SEED:
         return

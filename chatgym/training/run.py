@@ -253,6 +253,8 @@ class Run:
 
         ``stages`` records the total turns before, since settings such as ε may depend on them.
         """
+        if total_steps == self.config["total_steps"]:
+            return self
         if done := self.turns:
             earlier = [*self.config.get("stages", ()), {"total_steps": self.config["total_steps"], "until": done}]
             changes["stages"] = earlier

@@ -175,12 +175,11 @@ def resume(
     logs.formats(run.log)
     run.check_simulator("its scores wouldn't go together: train again (--overwrite)")
     with lock(run.folder) if distributed.first() else contextlib.nullcontext():
-        longer = total_steps is not None and total_steps != run.config["total_steps"]
-        if run.finished and not longer:
+        if run.finished and total_steps in (None, run.config["total_steps"]):
             run.check()
             return run
         _check_curriculum(run, curriculum)
-        if total_steps is not None and longer:
+        if total_steps is not None:
             run = _lengthened(run, total_steps, curriculum)
         _train(run, progress, curriculum)
     return run
