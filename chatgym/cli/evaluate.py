@@ -136,8 +136,8 @@ def evaluate(
     """Measure an agent over unseen conversations.
 
     It prints success rate, mean return and score (0: the best agent that doesn't listen, 100: the expert) with 95 %
-    intervals, and the outcomes. The score is n/a where the expert isn't clearly better, such as with --max-turns 1. Words don't change
-    what happens, so none are generated without --partner or --trace.
+    intervals, and the outcomes. The score is n/a where the expert isn't clearly better, such as with --max-turns 1.
+    Words don't change what happens, so none are generated without --partner or --trace.
 
     The agent llm is any language model, prompted with the scenario's instructions. Its replies are recorded in the
     folder as they come: after Ctrl-C, a kill or a reached limit the same command continues and asks for none of them

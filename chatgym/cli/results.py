@@ -26,8 +26,8 @@ def about(
 
     made: dict[str, Any] = {
         "agent": provenance(name, agent, checkpoint), "scenario": task.scenario, "arguments": dict(task.arguments),
-        "simulator": task.identity()["sha256"], "conversations": conversations, "split": "test", "seed": seed, "partner": partner,
-        "sampled": sampled,
+        "simulator": task.identity()["sha256"], "conversations": conversations, "split": "test", "seed": seed,
+        "partner": partner, "sampled": sampled,
     }  # fmt: skip
     return dict(json.loads(json.dumps(made)))
 
