@@ -236,7 +236,7 @@ def _train_stage(run: Run, total_steps: int, until: int | None, progress: Progre
     with interrupts.deferred() as interrupted:
         callback.interrupted = interrupted
         callback.begin()
-        make = run.task.maker(agent.requires)
+        make: Any = run.task.maker(agent.requires)
         with contextlib.suppress(_StageOver):
             agent.learn(
                 lambda num_envs, **overrides: lessons.apply_to(make(num_envs, **overrides)),
