@@ -1,128 +1,260 @@
-"""Draw learning curves of several agents over the same number of turns, with several seeds and 95 % bands.
+"""Let common learners learn every scenario, and draw their curves.
 
-`chatgym curve` draws such curves of any runs.
+    python benchmarks/learning.py --jobs 2
 
-    python benchmarks/learning.py --steps 400000 --seeds 5
-
-Each training is a run folder (`chatgym.training`), so an interrupted benchmark resumes.
-Writes ``learning.png`` and ``learning.md`` into the folder ``--docs``.
+With default settings: PPO, A2C and DQN of Stable-Baselines3, MaskablePPO of sb3-contrib, textbook REINFORCE
+(``examples/textbook_reinforce.py``) and the agent ``qlearning``; then PPO and MaskablePPO with the settings of
+``examples/hyperparameters/ppo.yml``. At each tenth of a training its likeliest acts are evaluated, always in the same
+validation conversations. A training whose results are in ``--out`` isn't repeated. Writes ``learning.png`` and
+``learning.md`` into the folder ``--docs``, with as many seeds as are there.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
 import multiprocessing
 import os
+import sys
+import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from chatgym import plugins
-from chatgym.envs.task import Task
-from chatgym.evaluation import Curve, TrainedRun, curves_of
-from chatgym.evaluation.curves_plot import draw_curves
-from chatgym.training import Run, resume, train
+import numpy as np
+import yaml
 
-MEASURES = {"success_rate": (100.0, 1), "mean_return": (1.0, 3), "score": (1.0, 1)}
-"""Columns of the page: factor, and digits after the point."""
+from chatgym.envs.task import Task
+from chatgym.envs.vector_env import ChatVectorEnv
+from chatgym.evaluation import Curve, references
+from chatgym.evaluation.curves import TrainedRun
+from chatgym.evaluation.curves_plot import draw_curves
+from chatgym.integrations.sb3 import ChatVecEnv
+from chatgym.training.trainer import VALIDATION_SEED
+
+ROOT = Path(__file__).parent.parent
+SETTINGS = ROOT / "examples" / "hyperparameters" / "ppo.yml"
+SCENARIOS = ("customer_service", "education", "social")
+LEARNERS = {
+    "PPO": (8, 250_000), "MaskablePPO": (8, 250_000), "A2C": (8, 250_000), "DQN": (1, 500_000),
+    "REINFORCE": (1, 500_000), "qlearning": (1024, 500_000),
+}  # fmt: skip
+"""Learner to the number of environments that it learns in, and turns; SB3's DQN is made for one environment."""
+TUNED = {"PPO": 1_000_000, "MaskablePPO": 1_000_000}
+POINTS = 10
+Job = tuple[str, str, str, int, int]
+"""Settings (default or tuned), learner, scenario, seed, conversations of an evaluation."""
 
 
 def main() -> None:
     options = read_options()
-    jobs = [
-        (scenario, agent, seed)
-        for scenario in options.scenarios
-        for agent in options.agents
-        for seed in range(options.seeds)
-    ]
+    options.out.mkdir(parents=True, exist_ok=True)
+    waiting = [job for job in all_jobs(options) if not path_of(options.out, job).exists()]
     with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
-        waiting = {pool.submit(learn, *job, options): job for job in jobs}
-        for number, done in enumerate(as_completed(waiting), 1):
-            scenario, agent, seed = waiting[done]
-            print(f"{number} of {len(jobs)}: {agent} in {scenario}, seed {seed}: {done.result()}", flush=True)
-    curves = curves_of([read_run(options, *job) for job in jobs])
-    options.docs.mkdir(parents=True, exist_ok=True)
-    draw_curves(curves, options.docs / "learning.png")
-    (options.docs / "learning.md").write_text(write_page(curves, options), encoding="utf-8")
-    print(f"wrote {options.docs / 'learning.png'} and {options.docs / 'learning.md'}")
+        running = {pool.submit(learn, job, options.out): job for job in waiting}
+        for number, done in enumerate(as_completed(running), 1):
+            last, which = done.result()[-1], " ".join(map(str, running[done][:4]))
+            print(f"{number} of {len(waiting)}: {which}: {last['success']:.1%}, {last['seconds']:.0f} s", flush=True)
+    write(options)
 
 
 def read_options() -> Any:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=400_000, help="turns of each training")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--agents", nargs="+", default=["qlearning", "dqn"])
-    parser.add_argument("--scenarios", nargs="+", default=sorted(plugins.load().scenarios))
-    parser.add_argument(
-        "--reward-model", default="", metavar="FOLDER", help="judges the turns, too; {scenario} stands for its name"
-    )
-    parser.add_argument("--points", type=int, default=20, help="evaluations along a curve")
-    parser.add_argument("--conversations", type=int, default=500, help="in each evaluation")
-    parser.add_argument("--jobs", type=int, default=max((os.cpu_count() or 2) // 2, 1), help="processes")
-    parser.add_argument("--runs", type=Path, default=Path("runs/learning"), help="where the trainings are")
-    parser.add_argument("--docs", type=Path, default=Path("docs"), help="where picture and table go")
+    parser.add_argument("--learners", nargs="+", default=[*LEARNERS], choices=[*LEARNERS])
+    parser.add_argument("--scenarios", nargs="+", default=[*SCENARIOS], choices=SCENARIOS)
+    parser.add_argument("--seeds", type=int, default=5, help="of each training with default settings")
+    parser.add_argument("--tuned-seeds", type=int, default=2, help="of each with the settings of ppo.yml")
+    parser.add_argument("--conversations", type=int, default=1000, help="in each evaluation")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes")
+    parser.add_argument("--out", type=Path, default=Path("runs/learning"), help="where the results are")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where picture and table go")
     return parser.parse_args()
 
 
-def run_folder(options: Any, scenario: str, agent: str, seed: int) -> Path:
-    judged = "-judged" if options.reward_model else ""
-    folder: Path = options.runs / f"{scenario}-{agent}-{options.steps}-{seed}{judged}"
-    return folder
+def all_jobs(options: Any) -> list[Job]:
+    """Return the trainings, one seed of everything first."""
+    made = [
+        ("default", *job, options.conversations)
+        for job in itertools.product(options.learners, options.scenarios, range(options.seeds))
+    ]
+    tuned = [name for name in TUNED if name in options.learners]
+    made += [
+        ("tuned", *job, options.conversations)
+        for job in itertools.product(tuned, options.scenarios, range(options.tuned_seeds))
+    ]
+    return sorted(made, key=lambda job: job[3])
 
 
-def learn(scenario: str, agent: str, seed: int, options: Any) -> str:
-    """Train, or go on with a training, and return success rate and score in the end."""
-    judge = options.reward_model.replace("{scenario}", scenario)
-    task = Task(scenario, {"reward_model": judge} if judge else {})
-    run = trained(
-        agent, run_folder(options, scenario, agent, seed), task=task, total_steps=options.steps, seed=seed,
-        evaluate_every=max(options.steps // options.points, 1), conversations=options.conversations,
-    )  # fmt: skip
-    last = run.metrics()[-1]
-    return f"success {last['success_rate']['value']:.1%}, score {last['score']['value']:.1f}"
+def path_of(out: Path, job: Job) -> Path:
+    kind, name, scenario, seed, _ = job
+    return out / f"{kind}-{name}-{scenario}-{seed}.json"
 
 
-def trained(agent: str, folder: Path, **arguments: Any) -> Run:
-    """Return a training to its end: a new one, the rest of one that broke off, or one that is there."""
-    if not (folder / "config.json").exists():
-        return train(agent, folder, **arguments)
-    if not (folder / "transcripts.jsonl").exists():  # what a training writes last
-        return resume(folder)
-    return Run.open(folder)
+def learn(job: Job, out: Path) -> list[dict[str, float]]:
+    """Train one learner, and write its evaluations."""
+    kind, name, scenario, seed, conversations = job
+    turns = TUNED[name] if kind == "tuned" else LEARNERS[name][1]
+    measure = Measure(scenario, conversations, turns)
+    if name == "REINFORCE":
+        learn_by_textbook(scenario, seed, measure)
+    elif name == "qlearning":
+        learn_by_table(scenario, seed, measure)
+    else:
+        learn_by_sb3(kind, name, scenario, seed, measure)
+    path_of(out, job).write_text(json.dumps(measure.points), encoding="utf-8")
+    return measure.points
 
 
-def read_run(options: Any, scenario: str, agent: str, seed: int) -> TrainedRun:
-    run = Run.open(run_folder(options, scenario, agent, seed))
-    return TrainedRun(str(run.folder), run.task, run.config, run.metrics())
+def learn_by_textbook(scenario: str, seed: int, measure: Measure) -> None:
+    import gymnasium as gym
+    import torch
+
+    torch.set_num_threads(1)
+    sys.path.insert(0, str(ROOT / "examples"))
+    from textbook_reinforce import Reinforce
+
+    env = gym.make("ChatEnv-v0", scenario=scenario, llm="template", reward_model=None)
+    agent = Reinforce(env, seed)
+    measure.act = lambda observations, masks: agent.best(observations)
+    measure(0)
+    agent.learn(measure.turns, lambda taken, outcome: measure(taken))
 
 
-def write_page(curves: list[Curve], options: Any) -> str:
-    seeds = f"{options.seeds} seeds" if options.seeds > 1 else "one seed"
+def learn_by_table(scenario: str, seed: int, measure: Measure) -> None:
+    from chatgym.training.run import find_agent
+
+    made_by = find_agent("qlearning")
+    agent = made_by(Task(scenario).find_scenario(), made_by.Config(num_envs=LEARNERS["qlearning"][0]), seed=seed)
+    measure.act, measure.observation = lambda seen, masks: agent.act(seen, action_masks=masks), "discrete"
+    measure(0)
+    agent.learn(Task(scenario).maker(agent.requires), measure.turns, lambda taken, metrics: measure(taken))
+
+
+def learn_by_sb3(kind: str, name: str, scenario: str, seed: int, measure: Measure) -> None:
+    import sb3_contrib
+    import stable_baselines3
+    import torch
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    torch.set_num_threads(1)
+    sys.path.insert(0, str(ROOT / "examples"))
+    from sb3_ppo import settings as tuned
+
+    settings = {**tuned()} if kind == "tuned" else {"n_envs": LEARNERS[name][0]}
+    settings.pop("policy", None), settings.pop("n_timesteps", None)
+    envs = ChatVecEnv.make(settings.pop("n_envs"), scenario=scenario, llm="template", reward_model=None)
+    made_by = getattr(sb3_contrib if name == "MaskablePPO" else stable_baselines3, name)
+    model = made_by("MlpPolicy", envs, seed=seed, device="cpu", **settings)
+
+    def act(observations: Any, masks: Any) -> Any:
+        more = {"action_masks": masks} if name == "MaskablePPO" else {}
+        return model.predict(observations, deterministic=True, **more)[0]
+
+    class Callback(BaseCallback):
+        def _on_step(self) -> bool:
+            measure(self.num_timesteps)
+            return True
+
+    measure.act = act
+    measure(0)
+    model.learn(measure.turns, callback=Callback())
+    measure(measure.turns)
+
+
+class Measure:
+    """Evaluates a policy at each tenth of its training."""
+
+    act: Any
+    observation = "embedding"
+
+    def __init__(self, scenario: str, conversations: int, turns: int) -> None:
+        self.scenario, self.conversations, self.turns = scenario, conversations, turns
+        self.points: list[dict[str, float]] = []
+        self.began = time.perf_counter()
+
+    def __call__(self, taken: int) -> None:
+        if taken < len(self.points) * self.turns / POINTS or len(self.points) > POINTS:
+            return
+        envs = ChatVectorEnv(
+            self.conversations, scenario=self.scenario, observation=self.observation, llm="template", reward_model=None
+        )
+        observations, infos = envs.reset(seed=VALIDATION_SEED, options={"split": "validation"})
+        going, returns = np.ones(self.conversations, bool), np.zeros(self.conversations)
+        while going.any():
+            actions = self.act(observations, infos["action_mask"])
+            observations, rewards, terminated, truncated, infos = envs.step(actions, active=going)
+            returns += rewards
+            going &= ~(terminated | truncated)
+        outcomes = np.array(envs.scenario.outcomes, object)[envs.room.outcomes]
+        self.points.append({
+            "turns": taken, "success": float((outcomes == envs.scenario.success).mean()),
+            "return": float(returns.mean()), "seconds": time.perf_counter() - self.began,
+        })  # fmt: skip
+
+
+def write(options: Any) -> None:
+    """Write picture and page of the trainings whose results are there."""
+    curves = {kind: list(read_curves(options, kind)) for kind in ("default", "tuned")}
+    draw_curves(curves["default"], options.docs / "learning.png")
+    (options.docs / "learning.md").write_text(page(curves), encoding="utf-8")
+    print(f"wrote {options.docs / 'learning.png'} and {options.docs / 'learning.md'}")
+
+
+def read_curves(options: Any, kind: str) -> Iterator[Curve]:
+    for scenario in options.scenarios:
+        found, task = references(Task(scenario)), Task(scenario)
+        for name in options.learners:
+            paths = sorted(options.out.glob(f"{kind}-{name}-{scenario}-*.json"))
+            points = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+            if not points:
+                continue
+            turns = np.mean([[point["turns"] for point in run] for run in points], 0)
+            returns = np.array([[point["return"] for point in run] for run in points])
+            values = {
+                "success_rate": np.array([[point["success"] for point in run] for run in points]),
+                "score": 100 * (returns - found.ignorant_return) / (found.expert_return - found.ignorant_return),
+                "mean_return": returns,
+            }
+            config = {"identity": task.identity()}
+            runs = [TrainedRun(str(path), task, config, run) for path, run in zip(paths, points, strict=True)]
+            yield Curve(name, scenario, runs, turns, values, "mean")
+
+
+def page(curves: dict[str, list[Curve]]) -> str:
     lines = [
         "# Learning curves", "",
-        f"Interquartile mean over {seeds}, with 95 % intervals over the seeds (stratified bootstrap, Agarwal et al.",
-        f"2021); an evaluation holds {options.conversations} conversations. The score is 0 for the random agent and",
-        "100 for the expert. Seconds are the time of one training with its evaluations. Made by",
-        f"`python benchmarks/learning.py --steps {options.steps} --seeds {options.seeds}`; `chatgym curve RUN...`",
-        "draws such curves of your own runs.", "",
-        "![Learning curves](learning.png)", "",
-        "| scenario | agent | turns | success rate [%] | mean return | score | seconds |",
-        "|---|---|---:|---:|---:|---:|---:|",
+        "What common learners reach, by their likeliest acts in 1,000 validation conversations: mean over the seeds,",
+        "with its 95 % interval (stratified bootstrap, Agarwal et al. 2021). The score is 0 for the best agent that",
+        "doesn't listen and 100 for the expert. Made by `python benchmarks/learning.py`.", "",
+        "## With default settings", "",
+        "PPO, A2C and DQN of Stable-Baselines3, MaskablePPO of sb3-contrib, all by their default settings; textbook",
+        "REINFORCE with a baseline (`examples/textbook_reinforce.py`); the agent `qlearning`. None of them is left",
+        "giving up: see *What outcomes are worth* in [the environment](environment.md).", "",
+        "![Learning curves](learning.png)", "", *table(curves["default"], (2, 5, 10)), "",
+        "## With good settings", "",
+        "PPO and MaskablePPO with the settings of `examples/hyperparameters/ppo.yml`, which are in the form of",
+        "RL Baselines3 Zoo:", "",
+        "| setting | value |", "|---|---|",
+        *(f"| {name} | {value} |" for name, value in yaml.safe_load(SETTINGS.read_text())["ChatEnv-v0"].items()), "",
+        *table(curves["tuned"], (2, 5, 10)),
     ]  # fmt: skip
-    for curve in sorted(curves, key=lambda one: options.scenarios.index(one.runs[0].config["scenario"])):
-        last = len(curve.turns) - 1
-        seconds = sum(run.metrics[-1]["seconds"] for run in curve.runs) / len(curve.runs)
-        for point in sorted({last // 4, last // 2, last}):
-            cells = [curve.task, curve.runs[0].config["agent"], f"{curve.turns[point]:,.0f}"]
-            cells += [cell(curve, measure, point) for measure in MEASURES]
-            lines.append(f"| {' | '.join(cells)} | {f'{seconds:.0f} ' if point == last else ''}|")
     return "\n".join(lines) + "\n"
 
 
+def table(curves: list[Curve], points: tuple[int, ...]) -> Iterator[str]:
+    yield "| scenario | learner | seeds | turns | success rate [%] | mean return | score |"
+    yield "|---|---|---:|---:|---:|---:|---:|"
+    for curve in curves:
+        for point in points:
+            cells = [curve.task, curve.label, str(len(curve.runs)), f"{curve.turns[point]:,.0f}"]
+            cells += [cell(curve, measure, point) for measure in ("success_rate", "mean_return", "score")]
+            yield f"| {' | '.join(cells)} |"
+
+
 def cell(curve: Curve, measure: str, point: int) -> str:
-    if measure not in curve.bands:
-        return "n/a"
-    unit, digits = MEASURES[measure]
+    unit, digits = {"success_rate": (100, 1), "mean_return": (1, 3), "score": (1, 1)}[measure]
     value, low, high = curve.bands[measure].at(point)
     ends = "" if low is None or high is None else f" ({unit * low:.{digits}f} to {unit * high:.{digits}f})"
     return f"{unit * value:.{digits}f}{ends}"

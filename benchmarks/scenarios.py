@@ -1,7 +1,7 @@
 """Compare the agents in each scenario: ``python benchmarks/scenarios.py`` writes ``docs/scenarios.md``.
 
-Compares random, the best fixed order of acts that a search finds, the expert and trained agents on unseen
-conversations, with 95 % intervals. A training is a run folder, so an interrupted benchmark resumes.
+Compares random, the best constant act, the best fixed order of acts that a search finds, the expert and trained agents
+on unseen conversations, with 95 % intervals. A training is a run folder, so an interrupted benchmark resumes.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from learning import trained
-
 from chatgym.agent import Interface
 from chatgym.envs.task import Task
-from chatgym.evaluation import evaluate, references
+from chatgym.evaluation import evaluate
 from chatgym.evaluation.evaluation import EVALUATION_SEED
 from chatgym.evaluation.intervals import Interval, bootstrap_mean, wilson
+from chatgym.evaluation.references import scale
 from chatgym.testing.balance import best_order
 from chatgym.testing.rollouts import fixed, hold
+from chatgym.training import Run, resume, train
 from chatgym.training.run import find_agent
 
 PAGE = Path(__file__).parent.parent / "docs" / "scenarios.md"
@@ -37,13 +37,18 @@ def rows(scenario: str, options: Any) -> Iterator[Row]:
         return name, result.success_rate, result.mean_return, result.score, float(result.turns.mean())
 
     yield measured("random", find_agent("random")(described))
+    constant = find_agent("constant")
+    acts = [constant(described, constant.Config(act=act)) for act in described.agent_acts]
+    fixed_acts = [measured(f"always {agent.config.act}", agent) for agent in acts]
+    yield max(fixed_acts, key=lambda row: row[2].value)
     envs = task.make_envs(Interface(), options.conversations)
     envs.reset(seed=EVALUATION_SEED, options={"split": "test"})
     envs.room.episodes[:] = 0  # the conversations that the others have, from their beginning
     script = hold(envs.room, fixed(best_order(described)))
     returns = bootstrap_mean(script.returns)
     success = wilson(int((script.outcomes == described.outcomes.index(described.success)).sum()), len(script.returns))
-    yield "fixed order", success, returns, references(task).score(returns), float(script.turns.mean())
+    score = scale(task, EVALUATION_SEED, options.conversations).score(script.returns)
+    yield "fixed order", success, returns, score, float(script.turns.mean())
     yield measured("expert", find_agent("expert")(described))
     for wanted in options.agents:
         name, _, turns = wanted.partition("=")
@@ -52,15 +57,24 @@ def rows(scenario: str, options: Any) -> Iterator[Row]:
         yield measured(f"{name}, {agent.turns:,} turns", agent)
 
 
+def trained(agent: str, folder: Path, **arguments: Any) -> Run:
+    """Return a training to its end: a new one, the rest of one that broke off, or one that is there."""
+    if not (folder / "config.json").exists():
+        return train(agent, folder, **arguments)
+    if not (folder / "transcripts.jsonl").exists():  # what a training writes last
+        return resume(folder)
+    return Run.open(folder)
+
+
 def write_page(table: dict[str, list[Row]], options: Any) -> str:
     lines = [
         "# Scenarios and agents", "",
         "Every agent holds the same "
         f"{options.conversations:,} conversations, which are in no training. Intervals are 95 % intervals: Wilson's "
         "for the success rate, bootstrap for the means. Made by `python benchmarks/scenarios.py`.", "",
-        "The score is 0 for the random agent and 100 for the expert. Both references are measured over 10,000 other "
-        "conversations, so here they can differ a little from 0 and 100. *Fixed order* is the best sequence of acts "
-        "that a search finds: what an agent reaches that ignores the answers.", "",
+        "The score is 0 for the best agent that doesn't listen (random, or always one act) and 100 for the expert, "
+        "both in these conversations. *Fixed order* is the best sequence of acts that a search finds: what an agent "
+        "reaches that ignores the answers.", "",
         "| scenario | agent | success rate [%] | mean return | score | turns |",
         "|---|---|---:|---:|---:|---:|",
     ]  # fmt: skip
@@ -79,7 +93,7 @@ def cell(interval: Interval, digits: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--agents", nargs="+", default=["qlearning", "dqn=400000"], metavar="AGENT[=TURNS]",
+    parser.add_argument("--agents", nargs="+", default=["qlearning"], metavar="AGENT[=TURNS]",
                         help="those that learn, for that long or their default")  # fmt: skip
     parser.add_argument("--scenarios", nargs="+", default=list(SCENARIOS))
     parser.add_argument("--conversations", type=int, default=1000)

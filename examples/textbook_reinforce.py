@@ -24,7 +24,7 @@ class Reinforce:
     """A policy and a baseline, each a network with one hidden layer."""
 
     def __init__(
-        self, env: gym.Env[Any, Any], seed: int = 0, *, learning_rate: float = 1e-3, discount: float = 0.99
+        self, env: gym.Env[Any, Any], seed: int = 0, *, learning_rate: float = 3e-4, discount: float = 0.99
     ) -> None:
         """Make untrained networks for an environment with vectors as observations and numbered actions."""
         torch.manual_seed(seed)

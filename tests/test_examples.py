@@ -30,6 +30,15 @@ def test_algorithms_of_stable_baselines3_learn():
         assert float(before) < 10 < 20 < float(after)
 
 
+def test_textbook_reinforce_learns_not_to_give_up():
+    command = [sys.executable, str(EXAMPLES / "textbook_reinforce.py"), "--scenario", "education", "--turns", "60000"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    shares = [float(share) for share in re.findall(r"learned in +([0-9.]+)%", done.stdout)]
+    assert len(shares) == 10
+    assert shares[0] < 10 < 20 < shares[-1]
+
+
 def test_a_scenario_needs_only_its_own_files(tmp_path):
     """The restaurant is a distribution of its own: installed with pip, it is found, trained on and talked to."""
     source = shutil.copytree(EXAMPLES / "restaurant", tmp_path / "source")
