@@ -37,7 +37,7 @@ def test_an_unknown_reset_option_is_refused():
         make().reset(options={"keys": [1]})
     with pytest.raises(InvalidValue, match=r"reset option 'key'; .*'keys'.*'reset_mask'"):
         ChatVectorEnv(2, llm="template").reset(options={"key": 1})
-    with pytest.raises(InvalidValue, match=r"a dict with 'key', not \['key'\]"):
+    with pytest.raises(InvalidValue, match=r"a dict with 'key', 'split', not \['key'\]"):
         make().reset(options=["key"])
 
 

@@ -76,8 +76,8 @@ def test_every_failure_has_one_cause_and_nothing_is_garbled_without_errors(name,
 def test_one_conversation_has_the_same_cause_alone_as_among_others(name):
     task = Task(name, {"error_rate": 0.3})
     agent = Expert(task.find_scenario())
-    result, env = evaluate(agent, task, conversations=60, references=False), task.make_env(agent.requires)
-    goals = [converse(agent, env, result.seed + number)["turns"][-1] for number in range(60)]
+    result, env = evaluate(agent, task, conversations=120, references=False), task.make_env(agent.requires)
+    goals = [converse(agent, env, result.seed + number)["turns"][-1] for number in range(120)]
     assert [goal.get("failure", "") for goal in goals] == result.causes.tolist()
     assert {goal.get("failure") for goal in goals} >= {None, "patience", "garbled"}
 

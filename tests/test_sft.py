@@ -88,7 +88,7 @@ def test_a_tokenizer_writes_numbers_that_it_never_saw(base):
 
 
 def test_packed_conversations_do_not_see_each_other(said, base):
-    rows = pack(said, ChatTokenizer(str(base)), 512)
+    rows = pack(said, ChatTokenizer(str(base)), 640)
     assert len(rows) < len(said)
     assert rows.cut == 0
     loss = models.WordLoss(tiny.make_model(base, 0)).eval()
@@ -96,7 +96,7 @@ def test_packed_conversations_do_not_see_each_other(said, base):
         together = float(loss(batch_of(rows, range(len(rows)), torch.device("cpu"))))
         alone = 0.0
         for one in said:
-            single = pack([one], ChatTokenizer(str(base)), 512)
+            single = pack([one], ChatTokenizer(str(base)), 640)
             alone += float(loss(batch_of(single, [0], torch.device("cpu"))))
     assert together == pytest.approx(alone, rel=1e-5)
 

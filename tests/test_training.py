@@ -253,7 +253,7 @@ def test_a_finished_run_is_left_as_it_is_and_one_that_was_killed_just_before_is_
 
 def measured(run, checkpoint):
     agent = run.agent(checkpoint)
-    result = evaluate(agent, run.task, conversations=20, seed=VALIDATION_SEED, references=False)
+    result = evaluate(agent, run.task, conversations=20, seed=VALIDATION_SEED, split="validation", references=False)
     return agent.turns, result.success_rate.value, result.mean_return.value
 
 
@@ -347,7 +347,7 @@ def test_a_curriculum_changes_the_conversations_before_each_iteration(tmp_path, 
 def test_a_curriculum_changes_what_is_learned_but_not_the_evaluations(finished, taught):
     run = Run.open(taught)
     assert content(taught)["model/tables.npz"] != content(finished)["model/tables.npz"]
-    result = evaluate(run.agent(), Task(), conversations=20, seed=VALIDATION_SEED)
+    result = evaluate(run.agent(), Task(), conversations=20, seed=VALIDATION_SEED, split="validation")
     assert run.metrics()[-1]["mean_return"] == dataclasses.asdict(result.mean_return)
 
 

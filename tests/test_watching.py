@@ -515,7 +515,8 @@ def test_three_seeds_hold_the_variance_of_training(runs):
 def test_a_task_where_random_is_as_good_as_the_expert_has_no_score(monkeypatch):
     task = Task(arguments={"max_turns": 3})
     flat = dataclasses.replace(references(Task()), ignorant_return=0.5, expert_return=0.5)
-    monkeypatch.setitem(_known, task.identity()["sha256"], flat)
+    identity = task.identity()["sha256"]
+    monkeypatch.setitem(_known, identity, dataclasses.replace(flat, identity=identity))
     agents = [find_agent(name)(task.find_scenario()) for name in ("random", "expert")]
     with pytest.raises(InvalidValue, match=r"customer_service has no score: .* mean return 0.500 .*--max-turns"):
         compare([Competitor(str(k), agent, task, {"agent": str(k)}) for k, agent in enumerate(agents)], conversations=5)

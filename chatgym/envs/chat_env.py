@@ -87,10 +87,11 @@ class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
 
     | Term | Weight | Value |
     |------|--------|-------|
-    | outcome | 1 | +1 resolved; -0.5 wrong resolution, needless escalation; -1 policy violation, hung up, abandoned |
+    | outcome | 1 | resolved 1, wrong_resolution -0.5, policy_violation -1, hung_up -1.5, other failures -2 |
     | time | 0.02 | -1 a turn |
     | mood | 0.05 | change of the partner's mood (0 to 10) |
     | satisfaction | 0.2 | mood / 10 at the end, if resolved |
+    | progress | 0.5 | rise in the share of what the policy needs that the customer has told |
     | reward_model | 0.05 | with a reward model: its score of the agent's words in context, -1 to 1 |
 
     ## Starting State
