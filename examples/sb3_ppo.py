@@ -16,6 +16,7 @@ import yaml
 from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.utils import get_action_masks
 from stable_baselines3 import PPO
+from torch import nn
 
 from chatgym.integrations.sb3 import ChatVecEnv
 
@@ -23,10 +24,19 @@ SETTINGS = Path(__file__).parent / "hyperparameters" / "ppo.yml"
 
 
 def settings() -> dict[str, Any]:
-    """Return the settings, which are in the form of RL Baselines3 Zoo: ``policy_kwargs`` is a text."""
+    """Return the settings, which are in the form of RL Baselines3 Zoo.
+
+    ``lin_0.001`` is a learning rate that falls linearly to 0; ``policy_kwargs`` is a text, ``dict(...)``.
+    """
     found = dict(yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))["ChatEnv-v0"])
+    first = float(found["learning_rate"].removeprefix("lin_"))
     keywords = ast.parse(found["policy_kwargs"], mode="eval").body.keywords  # type: ignore[attr-defined]
-    return {**found, "policy_kwargs": {one.arg: ast.literal_eval(one.value) for one in keywords}}
+    values = {one.arg: one.value for one in keywords}
+    activation = getattr(nn, values.pop("activation_fn").attr)
+    policy = {name: ast.literal_eval(value) for name, value in values.items()}
+    return {
+        **found, "learning_rate": lambda left: first * left, "policy_kwargs": {**policy, "activation_fn": activation},
+    }  # fmt: skip
 
 
 def success_rate(model: PPO | MaskablePPO, scenario: str, conversations: int) -> float:
