@@ -453,6 +453,8 @@ def test_a_run_of_other_versions_is_repeated_with_a_warning_and_of_another_simul
         repeat(given(seed="3"), tmp_path / "refused")
     with pytest.raises(InvalidValue, match="unknown agent 'theirs'"):
         repeat(given(agent="theirs"), tmp_path / "refused")
+    with pytest.raises(InvalidValue, match="'os:system': code, which a file mustn't choose"):
+        repeat(given(arguments={"reward": "os:system"}), tmp_path / "refused")
     with pytest.raises(InvalidValue, match="unknown setting 'gone'"):
         repeat(given(settings={"gone": 1}), tmp_path / "refused")
     assert not (tmp_path / "refused").exists()

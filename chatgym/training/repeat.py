@@ -79,6 +79,11 @@ def prepare_repeat(
     """
     config = read(file)
     _check_curriculum(config, file, curriculum)
+    if config["arguments"].get("reward") is not None:
+        raise InvalidValue(
+            f"{file} names a reward function, {config['arguments']['reward']!r}: code, which a file mustn't choose; "
+            "repeat the run in Python by chatgym.training.train, with a Task that has this function"
+        )
     task = Task(config["scenario"], config["arguments"])
     _check_simulator(config, file, task)
     made = configure(
