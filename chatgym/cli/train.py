@@ -321,7 +321,8 @@ def print_result(run: Run) -> None:
     rows = [(name, old, new, interval) for (name, old, _), (_, new, interval) in zip(before, after, strict=True)]
     out.print(table(("", "untrained", "trained", "95 % interval"), rows, (1, 2, 3)))
     found = references(run.task)
-    scale = f"{found.zero} is 0, the expert 100" if lines[-1]["score"] else f"n/a, {found.why_no_score}"
+    why = found.why_no_score or "an evaluation has too few conversations for it (--conversations)"
+    scale = f"{found.zero} is 0, the expert 100" if lines[-1]["score"] else f"n/a, {why}"
     out.print(
         f"\n{config['agent']} in {config['scenario']}, {lines[-1]['turns']:,} turns; "
         f"{config['conversations']:,} conversations in each evaluation; score: {scale}"

@@ -60,7 +60,7 @@ def draw(metrics: Sequence[Mapping[str, Any]], references: References, title: st
     figure = whole if parts is None else parts[0]
     whole.suptitle(title)
     turns = [line["turns"] for line in metrics]
-    panels = ("success_rate", "mean_return" if references.why_no_score else "score")
+    panels = ("success_rate", "score" if all(line["score"] for line in metrics) else "mean_return")
     for axes, name in zip(figure.subplots(1, 2), panels, strict=True):
         label, unit = PANELS[name]
         middle, low, high = ([unit * line[name][k] for line in metrics] for k in ("value", "low", "high"))
