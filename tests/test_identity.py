@@ -23,10 +23,10 @@ from chatgym.scenarios.customer_service import belief, customer
 DATA = Path(__file__).parent / "data"
 SCENARIOS = ("customer_service", "education", "social")
 GOLDEN = {
-    "customer_service": "3b03eb201cc7a604129b1f53e44b37ec0eb5f329312befed9305c0262a8256ed",
-    "customer_service-v1": "c423b0b75259c05b36ab65040af7b6b59b597499f48a2cbf9691c1317386bcbb",
-    "education": "407f5364ef20b05c1acfb94e0add03a7bd318c0aba39013fd0c30ee7ba2c300a",
-    "education-v1": "6b5c7607db7e33bc922ba867210a30840835111c53f77e1cdd61d5bfc6a0742d",
+    "customer_service": "a5235d14408ba1476ccca5d9aadbfdb7d11fc2798f4757c3cc65f0e3d15a1117",
+    "customer_service-v1": "6d58cad7732d9e927ed6e1e9e2abb09b80d7cac320592ec7ebafbdc6be619bd2",
+    "education": "22feeedb594daf4db2ae5420b3321bccaca286239d277c8d1817f6bcb6426bdb",
+    "education-v1": "ff22657b0ca7a8c7f5a71f0bd49fb0bd1e07259be5c1a6921ba4c88b2f68c10a",
     "social": "067fc9ae66fafe42013fdfd626f40290d349ea616ec9c3cd2ddc6560cf766be2",
     "social-v1": "fffede3936b8d9077cd6d8e40db4c25108d97c5368c0ebb1bd83fa232b329218",
     "loops": "73e0be070f0bba1e89573a2cab0719337fabe123b80fa2ce728d5e97dd8f03f0",

@@ -21,14 +21,14 @@ INTERFACE = ("action", "observation", "nlu", "words", "tokenizer")
 
 SUPERSEDED: Mapping[str, tuple[str, ...]] = {
     # customer_service-v1
-    "c423b0b75259c05b36ab65040af7b6b59b597499f48a2cbf9691c1317386bcbb": (
+    "6d58cad7732d9e927ed6e1e9e2abb09b80d7cac320592ec7ebafbdc6be619bd2": (
         "0335e6a4b93bc6db9f3eadf6e0a20bf51e813301df0216477441a4c2674ea003",
         "0335e6a4b93bc6db9f3eadf6e0a20bf51e813301df0216477441a4c2674ea003",
         "8dc436af5d6cc627d640986dcb1c0598ee9384bc30f2f9179c5c53bb21818584",
         "f086cfe92b17435d96384c832c381411ea522627d121a00facc540bdcabf6399",
     ),
     # education-v1
-    "6b5c7607db7e33bc922ba867210a30840835111c53f77e1cdd61d5bfc6a0742d": (
+    "ff22657b0ca7a8c7f5a71f0bd49fb0bd1e07259be5c1a6921ba4c88b2f68c10a": (
         "",
         "",
         "",

@@ -95,14 +95,14 @@ def tell(key: np.uint64, turn: int, hidden: Any, said: Any, act: int, slot: int)
 
 
 @nb.njit
-def found_out(hidden: Any) -> float:
-    """Return the share of what the policy needs for the topic that the customer has told, from `hidden`, a record."""
-    told, needed = 0, 0
+def found_out(topic: int, told: int) -> float:
+    """Return the share of what the policy needs for the topic that is among the slots `told`, as bits."""
+    known, needed = 0, 0
     for slot in range(5):
-        if needs(hidden.topic, slot):
+        if needs(topic, slot):
             needed += 1
-            told += (hidden.told >> slot) & 1
-    return told / needed
+            known += (told >> slot) & 1
+    return known / needed
 
 
 @nb.njit
@@ -307,7 +307,7 @@ def respond(
     note_own_act(belief, act, turn)
     if act == CONFIRM and about >= 0:
         belief.confirming = about if belief.sure[about] > 0 else -1
-    mood, found = hidden.mood, found_out(hidden)
+    mood, told = hidden.mood, hidden.told
     outcome = ending(act, hidden, belief, said)
     if outcome == GOES_ON:
         change = react(key, turn, act, hidden, belief, said) - int(turn > hidden.patience)
@@ -328,5 +328,5 @@ def respond(
     terms[1] = -1.0
     terms[2] = hidden.mood - mood
     terms[3] = hidden.mood / MOOD_MAX if outcome == RESOLVED else 0.0
-    terms[4] = found_out(hidden) - found
+    terms[4] = found_out(hidden.topic, hidden.told) - found_out(hidden.topic, told) if hidden.told != told else 0.0
     return outcome

@@ -168,7 +168,16 @@ def score(goal: int, known: int) -> float:
 
 @nb.njit
 def gain(hidden: Any) -> float:
-    """Return the normalised learning gain (post - pre) / (1 - pre) (Hake 1998), from `hidden`, a record."""
+    """Return the normalised learning gain, from `hidden`, a record."""
+    return gain_of(hidden, int(hidden.known))
+
+
+@nb.njit
+def gain_of(hidden: Any, known: int) -> float:
+    """Return the normalised learning gain (post - pre) / (1 - pre) (Hake 1998) with the skills `known`, as bits.
+
+    `hidden` is a record.
+    """
     goal = int(hidden.goal)
-    before, after = score(goal, int(hidden.known_first)), score(goal, int(hidden.known))
+    before, after = score(goal, int(hidden.known_first)), score(goal, known)
     return (after - before) / (1.0 - before) if before < 1.0 else 0.0

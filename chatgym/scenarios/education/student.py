@@ -267,7 +267,7 @@ def respond(
     """
     before = int(belief.skill)
     note_own_act(belief, act, turn)
-    affect, gained = hidden.boredom + hidden.frustration, gain(hidden)
+    affect, known = hidden.boredom + hidden.frustration, int(hidden.known)
     outcome = GOES_ON
     if act == END:
         outcome = LEARNED if has(hidden, int(hidden.goal)) else LITTLE_LEARNED
@@ -288,7 +288,7 @@ def respond(
         belief.ended = 1
         belief.heard = said.act
         belief.tone = said.tone
-    terms[1] = gain(hidden) - gained
+    terms[1] = gain(hidden) - gain_of(hidden, known) if hidden.known != known else 0.0
     terms[2] = gain(hidden) if act == END else 0.0
     terms[3] = -1.0 if outcome == GAVE_UP else 0.0
     terms[4] = -1.0
