@@ -101,6 +101,7 @@ class Constant(Scripted):
         act = self.config.act or scenario.agent_acts[0]
         if act not in scenario.agent_acts:
             raise unknown("act", act, scenario.agent_acts, "`--set act=NAME` names one.")
+        self.constant_act = act
         self._act = scenario.agent_acts.index(act)
 
     def act(

@@ -215,7 +215,7 @@ def test_a_subclass_and_gymnasium_set_their_own_attributes():
     assert (env.note, env.room.error_rate) == ("mine!", 0.2)
     env = ChatEnv(llm="template")
     env.render_mode, env.action_space, env.np_random = "ansi", env.action_space, np.random.default_rng(1)
-    with pytest.raises(TypeError):
+    with pytest.raises(InvalidValue, match=r"set env.reward_weights = \{'time': 3.0\}"):
         env.reward_weights["time"] = 3.0
 
 

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatgym.engines import Completion
+from chatgym.envs.chat_env import ChatEnv
 from chatgym.envs.interfaces import ACTIONS
 from chatgym.envs.vector_env import ChatVectorEnv
 from chatgym.errors import ChatGymError, InvalidValue
@@ -256,6 +257,14 @@ def test_the_specification_of_a_scenario_object_is_json(changed):
     other = pickle.loads(pickle.dumps(env))
     assert other.unwrapped.scenario.max_turns == scenario.max_turns
     assert same(env.step(3), other.step(3))
+
+
+def test_a_snapshot_of_another_version_is_refused():
+    first, second = (ChatEnv(scenario=name, llm="template") for name in ("education-v1", "education"))
+    for env, other in ((first, second), (second, first)):
+        env.reset(seed=1)
+        with pytest.raises(InvalidValue, match="the same version of the scenario"):
+            other.restore(env.snapshot())
 
 
 def test_what_is_set_later_is_as_if_the_environment_had_been_made_with_it():

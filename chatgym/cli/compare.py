@@ -264,7 +264,7 @@ def _notes(found: Comparison) -> str:
         + (
             f"{found.conversations:,} conversations of {' and '.join(tasks)}, the same for all; {seeds}\n"
             "score: the best agent that doesn't listen (random, or always one act) is 0, the expert 100;\n"
-            " IQM: mean of the middle half of the runs (of fewer than four: of all);\n"
+            "IQM: mean of the middle half of the runs (of fewer than four: of all);\n"
             "better conversations: share in which it got the higher return with the same partner; a tie counts half"
         )
     )

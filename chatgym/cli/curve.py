@@ -104,7 +104,10 @@ def _print(curves: Sequence[Curve], statistic: str, lacking: Sequence[str]) -> N
     columns = ("scenario", "agent", "runs", "turns", "success rate", "95 % interval", "score", "95 % interval")
     out.print(table(columns, rows, range(2, len(columns))))
     how = "interquartile mean over runs (of fewer than four: mean)" if statistic == "iqm" else "mean over runs"
-    out.print(f"\n{how}; intervals: stratified bootstrap over runs; score: 0 to 100 is the scale up to the expert")
+    out.print(
+        f"\n{how}; intervals: stratified bootstrap over runs; score: 0 is the best agent that doesn't listen, 100 the "
+        "expert"
+    )
     if lacking:
         out.print(f"the variance of training is missing for {', '.join(lacking)}: train at least three seeds of each")
 

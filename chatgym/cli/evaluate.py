@@ -42,7 +42,7 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="RUN_OR_AGENT",
-            help="Run folder, or an agent that needs no training (random, expert, llm); several with --compare.",
+            help="Run folder, or an agent without training (random, constant, expert, llm); several with --compare.",
         ),
     ],
     compare: Annotated[
@@ -207,7 +207,9 @@ def evaluate(
     if as_json:
         print_json(figures)
         return
-    _print(result, what[0], task)
+    act = getattr(agent, "constant_act", None)
+    label = f"always {act}" if act else what[0] + (" (best)" if checkpoint.value == "best" else "")
+    _print(result, label, task)
     if is_llm_agent(agent):
         llm_agent.print_report(figures["agent"])
     if out is not None:

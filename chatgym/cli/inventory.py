@@ -50,7 +50,8 @@ def plugins(as_json: AsJson = False) -> None:
 def scenarios(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Scenario to show in detail.")] = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Measure the returns of random and expert, and store them.")
+        bool,
+        typer.Option("--measure", help="Measure what random, each constant act and the expert reach, and store it."),
     ] = False,
     train_nlu: Annotated[
         bool, typer.Option("--train-nlu", help="Train the NLU of its sentences, and store it.")
@@ -68,7 +69,8 @@ def scenarios(
 ) -> None:
     """List the scenarios, or show one in detail.
 
-    With a NAME it shows acts, outcomes and reward terms, and the mean returns of random (score 0) and expert (100).
+    With a NAME it shows acts, outcomes and reward terms, and what the references of the score reach: the best agent
+    that doesn't listen (0) and the expert (100). NAME-v1 is version 1 of a scenario.
     The options that train or measure write into the scenario's folder; without a NAME they do so for every scenario.
 
     \b
@@ -77,10 +79,13 @@ def scenarios(
       chatgym scenarios customer_service
     """
     from chatgym import plugins
+    from chatgym.scenarios import find_scenario
 
     found = plugins.load().scenarios
-    if name is not None and name not in found:
-        raise unknown("scenario", name, found)
+    if name is not None:
+        find_scenario(name)
+    if name is not None and name not in found and (measure or train_nlu or train_reward or fill_banks or compile_):
+        raise InvalidValue(f"{name} is an earlier version: files are written for the newest one only; leave out -v")
     if measure or train_nlu or train_reward or fill_banks or compile_:
         made: dict[str, dict[str, Any]] = {}
         for one in found if name is None else (name,):
@@ -99,7 +104,8 @@ def scenarios(
             print_json(made)
         return
     if name is not None:
-        _print_scenario(name, found[name], found.sources[name], as_json)
+        scenario = find_scenario(name)
+        _print_scenario(name, scenario, found.sources[scenario.name], as_json)
         return
     rows: list[tuple[Any, ...]] = []
     for one, source in found.sources.items():

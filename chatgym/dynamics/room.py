@@ -23,8 +23,8 @@ from chatgym.dynamics import rng
 from chatgym.dynamics.content import bytecode_digests, source_digest
 from chatgym.dynamics.nb import LoopCache, forget, keep_by_content
 from chatgym.dynamics.scenario import Scenario
-from chatgym.dynamics.values import check_rate, check_size, check_turns, is_integer, weigh
-from chatgym.errors import InvalidValue
+from chatgym.dynamics.values import check_rate, check_size, check_turns, is_integer, is_number, weigh
+from chatgym.errors import InvalidValue, unknown
 
 Snapshot = dict[str, npt.NDArray[Any]]
 
@@ -214,6 +214,14 @@ class ChatRoom:
         """
         check_size(size)
         self.scenario, self.size = scenario, size
+        for term in scenario.reward_terms:
+            if term not in scenario.measured:
+                raise unknown("reward term", term, scenario.measured, "Name it in the scenario's `measured`.")
+        for outcome, value in scenario.outcome_values.items():
+            if outcome not in scenario.outcomes:
+                raise unknown("outcome", outcome, scenario.outcomes, "The scenario's `outcome_values` are of these.")
+            if not is_number(value):
+                raise InvalidValue(f"the value of the outcome {outcome!r} is a finite number, not {value!r}")
         self._worth = np.array([scenario.outcome_values.get(name, 0.0) for name in scenario.outcomes])
         self._paid = scenario.measured.index("outcome") if scenario.outcome_values else -1
         shown = [scenario.measured.index(name) for name in scenario.reward_terms]
@@ -392,15 +400,23 @@ class ChatRoom:
     def dump_settings(self) -> Snapshot:
         """Copy what the setters set: arrays with a leading axis B, equal in all rows. `load_settings` takes them."""
         own = {"error_rate": self.error_rate, "most_turns": self._most_turns, "limit": self._limit or 0}
-        return {name: np.full(self.size, value) for name, value in own.items()} | {
-            "weights": np.tile(np.array(list(self.reward_weights.values())), (self.size, 1))
-        }
+        weights = {f"weight {name}": weight for name, weight in self.reward_weights.items()}
+        return {name: np.full(self.size, value) for name, value in {**own, **weights}.items()}
 
     def load_settings(self, settings: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Set what `dump_settings` of a room with the same scenario returned: arrays with a leading axis B."""
-        weights = settings["weights"][0].tolist()
+        """Set what `dump_settings` of a room with the same scenario returned: arrays with a leading axis B.
+
+        Raises:
+            InvalidValue: They are of a scenario with other reward terms, such as another version.
+        """
+        weights = {name[7:]: float(each[0]) for name, each in settings.items() if name.startswith("weight ")}
+        if weights.keys() != self.reward_weights.keys():
+            raise InvalidValue(
+                f"the snapshot's reward terms are {', '.join(weights)}, not {', '.join(self.reward_weights)}; restore "
+                "it into an environment of the same version of the scenario"
+            )
         self.set_error_rate(settings["error_rate"][0])
-        self.set_reward_weights(dict(zip(self.scenario.reward_terms, weights, strict=True)))
+        self.set_reward_weights(weights)
         self._limit = int(settings["limit"][0]) or None
         self.set_max_turns(settings["most_turns"][0])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,17 @@ from chatgym.words.nlg import Speaker
 
 SETTABLE = ("error_rate", "max_turns", "reward_weights")
 """The arguments that may be set while an environment is in use; they take effect from the next turn on."""
+
+
+class _Weights(dict[str, float]):
+    """Reward weights to read; unlike a mapping proxy, they can be sent to another process."""
+
+    def __setitem__(self, term: str, weight: float) -> None:
+        """Raise `InvalidValue`: it would have no effect."""
+        raise InvalidValue(f"a weight can't be set alone; set env.reward_weights = {{{term!r}: {weight!r}}}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
 
 
 class ConversationEnv(CopiedByState):
@@ -78,7 +88,7 @@ class ConversationEnv(CopiedByState):
     @property
     def reward_weights(self) -> Mapping[str, float]:
         """Reward term to weight, of all terms; set those to change at any time, the others get their default."""
-        return MappingProxyType(self._conversations.reward_weights)
+        return _Weights(self._conversations.reward_weights)
 
     @reward_weights.setter
     def reward_weights(self, reward_weights: Mapping[str, float] | None) -> None:
@@ -178,11 +188,11 @@ class ConversationEnv(CopiedByState):
         """
         if split is None and keys is None:
             return
-        if split is not None and split not in SPLITS:
+        if split is not None and not (isinstance(split, str) and split in SPLITS):
             raise unknown("split", split, SPLITS)
         if split is not None and keys is not None:
             raise InvalidValue("a key is of a split already (chatgym.dynamics.rng.split_of); leave out one of the two")
-        asked = {split} if keys is None else set(split_of(keys).tolist())
+        asked: set[Any] = {split} if keys is None else set(split_of(keys).tolist())
         if self.only is not None and asked != {self.only}:
             raise InvalidValue(
                 f"this environment is for conversations of the split {self.only!r} only, not "

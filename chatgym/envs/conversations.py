@@ -237,9 +237,9 @@ class Conversations:
             InvalidValue: It comes from conversations with other arguments.
         """
         check_snapshot(snapshot, self._dump())
-        self.room.load(snapshot)
         settings = {name: array for name, array in snapshot.items() if name.startswith(_SETTINGS)}
         self.payment.load({name.removeprefix(_SETTINGS): array for name, array in settings.items()})
+        self.room.load(snapshot)
         load_parts(self._parts, snapshot)
         if self.worded:
             self.texts = decode_rows(snapshot["texts"])

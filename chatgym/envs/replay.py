@@ -116,17 +116,21 @@ def record(
         policy: Called with observation and info, returns an action.
         path: File to write.
         keys: Keys of the conversations.
-        seeds: The seeds that the keys belong to, for people; None: unknown.
+        seeds: The seeds that the keys belong to, in the keys' split; None: unknown.
 
     Raises:
-        InvalidValue: An attribute of the environment, such as its error rate, was set on the way: a trace is of one
-            simulator.
+        InvalidValue: A seed isn't that of its key; or an attribute of the environment, such as its error rate, was set
+            on the way: a trace is of one simulator.
     """
+    known = [None] * len(keys) if seeds is None else [None if seed is None else int(seed) for seed in seeds]
+    for key, known_seed in zip(keys, known, strict=True):
+        if known_seed is not None and not _belongs(known_seed, int(key)):
+            raise InvalidValue(f"{known_seed} isn't the seed of the key {int(key):016x}; leave out seeds, or mend them")
     chat = env.unwrapped
     chat.limit_turns(_wrappers(env))
     settings = chat.settings()
     with TraceWriter(path, chat.identity()) as trace, _overheard(chat) as lines:
-        for key, seed in zip(keys, [None] * len(keys) if seeds is None else seeds, strict=True):
+        for key, seed in zip(keys, known, strict=True):
             lines.clear()
             observation, info = env.reset(options={"key": key})
             for line in lines:
@@ -270,6 +274,11 @@ def _environment(path: str | Path, identity: dict[str, Any], reward: str | Funct
     return chat, arguments["reward"]
 
 
+def _belongs(seed: int, key: int) -> bool:
+    """Tell whether a key is that of a seed, in the key's split."""
+    return key_of(seed, str(split_of(np.uint64(key)))) == key
+
+
 def _again(chat: Any, expected: dict[str, Any], paid: Any) -> dict[str, Any]:
     """Do what a line says in a `ChatEnv`, and return the line that this gives."""
     if chat.llm_simulator is not None:
@@ -282,7 +291,7 @@ def _again(chat: Any, expected: dict[str, Any], paid: Any) -> dict[str, Any]:
     if expected["type"] == "start":
         observation, info = chat.reset(options={"key": int(expected["key"], 16)})
         seed = expected.get("seed")
-        belongs = type(seed) is int and seed >= 0 and key_of(seed, str(split_of(chat.key))) == chat.key
+        belongs = type(seed) is int and seed >= 0 and _belongs(seed, chat.key)
         return start_record(chat, observation, info, seed if belongs else None)
     action = decode_action(expected.get("action"))
     observation, reward, _, _, info = chat.step(action)

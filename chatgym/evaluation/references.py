@@ -76,8 +76,9 @@ class References:
         if enough and expert.low > ignorant.high:
             return ""
         return (
-            f"the expert is not clearly better than {self.zero} there: mean return {self.expert_return:.3f} and "
-            f"{self.ignorant_return:.3f}, success rate {self.expert_success:.1%} and {self.ignorant_success:.1%}; "
+            f"the expert is not clearly better than {self.zero} in {self.conversations:,} reference conversations: "
+            f"mean return {self.expert_return:.3f} and {self.ignorant_return:.3f}, success rate "
+            f"{self.expert_success:.1%} and {self.ignorant_success:.1%}; "
             "allow more turns (--max-turns) or fewer errors (--error-rate)"
         )
 
@@ -132,7 +133,7 @@ class Scale:
 
 
 _known: dict[str, References] = {}
-_scales: dict[tuple[str, str, int, int], Scale] = {}
+_scales: dict[tuple[str, tuple[str, ...], str, int, int], Scale] = {}
 
 
 def references(task: Task) -> References:
@@ -151,10 +152,10 @@ def references(task: Task) -> References:
 def scale(task: Task, seed: int, conversations: int, split: str = "test") -> Scale:
     """Return the scale of the N = `conversations` conversations of a task that an evaluation from `seed` holds."""
     found = references(task)
-    key = found.identity, split, seed, conversations
+    scenario = task.find_scenario()
+    key = found.identity, scenario.leaving, split, seed, conversations
     if key not in _scales:
         ignorant, expert = (_hold(name, task, seed, conversations, split) for name in (found.ignorant, "expert"))
-        scenario = task.find_scenario()
         quits = {*scenario.outcomes[1:-1]} - {scenario.success, *scenario.leaving}
         pace = float(expert.turns.mean())
         _scales[key] = Scale(found, ignorant.returns, expert.returns, pace, tuple(sorted(quits)))

@@ -126,6 +126,7 @@ def _check_simulator(config: Mapping[str, Any], file: str | Path, task: Task) ->
     if same and config["validation_seed"] == VALIDATION_SEED:
         return
     parts = [name for name in DECIDING if before.get(name) != here[name]] if not same else ["validation seeds"]
+    parts = parts or ["SHA-256"]
     versions = config["versions"]
     installed = ", ".join(f"{name} {versions[name]}" for name in ("chatgym", "plugin") if name in versions)
     raise InvalidValue(
