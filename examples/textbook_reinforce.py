@@ -80,6 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenario", default="customer_service")
     parser.add_argument("--turns", type=int, default=200_000)
+    parser.add_argument("--learning-rate", type=float, default=3e-4, help="education needs 1e-3")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     env = gym.make("ChatEnv-v0", scenario=options.scenario, llm="template", reward_model=None)
@@ -94,7 +95,7 @@ def main() -> None:
             successes.clear()
 
     ended.printed = 0  # type: ignore[attr-defined]
-    Reinforce(env, options.seed).learn(options.turns, ended)
+    Reinforce(env, options.seed, learning_rate=options.learning_rate).learn(options.turns, ended)
     env.close()
 
 

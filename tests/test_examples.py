@@ -32,6 +32,7 @@ def test_algorithms_of_stable_baselines3_learn():
 
 def test_textbook_reinforce_learns_not_to_give_up():
     command = [sys.executable, str(EXAMPLES / "textbook_reinforce.py"), "--scenario", "education", "--turns", "60000"]
+    command += ["--learning-rate", "0.001"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     shares = [float(share) for share in re.findall(r"learned in +([0-9.]+)%", done.stdout)]
