@@ -342,7 +342,7 @@ from pathlib import Path
 from chatgym import plugins
 from chatgym.training import study_storage, tuning
 test_tuning.register(plugins.load())
-study_storage.HEARTBEAT_SECONDS, study_storage.GRACE_SECONDS = 1, 3
+study_storage.HEARTBEAT_SECONDS, study_storage.GRACE_SECONDS = 1, {grace}
 test_tuning.Toy.pause = {pause}
 plan = test_tuning.plan({method!r}, ("x=0.1,0.3,0.5,0.7", "y=1:4"))
 study = tuning.tune(plan, Path({folder!r}), trials=12, name="shared", storage={url!r})
@@ -350,8 +350,11 @@ print(sum(map(len, [test_tuning.Toy.trained])), test_tuning.places(study))
 """
 
 
-def worker(folder: Path, url: str | None, method: str = "random", pause: float = 0.02) -> subprocess.Popen[str]:
-    code = WORKER.format(tests=str(Path(__file__).parent), folder=str(folder), url=url, method=method, pause=pause)
+def worker(
+    folder: Path, url: str | None, method: str = "random", pause: float = 0.02, grace: int = 30
+) -> subprocess.Popen[str]:
+    tests = str(Path(__file__).parent)  # a short grace only where a process dies: a loaded machine may stand still
+    code = WORKER.format(tests=tests, folder=str(folder), url=url, method=method, pause=pause, grace=grace)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, "-c", code], env=environment, **pipes)
@@ -428,7 +431,7 @@ def test_two_processes_share_a_study_on_sqlite(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_process_had_begun_is_taken_up_by_the_next(tmp_path: Path) -> None:
-    killed = worker(tmp_path / "study", None, pause=0.1)
+    killed = worker(tmp_path / "study", None, pause=0.1, grace=3)
     url, states = f"sqlite:///{tmp_path / 'study' / 'study.db'}", Counter[str]()
     for _ in range(1200):
         if (tmp_path / "study" / "best.json").exists():
@@ -441,7 +444,7 @@ def test_what_a_killed_process_had_begun_is_taken_up_by_the_next(tmp_path: Path)
     killed.communicate()
     assert states["RUNNING"] == 1
     assert states["COMPLETE"] + states["PRUNED"] == 11
-    out, err = worker(tmp_path / "study", None, pause=0.0).communicate(timeout=120)
+    out, err = worker(tmp_path / "study", None, pause=0.0, grace=3).communicate(timeout=120)
     assert err == ""
     assert json.loads(out.partition(" ")[2]) == list(range(12))
     assert int(out.partition(" ")[0]) == 1
