@@ -72,6 +72,17 @@ def test_every_failure_has_one_cause_and_nothing_is_garbled_without_errors(name,
     assert result.to_json()["failures"].keys() == CAUSES.keys()
 
 
+def test_an_evaluation_that_does_not_look_into_causes_holds_the_same_conversations():
+    agent = Expert(find_scenario("customer_service"))
+    with_causes, without = (
+        evaluate(agent, conversations=4200, references=False, causes=looked_into) for looked_into in (True, False)
+    )
+    assert without.returns.tolist() == with_causes.returns.tolist()
+    assert without.outcomes.tolist() == with_causes.outcomes.tolist()
+    assert without.causes is None
+    assert without.failures == without.to_json()["failures"] == {}
+
+
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_one_conversation_has_the_same_cause_alone_as_among_others(name):
     task = Task(name, {"error_rate": 0.3})

@@ -80,8 +80,10 @@ class Evaluation:
 
     @property
     def failures(self) -> dict[str, int]:
-        """Failed conversations by cause: garbled, policy, patience."""
-        found = Counter([] if self.causes is None else self.causes.tolist())
+        """Failed conversations by cause: garbled, policy, patience; empty where that wasn't looked into."""
+        if self.causes is None:
+            return {}
+        found = Counter(self.causes.tolist())
         return {cause: found[cause] for cause in CAUSES}
 
     @property
@@ -123,6 +125,7 @@ def evaluate(
     llm: Any = None,
     deterministic: bool = True,
     references: bool = True,
+    causes: bool = True,
     progress: Callable[[int], None] | None = None,
     wording_progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
@@ -141,6 +144,7 @@ def evaluate(
             without words, which is faster and gives the same result for an agent that observes beliefs.
         deterministic: Whether the agent takes its best act; else it samples or explores as in training.
         references: Whether to measure the references in the same conversations, for the score.
+        causes: Whether to look into why conversations fail.
         progress: Called with the number of conversations that have ended.
         wording_progress: Called with the number of banks of wordings that `llm` has filled (`Speaker.progress`).
 
@@ -159,7 +163,7 @@ def evaluate(
             envs.speaker.progress = wording_progress
         done = None if progress is None else (lambda n, first=first: progress(first + n))
         parts.append(run_conversations(
-            agent, envs, seed + first, split=split, deterministic=deterministic, progress=done
+            agent, envs, seed + first, split=split, deterministic=deterministic, causes=causes, progress=done
         ))  # fmt: skip
         identity = envs.identity()
         wording = dataclasses.asdict(envs.speaker.report()) if envs.speaker else None

@@ -232,5 +232,5 @@ def _hold(name: str, task: Task, seed: int, conversations: int, split: str) -> R
     parts = []
     for first in range(0, conversations, ROWS):
         envs = task.make_envs(agent.requires, min(ROWS, conversations - first), reward_model=None)
-        parts.append(run_conversations(agent, envs, seed + first, split=split))
+        parts.append(run_conversations(agent, envs, seed + first, split=split, causes=False))
     return Rollouts.joined(parts)

@@ -29,17 +29,20 @@ class Rollouts:
         outcomes: object[N], the name of the outcome of each.
         turns: int64[N], agent turns.
         causes: object[N], why each failed, see `chatgym.dynamics.hearing.Listener.causes`; empty where it succeeded.
+            None where that wasn't looked into.
     """
 
     returns: npt.NDArray[np.float64]
     outcomes: npt.NDArray[np.object_]
     turns: npt.NDArray[np.int64]
-    causes: npt.NDArray[np.object_]
+    causes: npt.NDArray[np.object_] | None
 
     @classmethod
     def joined(cls, parts: Sequence[Rollouts]) -> Rollouts:
         """Return several rollouts as one."""
-        return cls(*(np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(cls)))
+        columns = ([getattr(part, each.name) for part in parts] for each in fields(cls))
+        joined: list[Any] = [None if column[0] is None else np.concatenate(column) for column in columns]
+        return cls(*joined)
 
 
 def run_conversations(
@@ -49,6 +52,7 @@ def run_conversations(
     *,
     split: str = "test",
     deterministic: bool = True,
+    causes: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> Rollouts:
     """Hold one conversation in each of N rows; finished rows stand still until the last has finished.
@@ -59,27 +63,29 @@ def run_conversations(
         seed: Row i has seed ``seed + i``.
         split: The conversations' split, see `chatgym.dynamics.rng.SPLITS`.
         deterministic: Whether the agent takes its best action; else it samples or explores as in training.
+        causes: Whether to look into why conversations fail; that takes up to half as long again as holding them.
         progress: Called with the number of conversations that have ended.
     """
     size, room = envs.num_envs, envs.room
     returns, going = np.zeros(size), np.ones(size, bool)
     observations, infos = envs.reset(seed=seed, options={"split": split})
     _begin(agent, room.keys)
-    hearing, numbers = Hearing(room), _act_numbers(envs.scenario)
+    hearing, numbers = Hearing(room) if causes else None, _act_numbers(envs.scenario)
     while going.any():
         if isinstance(observations, tuple):  # spares a language model the finished rows
             observations = tuple(text if on else "" for text, on in zip(observations, going, strict=True))
         actions = agent.act(observations, deterministic=deterministic, action_masks=infos.get("action_mask"))
         observations, rewards, terminations, truncations, infos = envs.step(actions, active=going)
-        acts = np.array([numbers[act] for act in infos["agent_act"].tolist()])
-        hearing.step(acts, going & (acts != NO_ACT))
+        if hearing is not None:
+            acts = np.array([numbers[act] for act in infos["agent_act"].tolist()])
+            hearing.step(acts, going & (acts != NO_ACT))
         returns += rewards
         ended = terminations | truncations
         going &= ~ended
         if progress is not None and ended.any():
             progress(size - int(going.sum()))
     outcomes = np.array(envs.scenario.outcomes, object)[room.outcomes]
-    return Rollouts(returns, outcomes, room.turns.copy(), hearing.causes())
+    return Rollouts(returns, outcomes, room.turns.copy(), None if hearing is None else hearing.causes())
 
 
 def _act_numbers(scenario: Scenario) -> dict[str, int]:

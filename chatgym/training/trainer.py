@@ -330,7 +330,7 @@ class _Callback:
         config = self.run.config
         result = evaluate(
             self.agent, self.run.task, conversations=config["conversations"], seed=config["validation_seed"],
-            split="validation",
+            split="validation", causes=False,
         )  # fmt: skip
         seconds = self.seconds + time.perf_counter() - self.began
         line = {

@@ -263,7 +263,7 @@ class _Worker:
         def measure(turns: int) -> float:
             found = evaluate(
                 agent, plan.task, conversations=plan.conversations, seed=VALIDATION_SEED, split="validation",
-                references=False,
+                references=False, causes=False,
             )  # fmt: skip
             value = float(found.returns.mean())
             result.update(turns=turns, mean_return=value, success_rate=found.success_rate.value)
