@@ -51,8 +51,8 @@ SUPERSEDED: Mapping[str, tuple[str, ...]] = {
 }
 """SHA-256 of code to what earlier versions of ChatGym recorded where the same acts gave the same conversation. The
 first three hashed source files: their tokens (under Python 3.10 and 3.11, and under 3.12 and 3.13), then their syntax
-trees; in education and social the same acts gave other questions and rewards then. The fourth hashed content, when
-version 1 of the scenarios was the newest. The simulator of a language model isn't here: NLU understood its words
+trees; in education and social the same acts gave other questions and rewards then (``""``). The fourth hashed content,
+when version 1 of the scenarios was the newest. The simulator of a language model isn't here: NLU understood its words
 otherwise."""
 BELIEF = 3
 """The first of `SUPERSEDED` in which beliefs had the fields that they have now."""
@@ -125,14 +125,15 @@ def _earlier(here: Mapping[str, Any], first: int = 0) -> Iterator[dict[str, Any]
     They had one hash, of the scenario's whole content, in the places of three.
     """
     for version in range(first, max(map(len, SUPERSEDED.values()), default=0)):
-        if SUPERSEDED.get(here["content"], ("-",) * 99)[version : version + 1] == ("",):
-            continue  # other conversations then
 
         def then(digest: str, version: int = version) -> str:
             known = SUPERSEDED.get(digest, ())
             return known[version] if version < len(known) else digest
 
-        whole = {key: {**here[key], "sha256": then(here["content"])} for key in ("scenario", "error_model", "reward")}
+        content = then(here["content"])
+        if not content:
+            continue  # other conversations then
+        whole = {key: {**here[key], "sha256": content} for key in ("scenario", "error_model", "reward")}
         simulator = {**here["simulator"], "sha256": then(here["simulator"]["sha256"])}
         yield {**{key: here[key] for key in DECIDING}, **whole, "simulator": simulator}
 

@@ -86,16 +86,17 @@ class Scenario:
     The compiled functions (numba ``njit``) see one conversation; ``hidden``, ``belief`` and ``said`` are records,
     ``key`` is the conversation's uint64 key:
 
-    - ``start(key, hidden, belief, said, error_rate)`` begins the conversation; - ``respond(key, turn, act, hidden,
-    belief, said, terms, error_rate, last) -> int`` answers an agent act (an index, perhaps with `ABOUT` a slot, or
-    `UNCLEAR_ACT`), fills ``terms``, float64[K], one for each of `measured`, and returns an index into `outcomes`: 0
-    while the conversation goes on; the last one, truncation, if ``last`` is true and nothing else ended it; -
-    ``index(belief) -> int`` is the discrete observation; 0 means that the conversation has ended; -
-    ``embed(belief, out)`` fills the
-    embedding observation, float32[`embedding_size`] in [-1, 1]; - ``mask(belief, out)`` marks the agent acts that make
-    sense, bool[len(agent_acts)]; - ``expert(belief) -> int`` is the scripted expert's act; - ``note(belief, act,
-    turn)`` writes the agent's own act into its belief (`respond` does so, too); - ``hear(belief, said)`` updates the
-    belief by an utterance, without the error channel.
+    - ``start(key, hidden, belief, said, error_rate)`` begins the conversation.
+    - ``respond(key, turn, act, hidden, belief, said, terms, error_rate, last) -> int`` answers an agent act (an index,
+      perhaps with `ABOUT` a slot, or `UNCLEAR_ACT`), fills ``terms``, float64[K], one for each of `measured`, and
+      returns an index into `outcomes`: 0 while the conversation goes on; the last one, truncation, if ``last`` is true
+      and nothing else ended it.
+    - ``index(belief) -> int`` is the discrete observation; 0 means that the conversation has ended.
+    - ``embed(belief, out)`` fills the embedding observation, float32[`embedding_size`] in [-1, 1].
+    - ``mask(belief, out)`` marks the agent acts that make sense, bool[len(agent_acts)].
+    - ``expert(belief) -> int`` is the scripted expert's act.
+    - ``note(belief, act, turn)`` writes the agent's own act into its belief (`respond` does so, too).
+    - ``hear(belief, said)`` updates the belief by an utterance, without the error channel.
 
     The plain functions are for words: ``partner_meaning(said) -> Meaning`` and ``agent_meaning(act, belief) ->
     Meaning`` for NLG; ``find_slots(text)`` returns the slot values in a text, and the text with `examples` (slot name

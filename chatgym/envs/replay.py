@@ -23,7 +23,7 @@ from chatgym.errors import Corrupted, InvalidValue, ReplayMismatch
 from chatgym.rewards import CUSTOM, Conversation, RewardModel, RewardStep
 from chatgym.rewards.function import Function
 from chatgym.rewards.term import NAME
-from chatgym.scenarios import find_scenario, versioned
+from chatgym.scenarios import find_scenario, recorded_name
 from chatgym.storage.utf8 import valid
 
 
@@ -310,7 +310,7 @@ def _arguments(identity: dict[str, Any], reward: str | Function | None) -> dict[
     if function is None and reward is not None:
         raise InvalidValue("no function paid in this trace; leave out reward=")
     return {
-        "scenario": versioned(identity["scenario"]["name"], identity["scenario"]["version"]),
+        "scenario": recorded_name(identity),
         "action": identity["action"],
         "observation": identity["observation"],
         "tokenizer": identity["tokenizer"] and identity["tokenizer"]["name"],
@@ -331,7 +331,7 @@ def _reward_model(identity: dict[str, Any]) -> RewardModel | None:
     name = identity["reward"].get("model")
     if name is None:
         return None
-    scenario = find_scenario(versioned(identity["scenario"]["name"], identity["scenario"]["version"]))
+    scenario = find_scenario(recorded_name(identity))
     if default.exists(scenario) and default.load(scenario).identity == name:
         return default.load(scenario)
     return _Scores(name)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from chatgym.dynamics.identity import DECIDING, INTERFACE
 from chatgym.envs.task import Task
 from chatgym.errors import InvalidValue, unknown
 from chatgym.evaluation.comparison import SEEDS
@@ -136,7 +137,7 @@ def curves_of(runs: Sequence[TrainedRun], statistic: str = "iqm") -> list[Curve]
 
 def simulator_of(identity: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of an identity that doesn't depend on the agent's interface."""
-    return {name: identity.get(name) for name in ("scenario", "simulator", "error_model", "reward", "max_turns")}
+    return {name: identity.get(name) for name in DECIDING if name not in INTERFACE}
 
 
 def _tasks(runs: Sequence[TrainedRun]) -> list[str]:

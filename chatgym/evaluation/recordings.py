@@ -13,7 +13,7 @@ from chatgym.dynamics.hearing import GARBLED, POLICY
 from chatgym.dynamics.trace import check_seal, read
 from chatgym.envs.replay import replayed
 from chatgym.errors import ChatGymError, Corrupted, InvalidValue, ReplayMismatch
-from chatgym.scenarios import find_scenario, versioned
+from chatgym.scenarios import find_scenario, recorded_name
 from chatgym.storage.paths import given
 from chatgym.storage.utf8 import parsed, read_json, read_text
 
@@ -235,9 +235,7 @@ def _trace(path: Path) -> Recordings:
     try:
         held = tuple(_of_lines(number, part) for number, part in enumerate(_conversations(lines), 1))
         return Recordings(
-            path, versioned(identity["scenario"]["name"], identity["scenario"]["version"]),
-            identity["error_model"]["rate"], identity["reward"]["weights"], held,
-            lacks,
+            path, recorded_name(identity), identity["error_model"]["rate"], identity["reward"]["weights"], held, lacks
         )  # fmt: skip
     except (KeyError, TypeError) as error:
         raise Corrupted(f"{path} lacks a field of a trace ({error!r}); record it again") from error

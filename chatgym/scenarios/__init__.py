@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from chatgym import plugins
@@ -28,6 +29,7 @@ __all__ = [
     "ScenarioName",
     "fill",
     "find_scenario",
+    "recorded_name",
     "versioned",
 ]
 
@@ -75,11 +77,18 @@ def versioned(name: str, version: int) -> str:
     return name if newest is None or newest.version == version or _found(earlier) is None else earlier
 
 
+def recorded_name(identity: Mapping[str, Any]) -> str:
+    """Return the name by which `find_scenario` finds the scenario of an environment's identity."""
+    return versioned(identity["scenario"]["name"], identity["scenario"]["version"])
+
+
 def _found(name: Any) -> Scenario | None:
     """Return the registered scenario, or the version of one, that has a name; None if there is none."""
     known = plugins.load().scenarios
-    if not isinstance(name, str) or name in known:
-        return known[name] if isinstance(name, str) else None
+    if not isinstance(name, str):
+        return None
+    if name in known:
+        return known[name]
     base, _, version = name.rpartition("-v")
     versions = (known[base], *known[base].earlier) if base in known else ()
     return next((one for one in versions if str(one.version) == version), None)
