@@ -28,9 +28,10 @@ import yaml
 
 from chatgym.envs.task import Task
 from chatgym.envs.vector_env import ChatVectorEnv
-from chatgym.evaluation import Curve, references
+from chatgym.evaluation import Curve
 from chatgym.evaluation.curves import TrainedRun
 from chatgym.evaluation.curves_plot import draw_curves
+from chatgym.evaluation.references import scale, scored_returns
 from chatgym.integrations.sb3 import ChatVecEnv
 from chatgym.training.trainer import VALIDATION_SEED
 
@@ -173,6 +174,7 @@ class Measure:
 
     def __init__(self, scenario: str, conversations: int, turns: int) -> None:
         self.scenario, self.conversations, self.turns = scenario, conversations, turns
+        self.scale = scale(Task(scenario), VALIDATION_SEED, conversations, "validation")
         self.points: list[dict[str, float]] = []
         self.began = time.perf_counter()
 
@@ -190,9 +192,11 @@ class Measure:
             returns += rewards
             going &= ~(terminated | truncated)
         outcomes = np.array(envs.scenario.outcomes, object)[envs.room.outcomes]
+        scored = self.scale.score(scored_returns(self.scale.task, returns, outcomes))
+        assert scored is not None
         self.points.append({
             "turns": taken, "success": float((outcomes == envs.scenario.success).mean()),
-            "return": float(returns.mean()), "seconds": time.perf_counter() - self.began,
+            "return": float(returns.mean()), "score": scored.value, "seconds": time.perf_counter() - self.began,
         })  # fmt: skip
 
 
@@ -206,18 +210,16 @@ def write(options: Any) -> None:
 
 def read_curves(options: Any, kind: str) -> Iterator[Curve]:
     for scenario in options.scenarios:
-        found, task = references(Task(scenario)), Task(scenario)
+        task = Task(scenario)
         for name in options.learners:
             paths = sorted(options.out.glob(f"{kind}-{name}-{scenario}-*.json"))
             points = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
             if not points:
                 continue
             turns = np.mean([[point["turns"] for point in run] for run in points], 0)
-            returns = np.array([[point["return"] for point in run] for run in points])
+            measures = {"success_rate": "success", "score": "score", "mean_return": "return"}
             values = {
-                "success_rate": np.array([[point["success"] for point in run] for run in points]),
-                "score": 100 * (returns - found.ignorant_return) / (found.expert_return - found.ignorant_return),
-                "mean_return": returns,
+                name: np.array([[point[short] for point in run] for run in points]) for name, short in measures.items()
             }
             config = {"identity": task.identity()}
             runs = [TrainedRun(str(path), task, config, run) for path, run in zip(paths, points, strict=True)]
@@ -235,7 +237,7 @@ def page(curves: dict[str, list[Curve]]) -> str:
         "REINFORCE with a baseline (`examples/textbook_reinforce.py`, in education with a learning rate of 1e-3); the",
         "agent `qlearning`. None of them is left giving up: see *What outcomes are worth* in",
         "[the environment](environment.md). Before they succeed, some gather what is needed and then stall until the",
-        "turns run out: progress alone is worth up to 56 points of score, so read a score beside the success rate.", "",
+        "turns run out, which a score counts as given up.", "",
         "![Learning curves](learning.png)", "", *table(curves["default"], (2, 5, 10)), "",
         "## With good settings", "",
         "PPO and MaskablePPO with the settings of `examples/hyperparameters/ppo.yml`, which are in the form of",

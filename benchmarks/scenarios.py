@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from chatgym.agent import Interface
 from chatgym.envs.task import Task
 from chatgym.evaluation import evaluate
 from chatgym.evaluation.evaluation import EVALUATION_SEED
 from chatgym.evaluation.intervals import Interval, bootstrap_mean, wilson
-from chatgym.evaluation.references import scale
+from chatgym.evaluation.references import scale, scored_returns
 from chatgym.testing.balance import best_order
 from chatgym.testing.rollouts import fixed, hold
 from chatgym.training import Run, resume, train
@@ -47,7 +49,8 @@ def rows(scenario: str, options: Any) -> Iterator[Row]:
     script = hold(envs.room, fixed(best_order(described)))
     returns = bootstrap_mean(script.returns)
     success = wilson(int((script.outcomes == described.outcomes.index(described.success)).sum()), len(script.returns))
-    score = scale(task, EVALUATION_SEED, options.conversations).score(script.returns)
+    scored = scored_returns(task, script.returns, np.array(described.outcomes, object)[script.outcomes])
+    score = scale(task, EVALUATION_SEED, options.conversations).score(scored)
     yield "fixed order", success, returns, score, float(script.turns.mean())
     yield measured("expert", find_agent("expert")(described))
     for wanted in options.agents:

@@ -795,16 +795,49 @@ def test_giving_up_is_worth_less_than_an_honest_attempt_that_fails(scenario, age
         assert quits.returns.mean() < expert.returns[expert.outcomes != expert.success].mean()
 
 
+class Staller:
+    """The expert, but in place of what would end the conversation it takes the best two acts to stall, in turn."""
+
+    def __init__(self, scenario, acts):
+        self.expert, self.scenario, self.acts = find_agent("expert")(scenario), scenario, acts
+        self.requires, self.turn = self.expert.requires, 0
+
+    def act(self, observations, **more):
+        acts = np.array(self.expert.act(observations, **more))
+        names, self.turn = self.scenario.agent_acts, self.turn + 1
+        final = [k for k, name in enumerate(names) if name in ("close", "end", "escalate") or name.startswith("offer")]
+        acts[np.isin(acts, final)] = names.index(self.acts[self.turn % 2])
+        return acts
+
+
+@pytest.mark.parametrize(
+    ("scenario", "acts"),
+    [
+        ("customer_service", ("apologise", "check_satisfaction")), ("education", ("ask_hard", "ask_hard")),
+        ("social", ("ask_advice", "check_feeling")),
+    ],
+)  # fmt: skip
+def test_an_agent_that_gathers_everything_and_then_stalls_scores_nothing(scenario, acts):
+    task = Task(scenario)
+    stalled = evaluate(Staller(task.find_scenario(), acts), task, conversations=1000)
+    assert (stalled.outcomes == "truncated").mean() > 0.35
+    assert not (stalled.outcomes == stalled.success).any()
+    assert stalled.score.value < 3.0
+    cut = stalled.outcomes == "truncated"
+    assert np.array_equal(stalled.scored[~cut], stalled.returns[~cut])
+    assert (stalled.scored[cut] <= stalled.returns[cut] - 1.0).all()
+
+
 def test_a_score_compares_the_returns_in_the_same_conversations():
-    found = dataclasses.replace(references(Task()), ignorant_return=-1.0, expert_return=1.0)
+    found = dataclasses.replace(references(Task()), ignorant_scored=-1.0, expert_scored=1.0)
     generator = np.random.default_rng(0)
     ignorant, expert = generator.normal(-1, 0.3, 500), generator.normal(1, 0.3, 500)
-    scale = Scale(found, ignorant, expert, 9.0)
+    scale = Scale(found, ignorant, expert, 9.0, Task())
     halfway = scale.score((ignorant + expert) / 2)
     assert dataclasses.astuple(halfway) == pytest.approx((50.0, 50.0, 50.0))
     unpaired = scale.score(generator.permutation((ignorant + expert) / 2))
     assert unpaired.high - unpaired.low > 1.0
-    few = Scale(found, ignorant[:3], ignorant[:3], 9.0)
+    few = Scale(found, ignorant[:3], ignorant[:3], 9.0, Task())
     assert few.score(expert[:3]) is None
     assert "--conversations" in few.why_no_score
 
@@ -815,10 +848,10 @@ def test_a_score_compares_the_returns_in_the_same_conversations():
 )
 def test_there_is_no_score_where_the_expert_is_not_clearly_better(ignorant, expert, successes):
     found = dataclasses.replace(
-        references(Task()), ignorant_return=ignorant, expert_return=expert, ignorant_success=successes[0],
+        references(Task()), ignorant_scored=ignorant, expert_scored=expert, ignorant_success=successes[0],
         expert_success=successes[1],
     )  # fmt: skip
-    scale = Scale(found, np.full(9, ignorant), np.full(9, expert), 9.0)
+    scale = Scale(found, np.full(9, ignorant), np.full(9, expert), 9.0, Task())
     assert scale.score(np.zeros(9)) is None
     assert f"{ignorant:.3f}" in scale.why_no_score
     assert "--max-turns" in scale.why_no_score

@@ -279,14 +279,14 @@ def test_resampled_means_are_those_of_drawn_rows():
     assert resampled_means(np.hstack([values, values]))[:, :2] == pytest.approx(resampled_means(values))
 
 
-FOUND = dataclasses.replace(references(Task()), ignorant_return=0.0, expert_return=100.0)
+FOUND = dataclasses.replace(references(Task()), ignorant_scored=0.0, expert_scored=100.0)
 
 
 def held(returns):
     """An evaluation with these returns, which are scores, too."""
     returns = np.asarray(returns, np.float64)
     outcomes = np.where(returns > 0, "resolved", "hung_up").astype(object)
-    scale = Scale(FOUND, np.zeros(len(returns)), np.full(len(returns), 100.0), 9.0)
+    scale = Scale(FOUND, np.zeros(len(returns)), np.full(len(returns), 100.0), 9.0, Task())
     return Evaluation(returns, outcomes, np.full(len(returns), 5), 0, "resolved", {}, scale)
 
 
@@ -514,11 +514,11 @@ def test_three_seeds_hold_the_variance_of_training(runs):
 
 def test_a_task_where_random_is_as_good_as_the_expert_has_no_score(monkeypatch):
     task = Task(arguments={"max_turns": 3})
-    flat = dataclasses.replace(references(Task()), ignorant_return=0.5, expert_return=0.5)
+    flat = dataclasses.replace(references(Task()), ignorant_scored=0.5, expert_scored=0.5)
     identity = task.identity()["sha256"]
     monkeypatch.setitem(_known, identity, dataclasses.replace(flat, identity=identity))
     agents = [find_agent(name)(task.find_scenario()) for name in ("random", "expert")]
-    with pytest.raises(InvalidValue, match=r"customer_service has no score: .* mean return 0.500 .*--max-turns"):
+    with pytest.raises(InvalidValue, match=r"customer_service has no score: .* mean scored return 0.500 .*--max-turns"):
         compare([Competitor(str(k), agent, task, {"agent": str(k)}) for k, agent in enumerate(agents)], conversations=5)
 
 

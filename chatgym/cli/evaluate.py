@@ -358,6 +358,8 @@ def _print(result: Evaluation, what: str, task: Task) -> None:
     scale = result.scale
     why = scale.why_no_score if scale else ""
     scored = f"{scale.references.zero} is 0, the expert 100, in the same conversations" if scale else ""
+    if task.find_scenario().outcomes[-1] in result.outcomes:
+        scored += "; a conversation that is cut off counts as given up"
     out.print(
         f"\n{count:,} conversations of {task.scenario}{arguments}; {result.split} seeds {result.seed} to "
         f"{result.seed + count - 1}; "

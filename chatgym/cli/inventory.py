@@ -253,15 +253,15 @@ def _worth(outcome: str, scenario: Scenario) -> str:
 
 def _reference_table(found: References) -> object:
     """Return the table of success rates and mean returns of the references."""
-    unit = (found.expert_return - found.ignorant_return) / 100
+    unit = (found.expert_scored - found.ignorant_scored) / 100
     rows = {
-        found.zero: (found.ignorant_success, found.ignorant_return),
-        "random": (found.random_success, found.random_return),
-        "expert": (found.expert_success, found.expert_return),
+        found.zero: (found.ignorant_success, found.ignorant_return, found.ignorant_scored),
+        "random": (found.random_success, found.random_return, found.random_scored),
+        "expert": (found.expert_success, found.expert_return, found.expert_scored),
     }
     cells = [
-        (name, percent(success), f"{mean:.3f}", f"{(mean - found.ignorant_return) / unit:.1f}")
-        for name, (success, mean) in rows.items()
+        (name, percent(success), f"{mean:.3f}", f"{(scored - found.ignorant_scored) / unit:.1f}")
+        for name, (success, mean, scored) in rows.items()
     ]
     return table(("reference", "success rate", "mean return", "score"), cells, (1, 2, 3))
 

@@ -216,6 +216,11 @@ class Scenario:
         """Return the act of a part of the agent's sentences, in the form that `respond` takes."""
         return self.agent_codes.get(part, self.agent_acts.index(part.partition("/")[0]))
 
+    @property
+    def quits(self) -> tuple[str, ...]:
+        """Outcomes by which an agent itself ends a conversation without success."""
+        return tuple(name for name in self.outcomes[1:-1] if name != self.success and name not in self.leaving)
+
     @functools.cached_property
     def sentences(self) -> dict[str, Any]:
         """Sentences, situations and NLU data, read from ``sentences.json``."""

@@ -186,7 +186,7 @@ class Comparison:
                 means = resampled_means(np.stack([run.outcomes == run.success for run in runs], 1) * 1.0, number)
             else:
                 scale = _scale(runs[0])
-                columns = [*(run.returns for run in runs), scale.ignorant, scale.expert]
+                columns = [*(run.scored for run in runs), scale.ignorant, scale.expert]
                 means = scale.scores(resampled_means(np.stack(columns, 1), number))
             for k, values in enumerate(np.split(means, self._ends, 1)):
                 drawn[k].append(np.take_along_axis(values, self._draws[k][number], 1))
@@ -211,7 +211,7 @@ class Comparison:
         """Return how often agent `one` beats agent `other` in task `number`, float64[1 + RESAMPLES]."""
         task = list(self.tasks)[number]
         pairs = itertools.product(self.agents[one].runs[task], self.agents[other].runs[task])
-        better = np.stack([(np.sign((a.returns - b.returns).round(9)) + 1) / 2 for a, b in pairs], 1)  # sums: rounded
+        better = np.stack([(np.sign((a.scored - b.scored).round(9)) + 1) / 2 for a, b in pairs], 1)  # sums: rounded
         first, second = self._draws[one][number][:, :, None], self._draws[other][number][:, None, :]
         drawn = np.take_along_axis(
             resampled_means(better, number)[:, None], first * self.agents[other].seeds + second, 2

@@ -17,7 +17,7 @@ from chatgym.dynamics.hearing import CAUSES
 from chatgym.envs.task import Task
 from chatgym.errors import InvalidValue
 from chatgym.evaluation.intervals import Interval, bootstrap_mean, wilson
-from chatgym.evaluation.references import Scale
+from chatgym.evaluation.references import Scale, scored_returns
 from chatgym.evaluation.references import scale as scale_of
 from chatgym.evaluation.rollouts import ROWS, Rollouts, run_conversations
 
@@ -36,7 +36,7 @@ class Evaluation:
         seed: Seed of the first conversation; the i-th has ``seed + i``.
         success: The outcome that counts as success.
         identity: Scenario, versions and error model, see `chatgym.envs.conversations.Conversations.identity`.
-        scale: Returns of the references in the same conversations, or None.
+        scale: Scored returns of the references in the same conversations, or None.
         wording: Counts of accepted and rejected wordings of the partner; None without words.
         causes: object[N], why each conversation failed, see `chatgym.dynamics.hearing.Listener.causes`; empty where it
             succeeded. None where that wasn't looked into.
@@ -66,7 +66,7 @@ class Evaluation:
 
     @property
     def score(self) -> Interval | None:
-        """Mean return on the scale where an agent that doesn't listen is 0 and the expert 100.
+        """Mean scored return on the scale where an agent that doesn't listen is 0 and the expert 100.
 
         All three hold the same conversations, so the interval is that of a paired comparison. None where the expert
         isn't clearly better; `Scale.why_no_score` is the reason.
@@ -74,9 +74,22 @@ class Evaluation:
         Raises:
             InvalidValue: It was evaluated without references.
         """
+        return self._scale.score(self.scored)
+
+    @property
+    def scored(self) -> npt.NDArray[np.float64]:
+        """Scored returns, float64[N]: a conversation that was cut off counts as given up, see `scored_returns`.
+
+        Raises:
+            InvalidValue: It was evaluated without references.
+        """
+        return scored_returns(self._scale.task, self.returns, self.outcomes)
+
+    @property
+    def _scale(self) -> Scale:
         if self.scale is None:
             raise InvalidValue("there is no score without references; evaluate with references=True")
-        return self.scale.score(self.returns)
+        return self.scale
 
     @property
     def failures(self) -> dict[str, int]:
@@ -94,7 +107,7 @@ class Evaluation:
         """
         if self.scale is None:
             return 0
-        ended = np.isin(self.outcomes.astype(str), self.scale.quits)
+        ended = np.isin(self.outcomes.astype(str), self.scale.task.find_scenario().quits)
         return int((ended & (self.turns <= self.scale.pace / 2)).sum())
 
     def to_json(self) -> dict[str, Any]:

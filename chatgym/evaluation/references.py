@@ -4,6 +4,10 @@ The agent that doesn't listen is the better of random and the best constant act.
 is measured over many conversations of its own and stored beside the scenario, with the identity of the simulator. For
 another simulator (an edited scenario, another error rate) it is measured when it is needed. A score compares an agent
 with both references in the agent's own conversations (`Scale`).
+
+It compares *scored returns*: in a score, a conversation that is cut off counts as given up, or an agent that stalls
+until its turns run out would have more than half of the expert's score. The reward itself takes nothing for truncation,
+since learners add the value of going on (Pardo et al. 2018, "Time limits in reinforcement learning").
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chatgym import plugins
+from chatgym.dynamics.values import weigh
 from chatgym.envs.task import Task
 from chatgym.errors import Corrupted, Unavailable
 from chatgym.evaluation.intervals import Interval, percentiles, resampled_means, wilson
@@ -38,7 +43,8 @@ FEW = 0.25
 class References:
     """Mean return and success rate (0 to 1) of the references in one simulator.
 
-    `ignorant` is the better of random and the best constant act: ``"random"``, or the name of the act.
+    `ignorant` is the better of random and the best constant act, by the mean scored return (see `scored_returns`):
+    ``"random"``, or the name of the act. The fields ``..._scored`` are mean scored returns.
     """
 
     identity: str
@@ -49,10 +55,13 @@ class References:
     seed: int
     ignorant: str
     ignorant_return: float
+    ignorant_scored: float
     ignorant_success: float
     random_return: float
+    random_scored: float
     random_success: float
     expert_return: float
+    expert_scored: float
     expert_success: float
 
     @property
@@ -64,20 +73,21 @@ class References:
     def why_no_score(self) -> str:
         """Why there is no score, and the remedy; empty if there is one.
 
-        A score divides by the difference of the two mean returns, so it is undefined where the expert is not clearly
-        better than the agent that doesn't listen: neither in returns (see `MARGIN`) nor in successes (95 % intervals).
+        A score divides by the difference of the two mean scored returns, so it is undefined where the expert is not
+        clearly better than the agent that doesn't listen: neither in returns (see `MARGIN`) nor in successes (95 %
+        intervals).
         """
-        gain = self.expert_return - self.ignorant_return
+        gain = self.expert_scored - self.ignorant_scored
         expert, ignorant = (
             wilson(round(share * self.conversations), self.conversations)
             for share in (self.expert_success, self.ignorant_success)
         )
-        enough = gain > 0 and gain >= MARGIN * max(abs(self.expert_return), abs(self.ignorant_return))
+        enough = gain > 0 and gain >= MARGIN * max(abs(self.expert_scored), abs(self.ignorant_scored))
         if enough and expert.low > ignorant.high:
             return ""
         return (
             f"the expert is not clearly better than {self.zero} in {self.conversations:,} reference conversations: "
-            f"mean return {self.expert_return:.3f} and {self.ignorant_return:.3f}, success rate "
+            f"mean scored return {self.expert_scored:.3f} and {self.ignorant_scored:.3f}, success rate "
             f"{self.expert_success:.1%} and {self.ignorant_success:.1%}; "
             "allow more turns (--max-turns) or fewer errors (--error-rate)"
         )
@@ -85,21 +95,21 @@ class References:
 
 @dataclass(frozen=True, eq=False)
 class Scale:
-    """Returns of the two references in N conversations, by which returns in the same conversations become a score.
+    """Scored returns of the two references in N conversations, by which those of an agent become a score.
 
     Attributes:
         references: Which agents the references are, and what they reach in general.
-        ignorant: float64[N], returns of the agent that doesn't listen.
-        expert: float64[N], returns of the expert.
+        ignorant: float64[N], scored returns of the agent that doesn't listen.
+        expert: float64[N], scored returns of the expert.
         pace: Mean turns of the expert.
-        quits: Outcomes by which an agent itself ends a conversation without success.
+        task: Scenario and arguments of the conversations.
     """
 
     references: References
     ignorant: npt.NDArray[np.float64]
     expert: npt.NDArray[np.float64]
     pace: float
-    quits: tuple[str, ...] = ()
+    task: Task
 
     @functools.cached_property
     def why_no_score(self) -> str:
@@ -120,16 +130,34 @@ class Scale:
         scores: npt.NDArray[np.float64] = 100.0 + 100.0 * (means[:, :-2] - means[:, -1:]) / unit
         return scores
 
-    def score(self, returns: npt.NDArray[np.float64]) -> Interval | None:
-        """Return the score of returns float64[N] with its 95 % interval, all three paired; None, see `why_no_score`."""
+    def score(self, scored: npt.NDArray[np.float64]) -> Interval | None:
+        """Return the score of scored returns, float64[N], with its 95 % interval; None: see `why_no_score`.
+
+        The agent and both references are paired.
+        """
         if self.why_no_score:
             return None
-        return percentiles(self.scores(resampled_means(np.stack([returns, self.ignorant, self.expert], 1)))[:, 0])
+        return percentiles(self.scores(resampled_means(np.stack([scored, self.ignorant, self.expert], 1)))[:, 0])
 
     @property
     def _least(self) -> float:
         """The least difference of the references' mean returns that is taken for one."""
-        return FEW * (self.references.expert_return - self.references.ignorant_return)
+        return FEW * (self.references.expert_scored - self.references.ignorant_scored)
+
+
+def scored_returns(
+    task: Task, returns: npt.NDArray[np.float64], outcomes: npt.NDArray[np.object_]
+) -> npt.NDArray[np.float64]:
+    """Return the scored returns, float64[N], of N conversations of a task with `returns` and `outcomes` (names).
+
+    A conversation that was cut off counts as given up: it has the value of the worst outcome by which an agent itself
+    ends one without success.
+    """
+    scenario = task.find_scenario()
+    weights = weigh(scenario.reward_terms, task.arguments.get("reward_weights"))
+    worst = min((scenario.outcome_values.get(name, 0.0) for name in scenario.quits), default=0.0)
+    scored = np.where(outcomes == scenario.outcomes[-1], weights.get("outcome", 0.0) * min(worst, 0.0), 0.0)
+    return np.asarray(returns + scored, np.float64)
 
 
 _known: dict[str, References] = {}
@@ -155,23 +183,26 @@ def scale(task: Task, seed: int, conversations: int, split: str = "test") -> Sca
     scenario = task.find_scenario()
     key = found.identity, scenario.leaving, split, seed, conversations
     if key not in _scales:
-        ignorant, expert = (_hold(name, task, seed, conversations, split) for name in (found.ignorant, "expert"))
-        quits = {*scenario.outcomes[1:-1]} - {scenario.success, *scenario.leaving}
-        pace = float(expert.turns.mean())
-        _scales[key] = Scale(found, ignorant.returns, expert.returns, pace, tuple(sorted(quits)))
+        held = [_hold(name, task, seed, conversations, split) for name in (found.ignorant, "expert")]
+        ignorant, expert = (scored_returns(task, one.returns, one.outcomes) for one in held)
+        _scales[key] = Scale(found, ignorant, expert, float(held[1].turns.mean()), task)
     return _scales[key]
 
 
 def measure(task: Task, conversations: int = CONVERSATIONS) -> References:
     """Measure the references of a task; the result is the same every time."""
-    identity, success = task.identity(), task.find_scenario().success
+    identity, scenario = task.identity(), task.find_scenario()
     measured = {}
-    for name in ("expert", "random", *task.find_scenario().agent_acts):
+    for name in ("expert", "random", *scenario.agent_acts):
         held = _hold(name, task, REFERENCE_SEED, conversations, "references")
-        measured[name] = float(held.returns.mean()), float((held.outcomes == success).mean())
-    expert_return, expert_success = measured.pop("expert")
-    random_return, random_success = measured["random"]
-    ignorant = max(measured, key=lambda name: measured[name][0])
+        scored = scored_returns(task, held.returns, held.outcomes)
+        successes = held.outcomes == scenario.success
+        measured[name] = {
+            "scored": float(scored.mean()), "return": float(held.returns.mean()), "success": float(successes.mean())
+        }  # fmt: skip
+    expert = measured.pop("expert")
+    ignorant = max(measured, key=lambda name: measured[name]["scored"])
+    chosen = {"ignorant": measured[ignorant], "random": measured["random"], "expert": expert}
     return References(
         identity=identity["sha256"],
         scenario=task.scenario,
@@ -180,12 +211,7 @@ def measure(task: Task, conversations: int = CONVERSATIONS) -> References:
         conversations=conversations,
         seed=REFERENCE_SEED,
         ignorant=ignorant,
-        ignorant_return=measured[ignorant][0],
-        ignorant_success=measured[ignorant][1],
-        random_return=random_return,
-        random_success=random_success,
-        expert_return=expert_return,
-        expert_success=expert_success,
+        **{f"{which}_{name}": value for which, figures in chosen.items() for name, value in figures.items()},
     )
 
 
