@@ -174,7 +174,6 @@ class Measure:
 
     def __init__(self, scenario: str, conversations: int, turns: int) -> None:
         self.scenario, self.conversations, self.turns = scenario, conversations, turns
-        self.scale = scale(Task(scenario), VALIDATION_SEED, conversations, "validation")
         self.points: list[dict[str, float]] = []
         self.began = time.perf_counter()
 
@@ -192,11 +191,11 @@ class Measure:
             returns += rewards
             going &= ~(terminated | truncated)
         outcomes = np.array(envs.scenario.outcomes, object)[envs.room.outcomes]
-        scored = self.scale.score(scored_returns(self.scale.task, returns, outcomes))
-        assert scored is not None
         self.points.append({
             "turns": taken, "success": float((outcomes == envs.scenario.success).mean()),
-            "return": float(returns.mean()), "score": scored.value, "seconds": time.perf_counter() - self.began,
+            "return": float(returns.mean()),
+            "scored": float(scored_returns(Task(self.scenario), returns, outcomes).mean()),
+            "conversations": self.conversations, "seconds": time.perf_counter() - self.began,
         })  # fmt: skip
 
 
@@ -217,10 +216,12 @@ def read_curves(options: Any, kind: str) -> Iterator[Curve]:
             if not points:
                 continue
             turns = np.mean([[point["turns"] for point in run] for run in points], 0)
-            measures = {"success_rate": "success", "score": "score", "mean_return": "return"}
-            values = {
-                name: np.array([[point[short] for point in run] for run in points]) for name, short in measures.items()
-            }
+            success, mean, scored = (
+                np.array([[point[name] for point in run] for run in points]) for name in ("success", "return", "scored")
+            )
+            ends = scale(task, VALIDATION_SEED, points[0][0]["conversations"], "validation")
+            score = 100 * (scored - ends.ignorant.mean()) / (ends.expert.mean() - ends.ignorant.mean())
+            values = {"success_rate": success, "score": score, "mean_return": mean}
             config = {"identity": task.identity()}
             runs = [TrainedRun(str(path), task, config, run) for path, run in zip(paths, points, strict=True)]
             yield Curve(name, scenario, runs, turns, values, "mean")

@@ -295,7 +295,7 @@ def _transcripts(path: Path) -> Recordings:
                 break
             except (ValueError, KeyError, TypeError):
                 continue
-    scenario = identity.get("scenario", {}).get("name", "")
+    scenario = recorded_name(identity) if "scenario" in identity else ""
     weights = identity.get("reward", {}).get("weights", {})
     known = all(turn.belief is not None for one in held for turn in one.turns)
     lacks = "" if known else f"{path} was written before beliefs were recorded; make it again"

@@ -129,5 +129,5 @@ class Lessons:
         """Set the arguments in all environments."""
         for envs, own in self._envs:
             values = {**own, **self.now}
-            envs.room.error_rate = values["error_rate"]
+            envs.error_rate = values["error_rate"]  # refused where nothing would be garbled
             envs.room.limit(values["max_turns"])
