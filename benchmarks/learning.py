@@ -5,13 +5,16 @@
 With default settings: PPO, A2C and DQN of Stable-Baselines3, MaskablePPO of sb3-contrib, textbook REINFORCE
 (``examples/textbook_reinforce.py``) and the agent ``qlearning``; then PPO and MaskablePPO with the settings of
 ``examples/hyperparameters/ppo.yml``. At each tenth of a training its likeliest acts are evaluated, always in the same
-validation conversations. A training whose results are in ``--out`` isn't repeated. Writes ``learning.png`` and
-``learning.md`` into the folder ``--docs``, with as many seeds as are there.
+validation conversations. Writes ``learning.png`` and ``learning.md`` into the folder ``--docs``, with as many seeds as
+are in ``learning.jsonl`` there: a line for each training, so none is repeated while scenario, error model, reward and
+settings stay what they are.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import hashlib
 import itertools
 import json
 import multiprocessing
@@ -26,6 +29,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from chatgym.dynamics.content import source_digest
 from chatgym.envs.task import Task
 from chatgym.envs.vector_env import ChatVectorEnv
 from chatgym.evaluation import Curve
@@ -53,12 +57,14 @@ Job = tuple[str, str, str, int, int]
 
 def main() -> None:
     options = read_options()
-    options.out.mkdir(parents=True, exist_ok=True)
-    waiting = [job for job in all_jobs(options) if not path_of(options.out, job).exists()]
+    there = read_results(options)
+    waiting = [job for job in all_jobs(options) if job not in there]
     with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
-        running = {pool.submit(learn, job, options.out): job for job in waiting}
+        running = {pool.submit(learn, job): job for job in waiting}
         for number, done in enumerate(as_completed(running), 1):
-            last, which = done.result()[-1], " ".join(map(str, running[done][:4]))
+            job, points = running[done], done.result()
+            keep(job, points, options)
+            last, which = points[-1], " ".join(map(str, job[:4]))
             print(f"{number} of {len(waiting)}: {which}: {last['success']:.1%}, {last['seconds']:.0f} s", flush=True)
     write(options)
 
@@ -71,8 +77,7 @@ def read_options() -> Any:
     parser.add_argument("--tuned-seeds", type=int, default=2, help="of each with the settings of ppo.yml")
     parser.add_argument("--conversations", type=int, default=1000, help="in each evaluation")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes")
-    parser.add_argument("--out", type=Path, default=Path("runs/learning"), help="where the results are")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where picture and table go")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where results, picture and table go")
     return parser.parse_args()
 
 
@@ -90,13 +95,41 @@ def all_jobs(options: Any) -> list[Job]:
     return sorted(made, key=lambda job: job[3])
 
 
-def path_of(out: Path, job: Job) -> Path:
-    kind, name, scenario, seed, _ = job
-    return out / f"{kind}-{name}-{scenario}-{seed}.json"
+def made_with(job: Job) -> str:
+    """Return a hash of what a training's results depend on, but for the learners' code: settings, and the scenario."""
+    kind, name, scenario, *_ = job
+    settings = SETTINGS.read_text(encoding="utf-8") if kind == "tuned" else [LEARNERS[name], RATES.get(scenario)]
+    return hashlib.sha256(json.dumps([simulator(scenario), settings]).encode()).hexdigest()[:16]
 
 
-def learn(job: Job, out: Path) -> list[dict[str, float]]:
-    """Train one learner, and write its evaluations."""
+@functools.cache
+def simulator(scenario: str) -> str:
+    """Return the hash of a scenario without its expert, which no learner sees."""
+    return source_digest(
+        {name: one for name, one in Task(scenario).find_scenario().content.items() if name != "expert"}
+    )
+
+
+def read_results(options: Any) -> dict[Job, list[dict[str, float]]]:
+    """Return the evaluations of the trainings that are there; those made with something else don't count."""
+    path, found = options.docs / "learning.jsonl", {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        one = json.loads(line)
+        job = (*one["job"],)
+        if one["made_with"] == made_with(job):
+            found[job] = one["points"]
+    return found
+
+
+def keep(job: Job, points: list[dict[str, float]], options: Any) -> None:
+    """Add a training's evaluations to the results."""
+    line = json.dumps({"job": job, "made_with": made_with(job), "points": points})
+    with (options.docs / "learning.jsonl").open("a", encoding="utf-8") as file:
+        file.write(f"{line}\n")
+
+
+def learn(job: Job) -> list[dict[str, float]]:
+    """Train one learner, and return its evaluations."""
     kind, name, scenario, seed, conversations = job
     turns = TUNED[name] if kind == "tuned" else LEARNERS[name][1]
     measure = Measure(scenario, conversations, turns)
@@ -106,7 +139,6 @@ def learn(job: Job, out: Path) -> list[dict[str, float]]:
         learn_by_table(scenario, seed, measure)
     else:
         learn_by_sb3(kind, name, scenario, seed, measure)
-    path_of(out, job).write_text(json.dumps(measure.points), encoding="utf-8")
     return measure.points
 
 
@@ -195,7 +227,7 @@ class Measure:
             "turns": taken, "success": float((outcomes == envs.scenario.success).mean()),
             "return": float(returns.mean()),
             "scored": float(scored_returns(Task(self.scenario), returns, outcomes).mean()),
-            "conversations": self.conversations, "seconds": time.perf_counter() - self.began,
+            "seconds": round(time.perf_counter() - self.began, 1),
         })  # fmt: skip
 
 
@@ -208,22 +240,24 @@ def write(options: Any) -> None:
 
 
 def read_curves(options: Any, kind: str) -> Iterator[Curve]:
+    results = read_results(options)
     for scenario in options.scenarios:
         task = Task(scenario)
         for name in options.learners:
-            paths = sorted(options.out.glob(f"{kind}-{name}-{scenario}-*.json"))
-            points = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+            wanted = kind, name, scenario
+            jobs = sorted(job for job in results if job[:3] == wanted and job[4] == options.conversations)
+            points = [results[job] for job in jobs]
             if not points:
                 continue
             turns = np.mean([[point["turns"] for point in run] for run in points], 0)
             success, mean, scored = (
                 np.array([[point[name] for point in run] for run in points]) for name in ("success", "return", "scored")
             )
-            ends = scale(task, VALIDATION_SEED, points[0][0]["conversations"], "validation")
+            ends = scale(task, VALIDATION_SEED, options.conversations, "validation")
             score = 100 * (scored - ends.ignorant.mean()) / (ends.expert.mean() - ends.ignorant.mean())
             values = {"success_rate": success, "score": score, "mean_return": mean}
             config = {"identity": task.identity()}
-            runs = [TrainedRun(str(path), task, config, run) for path, run in zip(paths, points, strict=True)]
+            runs = [TrainedRun(f"seed {job[3]}", task, config, run) for job, run in zip(jobs, points, strict=True)]
             yield Curve(name, scenario, runs, turns, values, "mean")
 
 
