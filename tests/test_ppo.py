@@ -14,6 +14,7 @@ from chatgym_agents.ppo.policy import Policy, pack
 from chatgym_agents.ppo.rollout import features, hold
 from chatgym_agents.ppo.training import Training
 from chatgym_agents.ppo.turns import OwnTurns
+from safetensors.torch import load_file
 
 from chatgym.agent import make_config
 from chatgym.dynamics import rng
@@ -565,8 +566,9 @@ def test_settings_that_do_not_go_together_are_told(base):
             agent_of(base, **wrong)
 
 
-def test_the_alarm_keeps_and_brings_back_the_best_weights(base):
-    agent = agent_of(base, stop_on_alarm=True)
+@pytest.mark.parametrize("how", [{"zero": 0}, {"zero": 1}, {"zero": 2}, {"zero": 3}, {"bf16": True}])
+def test_the_alarm_brings_back_the_best_weights_which_are_those_evaluated_and_saved(base, tmp_path, how):
+    agent = agent_of(base, stop_on_alarm=True, **how)
     training = agent._training = training_of(agent)
     best = training.learner.systems.loop.weights()
     scores = iter([1.0] + [0.0] * 1000)
@@ -595,6 +597,12 @@ def test_the_alarm_keeps_and_brings_back_the_best_weights(base):
     kept = training._best
     assert all(torch.equal(after[name], kept[name]) for name in after)
     assert any(not torch.equal(after[name], best[name]) for name in after)
+    folder = saved(agent, tmp_path / "agent")
+    on_disk, dtype = load_file(folder / "model.safetensors"), torch.bfloat16 if agent.config.bf16 else torch.float32
+    names = [name for name in kept if name.startswith("model.")]  # those of the value head aren't the model's
+    assert all(torch.equal(on_disk[name.removeprefix("model.")], kept[name].to(dtype).float()) for name in names)
+    heard = ["hello, my number is 123456", "i want my money back"]
+    assert PPO.load(folder).act(heard) == agent.act(heard)
 
 
 def test_a_config_file_of_deepspeed_is_merged(base, tmp_path):

@@ -307,12 +307,16 @@ class Loop:
             state["step"] = torch.full_like(torch.as_tensor(state["step"], dtype=torch.float32), self.steps)
 
     @contextlib.contextmanager
-    def gathered(self) -> Iterator[None]:
-        """While the block runs, the module has its whole weights, which ZeRO 3 partitions."""
+    def gathered(self, changed: Any = None) -> Iterator[None]:
+        """While the block runs, the module has its whole weights, which ZeRO 3 partitions.
+
+        With a parameter `changed`, only that one is whole, and what the first process writes into it is kept.
+        """
         if self.settings.zero < 3:
             yield
             return
-        with initialize().zero.GatheredParameters(list(self.module.parameters())):
+        parameters = list(self.module.parameters()) if changed is None else [changed]
+        with initialize().zero.GatheredParameters(parameters, modifier_rank=None if changed is None else 0):
             yield
 
     def _trained(self) -> list[tuple[str, Any]]:
@@ -356,6 +360,8 @@ class Loop:
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         safe_set_full_fp32_param(parameter, weight.to(self.device))
+        with self.gathered(parameter), torch.no_grad():  # what the module computes with is a copy of the optimizer's
+            parameter.copy_(weight)
         for moment, value in zip(MOMENTS, moments, strict=bool(moments)):
             safe_set_full_optimizer_state(parameter, value.to(self.device), moment)
 
