@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,11 @@ from chatgym.finetuning import tiny
 from chatgym.storage import model_store
 from chatgym.storage.paths import given
 
+PLAIN_TURN = re.compile(
+    r"\{\{\s*'<\|im_start\|>' \+ message\['role'\] \+ '(?:\n|\\n)' \+ message\['content'\] \+ '<\|im_end\|>' \+ "
+    r"'(?:\n|\\n)'\s*\}\}"
+)
+"""`tiny.TURN` in a chat template, with a line break or its escape."""
 ATTENTION_AND_MLP = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -136,7 +142,20 @@ def save(model: Any, tokenizer_from: Path, folder: Path) -> None:
         model = model.merge_and_unload()
     with quiet_loading():
         model.save_pretrained(folder, max_shard_size="1TB")
-    load_tokenizer(tokenizer_from).save_pretrained(folder)
+    tokenizer = load_tokenizer(tokenizer_from)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
+    tokenizer.chat_template = marked(tokenizer.chat_template)
+    tokenizer.save_pretrained(folder)
+
+
+def marked(template: str | None) -> str | None:
+    """Return a chat template that also tells which tokens are the assistant's, see `tiny.MARKED_TURN`.
+
+    It renders the same text as before. One that doesn't write turns in ChatML's plain form is returned as it is.
+    """
+    if template is None or "{% generation" in template:
+        return template
+    return PLAIN_TURN.sub(lambda found: tiny.MARKED_TURN, template)
 
 
 def make(source: Path, *, scratch_seed: int | None, lora: Lora | None, seed: int) -> Any:

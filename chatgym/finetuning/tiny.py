@@ -11,9 +11,16 @@ VOCABULARY = 2048
 END, BEGIN, PAD = "<|im_end|>", "<|im_start|>", "<|endoftext|>"
 CONTEXT = 2048
 
+TURN = "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+MARKED_TURN = (
+    "{% if message['role'] == 'assistant' %}{{ '<|im_start|>assistant\n' }}{% generation %}"
+    "{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}{% else %}" + TURN + "{% endif %}"
+)
+"""`TURN`, telling which tokens are the assistant's: transformers' ``return_assistant_tokens_mask``, and TRL's
+``assistant_only_loss``."""
 TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + "
-    "'\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% for message in messages %}" + MARKED_TURN + "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 """ChatML as a chat template, for programs that give messages."""
 
@@ -36,7 +43,9 @@ def save_tokenizer(texts: Iterable[str], folder: Path) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
     tokenizer.train_from_iterator(sorted(set(texts)), trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, bos_token=None)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, bos_token=None, model_max_length=CONTEXT
+    )
     fast.chat_template = TEMPLATE
     fast.save_pretrained(folder)
     # `chatgym.engines.tokenizer` and engines read the token that ends a turn from this file.

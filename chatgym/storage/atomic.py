@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -72,13 +73,19 @@ def append_bytes(path: Path, data: bytes) -> None:
 
 
 def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a new, empty folder, and replace `folder` by it."""
+    """Call `write` with a new, empty folder, and replace `folder` by it.
+
+    Its files may be read by whom the folder may be: some libraries write files that only their owner can read.
+    """
     new, old = folder.with_name(f".new-{folder.name}"), folder.with_name(f".old-{folder.name}")
     recover_folder(folder)
     try:
         new.mkdir()
         write(new)
+        mode = stat.S_IMODE(new.stat().st_mode) & 0o666
         for path in new.rglob("*"):
+            if path.is_file():
+                path.chmod(stat.S_IMODE(path.stat().st_mode) | mode)
             sync(path)
         sync(new)
     except BaseException:
