@@ -1,7 +1,7 @@
 """What ``info`` holds, the same for `chatgym.envs.chat_env.ChatEnv` and each row of its vector form.
 
-In vector infos each value has a leading axis B, and ``_name``, bool[B], says in which rows it is there; reward terms are
-a dict of such arrays. The table is that of ``docs/environment.md``.
+In vector infos each value has a leading axis B, and ``_name``, bool[B], says in which rows it is there; reward terms
+are a dict of such arrays. The table is that of ``docs/environment.md``.
 """
 
 from __future__ import annotations
