@@ -15,6 +15,9 @@ CONSTRAINTS := constraints/cpu.txt
 CHECK := import sys; assert (3, 10) <= sys.version_info[:2] <= (3, 13), "ChatGym needs Python 3.10 to 3.13; choose one: make PYTHON=python3.12 $(MAKECMDGOALS)"
 endif
 
+# Type checkers follow a folder on Python's path, which `compat` sets, but not the import hook of other modes.
+EDITABLE := --config-settings editable_mode=compat --editable
+
 # `make mutants` plants faults and shows that the tests notice each of them.
 .PHONY: setup lock demo test lint docs mutants bench
 
@@ -26,7 +29,8 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(BIN)/python -c '$(CHECK)'
 	@echo "Installing ChatGym into $(VENV) (the first time takes some minutes) ..."
 	@$(BIN)/python -m pip install --quiet --upgrade pip
-	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
+	@ln -sfn agents chatgym_agents
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) $(EDITABLE) '.[dev]'
 	@echo "Compiling the scenarios (about a minute) ..."
 	@$(BIN)/chatgym scenarios --compile
 	@touch $(VENV)/.installed $(STAMP)

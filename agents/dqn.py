@@ -40,7 +40,7 @@ class DQN:
     Masked acts are left out in exploring, in acting and in the Bellman target.
     """
 
-    requires: ClassVar[Interface] = Interface(action="act", observation="embedding")
+    requires = Interface(action="act", observation="embedding")
     default_steps: ClassVar[int] = 1_000_000
     packages: ClassVar[tuple[str, ...]] = ("stable-baselines3",)
 
@@ -122,7 +122,7 @@ class DQN:
 
         from .masked_dqn import Iterations
 
-        envs: Any = make_envs(self.config.num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+        envs = make_envs(self.config.num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
         env = ChatVecEnv(envs)
         model = self._make_model(env, total_steps)
         self._recent = Recent(self._state.get("recent", np.zeros(3)).copy())

@@ -179,7 +179,7 @@ def learn_batch(
 class QLearning:
     """Q-learning over a batch of conversations: ε-greedy among the acts that the masks allow, one table for all."""
 
-    requires: ClassVar[Interface] = Interface(action="act", observation="discrete")
+    requires = Interface(action="act", observation="discrete")
     default_steps: ClassVar[int] = 20_000_000
 
     @dataclass(frozen=True)
@@ -233,7 +233,7 @@ class QLearning:
     def learn(self, make_envs: MakeEnvs, total_steps: int, callback: Callback) -> None:
         """Train, see `chatgym.agent.Agent`; the metrics are those of `Recent` and ε."""
         config, size = self.config, self.config.num_envs
-        envs: Any = make_envs(size, autoreset_mode=AutoresetMode.NEXT_STEP)
+        envs = make_envs(size, autoreset_mode=AutoresetMode.NEXT_STEP)
         self._prepare(envs)
         state, rates, recent = self._state, self._rates(), Recent(self._state["recent"])
         actions, greedy = np.empty(size, np.int64), np.empty(size, bool)

@@ -28,7 +28,7 @@ class Scripted:
     class Config:
         """No settings."""
 
-    requires: ClassVar[Interface]
+    requires: Interface
     default_steps: ClassVar[int] = 0
 
     def __init__(self, scenario: Scenario, config: Any = None, *, seed: int = 0) -> None:

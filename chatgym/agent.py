@@ -7,14 +7,16 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from gymnasium.vector import VectorEnv
 
 from chatgym.errors import InvalidValue, unknown
 from chatgym.scenarios import Scenario
+
+if TYPE_CHECKING:
+    from chatgym.envs.vector_env import ChatVectorEnv
 
 Callback = Callable[[int, Mapping[str, float]], None]
 """``callback(turns, metrics)``: turns trained for so far, and the agent's metrics by name."""
@@ -33,7 +35,7 @@ class Interface:
 class MakeEnvs(Protocol):
     """Makes environments for an agent to learn in; scenario and interface are fixed, the agent chooses the rest."""
 
-    def __call__(self, num_envs: int, **overrides: Any) -> VectorEnv[Any, Any, Any]:
+    def __call__(self, num_envs: int, **overrides: Any) -> ChatVectorEnv:
         """Make `num_envs` conversations; `overrides` are arguments of `chatgym.envs.vector_env.ChatVectorEnv`."""
 
 
@@ -55,9 +57,14 @@ class Agent(Protocol):
     observes texts, it then sees ``""`` for conversations that are over.
     """
 
-    requires: ClassVar[Interface]
-    Config: ClassVar[type]
-    """A frozen dataclass of `setting` fields with defaults: the options of the command line."""
+    # Properties, so that type checkers accept a nested class, and a variable that isn't declared a ClassVar.
+    @property
+    def requires(self) -> Interface:
+        """The interface that it acts through: ``requires = Interface(...)`` in the class."""
+
+    @property
+    def Config(self) -> type[Any]:
+        """A frozen dataclass of `setting` fields with defaults, nested: the options of the command line."""
 
     def __init__(self, scenario: Scenario, config: Any = None, *, seed: int = 0) -> None:
         """Make an untrained agent; `config` is a `Config`, None: its defaults."""
@@ -70,7 +77,7 @@ class Agent(Protocol):
 
     def act(
         self, observations: Any, *, deterministic: bool = True, action_masks: npt.NDArray[np.bool_] | None = None
-    ) -> npt.NDArray[np.int64]:
+    ) -> npt.NDArray[np.int64] | list[str]:
         """Choose an action for each of B conversations.
 
         Args:

@@ -166,6 +166,7 @@ FAULTS = [
           "trace.shape[1] - 1)", "qlearning"),
     Fault("what only begins is learnt from", QLEARNING, "if fresh[i]:", "if False:", "qlearning"),
     # Stable-Baselines3
+    Fault("every end is a success", VECTOR, "room.outcomes == self._success", "room.outcomes > 0", "sb3 vector"),
     Fault("no done", SB3, "dones: Bools = terminated | truncated", "dones: Bools = terminated", "sb3"),
     Fault("the terminal observation is the next one", SB3, 'finals = now["final_obs"] if self._same_step else',
           "finals = observations if self._same_step else", "sb3"),

@@ -1,6 +1,8 @@
+import re
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -8,6 +10,9 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import chatgym
+from chatgym.envs.chat_env import ChatEnv
+from chatgym.envs.infos import AT_END, EACH_STEP
+from chatgym.envs.vector_env import ChatVectorEnv
 from chatgym.scenarios.customer_service import SCENARIO
 
 OBSERVATIONS = ("embedding", "discrete", "text", "belief")
@@ -50,6 +55,31 @@ def test_importing_chatgym_loads_neither_torch_nor_numba_nor_a_plugin():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"
+
+
+@pytest.mark.parametrize("action", ["act", "candidate", "text"])
+def test_info_has_what_the_docs_say_in_both_environments(action):
+    page = (Path(__file__).parent.parent / "docs" / "environment.md").read_text(encoding="utf-8")
+    section = page.partition("### The keys of `info`")[2].partition("\n###")[0]
+    table = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)`", section, re.MULTILINE))
+    assert tuple(table) == (*EACH_STEP, *AT_END)
+    assert all(f"| ``{name}`` |" in ChatEnv.__doc__ for name in table)
+    types = {"dict[str, float]": dict, "str": str, "int8[n]": np.ndarray, "tuple[str, ...]": tuple, "bool": bool}
+    arguments = {"action": action, "llm": "template", "reward_model": None, "max_turns": 3}
+    env, envs = ChatEnv(**arguments), ChatVectorEnv(1, **arguments, texts=True, autoreset_mode="Disabled")
+    infos, rows = [env.reset(seed=1)[1]], [envs.reset(seed=1)[1]]
+    for _ in range(3):
+        act = "Hello" if action == "text" else 1
+        infos.append(env.step(act)[-1])
+        rows.append(envs.step([act])[-1])
+    assert envs.info_names == env.info_names
+    for info, row in zip(infos, rows, strict=True):
+        assert set(info) == {*env.info_names, *(AT_END if info is infos[-1] else ())}
+        assert all(isinstance(value, types[table[name]]) for name, value in info.items())
+        assert {name for name in row if name[0] != "_"} == set(info)
+        assert all(row[f"_{name}"].tolist() == [True] for name in info)
+        assert {name: row["reward_terms"][name][0] for name in info["reward_terms"]} == info["reward_terms"]
+        assert all(np.array_equal(row[name][0], value) for name, value in info.items() if name != "reward_terms")
 
 
 def test_a_template_conversation_needs_no_torch():

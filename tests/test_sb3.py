@@ -6,7 +6,8 @@ from gymnasium.wrappers import vector
 from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from stable_baselines3 import A2C, PPO
-from stable_baselines3.common.vec_env import VecMonitor
+from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from chatgym.dynamics.rng import split_of
 from chatgym.envs.chat_env import ChatEnv
@@ -55,7 +56,8 @@ def test_each_row_is_the_single_environment_step_for_step(observation):
                 assert np.array_equal(infos[row]["terminal_action_mask"], info["action_mask"])
                 assert infos[row]["TimeLimit.truncated"] is (truncated and not terminated)
                 assert infos[row]["outcome"] == info["outcome"]
-                assert infos[row]["is_success"] == (info["outcome"] == single.scenario.success)
+                assert infos[row]["is_success"] is info["is_success"]
+                assert info["is_success"] is (info["outcome"] == single.scenario.success)
                 endings[infos[row]["TimeLimit.truncated"]] += 1
                 expected, info = single.reset()
             else:
@@ -197,7 +199,7 @@ def test_infos_on_request_are_those_of_the_single_environment(mode, arguments):
             if dones[row]:
                 assert np.array_equal(infos[row].pop("terminal_observation"), seen)
                 assert np.array_equal(infos[row].pop("terminal_action_mask"), expected["action_mask"])
-                del infos[row]["TimeLimit.truncated"], infos[row]["is_success"]
+                del infos[row]["TimeLimit.truncated"]
                 seen, begun[row] = single.reset()
                 ended += 1
             assert same_info(infos[row], expected)
@@ -208,6 +210,35 @@ def test_infos_on_request_are_those_of_the_single_environment(mode, arguments):
 def same_info(one, other):
     assert one.keys() == other.keys()
     return all(np.array_equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("kind", ["single", "DummyVecEnv", "ChatVecEnv"])
+def test_the_evaluation_of_sb3_counts_successes(kind, tmp_path):
+    arguments = {"llm": "template", "max_turns": 12}
+    single = gym.make("ChatEnv-v0", **arguments)
+    made = {
+        "single": lambda: single, "DummyVecEnv": lambda: DummyVecEnv([lambda: single]),
+        "ChatVecEnv": lambda: ChatVecEnv.make(1, **arguments),
+    }[kind]()  # fmt: skip
+    callback = EvalCallback(made, n_eval_episodes=30, eval_freq=8, log_path=str(tmp_path), verbose=0, warn=False)
+    callback.eval_env.seed(3)
+    base = callback.eval_env.base if kind == "ChatVecEnv" else single.unwrapped
+    model = PPO("MlpPolicy", ChatVecEnv.make(1, **arguments), n_steps=8, batch_size=8, n_epochs=1, device="cpu")
+    model.predict = lambda observations, **how: (base.room.expert_acts(), None)
+    model.learn(8, callback)
+    with np.load(tmp_path / "evaluations.npz") as file:
+        counted = file["successes"].tolist()
+    expert, successes = ChatEnv(**arguments), []
+    expert.reset(seed=3)
+    for _ in range(30):
+        over = False
+        while not over:
+            *_, terminated, truncated, info = expert.step(expert.room.expert_acts()[0])
+            over = terminated or truncated
+        successes.append(info["outcome"] == "resolved")
+        expert.reset()
+    assert counted == [successes]
+    assert 0.5 < np.mean(successes) < 1
 
 
 def test_infos_are_asked_for_by_name():

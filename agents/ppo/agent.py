@@ -36,7 +36,7 @@ class PPO:
     of a run holds a model in transformers' format: `chatgym serve --llm hf:RUN/model` serves it.
     """
 
-    requires: ClassVar[Interface] = Interface(action="text", observation="text")
+    requires = Interface(action="text", observation="text")
     default_steps: ClassVar[int] = 50_000
     default_conversations: ClassVar[int] = 200
     default_evaluations: ClassVar[int] = 10
@@ -74,7 +74,7 @@ class PPO:
         if self._training is None:
             self._training, self._loaded = Training(self.scenario, self.config, self.seed, self._folder), None
         training, config = self._training, self.config
-        envs: Any = make_envs(training.share, llm=config.partner, reward_model=config.reward_model or None)
+        envs = make_envs(training.share, llm=config.partner, reward_model=config.reward_model or None)
         try:
             while self.turns < total_steps:
                 taken, metrics = training.iterate(envs)

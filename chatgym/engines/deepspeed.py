@@ -8,7 +8,6 @@ the same seeds in each, and use the results of the first.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import os
 import sys
@@ -51,8 +50,7 @@ class DeepSpeedEngine(TransformersEngine):
         Raises:
             Unavailable: DeepSpeed isn't installed.
         """
-        if importlib.util.find_spec("deepspeed") is None:
-            raise Unavailable("llm 'deepspeed:...' needs DeepSpeed: pip install deepspeed")
+        import_deepspeed()  # before the weights are loaded
         if pick_device().type == "cuda":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         self._inject = False
@@ -94,15 +92,27 @@ class DeepSpeedEngine(TransformersEngine):
 
 
 def import_deepspeed() -> Any:
-    """Import DeepSpeed, without printing the lines that it prints."""
-    with _quiet():
-        import deepspeed
+    """Import DeepSpeed, without printing the lines that it prints.
 
-        if pick_device().type == "cpu":
-            # DeepSpeed would compile its own all-reduce for minutes; torch's does as well.
-            from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+    Raises:
+        Unavailable: It isn't installed, or can't be imported.
+    """
+    try:
+        with _quiet():
+            import deepspeed
 
-            deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
+            if pick_device().type == "cpu":
+                # DeepSpeed would compile its own all-reduce for minutes; torch's does as well.
+                from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+                deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
+    except ImportError as error:
+        remedy = "pip install deepspeed"
+        if sys.platform != "linux":
+            remedy = "ChatGym installs it on Linux only: train there, in a container or in WSL; llm='hf:...' needs none"
+        raise Unavailable(
+            f"training language models and llm='deepspeed:...' need DeepSpeed ({error}); {remedy}"
+        ) from error
     return deepspeed
 
 

@@ -94,6 +94,18 @@ class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
     | progress | 0.5 | rise in the share of what the policy needs that the customer has told |
     | reward_model | 0.05 | with a reward model: its score of the agent's words in context, -1 to 1 |
 
+    ## Info
+    | Key | Type | When |
+    |-----|------|------|
+    | ``reward_terms`` | dict of str to float | always; 0 after a reset |
+    | ``agent_act`` | str | always; ``""`` after a reset and within a turn of tokens, ``"unclear"`` if not understood |
+    | ``user_act`` | str | always: the partner's act |
+    | ``action_mask`` | int8[n] | unless ``action="text"`` |
+    | ``text`` | str | always: the partner's words |
+    | ``candidates`` | tuple of n str | with ``action="candidate"`` |
+    | ``outcome`` | str | at the end of a conversation |
+    | ``is_success`` | bool | at the end of a conversation; Stable-Baselines3's `EvalCallback` reads it |
+
     ## Starting State
     The conversation's key determines the partner's goal, mood, patience and character. The partner speaks first: with
     probability 0.5 it greets, otherwise it states its problem. ``reset(seed=s)`` derives the key from ``np_random``,
@@ -255,7 +267,8 @@ class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
             self._hear(info)
         if terminated or truncated:
             self._going = False
-            info["outcome"] = scenario.outcomes[room.outcomes[0]]
+            info["outcome"] = outcome = scenario.outcomes[room.outcomes[0]]
+            info["is_success"] = outcome == scenario.success
         return row_of(talk.observe(), 0), reward, terminated, truncated, info
 
     def limit_turns(self, wrappers: Iterable[Any]) -> None:

@@ -18,6 +18,7 @@ from chatgym.engines import DEFAULT_MODEL, PLAIN_MODEL, Engine, make_engine
 from chatgym.engines.tokenizer import tokenizer_of
 from chatgym.envs import interfaces
 from chatgym.envs.codecs import ActCodec, CandidateCodec, Codec, TextCodec, TokenCodec, observe
+from chatgym.envs.infos import EACH_STEP
 from chatgym.envs.llm_simulator import LLMSimulator, check_interface
 from chatgym.envs.payment import Payment, make_function
 from chatgym.envs.state import Stateful, check_snapshot, decode_rows, dump_parts, encode_rows, load_parts
@@ -204,11 +205,9 @@ class Conversations:
 
     @property
     def info_names(self) -> tuple[str, ...]:
-        """Names of what ``info`` has at each step."""
-        optional = {
-            "action_mask": self.action != "text", "text": self.worded, "candidates": self.action == "candidate",
-        }  # fmt: skip
-        return ("reward_terms", "agent_act", "user_act", *(name for name, there in optional.items() if there))
+        """Names of what ``info`` has at each step, of `chatgym.envs.infos.EACH_STEP`."""
+        there = {"action_mask": self.action != "text", "text": self.worded, "candidates": self.action == "candidate"}
+        return tuple(name for name in EACH_STEP if there.get(name, True))
 
     def set_error_rate(self, error_rate: float) -> None:
         """Set the semantic error rate, 0 to 1, from the next turn on.

@@ -89,6 +89,7 @@ class ChatVectorEnv(ConversationEnv, VectorEnv[Any, Any, Any]):
             [*self.scenario.agent_acts, "unclear", ""], object
         )  # from the end: NO_ACT, UNCLEAR_ACT
         self._outcomes = np.array(self.scenario.outcomes, object)
+        self._success = self.scenario.outcomes.index(self.scenario.success)
         self._everywhere = np.ones(num_envs, bool)
         self._everywhere.flags.writeable = False
         self._ended = np.zeros(num_envs, bool)
@@ -322,7 +323,8 @@ class ChatVectorEnv(ConversationEnv, VectorEnv[Any, Any, Any]):
             infos[f"_{name}"] = where
         over = room.outcomes > 0
         if over.any():
-            infos["outcome"], infos["_outcome"] = self._outcomes[room.outcomes], over & where
+            infos["outcome"], infos["is_success"] = self._outcomes[room.outcomes], room.outcomes == self._success
+            infos["_outcome"] = infos["_is_success"] = over & where
         return infos
 
 

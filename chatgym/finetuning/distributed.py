@@ -8,8 +8,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from chatgym.errors import Unavailable
-
 
 def rank() -> int:
     """Return this process's rank, from RANK."""
@@ -52,15 +50,16 @@ def join() -> None:
 
 
 def initialize() -> Any:
-    """Join the other processes, and return the module deepspeed; a single process needs no launcher and no port."""
+    """Join the other processes, and return the module deepspeed; a single process needs no launcher and no port.
+
+    Raises:
+        Unavailable: DeepSpeed isn't installed.
+    """
     import torch
 
     from chatgym.engines.deepspeed import import_deepspeed
 
-    try:
-        deepspeed = import_deepspeed()
-    except ImportError as error:
-        raise Unavailable("training needs DeepSpeed: pip install deepspeed") from error
+    deepspeed = import_deepspeed()
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed requires it
     if not torch.distributed.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"

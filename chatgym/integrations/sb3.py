@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from chatgym.dynamics.room import Snapshot
 from chatgym.envs.codecs import row_of
 from chatgym.envs.conversation_env import SETTABLE, check_key, check_options
+from chatgym.envs.infos import AT_END, EACH_STEP
 from chatgym.envs.vector_env import ChatVectorEnv
 from chatgym.errors import ChatGymError, InvalidValue, unknown
 
@@ -25,9 +26,7 @@ Bools = npt.NDArray[np.bool_]
 Indices = None | int | Iterable[int]
 Info = dict[str, Any]
 
-INFOS = ("reward_terms", "agent_act", "user_act", "action_mask", "text", "candidates")
-"""The infos that a row has at each step on request, where the interface has them."""
-_OWN = {*INFOS, "outcome", "final_obs", "final_info"}
+_OWN = {*EACH_STEP, *AT_END, "final_obs", "final_info"}
 
 
 class ChatVecEnv(VecEnv):
@@ -46,9 +45,9 @@ class ChatVecEnv(VecEnv):
     * ``terminal_action_mask``: int8[A], the mask of the last state, if the interface has masks;
     * ``outcome`` and ``is_success``.
 
-    With ``infos=True``, or a list of names, the info of each step also has `INFOS`, as the single environment's; a
-    conversation's last step has those of its end, and ``reset_infos`` has those of the next one's begin. This takes
-    more time than the step itself, so it is off by default.
+    With ``infos=True``, or a list of names, the info of each step is the single environment's; a conversation's last
+    step has that of its end, and ``reset_infos`` has that of the next one's begin. This takes more time than the step
+    itself, so it is off by default.
 
     Around the vector environment may stand wrappers of `gymnasium.wrappers.vector`, whose rewards, observations and
     infos are passed on:
@@ -70,7 +69,7 @@ class ChatVecEnv(VecEnv):
 
         Args:
             envs: A `ChatVectorEnv`, wrapped or not, with ``autoreset_mode="SameStep"`` or ``"Disabled"``.
-            infos: Whether each step has `INFOS`, or the names of those that it has.
+            infos: Whether each step has `chatgym.envs.infos.EACH_STEP`, or the names of those that it has.
 
         Raises:
             InvalidValue: It has another autoreset mode, or a wrapper that can't be adapted; an info isn't there.
@@ -298,12 +297,11 @@ class ChatVecEnv(VecEnv):
 
     def _ending(self, row: int, observation: Any, last: Mapping[str, Any], truncated: bool) -> Info:
         """Return what the info of a conversation's last step has, from the vector infos of that step."""
-        outcome = last["outcome"][row]
         info = {
             "terminal_observation": observation,
             "TimeLimit.truncated": truncated,
-            "outcome": outcome,
-            "is_success": outcome == self.base.scenario.success,
+            "outcome": last["outcome"][row],
+            "is_success": bool(last["is_success"][row]),
         }
         return {**info, "terminal_action_mask": last["action_mask"][row]} if "action_mask" in last else info
 

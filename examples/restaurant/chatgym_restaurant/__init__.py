@@ -144,7 +144,7 @@ def respond(
 ) -> int:  # fmt: skip
     """Answer an agent act, see `chatgym.scenarios.Scenario`."""
     note(belief, act, turn)
-    outcome = react(key, turn, act, hidden, belief, said)
+    outcome: int = react(key, turn, act, hidden, belief, said)
     if outcome == GOES_ON and turn >= hidden.patience:
         say(said, BYE)
         outcome = HUNG_UP
@@ -174,7 +174,8 @@ def index(belief: Any) -> int:
     code = 0
     for slot in range(3):
         code = code * 4 + belief.sure[slot]
-    return 1 + code * 2 + belief.booked
+    number: int = 1 + code * 2 + belief.booked
+    return number
 
 
 @nb.njit
@@ -219,11 +220,11 @@ def _surface(slot: int, value: int) -> str:
 
 def partner_meaning(said: Any) -> Meaning:
     """Return what the guest's utterance means."""
-    name = USER_ACTS[said["act"]]
+    name = USER_ACTS[int(said["act"])]
     named = [slot for slot in range(3) if said["slots"] & (1 << slot)]
     parts = tuple(f"{name}/{SLOTS[slot]}" for slot in named) or (name,)
     slots = {SLOTS[slot]: _surface(slot, int(said["value"][slot])) for slot in named}
-    return Meaning(name, parts, slots, TONES[said["tone"]])
+    return Meaning(name, parts, slots, TONES[int(said["tone"])])
 
 
 def agent_meaning(act: int, belief: Any) -> Meaning:
@@ -269,7 +270,7 @@ def parse(act: str, part: str, slots: Mapping[str, int], said: Any) -> None:
 def describe_belief(belief: Any) -> str:
     """Return what the agent took down so far."""
     sure = ("", " (unsure)", "", " (confirmed)")
-    noted = [_surface(s, int(belief["value"][s])) + sure[belief["sure"][s]] for s in range(3) if belief["sure"][s]]
+    noted = [_surface(s, int(belief["value"][s])) + sure[int(belief["sure"][s])] for s in range(3) if belief["sure"][s]]
     return ", ".join(noted) or "nothing yet"
 
 
