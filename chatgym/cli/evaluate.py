@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from chatgym.cli import budget, llm_agent, results
-from chatgym.cli.compare import Outputs, compare_all, find_agent_and_task, is_llm_agent
+from chatgym.cli.compare import LanguageModel, Outputs, compare_all, find_agent_and_task, is_llm_agent
 from chatgym.cli.options import PARTNER, AsJson, Overwrite, RewardWeight, check_output, print_json
-from chatgym.cli.tasks import read_weights
+from chatgym.cli.tasks import described, read_weights
 from chatgym.cli.terminal import console, measures, percent, progress_bar, table
 from chatgym.errors import InvalidValue, Unavailable
 
@@ -110,10 +110,18 @@ def evaluate(
         typer.Option(
             metavar="FOLDER",
             file_okay=False,
-            help="Folder for result.json and transcripts.jsonl; for the agent llm also calls.sqlite, its replies.",
+            help="Folder for result.json and transcripts.jsonl; for the agent llm also messages.jsonl (all that it was "
+            "told and wrote) and calls.sqlite (its replies).",
             show_default="none; for the agent llm evaluations/MODEL-SCENARIO",
         ),
     ] = None,
+    show_prompt: Annotated[
+        bool,
+        typer.Option(
+            "--show-prompt", help="Print what the agent llm is asked first (system message, partner's words, tools) and "
+            "stop; a model of this process is loaded for its chat template."
+        ),
+    ] = False,
     max_requests: budget.MaxRequests = None,
     max_tokens: budget.MaxTokens = None,
     max_cost: budget.MaxCost = None,
@@ -171,13 +179,16 @@ def evaluate(
         "completion_price": completion_price,
     }  # fmt: skip
     if compare:
-        if sampled or (llm, partner, trace, out, settings) != (None,) * 5 or set(limits.values()) != {None}:
+        if sampled or show_prompt or (partner, trace) != (None, None):
             raise InvalidValue(
-                "a comparison generates no words and takes each agent's best acts: leave out --llm, --partner, --set, "
-                "--sampled, --trace, --out and the limits, or evaluate one by one"
+                "a comparison words no partner and takes each agent's best acts: leave out --partner, --sampled, "
+                "--trace and --show-prompt, or evaluate one by one"
             )
         to = Outputs(picture or Path("compare.png"), returns, overwrite, as_json)
-        compare_all(what, scenario, changes, conversations, seed, to, checkpoint.value, other_simulator=other_simulator)
+        model = LanguageModel(llm, settings or (), out, limits)
+        compare_all(
+            what, scenario, changes, conversations, seed, to, checkpoint.value, model, other_simulator=other_simulator
+        )
         return
     if len(what) > 1 or picture is not None:
         raise InvalidValue(
@@ -187,19 +198,24 @@ def evaluate(
         what[0], scenario, changes, settings or (), llm, checkpoint.value, other_simulator=other_simulator
     )
     if not is_llm_agent(agent):
+        if show_prompt:
+            raise InvalidValue(f"{what[0]} is no language model that is prompted; evaluate llm --show-prompt")
         if llm is not None and partner is not None:
             raise InvalidValue(f"{what[0]} is no language model: --llm and --partner mean the same; leave out one")
         partner = llm if partner is None else partner
     words = budget.open_engine(partner, **({} if is_llm_agent(agent) else limits))
+    if show_prompt:
+        llm_agent.print_prompt(agent, task, seed, words or "template", as_json)
+        return
     if is_llm_agent(agent):
-        out = llm_agent.keep_answers(agent, task, out, **limits)
+        out = out or llm_agent.folder_of(agent, task)
     given = "template" if partner == "template" else words
     about = results.about(
         what[0], agent, task, checkpoint=checkpoint.value, conversations=conversations, seed=seed, partner=partner,
         sampled=sampled,
     )  # fmt: skip
     results.check_folder(out, about, overwrite)
-    result, figures = _measure(what[0], agent, task, given, about, trace, out)
+    result, figures = _measure(what[0], agent, task, given, about, trace, out, limits)
     if returns is not None:
         results.write_returns([(what[0], task.scenario, result)], returns)
     if why := getattr(agent, "why_wordless", str)():
@@ -211,20 +227,32 @@ def evaluate(
     label = f"always {act}" if act else what[0] + (" (best)" if checkpoint.value == "best" else "")
     _print(result, label, task)
     if is_llm_agent(agent):
-        llm_agent.print_report(figures["agent"])
+        llm_agent.print_report(figures)
+    _print_files(out, trace)
+
+
+def _print_files(out: Path | None, trace: Path | None) -> None:
+    """Print what was written, and which commands read it."""
     if out is not None:
         console().print(f"\nFolder: {out} ({', '.join(sorted(path.name for path in out.iterdir()))})")
+        console().print(
+            f"`chatgym show {shlex.quote(str(out))} N` prints a conversation, with what was heard and believed"
+        )
     if trace is not None:
         replay = f"chatgym replay {shlex.quote(str(trace))}"
         console().print(f"\nTrace: {trace}; `{replay}` replays it and compares every word")
 
 
 def _measure(
-    what: str, agent: Any, task: Task, words: Any, about: dict[str, Any], trace: Path | None, out: Path | None
+    what: str, agent: Any, task: Task, words: Any, about: dict[str, Any], trace: Path | None, out: Path | None,
+    limits: Mapping[str, float | None],
 ) -> tuple[Evaluation, dict[str, Any]]:  # fmt: skip
     """Hold the conversations, and again for each file to write; return the evaluation and its figures as JSON."""
     from chatgym.training.provenance import commit
 
+    if is_llm_agent(agent):
+        assert out is not None
+        llm_agent.keep_answers(agent, out, **limits)
     recorder: Any = Recorder(agent)
     engine = agent.engine if is_llm_agent(agent) else words if words != "template" else None
     kept = f"the replies are kept in {out}" if is_llm_agent(agent) else "the utterances generated so far are kept"
@@ -232,7 +260,8 @@ def _measure(
         result = _evaluate(what, recorder, task, about["conversations"], about["seed"], words, about["sampled"])
         figures = {**about, "commit": commit(), **result.to_json()}
         if is_llm_agent(agent):
-            figures |= {"agent": {**about["agent"], **agent.report()}, "usage": budget.usage(engine)}
+            figures |= llm_agent.figures_of(agent, **limits)
+            figures["agent"] = {**about["agent"], **figures["agent"]}
         if trace is not None:
             _write_trace(trace, recorder, result, task, words or "template")
         if out is not None:
@@ -276,6 +305,7 @@ class Recorder:
         """Wrap an agent; all other attributes are the agent's."""
         self.agent, self.requires = agent, agent.requires
         self.acts: list[Any] = []
+        self._exchanges: list[dict[str, Any]] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.agent, name)
@@ -285,6 +315,17 @@ class Recorder:
         acts = self.agent.act(observations, **how)
         self.acts.append(acts)
         return acts
+
+    def begin(self, keys: npt.NDArray[np.uint64]) -> None:
+        """Begin B conversations with these keys, uint64[B], if the agent has memory; keep what it was told before."""
+        self._exchanges = self.exchanges()
+        if hasattr(self.agent, "begin"):
+            self.agent.begin(keys)
+
+    def exchanges(self) -> list[dict[str, Any]]:
+        """Return all conversations as a language model saw them, see `chatgym_agents.llm.LLM.exchanges`; else none."""
+        held = getattr(self.agent, "exchanges", None)
+        return self._exchanges + (held() if held else [])
 
     def conversations(self, turns: npt.NDArray[np.int64]) -> Iterable[int | str]:
         """Return the actions of one conversation after the other.
@@ -354,14 +395,13 @@ def _print(result: Evaluation, what: str, task: Task) -> None:
     if result.wording is not None and result.wording["candidates"]:
         out.print()
         out.print(table(("wording", ""), _figures(result.wording), (1,)))
-    arguments = "".join(f", {words}" for words in task.describe_arguments())
     scale = result.scale
     why = scale.why_no_score if scale else ""
     scored = f"{scale.references.zero} is 0, the expert 100, in the same conversations" if scale else ""
     if task.find_scenario().outcomes[-1] in result.outcomes:
         scored += "; a conversation that is cut off counts as given up"
     out.print(
-        f"\n{count:,} conversations of {task.scenario}{arguments}; {result.split} seeds {result.seed} to "
+        f"\n{count:,} conversations of {described(task, result)}; {result.split} seeds {result.seed} to "
         f"{result.seed + count - 1}; "
         f"score: {f'n/a, {why}' if why else scored}"
     )
