@@ -20,12 +20,9 @@ from chatgym.cli.terminal import console, measures, percent, progress_bar, table
 from chatgym.errors import InvalidValue, Unavailable
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from chatgym.agent import Agent
     from chatgym.envs.task import Task
     from chatgym.evaluation import Evaluation
+    from chatgym.evaluation.recorder import Recorder
 
 SEED = 0  # chatgym.evaluation.evaluation.EVALUATION_SEED, which isn't imported for --help
 
@@ -118,8 +115,8 @@ def evaluate(
     show_prompt: Annotated[
         bool,
         typer.Option(
-            "--show-prompt", help="Print what the agent llm is asked first (system message, partner's words, tools) and "
-            "stop; a model of this process is loaded for its chat template."
+            "--show-prompt", help="Print what the agent llm is asked first (system message, partner's words, tools) "
+            "and stop; a model of this process is loaded for its chat template."
         ),
     ] = False,
     max_requests: budget.MaxRequests = None,
@@ -248,6 +245,7 @@ def _measure(
     limits: Mapping[str, float | None],
 ) -> tuple[Evaluation, dict[str, Any]]:  # fmt: skip
     """Hold the conversations, and again for each file to write; return the evaluation and its figures as JSON."""
+    from chatgym.evaluation.recorder import Recorder
     from chatgym.training.provenance import commit
 
     if is_llm_agent(agent):
@@ -296,54 +294,6 @@ def _evaluate(
             recorder, task, conversations=conversations, seed=seed, llm=words, progress=done,
             wording_progress=lambda banks: show(0, {"wordings": banks}), deterministic=not sampled,
         )  # fmt: skip
-
-
-class Recorder:
-    """An agent that records its actions, so that the conversations of an evaluation can be held again."""
-
-    def __init__(self, agent: Agent) -> None:
-        """Wrap an agent; all other attributes are the agent's."""
-        self.agent, self.requires = agent, agent.requires
-        self.acts: list[Any] = []
-        self._exchanges: list[dict[str, Any]] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.agent, name)
-
-    def act(self, observations: Any, **how: Any) -> Any:
-        """Return the agent's actions, see `chatgym.agent.Agent`, and record them."""
-        acts = self.agent.act(observations, **how)
-        self.acts.append(acts)
-        return acts
-
-    def begin(self, keys: npt.NDArray[np.uint64]) -> None:
-        """Begin B conversations with these keys, uint64[B], if the agent has memory; keep what it was told before."""
-        self._exchanges = self.exchanges()
-        if hasattr(self.agent, "begin"):
-            self.agent.begin(keys)
-
-    def exchanges(self) -> list[dict[str, Any]]:
-        """Return all conversations as a language model saw them, see `chatgym_agents.llm.LLM.exchanges`; else none."""
-        held = getattr(self.agent, "exchanges", None)
-        return self._exchanges + (held() if held else [])
-
-    def conversations(self, turns: npt.NDArray[np.int64]) -> Iterable[int | str]:
-        """Return the actions of one conversation after the other.
-
-        Args:
-            turns: Turns of each conversation, int64[N]. An evaluation holds `ROWS` of them at a time, and calls the
-                agent until the last one has ended.
-        """
-        from chatgym.evaluation.rollouts import ROWS
-
-        calls = iter(self.acts)
-        for first in range(0, len(turns), ROWS):
-            lengths = turns[first : first + ROWS]
-            rows = [next(calls) for _ in range(int(lengths.max()))]
-            for row, length in enumerate(lengths.tolist()):
-                for turn in range(length):
-                    action = rows[turn][row]
-                    yield action if isinstance(action, str) else int(action)
 
 
 def _write_trace(path: Path, recorder: Recorder, result: Evaluation, task: Task, llm: Any) -> None:
