@@ -122,7 +122,6 @@ def compare_all(
 
     `model` says what the agent llm is. Its replies are recorded as `chatgym evaluate llm` records them.
     """
-    from chatgym.evaluation import compare
     from chatgym.evaluation.comparison_plot import draw_comparison
     from chatgym.storage import atomic
     from chatgym.storage.figures import check_picture
@@ -132,14 +131,44 @@ def compare_all(
     check_output(to.picture, "--picture", to.overwrite)
     model = model or LanguageModel()
     competitors = _competitors(names, scenario, changes, checkpoint, model, other_simulator)
-    models = [one.agent for one in competitors if is_llm_agent(one.agent)]
+    found, figures = _hold(competitors, conversations, seed, model)
+    with atomic.disk_space(to.picture, "free some, or draw elsewhere (--picture)"):
+        atomic.write_file(to.picture, lambda temporary: draw_comparison(found, temporary))
+    if to.returns is not None:
+        results.write_returns((one for agent in found.agents for one in agent.evaluations()), to.returns)
+    if to.as_json:
+        made = {one.name: provenance(one.name, one.agent, checkpoint) for one in competitors}
+        for name, told in figures:
+            made[name] |= {**told["agent"], "usage": told["usage"]}
+        print_json({**found.to_json(), "provenance": made, "commit": commit(), "picture": to.picture})
+        return
+    _print(found)
+    for _, told in figures:
+        llm_agent.print_report(told)
+    console().print(f"Picture: {to.picture}")
+
+
+def _hold(
+    competitors: Sequence[Competitor], conversations: int, seed: int, model: LanguageModel
+) -> tuple[Comparison, list[tuple[str, dict[str, Any]]]]:
+    """Hold the conversations; return the comparison, and name and figures of each language model.
+
+    Raises:
+        InvalidValue: `model` has options, but no competitor is a language model.
+        Unavailable: No reply of a language model could be used.
+    """
+    from chatgym.evaluation import compare
+
+    models: list[tuple[str, Task, Any]] = [
+        (one.name, one.task, one.agent) for one in competitors if is_llm_agent(one.agent)
+    ]
     if model.given and not models:
         raise InvalidValue("only a language model has --llm, --set, --out and limits; name llm among the agents")
     with contextlib.ExitStack() as stack:
-        for one in competitors:
-            if is_llm_agent(one.agent):
-                kept = _keep_answers(one, model)
-                stack.enter_context(budget.explain_interruption(one.agent.engine, kept))  # type: ignore[attr-defined]
+        for _, task, agent in models:
+            folder = model.out or llm_agent.folder_of(agent, task)
+            llm_agent.keep_answers(agent, folder, **model.limits)
+            stack.enter_context(budget.explain_interruption(agent.engine, f"the replies are kept in {folder}"))
         progress = stack.enter_context(progress_bar("compare", conversations * len(competitors), "conversations"))
         show, ended = progress or (lambda count, metrics: None), 0
 
@@ -148,34 +177,13 @@ def compare_all(
             ended = count
             show(count, {})
 
-        for agent in models:
-            agent.progress = lambda answers: show(ended, {"answers": answers})  # type: ignore[attr-defined]
+        for *_, agent in models:
+            agent.progress = lambda answers: show(ended, {"answers": answers})
         found = compare(competitors, conversations=conversations, seed=seed, progress=done)
-        figures = {id(agent): llm_agent.figures_of(agent, **model.limits) for agent in models}
-    if why := next(filter(None, (agent.why_wordless() for agent in models)), ""):  # type: ignore[attr-defined]
+        figures = [(name, llm_agent.figures_of(agent, **model.limits)) for name, _, agent in models]
+    if why := next(filter(None, (agent.why_wordless() for *_, agent in models)), ""):
         raise Unavailable(f"{why}. This is no measurement; `chatgym evaluate llm` keeps what it did")
-    with atomic.disk_space(to.picture, "free some, or draw elsewhere (--picture)"):
-        atomic.write_file(to.picture, lambda temporary: draw_comparison(found, temporary))
-    if to.returns is not None:
-        results.write_returns((one for agent in found.agents for one in agent.evaluations()), to.returns)
-    if to.as_json:
-        made: dict[str, Any] = {one.name: provenance(one.name, one.agent, checkpoint) for one in competitors}
-        for one in competitors:
-            if told := figures.get(id(one.agent)):
-                made[one.name] |= {**told["agent"], "usage": told["usage"]}
-        print_json({**found.to_json(), "provenance": made, "commit": commit(), "picture": to.picture})
-        return
-    _print(found)
-    for told in figures.values():
-        llm_agent.print_report(told)
-    console().print(f"Picture: {to.picture}")
-
-
-def _keep_answers(one: Competitor, model: LanguageModel) -> str:
-    """Let a language model's replies be recorded, and return where they are kept, in words."""
-    folder = model.out or llm_agent.folder_of(one.agent, one.task)
-    llm_agent.keep_answers(one.agent, folder, **model.limits)
-    return f"the replies are kept in {folder}"
+    return found, figures
 
 
 def _competitors(

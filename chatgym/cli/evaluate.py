@@ -149,7 +149,8 @@ def evaluate(
     again. Limits apply to its server, else to the partner's. See docs/sft.md for an example.
 
     With --compare, runs that differ only in their seed are taken as one agent; differences are to the first agent.
-    Intervals hold the variance of training if there are at least three seeds of an agent.
+    Intervals hold the variance of training if there are at least three seeds of an agent. --llm, --set, --out and the
+    limits are those of the agent llm among them.
 
     result.json, and --json, name agent, run, settings, seeds, versions and the git commit of the working directory. A
     file that is there, or the result of another evaluation, is only replaced with --overwrite.
@@ -165,6 +166,7 @@ def evaluate(
       chatgym evaluate runs/ppo --sampled
       chatgym evaluate runs/dqn --checkpoint best
       chatgym evaluate --compare runs/qlearning runs/dqn expert --picture scores.pdf --returns scores.csv
+      chatgym evaluate --compare llm expert --llm smollm2-135m --set max_new_tokens=32 --conversations 20
     """
     for path, flag in ((trace, "--trace"), (picture, "--picture"), (returns, "--returns")):
         check_output(path, flag, overwrite)
