@@ -520,7 +520,7 @@ def test_the_transcripts_of_a_training_are_not_replaced_by_those_of_an_evaluatio
     assert (trained / "transcripts.jsonl").read_bytes() == before
     assert chatgym("evaluate", trained, *FEW, "--out", "there").code == 0
     said = chatgym("evaluate", trained, *FEW, "--error-rate", "0.3", "--out", "there")
-    assert (said.code, "it differs in: error_rate (0.3, there not given), simulator" in said.err) == (2, True)
+    assert (said.code, "it differs in: error_rate (0.3, there 0.1), simulator" in said.err) == (2, True)
 
 
 def test_the_default_seed_is_that_of_evaluations() -> None:
