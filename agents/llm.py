@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from chatgym.agent import Interface, setting
 from chatgym.dynamics import rng
 from chatgym.engines import Engine, make_engine
-from chatgym.engines.chat import Message, Reply, chat
+from chatgym.engines.chat import Message, Reply, ask
 from chatgym.engines.spoken import ENOUGH, why_wordless, without_thoughts
 from chatgym.envs.codecs import Spoken
 from chatgym.errors import InvalidValue
@@ -39,6 +40,9 @@ class LLM(Scripted):
         engine: The model, opened when it is first asked.
         counts: Counts of replies by how they were handled: ``replies`` is all of them, ``empty`` had no words, ``cut``
             reached `max_new_tokens`, ``tool_calls`` called an act, ``unknown_tools`` called something else.
+        tokens: Tokens of all ``prompts`` and ``replies``; None if the engine doesn't state them.
+        seconds: Time spent waiting for the model.
+        tools: The tools that it is offered, in the form of OpenAI's API.
         progress: Called with the number of replies so far.
     """
 
@@ -63,13 +67,16 @@ class LLM(Scripted):
         """See `chatgym.agent.Agent`; the model is opened when it is first asked."""
         super().__init__(scenario, config, seed=seed)
         self.counts: Counter[str] = Counter()
+        self.tokens: dict[str, int | None] = {"prompts": 0, "replies": 0}
+        self.seconds = 0.0
         self.progress: Callable[[int], None] | None = None
         self._engine: Engine | None = None
-        self._tools = tools_of(scenario) if self.config.tools else []
+        self.tools = tools_of(scenario) if self.config.tools else []
         told = briefing(scenario, tools=self.config.tools)
         self._told: list[Message] = [{"role": "system", "content": told}] if self.config.briefing else []
         self._roots: npt.NDArray[np.uint64] = np.zeros(0, np.uint64)
         self._chats: list[list[Message]] = []
+        self._written: list[list[Reply]] = []
         self._called: list[str] = []  # the id of the tool call that the partner's next words answer, or ""
         self._turns: list[int] = []
 
@@ -94,7 +101,7 @@ class LLM(Scripted):
         """Begin B conversations with these keys, uint64[B], which decide the samples that are drawn."""
         with np.errstate(over="ignore"):
             self._roots = keys + np.uint64(self.seed)
-        self._chats = [[*self._told] for _ in keys]
+        self._chats, self._written = [[*self._told] for _ in keys], [[] for _ in keys]
         self._called, self._turns = [""] * len(keys), [0] * len(keys)
 
     def act(
@@ -114,7 +121,7 @@ class LLM(Scripted):
         if len(heard) != len(self._chats):
             self.begin(np.arange(len(heard), dtype=np.uint64))
         rows = [row for row, text in enumerate(heard) if text]
-        asked = [[*self._chats[row], self._heard(row, heard[row])] for row in rows]
+        asked = [self.prompt(row, heard[row]) for row in rows]
         seeds = [int(rng.bits(self._roots[row], self._turns[row], 0)) for row in rows]
         before, done = self.counts["replies"], set[int]()
 
@@ -123,13 +130,16 @@ class LLM(Scripted):
             if self.progress is not None:
                 self.progress(before + len(done))
 
-        replies = chat(
-            self.engine, asked, seeds=seeds, tools=self._tools, answered=answered, temperature=self.config.temperature,
+        began = time.monotonic()
+        replies = ask(
+            self.engine, asked, seeds=seeds, tools=self.tools, answered=answered, temperature=self.config.temperature,
             top_p=self.config.top_p, max_new_tokens=self.config.max_new_tokens,
         )  # fmt: skip
+        self.seconds += time.monotonic() - began
         said: list[str] = [""] * len(heard)
         for row, messages, reply in zip(rows, asked, replies, strict=True):
-            said[row], message = self._take(reply, f"call_{self._turns[row]}")
+            self._written[row].append(reply)
+            said[row], message = self._take(reply.said(), f"call_{self._turns[row]}")
             self._called[row] = message["tool_calls"][0]["id"] if "tool_calls" in message else ""
             self._chats[row] = [*messages, message]
             self._turns[row] += 1
@@ -144,8 +154,26 @@ class LLM(Scripted):
         return why_wordless(self.engine.identity, self.counts, remedy)
 
     def report(self) -> dict[str, Any]:
-        """Return the model's identity, the settings and `counts`, JSON-able."""
-        return {"model": self.engine.identity, **asdict(self.config), "counts": dict(sorted(self.counts.items()))}
+        """Return the model's identity, the settings, `counts` and `tokens`, JSON-able."""
+        counts = dict(sorted(self.counts.items()))
+        return {"model": self.engine.identity, **asdict(self.config), "counts": counts, "tokens": dict(self.tokens)}
+
+    def prompt(self, row: int, text: str) -> list[Message]:
+        """Return the messages that the model is asked with in a conversation when the partner has said `text`."""
+        return [*self._chats[row], self._heard(row, text)]
+
+    def exchanges(self) -> list[dict[str, Any]]:
+        """Return the B conversations since `begin` as the model saw them, JSON-able.
+
+        Returns:
+            Dicts with ``messages``, as in OpenAI's API; ``replies``, what the model wrote for each message of the
+            assistant, thoughts included, as `chatgym.engines.chat.Reply`; and ``tools``, if it was offered any.
+        """
+        tools = {"tools": self.tools} if self.tools else {}
+        return [
+            {"messages": messages, "replies": [asdict(reply) for reply in written], **tools}
+            for messages, written in zip(self._chats, self._written, strict=True)
+        ]
 
     def _heard(self, row: int, text: str) -> Message:
         """Return the partner's message: the result of the tool call, where one was made."""
@@ -154,10 +182,13 @@ class LLM(Scripted):
         return {"role": "user", "content": text}
 
     def _take(self, reply: Reply, call: str) -> tuple[str, dict[str, Any]]:
-        """Return the action of a reply, and its message for the history; update `counts`."""
+        """Return the action of a reply, and its message for the history; update `counts` and `tokens`."""
         text = clean(reply.text)[:MAX_CHARS]
         self.counts.update(["replies", *(["cut"] if reply.finish_reason == "length" else [])])
-        if not (self._tools and reply.calls):
+        for what, spent in (("prompts", reply.prompt_tokens), ("replies", reply.completion_tokens)):
+            before = self.tokens[what]
+            self.tokens[what] = None if before is None or spent is None else before + spent
+        if not (self.tools and reply.calls):
             if not text:
                 self.counts["empty"] += 1
                 return Spoken("", UNCLEAR_ACT), {"role": "assistant", "content": NOTHING}

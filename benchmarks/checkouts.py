@@ -25,7 +25,7 @@ import numpy as np
 from rich.progress import track
 
 HELD_OUT = Path(__file__).parent / "heldout"
-SLICES = ("find_slots", "NLU", "acts, 1,024 rows", "text, 16 rows", "server, 8 chats")
+SLICES = ("find_slots", "NLU", "acts, 1,024 rows", "text, 16 rows", "server, 8 chats", "transcripts, 20")
 MODEL = "smollm2-135m"
 CHAT = [{"role": "system", "content": "You listen."}, {"role": "user", "content": "I can't sleep before exams."}]
 
@@ -93,13 +93,25 @@ def server(scenario: str) -> Callable[[], object]:
     return lambda: list(pool.map(ask, range(8)))
 
 
+def transcripts(scenario: str) -> Callable[[], object]:
+    from chatgym_agents.scripted import Expert
+
+    from chatgym.envs.task import Task
+    from chatgym.evaluation.rollouts import converse
+
+    task = Task(scenario)
+    expert, env = Expert(task.find_scenario()), task.make_env(Expert.requires, llm="smollm2-135m-partner")
+    return lambda: [converse(expert, env, seed) for seed in range(20)]
+
+
 def work(scenario: str) -> None:
     """Do the slices that are named on standard input, and write how long each takes."""
     made = {}
     for line in sys.stdin:
         name = line.strip()
         if name not in made:
-            made[name] = dict(zip(SLICES, (find_slots, understand, acts, text, server), strict=True))[name](scenario)
+            makers = (find_slots, understand, acts, text, server, transcripts)
+            made[name] = dict(zip(SLICES, makers, strict=True))[name](scenario)
             made[name]()
         begun = time.perf_counter()
         made[name]()
@@ -144,6 +156,7 @@ def main() -> None:
     parser.add_argument("new", nargs="?", type=Path)
     parser.add_argument("--scenario", default="customer_service")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--only", choices=SLICES, help="one slice of work")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
@@ -154,7 +167,7 @@ def main() -> None:
         old = Checkout(options.old, options.scenario, Path(folder) / "old")
         new = Checkout(options.new, options.scenario, Path(folder) / "new")
         try:
-            for name in SLICES:
+            for name in [options.only] if options.only else SLICES:
                 ratios = sorted(rounds(old, new, name, options.rounds))
                 low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
                 print(f"{name:18} {statistics.median(ratios):.3f}  ({low:.3f} to {high:.3f})")

@@ -25,7 +25,7 @@ from chatgym import __version__, plugins
 from chatgym.agent import setting
 from chatgym.cli import SPINS, partner
 from chatgym.cli.app import app
-from chatgym.cli.evaluate import SEED, Recorder
+from chatgym.cli.evaluate import SEED
 from chatgym.cli.play import find_acts
 from chatgym.cli.show import WIDTH
 from chatgym.dynamics import trace
@@ -34,6 +34,7 @@ from chatgym.envs.task import Task
 from chatgym.errors import Unavailable
 from chatgym.evaluation import evaluate, evaluation, references, rollouts
 from chatgym.evaluation.audit_policies import ending_acts
+from chatgym.evaluation.recorder import Recorder
 from chatgym.scenarios.customer_service import SCENARIO
 from chatgym.storage import model_store
 from chatgym.training import Run
@@ -519,7 +520,7 @@ def test_the_transcripts_of_a_training_are_not_replaced_by_those_of_an_evaluatio
     assert (trained / "transcripts.jsonl").read_bytes() == before
     assert chatgym("evaluate", trained, *FEW, "--out", "there").code == 0
     said = chatgym("evaluate", trained, *FEW, "--error-rate", "0.3", "--out", "there")
-    assert (said.code, "it differs in: arguments, simulator" in said.err) == (2, True)
+    assert (said.code, "it differs in: error_rate (0.3, there 0.1), simulator" in said.err) == (2, True)
 
 
 def test_the_default_seed_is_that_of_evaluations() -> None:

@@ -30,6 +30,18 @@ def held(room, policy):
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
+def test_openings_are_those_of_the_same_conversations_and_change_nothing(name):
+    scenario = find_scenario(name)
+    noisy, clear = room_of(scenario, 300, error_rate=0.9), room_of(scenario, 300, error_rate=0.0)
+    noisy.begin()
+    clear.begin()
+    before = noisy.dump()
+    assert noisy.openings(error_rate=0.0).tobytes() == clear.belief.tobytes() != noisy.belief.tobytes()
+    assert noisy.openings(error_rate=0.9).tobytes() == noisy.belief.tobytes()
+    assert all(np.array_equal(array, before[field]) for field, array in noisy.dump().items())
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
 def test_the_clear_belief_is_the_belief_of_the_same_conversation_without_the_error_channel(name):
     scenario = find_scenario(name)
     noisy, clear = room_of(scenario, 500, error_rate=0.3), room_of(scenario, 500, error_rate=0.0)

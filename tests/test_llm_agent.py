@@ -124,7 +124,7 @@ def test_a_model_of_this_process_answers_by_its_chat_template(engine):
     with pytest.raises(InvalidValue, match="context"):  # the instructions are longer than this model's 256 tokens
         evaluate(agent, TASK, conversations=1, references=False)
     agent.config = LLM.Config(tools=True)
-    agent._tools = tools_of(SCENARIO)
+    agent.tools = tools_of(SCENARIO)
     with pytest.raises(InvalidValue, match="supports no tools"):
         evaluate(agent, TASK, conversations=1, references=False)
 

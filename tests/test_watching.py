@@ -488,7 +488,7 @@ def test_a_copy_of_a_run_is_no_further_seed(runs):
         (("--compare", "first", "expert", "--picture", "nowhere/p.png"), "make it first"),
         (("--compare", "first", "expert", "--picture", "p.jpg"), "end its name with .png, .pdf or .svg"),
         (("--compare", "first", "expert", "--picture", "p"), "end its name with .png, .pdf or .svg"),
-        (("--compare", "first", "expert", "--trace", "t.jsonl"), "leave out --llm, --partner"),
+        (("--compare", "first", "expert", "--trace", "t.jsonl"), "leave out --partner"),
         (("first", "expert"), "chatgym evaluate --compare first expert"),
         (("first", "--picture", "p.png"), "only a comparison takes several, and --picture"),
     ],

@@ -13,6 +13,9 @@ from chatgym.errors import BudgetSpent, InvalidValue, Unfinished
 
 if TYPE_CHECKING:
     from chatgym.engines import Engine
+    from chatgym.engines.budget import Limits
+
+PROMPT, COMPLETION = "prompt_price", "completion_price"
 
 MaxRequests = Annotated[
     int | None, typer.Option(min=0, metavar="N", help="Most requests to a server.", show_default="none")
@@ -73,6 +76,23 @@ def usage(engine: Any) -> dict[str, Any] | None:
     """Return this process's usage of the engine's server; None if it has none."""
     server = _server(engine)
     return None if server is None else dataclasses.asdict(server.usage)
+
+
+def take_prices(engine: Any, **limits: float | None) -> Limits:
+    """Set the limits of an engine, as `limit`, but let a model without a server have prices, too.
+
+    Returns:
+        The prices of the engine's tokens: those of its server, else those among `limits`.
+    """
+    from chatgym.engines.budget import Limits
+
+    server = _server(engine)
+    if server is not None:
+        limit(engine, **limits)
+        return server.settings  # type: ignore[no-any-return]
+    prices = Limits(prompt_price=limits.pop(PROMPT, None) or 0.0, completion_price=limits.pop(COMPLETION, None) or 0.0)
+    limit(engine, **limits)
+    return prices
 
 
 @contextlib.contextmanager

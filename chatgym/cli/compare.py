@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chatgym.cli import results
+from chatgym.cli import budget, llm_agent, results
 from chatgym.cli.options import check_output, print_json
-from chatgym.cli.tasks import reweighted
+from chatgym.cli.tasks import described, reweighted
 from chatgym.cli.terminal import console, percent, progress_bar, table
-from chatgym.errors import InvalidValue, unknown
+from chatgym.errors import InvalidValue, Unavailable, unknown
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,6 +31,28 @@ class Outputs:
     returns: Path | None = None
     overwrite: bool = False
     as_json: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+    """The language model among the agents of a comparison: the options of the agent llm.
+
+    Attributes:
+        llm: The model; None: its default.
+        settings: Its settings, each ``"name=value"``.
+        out: The folder of its replies; None: see `chatgym.cli.llm_agent.folder_of`.
+        limits: See `chatgym.cli.llm_agent.keep_answers`.
+    """
+
+    llm: str | None = None
+    settings: Sequence[str] = ()
+    out: Path | None = None
+    limits: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
+
+    @property
+    def given(self) -> bool:
+        """Whether any option is given."""
+        return bool(self.settings) or {self.llm, self.out, *self.limits.values()} != {None}
 
 
 def find_agent_and_task(
@@ -93,10 +116,12 @@ def is_llm_agent(agent: Any) -> bool:
 
 def compare_all(
     names: Sequence[str], scenario: str | None, changes: Mapping[str, Any], conversations: int, seed: int, to: Outputs,
-    checkpoint: str = "last", *, other_simulator: bool = False,
+    checkpoint: str = "last", model: LanguageModel | None = None, *, other_simulator: bool = False,
 ) -> None:  # fmt: skip
-    """Compare runs and agents, draw the picture, and print the tables or JSON."""
-    from chatgym.evaluation import compare
+    """Compare runs and agents, draw the picture, and print the tables or JSON.
+
+    `model` says what the agent llm is. Its replies are recorded as `chatgym evaluate llm` records them.
+    """
     from chatgym.evaluation.comparison_plot import draw_comparison
     from chatgym.storage import atomic
     from chatgym.storage.figures import check_picture
@@ -104,26 +129,69 @@ def compare_all(
 
     check_picture(to.picture)
     check_output(to.picture, "--picture", to.overwrite)
-    competitors = _competitors(names, scenario, changes, checkpoint, other_simulator)
-    with progress_bar("compare", conversations * len(competitors), "conversations") as progress:
-        show = progress or (lambda count, metrics: None)
-        found = compare(competitors, conversations=conversations, seed=seed, progress=lambda count: show(count, {}))
+    model = model or LanguageModel()
+    competitors = _competitors(names, scenario, changes, checkpoint, model, other_simulator)
+    found, figures = _hold(competitors, conversations, seed, model)
     with atomic.disk_space(to.picture, "free some, or draw elsewhere (--picture)"):
         atomic.write_file(to.picture, lambda temporary: draw_comparison(found, temporary))
     if to.returns is not None:
         results.write_returns((one for agent in found.agents for one in agent.evaluations()), to.returns)
     if to.as_json:
         made = {one.name: provenance(one.name, one.agent, checkpoint) for one in competitors}
+        for name, told in figures:
+            made[name] |= {**told["agent"], "usage": told["usage"]}
         print_json({**found.to_json(), "provenance": made, "commit": commit(), "picture": to.picture})
         return
     _print(found)
+    for _, told in figures:
+        llm_agent.print_report(told)
     console().print(f"Picture: {to.picture}")
 
 
+def _hold(
+    competitors: Sequence[Competitor], conversations: int, seed: int, model: LanguageModel
+) -> tuple[Comparison, list[tuple[str, dict[str, Any]]]]:
+    """Hold the conversations; return the comparison, and name and figures of each language model.
+
+    Raises:
+        InvalidValue: `model` has options, but no competitor is a language model.
+        Unavailable: No reply of a language model could be used.
+    """
+    from chatgym.evaluation import compare
+
+    models: list[tuple[str, Task, Any]] = [
+        (one.name, one.task, one.agent) for one in competitors if is_llm_agent(one.agent)
+    ]
+    if model.given and not models:
+        raise InvalidValue("only a language model has --llm, --set, --out and limits; name llm among the agents")
+    with contextlib.ExitStack() as stack:
+        for _, task, agent in models:
+            folder = model.out or llm_agent.folder_of(agent, task)
+            llm_agent.keep_answers(agent, folder, **model.limits)
+            stack.enter_context(budget.explain_interruption(agent.engine, f"the replies are kept in {folder}"))
+        progress = stack.enter_context(progress_bar("compare", conversations * len(competitors), "conversations"))
+        show, ended = progress or (lambda count, metrics: None), 0
+
+        def done(count: int) -> None:
+            nonlocal ended
+            ended = count
+            show(count, {})
+
+        for *_, agent in models:
+            agent.progress = lambda answers: show(ended, {"answers": answers})
+        found = compare(competitors, conversations=conversations, seed=seed, progress=done)
+        figures = [(name, llm_agent.figures_of(agent, **model.limits)) for name, _, agent in models]
+    if why := next(filter(None, (agent.why_wordless() for *_, agent in models)), ""):
+        raise Unavailable(f"{why}. This is no measurement; `chatgym evaluate llm` keeps what it did")
+    return found, figures
+
+
 def _competitors(
-    names: Sequence[str], scenario: str | None, changes: Mapping[str, Any], checkpoint: str, other_simulator: bool
-) -> list[Competitor]:
+    names: Sequence[str], scenario: str | None, changes: Mapping[str, Any], checkpoint: str, model: LanguageModel,
+    other_simulator: bool,
+) -> list[Competitor]:  # fmt: skip
     """Return the runs and agents; an agent that needs no training takes part in every task of the runs."""
+    from chatgym import plugins
     from chatgym.evaluation import Competitor
     from chatgym.training import Run
 
@@ -142,8 +210,10 @@ def _competitors(
         if name in runs:
             competitors.append(Competitor(name, *runs[name], Run.open(name).config))
         else:
+            own: Any = {"settings": model.settings, "llm": model.llm}
+            own = own if name in plugins.load().agents and is_llm_agent(plugins.load().agents[name]) else {}
             for task in tasks.values():
-                agent, _ = find_agent_and_task(name, task.scenario, {})
+                agent, _ = find_agent_and_task(name, task.scenario, {}, **own)
                 competitors.append(Competitor(name, agent, task, {"agent": name}))
     return competitors
 
@@ -254,7 +324,7 @@ def _failures(found: Comparison, name: str) -> Table:
 
 def _notes(found: Comparison) -> str:
     """Return the notes below the tables: tasks, seeds and terms."""
-    tasks = [", ".join([name, *task.describe_arguments()]) for name, task in found.tasks.items()]
+    tasks = [described(task, found.agents[0].runs[name][0]) for name, task in found.tasks.items()]
     seeds = f"test seeds {found.seed} to {found.seed + found.conversations - 1}"
     single = ", ".join(found.without_variance)
     lacking = f"the variance of training is missing for {single}: train at least three seeds of each agent\n"

@@ -13,19 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from chatgym.cli import budget, llm_agent, results
-from chatgym.cli.compare import Outputs, compare_all, find_agent_and_task, is_llm_agent
+from chatgym.cli.compare import LanguageModel, Outputs, compare_all, find_agent_and_task, is_llm_agent
 from chatgym.cli.options import PARTNER, AsJson, Overwrite, RewardWeight, check_output, print_json
-from chatgym.cli.tasks import read_weights
+from chatgym.cli.tasks import described, read_weights
 from chatgym.cli.terminal import console, measures, percent, progress_bar, table
 from chatgym.errors import InvalidValue, Unavailable
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from chatgym.agent import Agent
     from chatgym.envs.task import Task
     from chatgym.evaluation import Evaluation
+    from chatgym.evaluation.recorder import Recorder
 
 SEED = 0  # chatgym.evaluation.evaluation.EVALUATION_SEED, which isn't imported for --help
 
@@ -110,10 +107,18 @@ def evaluate(
         typer.Option(
             metavar="FOLDER",
             file_okay=False,
-            help="Folder for result.json and transcripts.jsonl; for the agent llm also calls.sqlite, its replies.",
+            help="Folder for result.json and transcripts.jsonl; for the agent llm also messages.jsonl (all that it was "
+            "told and wrote) and calls.sqlite (its replies).",
             show_default="none; for the agent llm evaluations/MODEL-SCENARIO",
         ),
     ] = None,
+    show_prompt: Annotated[
+        bool,
+        typer.Option(
+            "--show-prompt", help="Print what the agent llm is asked first (system message, partner's words, tools) "
+            "and stop; a model of this process is loaded for its chat template."
+        ),
+    ] = False,
     max_requests: budget.MaxRequests = None,
     max_tokens: budget.MaxTokens = None,
     max_cost: budget.MaxCost = None,
@@ -144,7 +149,8 @@ def evaluate(
     again. Limits apply to its server, else to the partner's. See docs/sft.md for an example.
 
     With --compare, runs that differ only in their seed are taken as one agent; differences are to the first agent.
-    Intervals hold the variance of training if there are at least three seeds of an agent.
+    Intervals hold the variance of training if there are at least three seeds of an agent. --llm, --set, --out and the
+    limits are those of the agent llm among them.
 
     result.json, and --json, name agent, run, settings, seeds, versions and the git commit of the working directory. A
     file that is there, or the result of another evaluation, is only replaced with --overwrite.
@@ -160,6 +166,7 @@ def evaluate(
       chatgym evaluate runs/ppo --sampled
       chatgym evaluate runs/dqn --checkpoint best
       chatgym evaluate --compare runs/qlearning runs/dqn expert --picture scores.pdf --returns scores.csv
+      chatgym evaluate --compare llm expert --llm smollm2-135m --set max_new_tokens=32 --conversations 20
     """
     for path, flag in ((trace, "--trace"), (picture, "--picture"), (returns, "--returns")):
         check_output(path, flag, overwrite)
@@ -171,13 +178,16 @@ def evaluate(
         "completion_price": completion_price,
     }  # fmt: skip
     if compare:
-        if sampled or (llm, partner, trace, out, settings) != (None,) * 5 or set(limits.values()) != {None}:
+        if sampled or show_prompt or (partner, trace) != (None, None):
             raise InvalidValue(
-                "a comparison generates no words and takes each agent's best acts: leave out --llm, --partner, --set, "
-                "--sampled, --trace, --out and the limits, or evaluate one by one"
+                "a comparison words no partner and takes each agent's best acts: leave out --partner, --sampled, "
+                "--trace and --show-prompt, or evaluate one by one"
             )
         to = Outputs(picture or Path("compare.png"), returns, overwrite, as_json)
-        compare_all(what, scenario, changes, conversations, seed, to, checkpoint.value, other_simulator=other_simulator)
+        model = LanguageModel(llm, settings or (), out, limits)
+        compare_all(
+            what, scenario, changes, conversations, seed, to, checkpoint.value, model, other_simulator=other_simulator
+        )
         return
     if len(what) > 1 or picture is not None:
         raise InvalidValue(
@@ -187,19 +197,24 @@ def evaluate(
         what[0], scenario, changes, settings or (), llm, checkpoint.value, other_simulator=other_simulator
     )
     if not is_llm_agent(agent):
+        if show_prompt:
+            raise InvalidValue(f"{what[0]} is no language model that is prompted; evaluate llm --show-prompt")
         if llm is not None and partner is not None:
             raise InvalidValue(f"{what[0]} is no language model: --llm and --partner mean the same; leave out one")
         partner = llm if partner is None else partner
     words = budget.open_engine(partner, **({} if is_llm_agent(agent) else limits))
+    if show_prompt:
+        llm_agent.print_prompt(agent, task, seed, words or "template", as_json)
+        return
     if is_llm_agent(agent):
-        out = llm_agent.keep_answers(agent, task, out, **limits)
+        out = out or llm_agent.folder_of(agent, task)
     given = "template" if partner == "template" else words
     about = results.about(
         what[0], agent, task, checkpoint=checkpoint.value, conversations=conversations, seed=seed, partner=partner,
         sampled=sampled,
     )  # fmt: skip
     results.check_folder(out, about, overwrite)
-    result, figures = _measure(what[0], agent, task, given, about, trace, out)
+    result, figures = _measure(what[0], agent, task, given, about, trace, out, limits)
     if returns is not None:
         results.write_returns([(what[0], task.scenario, result)], returns)
     if why := getattr(agent, "why_wordless", str)():
@@ -211,20 +226,33 @@ def evaluate(
     label = f"always {act}" if act else what[0] + (" (best)" if checkpoint.value == "best" else "")
     _print(result, label, task)
     if is_llm_agent(agent):
-        llm_agent.print_report(figures["agent"])
+        llm_agent.print_report(figures)
+    _print_files(out, trace)
+
+
+def _print_files(out: Path | None, trace: Path | None) -> None:
+    """Print what was written, and which commands read it."""
     if out is not None:
         console().print(f"\nFolder: {out} ({', '.join(sorted(path.name for path in out.iterdir()))})")
+        console().print(
+            f"`chatgym show {shlex.quote(str(out))} N` prints a conversation, with what was heard and believed"
+        )
     if trace is not None:
         replay = f"chatgym replay {shlex.quote(str(trace))}"
         console().print(f"\nTrace: {trace}; `{replay}` replays it and compares every word")
 
 
 def _measure(
-    what: str, agent: Any, task: Task, words: Any, about: dict[str, Any], trace: Path | None, out: Path | None
+    what: str, agent: Any, task: Task, words: Any, about: dict[str, Any], trace: Path | None, out: Path | None,
+    limits: Mapping[str, float | None],
 ) -> tuple[Evaluation, dict[str, Any]]:  # fmt: skip
     """Hold the conversations, and again for each file to write; return the evaluation and its figures as JSON."""
+    from chatgym.evaluation.recorder import Recorder
     from chatgym.training.provenance import commit
 
+    if is_llm_agent(agent):
+        assert out is not None
+        llm_agent.keep_answers(agent, out, **limits)
     recorder: Any = Recorder(agent)
     engine = agent.engine if is_llm_agent(agent) else words if words != "template" else None
     kept = f"the replies are kept in {out}" if is_llm_agent(agent) else "the utterances generated so far are kept"
@@ -232,7 +260,8 @@ def _measure(
         result = _evaluate(what, recorder, task, about["conversations"], about["seed"], words, about["sampled"])
         figures = {**about, "commit": commit(), **result.to_json()}
         if is_llm_agent(agent):
-            figures |= {"agent": {**about["agent"], **agent.report()}, "usage": budget.usage(engine)}
+            figures |= llm_agent.figures_of(agent, **limits)
+            figures["agent"] = {**about["agent"], **figures["agent"]}
         if trace is not None:
             _write_trace(trace, recorder, result, task, words or "template")
         if out is not None:
@@ -267,42 +296,6 @@ def _evaluate(
             recorder, task, conversations=conversations, seed=seed, llm=words, progress=done,
             wording_progress=lambda banks: show(0, {"wordings": banks}), deterministic=not sampled,
         )  # fmt: skip
-
-
-class Recorder:
-    """An agent that records its actions, so that the conversations of an evaluation can be held again."""
-
-    def __init__(self, agent: Agent) -> None:
-        """Wrap an agent; all other attributes are the agent's."""
-        self.agent, self.requires = agent, agent.requires
-        self.acts: list[Any] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.agent, name)
-
-    def act(self, observations: Any, **how: Any) -> Any:
-        """Return the agent's actions, see `chatgym.agent.Agent`, and record them."""
-        acts = self.agent.act(observations, **how)
-        self.acts.append(acts)
-        return acts
-
-    def conversations(self, turns: npt.NDArray[np.int64]) -> Iterable[int | str]:
-        """Return the actions of one conversation after the other.
-
-        Args:
-            turns: Turns of each conversation, int64[N]. An evaluation holds `ROWS` of them at a time, and calls the
-                agent until the last one has ended.
-        """
-        from chatgym.evaluation.rollouts import ROWS
-
-        calls = iter(self.acts)
-        for first in range(0, len(turns), ROWS):
-            lengths = turns[first : first + ROWS]
-            rows = [next(calls) for _ in range(int(lengths.max()))]
-            for row, length in enumerate(lengths.tolist()):
-                for turn in range(length):
-                    action = rows[turn][row]
-                    yield action if isinstance(action, str) else int(action)
 
 
 def _write_trace(path: Path, recorder: Recorder, result: Evaluation, task: Task, llm: Any) -> None:
@@ -354,14 +347,13 @@ def _print(result: Evaluation, what: str, task: Task) -> None:
     if result.wording is not None and result.wording["candidates"]:
         out.print()
         out.print(table(("wording", ""), _figures(result.wording), (1,)))
-    arguments = "".join(f", {words}" for words in task.describe_arguments())
     scale = result.scale
     why = scale.why_no_score if scale else ""
     scored = f"{scale.references.zero} is 0, the expert 100, in the same conversations" if scale else ""
     if task.find_scenario().outcomes[-1] in result.outcomes:
         scored += "; a conversation that is cut off counts as given up"
     out.print(
-        f"\n{count:,} conversations of {task.scenario}{arguments}; {result.split} seeds {result.seed} to "
+        f"\n{count:,} conversations of {described(task, result)}; {result.split} seeds {result.seed} to "
         f"{result.seed + count - 1}; "
         f"score: {f'n/a, {why}' if why else scored}"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from chatgym.envs.task import Task
     from chatgym.evaluation import Evaluation
 
-RESULT, TRANSCRIPTS = "result.json", "transcripts.jsonl"
+RESULT, TRANSCRIPTS, MESSAGES = "result.json", "transcripts.jsonl", "messages.jsonl"
 
 
 def about(
@@ -50,7 +50,7 @@ def check_folder(folder: Path | None, settings: Mapping[str, Any], overwrite: bo
         raise InvalidValue(f"{folder / TRANSCRIPTS} is no transcript of an evaluation; {remedy}")
     try:
         found: Any = json.loads((folder / RESULT).read_bytes())
-        differing = [key for key, value in settings.items() if not _same(found[key], value)]
+        differing = [words for key, value in settings.items() for words in _differences(key, found[key], value)]
     except (ValueError, LookupError, TypeError):
         raise InvalidValue(f"{folder / RESULT} doesn't say which evaluation it is of; {remedy}") from None
     if differing:
@@ -67,8 +67,23 @@ def write_returns(evaluations: Iterable[tuple[str, str, Evaluation]], path: Path
         write_returns(evaluations, path)
 
 
-def _same(found: Any, value: Any) -> bool:
-    """Return whether a field has the value; a model's report on its replies may stand in the same object."""
-    if isinstance(value, Mapping):
-        return isinstance(found, Mapping) and all(_same(found.get(key), inner) for key, inner in value.items())
-    return bool(found == value)
+def _differences(name: str, found: Any, value: Any) -> Iterator[str]:
+    """Yield where a field of a result differs from a value, such as ``"temperature (0.7, there 0.0)"``.
+
+    A model's report on its replies may stand in the same object as its settings.
+    """
+    if isinstance(found, Mapping) and isinstance(value, Mapping):
+        names = {**value, **(found if name == "arguments" else {})}  # those that are left out are the scenario's own
+        for key in names:
+            yield from _differences(key, found.get(key), value.get(key))
+    elif found != value:
+        yield name if _is_hash(found) or _is_hash(value) else f"{name} ({_in_words(value)}, there {_in_words(found)})"
+
+
+def _is_hash(value: Any) -> bool:
+    """Return whether a value is a SHA-256, which tells nobody anything."""
+    return isinstance(value, str) and len(value) == 64 and not value.strip("0123456789abcdef")
+
+
+def _in_words(value: Any) -> str:
+    return "not given" if value is None else str(value)

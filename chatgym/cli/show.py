@@ -158,7 +158,7 @@ def _print_one(found: Recordings, held: Recording) -> None:
     believed: str | None = None
     for turn in held.turns:
         if turn.number:
-            _add_agent(grid, turn, agent, found)
+            _add_agent(grid, turn, agent, found, believed)
         _add_partner(grid, turn, partner, believed)
         believed = turn.belief
     grid.add_row()
@@ -174,15 +174,19 @@ def _print_one(found: Recordings, held: Recording) -> None:
         out.print(f"\nBeliefs are missing: {found.lacks}")
 
 
-def _add_agent(grid: Any, turn: Turn, role: str, found: Recordings) -> None:
-    """Add what the agent said to the table, how it was understood, and its reward."""
+def _add_agent(grid: Any, turn: Turn, role: str, found: Recordings, believed: str | None) -> None:
+    """Add what the agent said to the table, how it was understood, and its reward.
+
+    Where its words are about something that the partner told, the value that counts is the one `believed`, not theirs.
+    """
     from rich.text import Text
 
     line = Text(turn.agent_text)
     line.append(f"  ({turn.agent_act})", style="dim")
     grid.add_row(str(turn.number), Text(role, style="bold green"), line)
     if turn.understood is not None and turn.understood != turn.agent_text:
-        grid.add_row("", "understood", turn.understood)
+        about = turn.understood.startswith("about ") and believed
+        grid.add_row("", "understood", f"{turn.understood}, as believed: {believed}" if about else turn.understood)
     if turn.expert_act not in (None, turn.agent_act):
         grid.add_row("", Text("expert", style="yellow"), Text(f"{turn.expert_act} instead of {turn.agent_act}"))
     if turn.reward is not None:

@@ -11,6 +11,7 @@ from chatgym.errors import InvalidValue, unknown
 
 if TYPE_CHECKING:
     from chatgym.envs.task import Task
+    from chatgym.evaluation import Evaluation
 
 TASK_OPTIONS = ("scenario", "error_rate", "max_turns", "reward_weight")
 
@@ -100,6 +101,14 @@ def effective(task: Task) -> dict[str, Any]:
     weights = {**room.reward_weights, **task.arguments.get("reward_weights", {})}
     values = (task.scenario, room.error_rate, room.max_turns, weights)
     return dict(zip(TASK_OPTIONS, values, strict=True))
+
+
+def described(task: Task, result: Evaluation) -> str:
+    """Return the task of an evaluation in words: scenario, error rate, and the other arguments that were given."""
+    rate = {"error_rate": result.identity["error_model"]["rate"]}
+    return ", ".join(
+        [task.scenario, *dataclasses.replace(task, arguments={**rate, **task.arguments}).describe_arguments()]
+    )
 
 
 def check_agrees(given: Mapping[str, Any], there: Mapping[str, Any], origin: str, remedy: str) -> None:

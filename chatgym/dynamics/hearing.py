@@ -82,12 +82,7 @@ def _loops(note: Any, hear: Any, misled: Any) -> dict[str, Any]:
 
 def opening(room: ChatRoom) -> npt.NDArray[Any]:
     """Return the beliefs with which a room's conversations begin if the first utterance is heard right, records[B]."""
-    scenario, size = room.scenario, room.size
-    belief = room.belief.copy()  # with `max_turns`, which isn't the scenario's
-    hidden, said = np.zeros(size, scenario.hidden), np.zeros(size, scenario.said)
-    turns, outcomes = np.zeros(size, np.int64), np.zeros(size, np.int64)
-    kernels(scenario).start(np.ones(size, bool), room.keys, turns, hidden, belief, said, outcomes, 0.0)
-    return belief
+    return room.openings(error_rate=0.0)
 
 
 def facts(scenario: Scenario) -> tuple[str, ...]:

@@ -262,6 +262,14 @@ class ChatRoom:
             where, self.keys, self.turns, self.hidden, self.belief, self.said, self.outcomes, self.error_rate
         )
 
+    def openings(self, error_rate: float) -> npt.NDArray[Any]:
+        """Return the beliefs with which the rows' conversations begin at an error rate, records[B]."""
+        belief = self.belief.copy()  # with `max_turns`, which isn't the scenario's
+        hidden, said = np.zeros_like(self.hidden), np.zeros_like(self.said)
+        turns, outcomes = np.zeros_like(self.turns), np.zeros_like(self.outcomes)
+        self._kernels.start(self._all, self.keys, turns, hidden, belief, said, outcomes, error_rate)
+        return belief
+
     def step(
         self,
         acts: npt.NDArray[np.int64],

@@ -143,9 +143,15 @@ class Budget:
 
 def tokens_used(answer: Any, otherwise: tuple[int, int]) -> tuple[int, int]:
     """Return the tokens of prompt and completion that a server's answer reports, or `otherwise` if it doesn't."""
+    prompt, completion = stated_tokens(answer)
+    return otherwise if prompt is None or completion is None else (prompt, completion)
+
+
+def stated_tokens(answer: Any) -> tuple[int, int] | tuple[None, None]:
+    """Return the tokens of prompt and completion that a server's answer reports; (None, None) if it doesn't."""
     usage = answer.get("usage") if isinstance(answer, dict) else None
     if isinstance(usage, dict):
         prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
         if isinstance(prompt, int) and isinstance(completion, int):
             return prompt, completion
-    return otherwise
+    return None, None

@@ -50,11 +50,14 @@ class Reply:
         text: The reply's words; empty if there are none, or the model refuses. Lone surrogates are replaced.
         calls: The tool calls.
         finish_reason: ``"stop"``, ``"length"``, or another reason that a server states.
+        prompt_tokens, completion_tokens: Tokens of the prompt and of what the model wrote; None if nobody states them.
     """
 
     text: str
     calls: tuple[ToolCall, ...] = ()
     finish_reason: str = "stop"
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "text", valid(self.text))
@@ -151,18 +154,38 @@ def ask(
             "tools out"
         )
     opened = engine.opened() if isinstance(engine, LazyEngine) else engine
-    tokenizer = getattr(opened, "tokenizer", None)
-    prompts = [_prompt(tokenizer, _plain(tokenizer, messages)) for messages in chats]
+    prompts = [written_prompt(opened, messages) for messages in chats]
     made: list[Reply] = []
     for first in range(0, len(prompts), TOGETHER):
         part = slice(first, first + TOGETHER)
         given = [_given(opened, prompt) for prompt in prompts[part]]
-        for completion in opened.generate(given, seeds=seeds[part], stop=(END,), **sampling):
-            begun = opened_thought(prompts[len(made)])
-            made.append(Reply(begun + completion.text, (), completion.finish_reason))
+        completions = opened.generate(given, seeds=seeds[part], stop=(END,), **sampling)
+        for prompt, completion in zip(given, completions, strict=True):
+            text, why = opened_thought(prompts[len(made)]) + completion.text, completion.finish_reason
+            made.append(Reply(text, (), why, count_tokens(opened, prompt), len(completion.tokens)))
             if answered is not None:
                 answered(len(made) - 1, made[-1])
     return made
+
+
+def written_prompt(engine: Any, messages: Sequence[Message]) -> str:
+    """Return the text that a model of this process continues with its reply to `messages`, by its chat template.
+
+    It may hold stand-ins for turn marks that somebody wrote (`Marks.shield`).
+
+    Raises:
+        InvalidValue: The template refuses the messages.
+    """
+    tokenizer = getattr(engine, "tokenizer", None)
+    return _prompt(tokenizer, _plain(tokenizer, messages))
+
+
+def count_tokens(engine: Any, prompt: str | Sequence[int]) -> int | None:
+    """Return the number of a prompt's tokens; None if the engine has no tokenizer."""
+    if not isinstance(prompt, str):
+        return len(prompt)
+    tokenizer = getattr(engine, "tokenizer", None)
+    return None if tokenizer is None else len(tokenizer(prompt)["input_ids"])
 
 
 def _plain(tokenizer: Any, messages: Sequence[Message]) -> list[dict[str, Any]]:

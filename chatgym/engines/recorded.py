@@ -214,4 +214,5 @@ def _completion(value: Any) -> Completion:
 
 
 def _reply(value: Any) -> Reply:
-    return Reply(value["text"], tuple(ToolCall(**call) for call in value["calls"]), value["finish_reason"])
+    tokens = value.get("prompt_tokens"), value.get("completion_tokens")  # records from before have none
+    return Reply(value["text"], tuple(ToolCall(**call) for call in value["calls"]), value["finish_reason"], *tokens)

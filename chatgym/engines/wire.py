@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from chatgym.engines.budget import tokens_used
+from chatgym.engines.budget import stated_tokens, tokens_used
 from chatgym.engines.chat import Reply, ToolCall
 from chatgym.engines.protocol import UNKNOWN_TOKEN, Completion
 from chatgym.engines.spoken import text_of, without_thoughts
@@ -140,7 +140,7 @@ def replied(job: Job, answer: Any) -> Reply:
     thought = text_of(next(filter(None, map(message.get, THOUGHTS)), None))
     if thought and not text.strip() and why == "length":
         text = f"<think>{thought}"
-    return Reply(text, tuple(calls), why)
+    return Reply(text, tuple(calls), why, *stated_tokens(answer))
 
 
 def sampled(job: Job, answer: Any) -> tuple[list[int], list[float]]:

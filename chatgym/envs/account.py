@@ -141,6 +141,8 @@ class Account:
 
 def _apart(one: Any, other: Any) -> set[str]:
     """Return the fields in which two records, [1], differ."""
+    if one.tobytes() == other.tobytes():  # nearly always, and much faster than field by field
+        return set()
     return {name for name in one.dtype.names if not np.array_equal(one[name], other[name])}
 
 
