@@ -95,6 +95,13 @@ PAIRS = {
     "ShareGPT": {"conversations": human("Hi"), "chosen": human("", "Hello!")[1], "rejected": human("", "Bye.")[1]},
     "Orca": {"system": "", "question": "Hi", "chosen": "Hello!", "rejected": "Bye."},
     "Alpaca": {"instruction": "Hi", "input": "", "chosen": "Hello!", "rejected": "Bye."},
+    "nulls": {
+        **dict.fromkeys(("messages", "system", "input", "kind", "group", "prompt_id")),
+        "prompt": HI,
+        "chosen": ASKED,
+        "rejected": BYE,
+    },
+    "columns of our names": {"prompt": "Hi", "chosen": "Hello!", "rejected": "Bye.", "kind": 3, "group": [1]},
     "message keys": {"prompt": HI, "chosen": [ASKED[1] | {"score": 3}], "rejected": BYE[1:], "margin": 1.5},
 }
 
@@ -105,6 +112,12 @@ def test_a_pair_in_a_usual_form_is_taken(form, tmp_path):
     (pair,) = read_pairs(tmp_path / "pairs.jsonl")
     assert (pair.better, pair.worse) == (ASKED, BYE)
     assert pair.group == ("abc" if form.startswith("ultra") else "line 1")  # pairs of one prompt stay together
+
+
+def test_an_empty_last_answer_of_a_transcript_is_an_answer(tmp_path):
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(HH | {"rejected": "\n\nHuman: Hi\n\nAssistant:"}) + "\n")
+    (pair,) = read_pairs(tmp_path / "pairs.jsonl")
+    assert (pair.better, pair.worse) == (ASKED, said("Hi", ""))
 
 
 def test_strings_without_a_prompt_are_the_assistants(tmp_path):

@@ -127,6 +127,56 @@ def plain_logits(policy, ids):
         return policy.causal(torch.tensor([ids])).logits[0].float()
 
 
+# -- Rewards ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_reward_model_has_a_weight_in_training_and_may_stand_alone(base, monkeypatch):
+    held, steps, weigh = [], [], Learner.weigh
+    monkeypatch.setattr(
+        Learner, "weigh", lambda self, conversations: held.extend(conversations) or weigh(self, conversations)
+    )
+
+    def maker(size, **overrides):
+        envs = TASK.make_envs(PPO.requires, size, **overrides)
+        step = envs.step
+
+        def recorded(*args, **kwargs):
+            found = step(*args, **kwargs)
+            steps.append({name: one.copy() for name, one in found[-1]["reward_terms"].items()})
+            return found
+
+        envs.step = recorded
+        return envs
+
+    own = TASK.find_scenario().reward_terms
+    cases = [
+        ({}, own, 0.05),
+        ({"reward_model_weight": 0.5}, own, 0.5),
+        ({"task_reward": False}, {}, 1.0),
+        ({"task_reward": False, "reward_model_weight": 2}, {}, 2.0),
+    ]
+    for settings, weights, weight in cases:
+        held.clear()
+        steps.clear()
+        lines = []
+        agent = agent_of(base, reward_model="default", **settings)
+        agent.learn(maker, 1, lambda turns, metrics, lines=lines: lines.append(metrics))
+        assert any(terms["reward_model"].any() for terms in steps)
+        task = []
+        for row, one in enumerate(held):
+            terms = [{name: values[row] for name, values in step.items()} for step in steps[: len(one.rewards)]]
+            task.append(sum(own[name] * term[name] for term in terms for name in own))
+            expected = [weight * term["reward_model"] + sum(weights.get(n, 0) * term[n] for n in own) for term in terms]
+            assert one.rewards == pytest.approx(expected, abs=1e-6), settings
+        assert lines[0]["mean_return"] == pytest.approx(np.mean(task))  # the task's own in any case
+
+
+def test_a_weight_needs_a_reward_model(base):
+    for settings in ({"task_reward": False}, {"reward_model_weight": 1.0}):
+        with pytest.raises(InvalidValue, match="no reward model to learn from; name one"):
+            agent_of(base, **settings)
+
+
 # -- Conversations ---------------------------------------------------------------------------------------------------
 
 

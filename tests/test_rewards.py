@@ -98,7 +98,6 @@ GOOD = {"prompt": said("Hello?"), "chosen": said("", "Hi!")[1:], "rejected": sai
         ({"chosen": [{"role": "user", "content": "Hi"}]}, "no message of the assistant"),
         ({"chosen": [{"role": "assistant", "content": 3}]}, "is a text"),
         ({"rejected": GOOD["chosen"]}, "leave out ties"),
-        ({"kind": 3}, "kind is a text"),
     ],
 )
 def test_a_bad_pair_is_named_by_its_line(change, words, tmp_path):

@@ -14,8 +14,8 @@ from tiny import save_tiny_model
 from typer.testing import CliRunner
 
 from chatgym.cli.app import app
-from chatgym.errors import InvalidValue
-from chatgym.finetuning import reward_model
+from chatgym.errors import Corrupted, InvalidValue
+from chatgym.finetuning import models, reward_model
 from chatgym.finetuning.epochs import rows_of_step
 from chatgym.finetuning.launch import launch
 from chatgym.finetuning.loop import Optimization
@@ -43,11 +43,14 @@ def pairs_of(count: int) -> list[Pair]:
     ]  # fmt: skip
 
 
+TESTED = pairs_of(48)[32:]
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("models") / "training"
     losses = []
-    reward_model.prepare(out, pairs_of(32), SCRATCH, HOW)
+    reward_model.prepare(out, pairs_of(32), SCRATCH, HOW, TESTED)
     reward_model.train(out, lambda done, total, figures: losses.append(figures["loss"]))
     return out / "model", losses
 
@@ -57,10 +60,45 @@ def test_training_begins_undecided_and_learns(trained):
     assert len(losses) == 12
     assert losses[0] == pytest.approx(math.log(2), abs=0.1)
     assert losses[-1] < 0.1
-    tested = pairs_of(48)[32:]
     model = ClassifierRewardModel(out, "tiny")
-    better, worse = (model.score([getattr(pair, side) for pair in tested]) for side in ("better", "worse"))
+    better, worse = (model.score([getattr(pair, side) for pair in TESTED]) for side in ("better", "worse"))
     assert (better > worse).all()
+
+
+def test_every_step_has_a_line_and_held_out_pairs_are_measured_from_the_start_to_the_end(trained):
+    out, losses = trained
+    lines = reward_model.metrics(out.parent)
+    assert [line["step"] for line in lines] == list(range(13))
+    assert [line["loss"] for line in lines[1:]] == losses
+    assert all(line["learning_rate"] > 0 and line["grad_norm"] > 0 for line in lines[1:])
+    measured = {line["step"]: line["held_out_loss"] for line in lines if "held_out_loss" in line}
+    assert list(measured) == [0, 3, 6, 9, 12]
+    assert measured[0] == pytest.approx(math.log(2), abs=0.1)
+    model = ClassifierRewardModel(out, "tiny")
+    odds = model.margins([pair.better for pair in TESTED]) - model.margins([pair.worse for pair in TESTED])
+    assert measured[12] == pytest.approx(np.log1p(np.exp(-odds)).mean(), rel=1e-3)
+    assert lines[12]["held_out_accuracy"] == (odds > 0).mean() == 1.0
+
+
+def test_a_tie_of_held_out_pairs_is_half_right(tmp_path):
+    later = [{"role": "user", "content": "Well. " * 100}, {"role": "assistant", "content": "Bye."}]
+    ties = [Pair(pair.prompt, [*pair.chosen, *later], [*pair.rejected, *later]) for pair in TESTED]
+    reward_model.prepare(tmp_path / "training", pairs_of(8), SCRATCH, HOW, [*TESTED, *ties])
+    reward_model.train(tmp_path / "training")
+    model = ClassifierRewardModel(tmp_path / "training" / "model", "tiny")
+    odds = model.margins([pair.better for pair in TESTED]) - model.margins([pair.worse for pair in TESTED])
+    last = reward_model.metrics(tmp_path / "training")[-1]
+    assert last["held_out_accuracy"] == ((odds > 0).sum() + 16 / 2) / 32
+
+
+def test_the_default_learning_rate_depends_on_the_size_of_the_model(tmp_path):
+    assert models.is_small(save_tiny_model(tmp_path))
+    assert reward_model.default_rate(str(tmp_path), lora=0) == reward_model.default_rate("tiny", lora=0) == 1e-3
+    assert reward_model.default_rate("smollm2-135m", lora=0) == 3e-5
+    assert reward_model.default_rate("smollm2-135m", lora=8) == 3e-4
+    (tmp_path / "model.safetensors").write_bytes(b"no model")
+    with pytest.raises(Corrupted, match="can't be read"):
+        reward_model.default_rate(str(tmp_path), lora=0)
 
 
 def test_it_keeps_to_the_protocol_and_loads_as_a_classifier(trained):
@@ -76,13 +114,14 @@ def test_the_same_pairs_give_the_same_bytes_though_it_was_interrupted(trained, t
             signal.raise_signal(signal.SIGINT)
 
     for _ in range(2):
-        reward_model.prepare(out, pairs_of(32), SCRATCH, HOW)
+        reward_model.prepare(out, pairs_of(32), SCRATCH, HOW, TESTED)
         with pytest.raises(KeyboardInterrupt):
             reward_model.train(out, progress)
-    reward_model.prepare(out, pairs_of(32), SCRATCH, HOW)
+    reward_model.prepare(out, pairs_of(32), SCRATCH, HOW, TESTED)
     reward_model.train(out, progress)
     assert steps == list(range(1, 13))  # none was taken twice
-    assert (out / "model" / "model.safetensors").read_bytes() == (trained[0] / "model.safetensors").read_bytes()
+    for name in ("model/model.safetensors", "metrics.jsonl"):
+        assert (out / name).read_bytes() == (trained[0].parent / name).read_bytes()
 
 
 def test_another_training_begins_anew_and_nothing_else_is_replaced(tmp_path):
@@ -101,8 +140,12 @@ def test_another_training_begins_anew_and_nothing_else_is_replaced(tmp_path):
 def test_two_processes_train_as_one(trained, tmp_path):
     from safetensors.numpy import load_file
 
-    reward_model.prepare(tmp_path / "two", pairs_of(32), SCRATCH, dataclasses.replace(HOW, zero=2))
+    reward_model.prepare(tmp_path / "two", pairs_of(32), SCRATCH, dataclasses.replace(HOW, zero=2), TESTED)
     launch("reward", tmp_path / "two", 2)
+    (alone, together) = (
+        reward_model.metrics(path)[-1]["held_out_loss"] for path in (trained[0].parent, tmp_path / "two")
+    )
+    assert together == pytest.approx(alone, rel=0.05)
     one, two = (load_file(path / "model.safetensors") for path in (trained[0], tmp_path / "two" / "model"))
     assert one.keys() == two.keys()
     for name, weights in one.items():
@@ -141,6 +184,22 @@ def test_the_loss_is_that_of_the_paper_and_knows_no_padding(trained):
     assert (rewards[0] - rewards[1]).numpy() == pytest.approx(odds, rel=1e-4)
 
 
+def test_r_is_read_where_a_classifier_reads_it_if_conversations_end_with_the_padding(trained):
+    model = ClassifierRewardModel(trained[0], "tiny")
+    pad = model._tokenizer.pad_token_id
+    conversations = [[5, 6, 7, pad], [5, 6, pad], [5, 6, 7, 8, 9]]
+    rows = reward_model.batch_of(conversations, pad, torch.device("cpu"))
+    assert rows["last"].tolist() == [2, 1, 4]
+    with torch.inference_mode():
+        found = reward_model.PairLoss(model._model).rewards(rows).tolist()
+    assert found == pytest.approx([model._judge(ids) for ids in conversations], rel=1e-4)
+
+
+def test_every_file_of_the_model_may_be_read_by_others(trained):
+    modes = {path.name: path.stat().st_mode for path in trained[0].iterdir()}
+    assert set(modes.values()) == {modes["config.json"]}
+
+
 def test_each_epoch_sees_each_pair_once():
     seen = np.concatenate([rows_of_step(10, step, 4, 0) for step in range(5)])
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
@@ -170,5 +229,7 @@ def test_the_command_trains_one(tmp_path):
     assert result.exit_code == 0, result.output
     assert json.loads((out / "report.json").read_text())["accuracy"]["value"] > 0.9
     assert isinstance(folder.load(out), ClassifierRewardModel)
+    assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert reward_model.metrics(out)[-1]["held_out_accuracy"] > 0.9
     assert sorted(path.name for path in tmp_path.iterdir()) == ["judge", "pairs.jsonl"]
     assert CliRunner().invoke(app, [*command, "--overwrite", "--kind", "lm"]).exit_code == 2

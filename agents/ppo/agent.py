@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from chatgym.agent import Callback, Interface, MakeEnvs, make_config
 from chatgym.errors import Corrupted
+from chatgym.rewards.term import NAME
 from chatgym.scenarios import Scenario, find_scenario, versioned
 from chatgym.storage.paths import given
 from chatgym.storage.utf8 import read_json
@@ -75,6 +76,8 @@ class PPO:
             self._training, self._loaded = Training(self.scenario, self.config, self.seed, self._folder), None
         training, config = self._training, self.config
         envs = make_envs(training.share, llm=config.partner, reward_model=config.reward_model or None)
+        if config.judge_weight is not None:
+            envs.reward_weights = {**envs.reward_weights, NAME: config.judge_weight}
         try:
             while self.turns < total_steps:
                 taken, metrics = training.iterate(envs)

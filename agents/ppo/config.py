@@ -68,7 +68,11 @@ class Config:
     reward_model: str = setting(
         "", "reward model added to the task's reward: default, a folder of `chatgym reward train`, ..."
     )
-    held_out: str = setting("", "reward model that is only watched, for the alarm; default: the task's outcome")
+    reward_model_weight: float | None = setting(
+        None, "weight of its score of a turn; if not given 0.05, or 1 with --no-task-reward", low=0.0
+    )
+    task_reward: bool = setting(True, "learn from the task's reward; without it, from the reward model alone")
+    held_out: str = setting("", "reward model that is only watched, for the alarm; if empty, the task's outcome")
     stop_on_alarm: bool = setting(False, "stop when the trained reward rises while the held-out measure falls")
     rollout_llm: str = setting(
         "", "server that generates the agent's turns, openai:URL#NAME; it loads the adapter, so lora is needed"
@@ -79,6 +83,11 @@ class Config:
     def values_from(self) -> str:
         """Which value function is used, see `critic`; empty where the advantages need none."""
         return self.critic if self.advantage == "gae" else ""
+
+    @property
+    def judge_weight(self) -> float | None:
+        """Weight of the reward model's score; None where the environment's own stays."""
+        return 1.0 if self.reward_model_weight is None and not self.task_reward else self.reward_model_weight
 
     @property
     def value_weight(self) -> float:
@@ -100,6 +109,8 @@ def check(config: Config) -> None:
         raise InvalidValue(f"batch {config.batch} isn't a multiple of group {config.group}")
     if config.batch % config.minibatches:
         raise InvalidValue(f"batch {config.batch} isn't a multiple of minibatches {config.minibatches}")
+    if not config.reward_model and (not config.task_reward or config.reward_model_weight is not None):
+        raise InvalidValue("there is no reward model to learn from; name one (--reward-model), such as default")
     if config.rollout_llm and not config.lora:
         raise InvalidValue("a server takes adapters only, so rollout_llm needs lora: set it to 8 or so")
     if config.rollout_llm and (config.top_p < 1 or config.top_k):

@@ -114,7 +114,8 @@ class Learner:
                 systems.publish()
         systems.actor.eval()
         turns, length = systems.turns(len(mine)), config.max_length
-        return hold(turns, envs, keys, salt, max_length=length, phases=self.phases, states=self._by_state)
+        return hold(turns, envs, keys, salt, max_length=length, phases=self.phases, states=self._by_state,
+                    judged_only=not config.task_reward)  # fmt: skip
 
     @torch.no_grad()
     def score(self, conversations: Sequence[Conversation]) -> None:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from chatgym.dynamics import rng
 from chatgym.dynamics.room import ChatRoom
 from chatgym.envs.vector_env import ChatVectorEnv
+from chatgym.rewards.term import NAME
 
 from .turns import Supports, Turn, Turns, speech_seeds
 
@@ -76,7 +77,7 @@ class Conversation:
 
 def hold(
     turns: Turns, envs: ChatVectorEnv, keys: npt.NDArray[np.uint64], salt: Sequence[int], *, max_length: int,
-    phases: Callable[[str], AbstractContextManager[None]], states: bool = False,
+    phases: Callable[[str], AbstractContextManager[None]], states: bool = False, judged_only: bool = False,
 ) -> list[Conversation]:  # fmt: skip
     """Hold one conversation in each row of the environment, to its end.
 
@@ -88,6 +89,7 @@ def hold(
         max_length: Tokens at which a conversation is broken off.
         phases: ``with phases(name)`` counts the time of a phase.
         states: Whether to keep `features`.
+        judged_only: Whether a reward is the reward model's term alone.
 
     Returns:
         B conversations.
@@ -113,7 +115,9 @@ def hold(
             taken[row].append(turn)
             texts[row] = turns.text(turn)
         with phases("environment"):
-            _, earned, *_ = envs.step(texts, active=going)
+            _, earned, *_, infos = envs.step(texts, active=going)
+            if judged_only:
+                earned = envs.reward_weights[NAME] * infos["reward_terms"][NAME]
             if states:
                 known.append(features(room))
         for row in rows:

@@ -33,8 +33,6 @@ from .turns import OwnTurns, ServedTurns, Turns
 T = TypeVar("T")
 Tensors = dict[str, torch.Tensor]
 STATE = "state.json"
-SMALL = 10_000_000
-"""Weights below which a model is small enough for the highest learning rate."""
 ADVICE = (
     "out of memory ({}); make passes smaller (--micro-batch, --max-length, --batch), keep less (--lora, "
     "--gradient-checkpointing, --bf16), or spread it (--zero 3, offload by --deepspeed FILE)"
@@ -214,7 +212,7 @@ def optimization_of(config: Config, policy: Policy) -> Optimization:
     """Return how DeepSpeed optimizes the policy; a learning rate of 0 is replaced by one for the model's size."""
     rate = config.learning_rate
     if not rate:
-        small = sum(p.numel() for p in policy.model.parameters()) < SMALL
+        small = sum(p.numel() for p in policy.model.parameters()) < models.SMALL
         rate = 3e-4 if small else 2e-4 if config.lora else 1e-5
     return Optimization(
         batch=config.batch // config.minibatches, micro_batch=config.micro_batch, learning_rate=rate, warmup=0.0,

@@ -123,7 +123,8 @@ def train(
     learning_rate: Annotated[
         float | None,
         typer.Option(
-            min=0.0, metavar="X", help="llm: peak learning rate.", show_default="tiny 1e-3, with --lora 3e-4, else 3e-5"
+            min=0.0, metavar="X", help="llm: peak learning rate.",
+            show_default="1e-3 below 10 million weights, with --lora 3e-4, else 3e-5",
         ),
     ] = None,
     lora: options.Lora = 0,
@@ -149,11 +150,12 @@ def train(
       chatgym reward train --pairs pairs.jsonl --out judge --kind llm --model hf:runs/sft/model --bf16
       chatgym reward train --pairs pairs.jsonl --out judge --kind llm --lora 8 --processes 2 --zero 2
 
-    The folder holds the model, config.json and report.json.
+    The folder holds the model, config.json and report.json; of kind llm also metrics.jsonl (a line a step, and the
+    held-out accuracy over the training) and curve.png.
     """
     from chatgym.evaluation.reward_report import measure
     from chatgym.finetuning.loop import Optimization, deepspeed_config, read_deepspeed
-    from chatgym.finetuning.reward_model import SCRATCH, Settings
+    from chatgym.finetuning.reward_model import Settings, default_rate
     from chatgym.rewards import folder
     from chatgym.rewards.pairs import read_pairs, split
     from chatgym.rewards.training import digest_of
@@ -164,7 +166,7 @@ def train(
     folder.check_free(out, overwrite)
     learned, tested = split([pair for path in pairs for pair in read_pairs(path)])
     if learning_rate is None:
-        learning_rate = 1e-3 if model == SCRATCH else 3e-4 if lora else 3e-5
+        learning_rate = default_rate(model, lora) if kind != ENCODER else 0.0
     settings = Settings(model, epochs, length, lora, seed)
     optimization = Optimization(
         batch, micro_batch, learning_rate, zero=zero, bf16=bf16, deepspeed=read_deepspeed(deepspeed)
@@ -186,7 +188,7 @@ def train(
     with atomic.disk_space(out, "free some, or name another folder (--out)"):
         out.parent.mkdir(parents=True, exist_ok=True)
         if kind != ENCODER:
-            _train_llm(training, learned, settings, optimization, processes)
+            _train_llm(training, learned, tested, settings, optimization, processes)
         atomic.replace_folder(out, fill)
         if kind != ENCODER:
             shutil.rmtree(training)
@@ -194,6 +196,9 @@ def train(
         options.print_json({"folder": out, "kind": kind, "trained_on": len(learned), "report": reports[0]})
         return
     print_report(reports[0])
+    if reports[0].accuracy.low <= 0.5:
+        remedy = "have more pairs" if kind == ENCODER else "have more pairs, or raise --epochs or --learning-rate"
+        console().print(f"\nOn held-out pairs it is no better than a coin: {remedy}")
     console().print(f"\nReward model: {out} (trained on {len(learned):,} pairs), reward_model={str(out)!r}")
 
 
@@ -210,20 +215,29 @@ def _fill_llm(new: Path, training: Path, about: dict[str, Any], settings: Settin
     """Move the model trained in `training` into the folder `new`, and describe it there."""
     import dataclasses
 
+    from chatgym.evaluation.reward_report import draw_training
+    from chatgym.finetuning.reward_model import METRICS, metrics
     from chatgym.rewards import folder
 
     (training / folder.MODEL).rename(new / folder.MODEL)
+    shutil.copyfile(training / METRICS, new / METRICS)
+    draw_training(metrics(new), f"reward model, from {settings.model}", new / "curve.png")
     how = {"settings": dataclasses.asdict(settings), "optimization": dataclasses.asdict(optimization)}
     folder.write_config(new, "llm", {**about, **how})
 
 
 def _train_llm(
-    training: Path, learned: list[Pair], settings: Settings, optimization: Optimization, processes: int
+    training: Path,
+    learned: list[Pair],
+    tested: list[Pair],
+    settings: Settings,
+    optimization: Optimization,
+    processes: int,
 ) -> None:
     """Train a reward model of kind llm in the folder `training`, or resume there."""
     from chatgym.finetuning import reward_model
 
-    reward_model.prepare(training, learned, settings, optimization)
+    reward_model.prepare(training, learned, settings, optimization, tested)
     with options.interruptible(lambda: "go on with the same command"):
         if processes > 1:
             from chatgym.finetuning.launch import launch

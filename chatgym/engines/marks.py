@@ -103,7 +103,8 @@ class Marks:
         if hasattr(self._tokenizer, "encode_batch"):  # of the tokenizers library
             ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         else:
-            ids = self._tokenizer(self.broken(text), add_special_tokens=add_special_tokens)["input_ids"]
+            text = self.broken(text)
+            ids = self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
         return ids
 
     def broken(self, text: str) -> str:

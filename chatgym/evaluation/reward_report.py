@@ -1,9 +1,10 @@
-"""Measure a reward model on held-out preference pairs: accuracy, calibration, length bias."""
+"""Measure a reward model on held-out preference pairs: accuracy, calibration, length bias; draw its training."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,13 @@ from chatgym.evaluation.intervals import Interval, wilson
 from chatgym.rewards import Conversation
 from chatgym.rewards.bradley_terry import probability
 from chatgym.rewards.pairs import Pair
+from chatgym.storage.figures import new_figure, write_figure
 
+LOOKS: Mapping[str, Mapping[str, Any]] = {
+    "loss": {"color": "#9ca3af", "linewidth": 1}, "held_out_loss": {"color": "#2563eb", "marker": "o"},
+    "held_out_accuracy": {"color": "#2563eb", "marker": "o"},
+}  # fmt: skip
+"""How each metric of the training is drawn."""
 BINS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 
 
@@ -115,6 +122,35 @@ def measure(model: Judge, pairs: Sequence[Pair]) -> Report:
         chosen_shorter=_share_if(right[chosen < rejected]), chosen_longer=_share_if(right[chosen > rejected]),
         disagreement=disagreement,
     )  # fmt: skip
+
+
+def draw_training(metrics: Sequence[Mapping[str, float]], title: str, path: Path) -> None:
+    """Draw how a reward model of kind llm learned: its loss, and its accuracy on held-out pairs.
+
+    Args:
+        metrics: Lines of ``metrics.jsonl``, see `chatgym.finetuning.reward_model.train`.
+        title: Title of the picture.
+        path: File to write: PNG, PDF or SVG, by its suffix.
+    """
+    figure = new_figure(9, 3.6)
+    figure.suptitle(title, fontsize=11)
+    losses, shares = figure.subplots(1, 2)
+    for axes, names, label, chance in (
+        (losses, {"loss": "training pairs", "held_out_loss": "held-out pairs"}, "loss", math.log(2)),
+        (shares, {"held_out_accuracy": "held-out pairs"}, "accuracy [%]", 50.0),
+    ):
+        for name, of in names.items():
+            points = [(line["step"], line[name]) for line in metrics if name in line]
+            steps, values = zip(*points, strict=True) if points else ((), ())
+            unit = 100.0 if axes is shares else 1.0
+            axes.plot(steps, [unit * value for value in values], label=of, **LOOKS[name])
+        axes.axhline(chance, color="#6b7280", linestyle=":", linewidth=1, label="a coin")
+        axes.set_xlabel("steps of training")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.2)
+        axes.legend(frameon=False, fontsize=9)
+    shares.set_ylim(-2, 102)
+    write_figure(figure, path)
 
 
 def _bins(sure: npt.NDArray[np.float64], right: npt.NDArray[np.float64]) -> list[Bin]:

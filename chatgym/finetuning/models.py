@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from dataclasses import dataclass
@@ -11,10 +12,13 @@ from typing import Any
 import torch
 
 from chatgym.engines.transformers import check_vocabulary, load_tokenizer, quiet_loading
-from chatgym.errors import InvalidValue, Unavailable
+from chatgym.errors import Corrupted, InvalidValue, Unavailable
 from chatgym.finetuning import tiny
 from chatgym.storage import model_store
 from chatgym.storage.paths import given
+
+SMALL = 10_000_000
+"""A model with fewer weights is small: it needs higher learning rates."""
 
 PLAIN_TURN = re.compile(
     r"\{\{\s*'<\|im_start\|>' \+ message\['role'\] \+ '(?:\n|\\n)' \+ message\['content'\] \+ '<\|im_end\|>' \+ "
@@ -52,6 +56,20 @@ def folder_of(model: str) -> Path:
             "and *.safetensors, as `save_pretrained` writes them"
         )
     return folder
+
+
+def is_small(folder: Path) -> bool:
+    """Return whether the model in a folder has fewer than `SMALL` weights, by the headers of its files."""
+    from safetensors import SafetensorError, safe_open
+
+    count = 0
+    for path in folder.glob("*.safetensors"):
+        try:
+            with safe_open(path, "np") as file:
+                count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+        except SafetensorError as error:
+            raise Corrupted(f"{path} can't be read ({error}); write the model there again") from error
+    return count < SMALL
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> Any:

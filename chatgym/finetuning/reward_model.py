@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from chatgym.engines.transformers import check_vocabulary, load_tokenizer
-from chatgym.errors import InvalidValue
+from chatgym.errors import Corrupted, InvalidValue
 from chatgym.finetuning import models, tiny
 from chatgym.finetuning.epochs import rows_of_step
 from chatgym.finetuning.loop import Loop, Optimization, load_weights
@@ -32,10 +32,13 @@ from chatgym.storage.utf8 import read_json
 SCRATCH = "tiny"
 """Name of a new, small model."""
 FORMAT = "chatgym-reward-training-1"
-CONFIG, PAIRS, BASE, CHECKPOINT, MODEL = "config.json", "pairs.jsonl", "base", "checkpoint", "model"
+CONFIG, PAIRS, HELD_OUT, METRICS = "config.json", "pairs.jsonl", "held_out.jsonl", "metrics.jsonl"
+BASE, CHECKPOINT, MODEL = "base", "checkpoint", "model"
 """Files and folders of a training; ``base`` holds the tokenizer of a new model."""
 CHECKPOINTS = 5
-"""Checkpoints in a training."""
+"""Checkpoints in a training; so often it is measured on held-out pairs, too."""
+MEASURED = 128
+"""The most held-out pairs that it is measured on."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +67,16 @@ class PairLoss(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def forward(self, rows: Mapping[str, torch.Tensor], *, odds: bool = False) -> torch.Tensor:
         """Return the sum of -log sigmoid(r(chosen) - r(rejected)), a float32 scalar.
 
         Args:
             rows: 2 N conversations, the chosen ones first: ``ids`` and ``mask`` int64[2 N, T], padded on the right, and
                 ``last`` int64[2 N], the position of the last token.
+            odds: Return r(chosen) - r(rejected) instead, float32[N].
         """
         chosen, rejected = self.rewards(rows).chunk(2)
-        return torch.nn.functional.softplus(rejected - chosen).sum()
+        return chosen - rejected if odds else torch.nn.functional.softplus(rejected - chosen).sum()
 
     def rewards(self, rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return r at the last token of each of 2 N conversations, float32[2 N]; `rows` as of `forward`."""
@@ -83,7 +87,24 @@ class PairLoss(torch.nn.Module):
         return model.score(last).float()[:, 0]  # type: ignore[no-any-return]
 
 
-def prepare(folder: Path, pairs: Sequence[Pair], settings: Settings, optimization: Optimization) -> None:
+def default_rate(model: str, lora: int) -> float:
+    """Return the default learning rate for a model, as of `Settings`, and a rank of LoRA (0: all weights).
+
+    Raises:
+        InvalidValue: There is no such model.
+    """
+    if model == SCRATCH or models.is_small(models.folder_of(model)):
+        return 1e-3
+    return 3e-4 if lora else 3e-5
+
+
+def prepare(
+    folder: Path,
+    pairs: Sequence[Pair],
+    settings: Settings,
+    optimization: Optimization,
+    held_out: Sequence[Pair] = (),
+) -> None:
     """Begin a training in a folder, unless it holds the same one, which `train` then continues.
 
     Args:
@@ -91,12 +112,13 @@ def prepare(folder: Path, pairs: Sequence[Pair], settings: Settings, optimizatio
         pairs: Training pairs; hold some out by `chatgym.rewards.pairs.split`.
         settings: Settings of the training.
         optimization: Settings of the optimizer; a row of a batch is a pair.
+        held_out: Pairs to measure on while it trains, at most `MEASURED` of them.
 
     Raises:
         InvalidValue: The folder holds something else, or there is no such model.
     """
     record = {"format": FORMAT, "settings": asdict(settings), "optimization": asdict(optimization),
-              "sha256": digest_of(pairs)}  # fmt: skip
+              "sha256": digest_of(pairs), "held_out_sha256": digest_of(held_out)}  # fmt: skip
     atomic.recover_folder(folder)
     if folder.exists():
         found = _record(folder)
@@ -109,6 +131,8 @@ def prepare(folder: Path, pairs: Sequence[Pair], settings: Settings, optimizatio
 
     def fill(new: Path) -> None:
         write_pairs(new / PAIRS, pairs)
+        if held_out:
+            write_pairs(new / HELD_OUT, held_out)
         if settings.model == SCRATCH:
             (new / BASE).mkdir()
             texts = (one["content"] for pair in pairs for one in (*pair.better, *pair.worse))
@@ -120,6 +144,9 @@ def prepare(folder: Path, pairs: Sequence[Pair], settings: Settings, optimizatio
 
 def train(folder: Path, progress: Callable[[int, int, Mapping[str, float]], None] | None = None) -> None:
     """Run the training that `prepare` began, from its last checkpoint, and write the model into ``FOLDER/model``.
+
+    ``FOLDER/metrics.jsonl`` gets a line a step, as of `Loop.step`. The first line, of step 0, and one in each fifth of
+    the training have ``held_out_loss`` and ``held_out_accuracy``, too.
 
     Under a launcher all processes call it, and the first one writes. On one process the same training gives the same
     bytes, interrupted or not. Load the model by ``reward_model="hf:FOLDER/model"``.
@@ -147,18 +174,29 @@ def train(folder: Path, progress: Callable[[int, int, Mapping[str, float]], None
     longest = min(model.config.max_position_embeddings, MOST_TOKENS)
     if settings.length > longest:
         raise InvalidValue(f"--length {settings.length} is more than the {longest} tokens that the model reads")
-    model.config.pad_token_id, tokenizer.model_max_length = tokenizer.pad_token_id, settings.length
-    better, worse = (
-        [encode(tokenizer, getattr(pair, side), settings.length) for pair in pairs] for side in ("better", "worse")
+    model.config.pad_token_id = tokenizer.pad_token_id
+    held_out = read_pairs(folder / HELD_OUT)[:MEASURED] if (folder / HELD_OUT).is_file() else []
+    learned, tested = (
+        [[encode(tokenizer, side, settings.length) for side in (pair.better, pair.worse)] for pair in some]
+        for some in (pairs, held_out)
     )
 
+    def share(some: Sequence[Sequence[list[int]]], picked: Any, passes: int) -> list[dict[str, torch.Tensor]]:
+        """Return this process's share of the pairs `picked`, int64[n]: a batch of `batch_of` for each pass."""
+        parts = np.array_split(picked[loop.rank :: loop.world], passes)
+        sides = ([some[i][side] for side in (0, 1) for i in part.tolist()] for part in parts)
+        return [batch_of(one, tokenizer.pad_token_id, loop.device) for one in sides]
+
     def batches(step: int) -> list[dict[str, torch.Tensor]]:
-        """Return this process's share of a step: a batch a pass, of int64[2 N, T] and int64[2 N], see `batch_of`."""
-        picked = rows_of_step(len(pairs), step, optimization.batch, settings.seed)
-        return [
-            batch_of([*(better[i] for i in part), *(worse[i] for i in part)], tokenizer.pad_token_id, loop.device)
-            for part in (one.tolist() for one in np.split(picked[loop.rank :: loop.world], loop.passes))
-        ]
+        return share(learned, rows_of_step(len(pairs), step, optimization.batch, settings.seed), loop.passes)
+
+    def measured() -> dict[str, float]:
+        if not tested:
+            return {}
+        each = max(1, len(tested) // loop.world)  # every process measures as many
+        picked = np.resize(np.arange(len(tested)), each * loop.world)
+        found = _measure(loop, share(tested, picked, math.ceil(each / optimization.micro_batch)))
+        return {f"held_out_{name}": total / len(picked) for name, total in found.items()}
 
     total = max(1, int(settings.epochs * len(pairs) / optimization.batch))
     module = PairLoss(model)
@@ -169,24 +207,56 @@ def train(folder: Path, progress: Callable[[int, int, Mapping[str, float]], None
     if resumed:
         loop.restore(checkpoint, batches(0))
 
+    every = math.ceil(total / CHECKPOINTS)
+    lines = [line for line in metrics(folder) if line["step"] <= loop.steps] or [{"step": 0, **measured()}]
+    if loop.rank == 0:
+        atomic.write_text(folder / METRICS, "".join(json.dumps(line) + "\n" for line in lines))
+
     def step() -> None:
         done = loop.step(batches(loop.steps), optimization.batch)
-        if progress is not None and loop.rank == 0:
-            progress(loop.steps, total, done)
+        more = measured() if loop.steps % every == 0 or loop.steps == total else {}
+        if loop.rank == 0:
+            atomic.append_text(folder / METRICS, json.dumps({"step": loop.steps, **done, **more}) + "\n")
+            if progress is not None:
+                progress(loop.steps, total, done)
 
-    loop.run(step, lambda: loop.checkpoint(checkpoint), math.ceil(total / CHECKPOINTS))
+    loop.run(step, lambda: loop.checkpoint(checkpoint), every)
     with loop.gathered():
         if loop.rank == 0:
-            atomic.replace_folder(out, lambda new: _save(module.model, tokenizer, new))
+            atomic.replace_folder(out, lambda new: _save(module.model, base, settings.length, new))
 
 
-def _save(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write model and tokenizer into a folder, with an adapter of peft merged."""
-    model = model.to("cpu", torch.float32)
-    if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()
-    model.save_pretrained(folder, max_shard_size="1TB")
+def metrics(folder: Path) -> list[dict[str, float]]:
+    """Return the lines of the ``metrics.jsonl`` in a folder, without one that was cut off.
+
+    Raises:
+        Corrupted: A line can't be read.
+    """
+    path = folder / METRICS
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    try:
+        return [dict(json.loads(line)) for line in lines]
+    except (ValueError, TypeError) as error:
+        raise Corrupted(f"{path} can't be read ({error}); train again (--overwrite)") from error
+
+
+@torch.no_grad()
+def _measure(loop: Loop, batches: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, float]:
+    """Return ``loss`` and ``accuracy`` summed over the pairs of batches and processes; a tie is half right."""
+    loop.engine.eval()
+    odds = torch.cat([loop.engine(batch, odds=True) for batch in batches])  # (N,)
+    right = (odds > 0) + 0.5 * (odds == 0)
+    return {"loss": loop.sum(torch.nn.functional.softplus(-odds).sum()), "accuracy": loop.sum(right.sum())}
+
+
+def _save(model: Any, base: Path, length: int, folder: Path) -> None:
+    """Write a model into a folder as `models.save`, with a tokenizer that pads and reads at most `length` tokens."""
+    models.save(model.to("cpu", torch.float32), base, folder)
+    tokenizer = _tokenizer(folder)
+    tokenizer.model_max_length = length
     tokenizer.save_pretrained(folder)
+    # safetensors creates its file for its owner alone.
+    (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)
 
 
 def _record(folder: Path) -> dict[str, Any]:
@@ -202,15 +272,16 @@ def batch_of(conversations: Sequence[Sequence[int]], pad: int, device: torch.dev
     """Return a batch of N conversations, given as token ids.
 
     Returns:
-        ``ids`` and ``mask`` int64[N, T], padded on the right by `pad`, and ``last`` int64[N], the last token's
-        position.
+        ``ids`` and ``mask`` int64[N, T], padded on the right by `pad`, and ``last`` int64[N], the position of the last
+        token that isn't `pad`: there transformers' classifiers read, also where a chat template ends with that token.
     """
     lengths = torch.tensor([len(ids) for ids in conversations])
     ids = torch.full((len(conversations), int(lengths.max())), pad)
     for row, tokens in enumerate(conversations):
         ids[row, : len(tokens)] = torch.tensor(tokens)
     mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-    return {name: one.to(device) for name, one in (("ids", ids), ("mask", mask), ("last", lengths - 1))}
+    last = (torch.arange(ids.shape[1]) * (ids != pad)).argmax(1)
+    return {name: one.to(device) for name, one in (("ids", ids), ("mask", mask), ("last", last))}
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -224,6 +295,7 @@ def _tokenizer(folder: Path) -> Any:
 def _model(folder: Path, settings: Settings) -> Any:
     """Return the model with a new head; the seed determines the head's weights."""
     from transformers import AutoModelForSequenceClassification, LlamaForSequenceClassification
+    from transformers.utils import logging
 
     from chatgym.engines.transformers import quiet_loading
 
@@ -233,16 +305,23 @@ def _model(folder: Path, settings: Settings) -> Any:
             shape = tiny.make_model(folder, settings.seed).config
             shape.num_labels = 1
             return LlamaForSequenceClassification(shape)
+        shown = logging.get_verbosity()
+        logging.set_verbosity_error()  # the report that the head is new
         try:
-            model = AutoModelForSequenceClassification.from_pretrained(
-                folder, num_labels=1, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-            )
+            model, found = AutoModelForSequenceClassification.from_pretrained(
+                folder, num_labels=1, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
+                output_loading_info=True,
+            )  # fmt: skip
         except ValueError as error:  # an architecture without one
             raise InvalidValue(
                 f"--model {settings.model}: it can't be given a head ({error}); choose another"
             ) from error
+        finally:
+            logging.set_verbosity(shown)
     if not hasattr(model, "score"):
         raise InvalidValue(
             f"--model {settings.model}: it is no causal language model; choose one, such as smollm2-135m"
         )
+    if missing := sorted(set(found["missing_keys"]) - {"score.weight"}):
+        raise InvalidValue(f"--model {settings.model}: it lacks the weights {missing[0]}; restore its files")
     return models.with_lora(model, Lora(settings.lora), settings.seed, task="SEQ_CLS") if settings.lora else model

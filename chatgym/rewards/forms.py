@@ -132,7 +132,7 @@ def messages(value: Any, name: str, speaker: str = "") -> Messages:
         InvalidValue: It holds something else, or a role that isn't known.
     """
     if isinstance(value, str):
-        turns = _transcript(value)
+        turns = _transcript(value, answered=speaker == "assistant")
         if turns or speaker:
             return turns or [{"role": speaker, "content": value}]
     if isinstance(value, Mapping):
@@ -171,13 +171,16 @@ def _text(content: Any, name: str) -> str:
     return "".join(map(str, words))
 
 
-def _transcript(text: str) -> Messages:
-    """Return the messages of a transcript of "Human:" and "Assistant:" (Bai et al. 2022); none if it isn't one."""
+def _transcript(text: str, answered: bool = False) -> Messages:
+    """Return the messages of a transcript of "Human:" and "Assistant:" (Bai et al. 2022); none if it isn't one.
+
+    A last "Assistant:" with nothing behind it is an empty answer if `answered`, else it asks for one.
+    """
     before, *turns = _SPEAKER.split(text)
     if before.strip():
         return []
     said = [{"role": _HH[turns[i]], "content": turns[i + 1].strip()} for i in range(0, len(turns), 2)]
-    return said[:-1] if said and not said[-1]["content"] else said  # a last "Assistant:" asks for an answer
+    return said[:-1] if said and not said[-1]["content"] and not answered else said
 
 
 def _prompt(record: Mapping[str, Any]) -> Messages:

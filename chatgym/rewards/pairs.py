@@ -5,7 +5,8 @@
 ``prompt`` (can be empty), ``chosen`` and ``rejected`` are ChatML messages: the conversation of ``prompt`` and
 ``chosen`` is better than that of ``prompt`` and ``rejected``. ``kind`` says what is wrong with the worse one; reports
 count by it. ``group`` names the conversation that the pair is made from: whole groups are held out, so that no
-conversation is in both training and test pairs. Both keys are optional.
+conversation is in both training and test pairs. Both keys are optional, and other projects' columns of these names are
+passed over if they hold something else.
 """
 
 from __future__ import annotations
@@ -95,12 +96,13 @@ def _pair(record: Any, where: str) -> Pair:
         if not any(message["role"] == "assistant" for message in side):
             raise InvalidValue(f"{name} has no message of the assistant: there is nothing to judge in it")
     if chosen == rejected:
-        raise InvalidValue("chosen and rejected are the same; leave out ties")
-    kind, group = record.get("kind", ""), record.get("group", str(record.get("prompt_id", where)))
-    for name, value in (("kind", kind), ("group", group)):
-        if not isinstance(value, str):
-            raise InvalidValue(f"{name} is a text, not {value!r}")
-    return Pair(prompt, chosen, rejected, kind, group)
+        raise InvalidValue(
+            "chosen and rejected are the same; leave out ties, as by "
+            '`dataset.filter(lambda one: one["chosen"] != one["rejected"])`'
+        )
+    named = [record[name] for name in ("group", "prompt_id") if isinstance(record.get(name), str | int)]
+    kind = record.get("kind")
+    return Pair(prompt, chosen, rejected, kind if isinstance(kind, str) else "", str(named[0] if named else where))
 
 
 def split(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
