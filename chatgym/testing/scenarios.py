@@ -6,6 +6,8 @@ import numpy as np
 
 from chatgym.scenarios import Scenario, find_scenario
 from chatgym.testing.balance import check_balance
+from chatgym.testing.bounds import check_bounds
+from chatgym.testing.draws import check_draws
 from chatgym.testing.dynamics import DYNAMICS
 from chatgym.testing.findings import Findings
 from chatgym.testing.inversion import check_inversion
@@ -32,7 +34,7 @@ def check_scenario(scenario: str | Scenario) -> None:
     __tracebackhide__ = True
     scenario = find_scenario(scenario)
     findings = Findings(f"the scenario {scenario.name!r}", "chatgym.scenarios.Scenario")
-    if _declared(findings, scenario):
+    if _declared(findings, scenario) and check_bounds(findings, scenario):
         turns: Turns | None = None
         with findings.trying("playing the scenario"):
             turns = play(scenario, 2000, 30)
@@ -44,7 +46,7 @@ def check_scenario(scenario: str | Scenario) -> None:
                 with findings.trying(what):
                     check(findings, scenario, turns)
             for what, check_more in (
-                *DYNAMICS.items(), ("looking for leaks", check_leaks),
+                *DYNAMICS.items(), ("recording draws", check_draws), ("looking for leaks", check_leaks),
                 ("looking for the key", check_inversion), ("looking at the balance", check_balance)
             ):  # fmt: skip
                 with findings.trying(what):
