@@ -120,7 +120,7 @@ def plain_records(records: Any) -> Any:
     return records.view(np.dtype((_Record, records.dtype)))
 
 
-class _Record(np.record):
+class _Record(np.record):  # type: ignore[misc]
     """A record for plain Python whose numbers are as in compiled code: read wide, and cut off where they are written.
 
     numpy would calculate in 8 bits with int8, and refuse to write 300 there.

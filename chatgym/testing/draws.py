@@ -11,7 +11,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -61,8 +61,8 @@ def check_draws(findings: Findings, scenario: Scenario) -> None:
     }  # fmt: skip
     findings.expect(
         not outside,
-        f"draws have purposes from {rng.WORDING} on: {_some(outside)}. These choose wordings: number your own from 0 "
-        f"to {rng.WORDING - 1}.",
+        f"draws have purposes below 0 or from {rng.WORDING} on: {_some(outside)}. Number them from 0 to "
+        f"{rng.WORDING - 1}: higher ones choose wordings.",
     )
     shared = {
         f"{number} is {one.purpose} ({one.place}) and {other.purpose} ({other.place})"
@@ -95,7 +95,7 @@ class _Purpose(int):
     constant: int
 
     @classmethod
-    def of(cls, number: int, name: str, constant: int) -> Self:
+    def of(cls, number: int, name: str, constant: int) -> _Purpose:
         """Make `number` from the constant of a name."""
         purpose = cls(number)
         purpose.name, purpose.constant = name, constant

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import FunctionType
+
 import numpy as np
 
 from chatgym.scenarios import Scenario, find_scenario
 from chatgym.testing.balance import check_balance
 from chatgym.testing.bounds import check_bounds
+from chatgym.testing.copies import COMPILED
 from chatgym.testing.draws import check_draws
 from chatgym.testing.dynamics import DYNAMICS
 from chatgym.testing.findings import Findings
@@ -83,6 +86,8 @@ def _declared(findings: Findings, scenario: Scenario) -> bool:
         scenario.said.names is not None and "act" in scenario.said.names,
         "`said` has no field 'act'. Every utterance has an act, a number into `user_acts`.",
     )
+    interpreted = [name for name in COMPILED if isinstance(getattr(scenario, name), FunctionType)]
+    findings.expect(not interpreted, f"`{'`, `'.join(interpreted)}` isn't compiled. Decorate it with numba.njit.")
     findings.expect(
         1 < scenario.n_beliefs <= MOST_BELIEFS,
         f"`n_beliefs` is {scenario.n_beliefs}. A table holds at most {MOST_BELIEFS}: number coarser beliefs.",

@@ -56,8 +56,8 @@ def _descriptions(findings: Findings, scenario: Scenario, hidden: Any, beliefs: 
 def _nlu_data(findings: Findings, scenario: Scenario) -> None:
     """Check that sentences.json has the parts and paraphrases that NLU learns from."""
     sentences = scenario.sentences
-    lacking = [key for key in ("partner", "agent", "situations", "nlu") if key not in sentences]
-    if not findings.expect(not lacking, f"sentences.json lacks {', '.join(lacking)}. See a scenario that comes along."):
+    lacking = [key for key in ("partner", "agent", "situations", "nlu", "vocabulary") if key not in sentences]
+    if not findings.expect(not lacking, f"sentences.json lacks {', '.join(lacking)}. See docs/plugins.md."):
         return
     nlu: Mapping[str, Any] = sentences["nlu"]
     for role in ("partner", "agent"):
