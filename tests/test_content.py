@@ -4,8 +4,10 @@ import copy
 import dataclasses
 import functools
 import importlib.util
+import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -310,3 +312,54 @@ def test_no_process_reads_what_another_one_compiled_of_something_else(tmp_path):
 def test_a_change_of_a_model_played_partner_makes_another_one():
     played = find_scenario("social").llm_partner
     assert llm_simulator_digest(played) != llm_simulator_digest(dataclasses.replace(played, leave=lambda *_: 1))
+
+
+PLUGIN_PROCESS = """
+import numpy as np
+from chatgym.dynamics.room import ChatRoom
+from chatgym.scenarios import find_scenario
+
+scenario = find_scenario("restaurant")
+room = ChatRoom(scenario, 200)
+room.begin(keys=np.arange(200, dtype=np.uint64))
+for _ in range(4):
+    room.step(room.expert_acts(), room.outcomes == 0)
+print(scenario.digest, int(room.said["slots"].sum()), int(room.belief["sure"].sum()))
+"""
+GUEST = """
+import numba as nb
+from chatgym.dynamics.rng import draw
+
+SHARE = 0.3
+
+@nb.njit
+def tells_more(key, turn, purpose):
+    return draw(key, turn, purpose) < SHARE
+"""
+
+
+def test_an_edit_of_a_plugin_s_second_file_is_run_and_named(tmp_path):
+    site, package = tmp_path / "site", tmp_path / "site" / "chatgym_restaurant"
+    shutil.copytree(Path(__file__).parent.parent / "examples" / "restaurant" / "chatgym_restaurant", package)
+    (site / "chatgym_restaurant-1.0.dist-info").mkdir()
+    for name, text in (
+        ("METADATA", "Metadata-Version: 2.1\nName: chatgym-restaurant\nVersion: 1.0\n"),
+        ("entry_points.txt", "[chatgym]\nrestaurant = chatgym_restaurant.plugin\n"),
+    ):
+        (site / "chatgym_restaurant-1.0.dist-info" / name).write_text(text)
+    first = (package / "__init__.py").read_text(encoding="utf-8")
+    moved = first.replace("draw(key, turn, D_MORE) < 0.3", "tells_more(key, turn, D_MORE)")
+    moved = moved.replace("\nAGENT_ACTS", "\nfrom chatgym_restaurant.guest import tells_more\n\nAGENT_ACTS", 1)
+    assert moved.count("tells_more") == 2
+    (package / "__init__.py").write_text(moved, encoding="utf-8")
+
+    def played(guest):
+        (package / "guest.py").write_text(guest)
+        path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
+        environment = {**os.environ, "PYTHONPATH": path, "NUMBA_CACHE_DIR": str(tmp_path / "kept")}
+        process = [sys.executable, "-B", "-c", PLUGIN_PROCESS]  # no bytecode: its dates are whole seconds
+        return subprocess.run(process, capture_output=True, text=True, check=True, env=environment).stdout.split()
+
+    before, after = played(GUEST), played(GUEST.replace("< SHARE", "> SHARE"))
+    assert all(one != other for one, other in zip(before, after, strict=True))
+    assert played(GUEST) == before

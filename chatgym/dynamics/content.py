@@ -284,7 +284,9 @@ def _options(thing: Any) -> list[Any]:
     """Return what changes the results of numba's compiled function, besides its code."""
     options = getattr(thing, "targetoptions", {})
     fixed = [] if getattr(thing, "_can_compile", True) else thing.nopython_signatures
-    chosen = {name: options[name] for name in ("fastmath", "error_model", "parallel") if options.get(name)}
+    chosen = {
+        name: options[name] for name in ("fastmath", "error_model", "parallel", "boundscheck") if options.get(name)
+    }
     return [chosen, list(map(str, fixed)), str(getattr(thing, "locals", {}))]
 
 

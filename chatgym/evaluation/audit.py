@@ -294,6 +294,6 @@ def _value(scenario: Scenario, surface: str, slot: str) -> Any:
 
 
 def _rows(records: npt.NDArray[Any]) -> list[Mapping[str, Any]]:
-    """Return a structured array, shape [B], as B mappings of field to value."""
+    """Return a copy of records[B] as B mappings of field to value; array fields are views, here of the copy."""
     names = records.dtype.names or ()
-    return [dict(zip(names, values, strict=True)) for values in records.tolist()]
+    return [dict(zip(names, values, strict=True)) for values in records.copy().tolist()]

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from types import FunctionType
+
 import numpy as np
 
 from chatgym.scenarios import Scenario, find_scenario
 from chatgym.testing.balance import check_balance
+from chatgym.testing.bounds import check_bounds
+from chatgym.testing.copies import COMPILED
+from chatgym.testing.draws import check_draws
 from chatgym.testing.dynamics import DYNAMICS
 from chatgym.testing.findings import Findings
 from chatgym.testing.inversion import check_inversion
@@ -32,7 +37,7 @@ def check_scenario(scenario: str | Scenario) -> None:
     __tracebackhide__ = True
     scenario = find_scenario(scenario)
     findings = Findings(f"the scenario {scenario.name!r}", "chatgym.scenarios.Scenario")
-    if _declared(findings, scenario):
+    if _declared(findings, scenario) and check_bounds(findings, scenario):
         turns: Turns | None = None
         with findings.trying("playing the scenario"):
             turns = play(scenario, 2000, 30)
@@ -44,7 +49,7 @@ def check_scenario(scenario: str | Scenario) -> None:
                 with findings.trying(what):
                     check(findings, scenario, turns)
             for what, check_more in (
-                *DYNAMICS.items(), ("looking for leaks", check_leaks),
+                *DYNAMICS.items(), ("recording draws", check_draws), ("looking for leaks", check_leaks),
                 ("looking for the key", check_inversion), ("looking at the balance", check_balance)
             ):  # fmt: skip
                 with findings.trying(what):
@@ -81,6 +86,8 @@ def _declared(findings: Findings, scenario: Scenario) -> bool:
         scenario.said.names is not None and "act" in scenario.said.names,
         "`said` has no field 'act'. Every utterance has an act, a number into `user_acts`.",
     )
+    interpreted = [name for name in COMPILED if isinstance(getattr(scenario, name), FunctionType)]
+    findings.expect(not interpreted, f"`{'`, `'.join(interpreted)}` isn't compiled. Decorate it with numba.njit.")
     findings.expect(
         1 < scenario.n_beliefs <= MOST_BELIEFS,
         f"`n_beliefs` is {scenario.n_beliefs}. A table holds at most {MOST_BELIEFS}: number coarser beliefs.",

@@ -32,7 +32,7 @@ def check_words(findings: Findings, scenario: Scenario, turns: Turns) -> None:
     with findings.trying("wording what the agent says"):
         _agent(findings, scenario, acts, before)
     with findings.trying("parsing what was understood"):
-        _parsed(findings, scenario, said[:300])
+        _parsed(findings, scenario, said)
 
 
 def _descriptions(findings: Findings, scenario: Scenario, hidden: Any, beliefs: Any) -> None:
@@ -56,8 +56,8 @@ def _descriptions(findings: Findings, scenario: Scenario, hidden: Any, beliefs: 
 def _nlu_data(findings: Findings, scenario: Scenario) -> None:
     """Check that sentences.json has the parts and paraphrases that NLU learns from."""
     sentences = scenario.sentences
-    lacking = [key for key in ("partner", "agent", "situations", "nlu") if key not in sentences]
-    if not findings.expect(not lacking, f"sentences.json lacks {', '.join(lacking)}. See a scenario that comes along."):
+    lacking = [key for key in ("partner", "agent", "situations", "nlu", "vocabulary") if key not in sentences]
+    if not findings.expect(not lacking, f"sentences.json lacks {', '.join(lacking)}. See docs/plugins.md."):
         return
     nlu: Mapping[str, Any] = sentences["nlu"]
     for role in ("partner", "agent"):
@@ -149,20 +149,28 @@ def _left_open(role: str, unfilled: set[str]) -> str:
 
 
 def _parsed(findings: Findings, scenario: Scenario, said: Any) -> None:
-    """Check that the first sentence of `said`, records[N], means the same after find_slots and parse."""
-    sentences, changed = scenario.sentences["partner"], set()
+    """Check that the first sentences of what is meant by `said`, records[N], mean the same after find_slots and parse.
+
+    Of a meaning of several parts, parse gets the first one, and the values of all.
+    """
+    sentences, changed, seen = scenario.sentences["partner"], set(), set()
     for record in said:
         meaning = scenario.partner_meaning(record)
-        if len(meaning.parts) != 1 or not _calm(sentences, meaning.parts[0]):
+        part, content = meaning.parts[0], (meaning.parts, *meaning.slots.items())
+        if content in seen or not all(_calm(sentences, each) for each in meaning.parts):
             continue
-        slots, _ = scenario.find_slots(fill(_calm(sentences, meaning.parts[0])[0], meaning.slots))
+        seen.add(content)
+        text = " ".join(fill(_calm(sentences, each)[0], meaning.slots) for each in meaning.parts)
         parsed = np.zeros(1, scenario.said)[0]
-        scenario.parse(meaning.act, meaning.parts[0], slots, parsed)
+        scenario.parse(meaning.act, part, scenario.find_slots(text)[0], parsed)
         again = scenario.partner_meaning(parsed)
-        if (again.act, dict(again.slots)) != (meaning.act, dict(meaning.slots)):
-            changed.add(f"{meaning.parts[0]} {dict(meaning.slots)} to {again.parts[0]} {dict(again.slots)}")
+        kept = (again.act, dict(again.slots)) == (meaning.act, dict(meaning.slots))
+        named = len(meaning.parts) == 1 and "/" in part  # as a problem is in state_problem/refund
+        if not kept or (named and again.parts != meaning.parts):
+            changed.add(f"{part} {dict(meaning.slots)} to {again.parts[0]} {dict(again.slots)}")
     findings.expect(
         not changed,
         f"what is said, found by find_slots() and written by parse() means something else: "
-        f"{', '.join(sorted(changed)[:3])}. parse() is the inverse of partner_meaning().",
+        f"{', '.join(sorted(changed)[:3])}. parse() is the inverse of partner_meaning(): let it write the act, what "
+        "the part names, and every value of `slots`.",
     )
