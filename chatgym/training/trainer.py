@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from chatgym.agent import Agent, make_config
+from chatgym.agent import Agent, make_config, plain, reported
 from chatgym.envs.task import Task
 from chatgym.errors import InvalidValue
 from chatgym.evaluation.evaluation import evaluate
@@ -92,9 +93,11 @@ def configure(
     if default == 0:
         raise InvalidValue(f"the agent {agent!r} learns nothing; measure it with `chatgym evaluate {agent}`")
     total = int(default if total_steps is None else total_steps)
+    seed = plain(seed)
     evaluations = getattr(made_by, "default_evaluations", EVALUATIONS)
     every = max(total // evaluations, 1) if evaluate_every is None else evaluate_every
     counted = getattr(made_by, "default_conversations", CONVERSATIONS) if conversations is None else conversations
+    every, counted = plain(every), plain(counted)
     for name, value in (("total_steps", total), ("evaluate_every", every), ("conversations", counted)):
         if value < 1:
             raise InvalidValue(f"{name} is a number from 1 on, not {value}")
@@ -283,6 +286,7 @@ class _Callback:
 
     def __call__(self, turns: int, metrics: Mapping[str, float]) -> None:
         """Handle an iteration after which the agent has trained for `turns`."""
+        turns, metrics = reported(self.run.config["agent"], turns, metrics)
         due = turns // self.every > self.turns // self.every
         self.turns = turns
         self.lessons.advance(turns)  # before the checkpoint, which has the next turn's conversations
@@ -337,7 +341,8 @@ class _Callback:
             "turns": self.turns, "seconds": round(seconds, 3),
             "success_rate": dataclasses.asdict(result.success_rate),
             "mean_return": dataclasses.asdict(result.mean_return),
-            "score": result.score and dataclasses.asdict(result.score), "training": dict(metrics),
+            "score": result.score and dataclasses.asdict(result.score),
+            "training": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
         }  # fmt: skip
         if self.lessons.now:
             line["curriculum"] = self.lessons.now
