@@ -874,7 +874,7 @@ def test_plugins_lists_things_with_their_plugin_and_failures_with_the_reason(
 ) -> None:
     registry.failures.append(("sad", "ImportError: [red]no module[/red]"))
     said = chatgym("plugins")
-    assert (said.code, said.err) == (0, "")
+    assert (said.code, said.err) == (1, "")
     rows = [line.split() for line in said.out.splitlines()]
     assert ["agent", "odd", "odd", "odd-agents", "1.0"] in rows
     assert ["scenario", "customer_service", "chatgym_agents", "chatgym", __version__] in rows
