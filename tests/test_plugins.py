@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -407,3 +408,91 @@ def test_a_thing_whose_module_is_missing_is_reported_when_it_is_used(good):
 
 def test_a_plugin_is_gone_once_it_is_uninstalled():
     assert "bandit" not in report()["agents"]
+
+
+FAILING = """
+from bandit_plugin import Bandit
+from chatgym.hookspecs import hookimpl
+
+
+def explode(turns):
+    if turns >= 1000:
+        return 1 / (turns - turns)
+
+
+class Failing(Bandit):
+    def learn(self, make_envs, total_steps, callback):
+        def tell(turns, metrics):
+            callback(turns, metrics)
+            explode(turns)
+
+        super().learn(make_envs, total_steps, tell)
+
+
+
+
+@hookimpl
+def register_agents(register):
+    register("failing", Failing)
+
+
+@hookimpl
+def register_scenarios(register):
+    import dataclasses
+
+    from chatgym.scenarios.customer_service import SCENARIO
+
+    register("shop", dataclasses.replace(SCENARIO, name="shop", earlier=()))
+"""
+
+
+@pytest.fixture(scope="module")
+def failing(tmp_path_factory):
+    return install(tmp_path_factory, "chatgym-failing", {"failing_plugin": FAILING}, {"failing": "failing_plugin"})
+
+
+def chatgym(folder, arguments, *plugged):
+    """Run the command line in a folder."""
+    return call(f"import os; os.chdir({str(folder)!r}); " + MAIN.format(arguments=arguments.split()), *plugged)
+
+
+def test_an_exception_in_an_agent_names_agent_plugin_checkpoint_and_how_to_go_on(good, failing, tmp_path):
+    plugin = shutil.copytree(failing, tmp_path / "plugin")
+    file = plugin / "failing_plugin.py"
+    options = "--conversations 20 --evaluate-every 500"
+    code, said, wrong = chatgym(tmp_path, f"train failing {options}", good, plugin)
+    assert (code, said) == (1, "")
+    *trace, error = wrong.splitlines()
+    assert error == (
+        "Error: the agent 'failing' of plugin 'failing' (chatgym-failing 1.2) failed with ZeroDivisionError: division "
+        f"by zero ({file}, line 8); the last checkpoint, runs/failing/model, is after 1,000 turns; mend the agent, "
+        "then go on with `chatgym train failing --run runs/failing --resume`"
+    )
+    assert trace[0] == "Traceback in the agent's code:"
+    assert [line for line in trace if line.startswith("  File")][-1] == f'  File "{file}", line 8, in explode'
+    assert trace[-1] == "ZeroDivisionError: division by zero"
+    assert len(trace) < 16
+    file.write_text(file.read_text().replace("(turns - turns)", "turns"))
+    code, said, wrong = chatgym(tmp_path, "train failing --run runs/failing --resume", good, plugin)
+    assert (code, wrong) == (0, "")
+    assert "2,000 turns" in said
+
+
+def test_a_run_whose_plugin_is_gone_names_the_plugin(good, failing, tmp_path):
+    for arguments in ("train bandit", "train qlearning --steps 2000 --scenario shop"):
+        assert chatgym(tmp_path, f"{arguments} --conversations 20", good, failing)[0] == 0
+    bandit, shop = (
+        f"runs/{run} needs the {what} of the plugin chatgym-{name} 1.2, which isn't loaded here; install it, such as "
+        f"by `pip install chatgym-{name}==1.2`, or let `chatgym plugins` say why"
+        for run, what, name in (("bandit", "agent 'bandit'", "bandit"), ("qlearning", "scenario 'shop'", "failing"))
+    )
+    for arguments, told in {
+        "train bandit --resume": bandit,
+        "train --config runs/bandit/config.json --run again": bandit,
+        "evaluate runs/bandit": bandit,
+        "evaluate runs/qlearning": shop,
+        "train qlearning --resume --steps 9000": shop,
+    }.items():
+        code, said, wrong = chatgym(tmp_path, arguments)
+        assert (code, said) == (1, "")
+        assert told in wrong

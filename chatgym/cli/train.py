@@ -50,6 +50,14 @@ class Agents(TyperGroup):
 
         return agent_command(cmd_name, find_agent(cmd_name))
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find an agent's command; a run that is named beside an agent that isn't here says which plugin it needs."""
+        try:
+            return super().resolve_command(ctx, args)
+        except InvalidValue:
+            repeat.check_plugin(args)
+            raise
+
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """List the agents with their plugins."""
         from chatgym import plugins

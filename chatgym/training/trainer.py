@@ -21,6 +21,7 @@ from chatgym.storage import interrupts
 from chatgym.storage.paths import given
 from chatgym.training import logs
 from chatgym.training.curriculum import Curriculum, Lessons, check_same, record
+from chatgym.training.failure import blaming
 from chatgym.training.run import Run, check_free, find_agent, lock, versions
 
 VALIDATION_SEED = 0
@@ -108,7 +109,7 @@ def configure(
         "scenario": task.scenario, "arguments": dict(task.arguments), "seed": seed, "total_steps": total,
         "evaluate_every": every, "conversations": counted, "validation_seed": VALIDATION_SEED,
         "log": logs.formats(log),
-        "identity": task.identity(made_by.requires), "versions": versions(agent),
+        "identity": task.identity(made_by.requires), "versions": versions(agent, task.scenario),
     }  # fmt: skip
     if curriculum is not None:
         config["curriculum"] = record(curriculum, task, total, every)
@@ -144,6 +145,7 @@ def train(
     Raises:
         InvalidValue: A name or value isn't allowed, or the folder holds something.
         Unavailable: The package of a log format isn't installed, or the disk is full; then the run can be resumed.
+        AgentFailed: The agent's own code raised an exception; once that is mended, the run can be resumed.
     """
     run = prepare(agent, folder, curriculum=curriculum, **options)
     with lock(run.folder):
@@ -170,7 +172,9 @@ def resume(
         InvalidValue: The folder holds no run, or one trained with another version of the simulator, or its curriculum
             is missing or another one.
         Corrupted: A file of the run has changed.
-        Unavailable: The disk is full, a log's package isn't installed, or another process trains in the folder.
+        Unavailable: The disk is full, a log's package or the run's plugin isn't installed, or another process trains
+            in the folder.
+        AgentFailed: See `train`.
     """
     if total_steps is not None and total_steps < 1:
         raise InvalidValue(f"total_steps is a number from 1 on, not {total_steps}")
@@ -224,7 +228,8 @@ def _train(run: Run, progress: Progress | None, curriculum: Curriculum | None = 
         if number:
             distributed.join()  # until the first process has written the checkpoint of the stage before
         stop = until is not None and until < total_steps  # else the stage ends by itself
-        _train_stage(run, total_steps, until if stop else None, progress, Lessons(curriculum, run.turns))
+        with blaming(run.config["agent"], run.how_to_go_on):
+            _train_stage(run, total_steps, until if stop else None, progress, Lessons(curriculum, run.turns))
 
 
 def _train_stage(run: Run, total_steps: int, until: int | None, progress: Progress | None, lessons: Lessons) -> None:

@@ -29,6 +29,7 @@ from chatgym.errors import InvalidValue
 from chatgym.evaluation.evaluation import evaluate
 from chatgym.storage import atomic
 from chatgym.storage.paths import given
+from chatgym.training.failure import blaming
 from chatgym.training.run import find_agent
 from chatgym.training.search_space import grid, points
 from chatgym.training.study import FORMAT, Plan, finished, read_study
@@ -257,7 +258,7 @@ class _Worker:
         """
         plan, made_by = self.plan, find_agent(self.plan.agent)
         config = make_config(made_by.Config, {**plan.settings, **params})
-        agent = made_by(plan.task.find_scenario(), config, seed=result["seed"])
+        scenario = plan.task.find_scenario()
         every, evaluated, done = max(plan.steps // EVALUATIONS, 1), 0, 0
 
         def measure(turns: int) -> float:
@@ -280,9 +281,13 @@ class _Worker:
                 if trial.should_prune():
                     raise optuna.TrialPruned
 
-        agent.learn(plan.task.maker(agent.requires), plan.steps, callback)
+        settings = ", ".join(f"{name} {value}" for name, value in params.items())
+        how = f"it had {settings}, in trial {trial.number}; mend it, then the same command goes on"
+        with blaming(plan.agent, lambda: how, passing=(optuna.exceptions.OptunaError,)):
+            agent = made_by(scenario, config, seed=result["seed"])
+            agent.learn(plan.task.maker(agent.requires), plan.steps, callback)
+            value = measure(done)
         self.done += plan.steps
-        value = measure(done)
         if plan.method != "grid":
             trial.report(value, (number + 1) * EVALUATIONS)
 
