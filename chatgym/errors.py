@@ -36,6 +36,19 @@ class BudgetSpent(Unfinished):
     """A limit on requests, tokens or cost is reached; raise the limit and repeat the call to continue."""
 
 
+class AgentFailed(ChatGymError, RuntimeError):
+    """An agent's own code raised an exception, which is the ``__cause__``.
+
+    Attributes:
+        trace: The lines of its traceback that are in the agent's code, with the exception.
+    """
+
+    def __init__(self, message: str, trace: str = "") -> None:
+        """Make the error with a part of the traceback."""
+        super().__init__(message)
+        self.trace = trace
+
+
 class Corrupted(ChatGymError, RuntimeError):
     """A file differs from what was written."""
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 import pytest
+from chatgym_agents.ppo import PPO
 from chatgym_agents.qlearning import QLearning
 from typer.testing import CliRunner
 
@@ -28,6 +29,7 @@ from chatgym.cli.app import app
 from chatgym.cli.evaluate import SEED
 from chatgym.cli.play import find_acts
 from chatgym.cli.show import WIDTH
+from chatgym.cli.train import agent_command
 from chatgym.dynamics import trace
 from chatgym.engines import Completion
 from chatgym.envs.task import Task
@@ -88,7 +90,8 @@ class Odd(QLearning):
         motto: str = setting("", "[red]what it says[/red]")
         limit: int | None = setting(None, "where it stops", low=1)
         seed: int = setting(5, "a name that the command has too")
-        sizes: tuple[int, ...] = setting((1, 2), "nothing for a command line")
+        help: int = setting(2, "a name that every command has")
+        json: Literal["yes", "no"] | None = setting(None, "a name that an option has and a parameter hasn't")
 
 
 @pytest.fixture
@@ -179,15 +182,42 @@ def test_an_agent_s_settings_are_its_options(chatgym: Chatgym) -> None:
 def test_options_of_each_type_reach_the_agent(chatgym: Chatgym, registry: plugins.Registry) -> None:
     text = chatgym("train", "odd", "--help").out
     assert "[red]what it says[/red]" in text
-    assert "--sizes" not in text
-    options = ("--no-bold", "--style", "ornate", "--motto", "[b]hm[/b]", "--limit", 3, "--agent-seed", 8, "--seed", 9)
+    options = ("--no-bold", "--style", "ornate", "--motto", "[b]hm[/b]", "--limit", 3, "--agent-seed", 8, "--seed", 9,
+               "--agent-help", 4, "--agent-json", "no")  # fmt: skip
     assert chatgym("train", "odd", "--num-envs", 100, "--conversations", 20, *options).code == 0
     config = Run.open("runs/odd").config
     settings = config["settings"]
     assert config["seed"] == 9
-    assert {name: settings[name] for name in ("bold", "style", "motto", "limit", "seed", "sizes", "num_envs")} == {
-        "bold": False, "style": "ornate", "motto": "[b]hm[/b]", "limit": 3, "seed": 8, "sizes": [1, 2], "num_envs": 100,
+    assert {name: settings[name] for name in ("bold", "style", "motto", "limit", "seed", "help", "json")} == {
+        "bold": False, "style": "ornate", "motto": "[b]hm[/b]", "limit": 3, "seed": 8, "help": 4, "json": "no",
     }  # fmt: skip
+    assert chatgym("train", "odd", "--style", "zzz").code == 2
+
+
+@pytest.mark.parametrize("agent", [Odd, PPO])
+def test_no_option_of_a_command_is_declared_twice(agent: Any) -> None:
+    flags = [flag for one in agent_command("odd", agent).params for flag in (*one.opts, *one.secondary_opts)]
+    assert len(flags) == len({"--help", *flags}) - 1
+
+
+class Listing(QLearning):
+    """An agent with a setting that no option can be made of."""
+
+    @dataclass(frozen=True)
+    class Config(QLearning.Config):
+        layers: tuple[int, ...] = setting((64, 64), "sizes of the layers")
+
+
+@pytest.mark.parametrize("args", [("train",), ("train", "--help"), ("tune",)])
+def test_a_setting_that_can_t_be_an_option_is_refused_before_anything_begins(
+    chatgym: Chatgym, registry: plugins.Registry, args: tuple[str, ...]
+) -> None:
+    registry._add("agents", "listing", Listing, "odd")
+    said = chatgym(args[0], "listing", *args[1:])
+    assert (said.code, said.out) == (2, "")
+    assert "Listing.Config in test_cli is wrong: the setting `layers` is of type tuple[int, ...]. An option" in said.err
+    assert "write several values as one str and split it" in said.err
+    assert not Path("runs").exists()
 
 
 @pytest.mark.parametrize(
@@ -845,7 +875,7 @@ def test_plugins_lists_things_with_their_plugin_and_failures_with_the_reason(
 ) -> None:
     registry.failures.append(("sad", "ImportError: [red]no module[/red]"))
     said = chatgym("plugins")
-    assert (said.code, said.err) == (0, "")
+    assert (said.code, said.err) == (1, "")
     rows = [line.split() for line in said.out.splitlines()]
     assert ["agent", "odd", "odd", "odd-agents", "1.0"] in rows
     assert ["scenario", "customer_service", "chatgym_agents", "chatgym", __version__] in rows

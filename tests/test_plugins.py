@@ -2,11 +2,16 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
 
 import pytest
+
+from chatgym.engines import choose
+from chatgym.plugins import RESERVED
+from chatgym.rewards import choose as rewards_choose
 
 PYPROJECT = """
 [build-system]
@@ -112,8 +117,61 @@ BROKEN = {
 
         @hookimpl
         def register_agents(register):
+            from bandit_plugin import Bandit
+
             register("random", object)
-            register("other", dict)
+            register("other", Bandit)
+    """,
+    "syntax": "def register_agents(register):\n    register('x', (",
+    "far": "import broken_syntax",
+    "deep": """
+        def broken():
+            return {}["no such key"]
+
+        broken()
+    """,
+    "undecorated": """
+        def register_agents(register):
+            register("never", object)
+    """,
+    "argumentless": """
+        from chatgym.hookspecs import hookimpl
+
+        @hookimpl
+        def register_scenarios():
+            pass
+    """,
+    "renamed": """
+        from chatgym.hookspecs import hookimpl
+
+        @hookimpl
+        def register_agents(registry):
+            registry("never", object)
+    """,
+    "hookless": "def register_agent(register): pass",
+    "wrong_things": """
+        from chatgym.hookspecs import hookimpl
+
+        @hookimpl
+        def register_agents(register):
+            register("thing", object)
+            register("late", "broken_wrong_things:hookimpl")
+
+        @hookimpl
+        def register_scenarios(register):
+            register("no_scenario", {"acts": 3})
+            register("late_scenario", "broken_wrong_things:hookimpl")
+
+        @hookimpl
+        def register_engines(register):
+            register("hf", print)
+            register("openai", print)
+            register("a:b", print)
+            register("not_callable", 3)
+
+        @hookimpl
+        def register_reward_models(register):
+            register("judge", print)
     """,
 }
 
@@ -163,15 +221,21 @@ def broken(tmp_path_factory):
     return install(tmp_path_factory, "chatgym-broken", modules, entry_points)
 
 
-def run(code, *folders, **environment):
-    """Run Python code in a process that sees the plugins in `folders`, and return what it printed."""
+def call(code, *folders, **environment):
+    """Run Python code in a process that sees the plugins in `folders`; return exit status, stdout and stderr."""
     path = os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     kept = {name: value for name, value in os.environ.items() if name != "CHATGYM_LOAD_PLUGINS"}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={**kept, "PYTHONPATH": path, **environment}
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done.returncode, done.stdout, done.stderr
+
+
+def run(code, *folders, **environment):
+    """Run Python code as `call` does, and return what it printed."""
+    status, said, wrong = call(code, *folders, **environment)
+    assert status == 0, wrong
+    return said
 
 
 def report(*folders, **environment):
@@ -196,11 +260,16 @@ def test_importing_chatgym_imports_neither_torch_nor_any_plugin(all_loaded):
     assert "gymnasium" in names
 
 
-def test_broken_plugins_are_reported_with_the_last_line_of_their_traceback_and_add_nothing(all_loaded):
+def test_broken_plugins_are_reported_with_the_error_and_its_place_and_add_nothing(all_loaded, broken):
     failures = dict(all_loaded["failures"])
-    assert failures["x_at_import"] == "ValueError: first line"
-    assert failures["x_at_exit"] == "SystemExit: 3"
-    assert failures["x_in_hook"] == "KeyError: 'somewhere'"
+    for plugin, reason in {
+        "at_import": ("ValueError: first line and the second", 1), "at_exit": ("SystemExit: 3", 1),
+        "in_hook": ("KeyError: 'somewhere'", 10), "deep": ("KeyError: 'no such key'", 3),
+    }.items():  # fmt: skip
+        said, line = reason
+        assert failures[f"x_{plugin}"] == f"{said} ({broken / f'broken_{plugin}.py'}, line {line})"
+    for plugin in ("x_syntax", "x_far"):
+        assert failures[plugin] == f"SyntaxError: '(' was never closed ({broken / 'broken_syntax.py'}, line 2)"
     assert failures["x_missing"] == "ModuleNotFoundError: No module named 'module_that_is_not_there'"
     assert "unknown hook 'register_agent'" in failures["x_misspelt"]
     assert "Did you mean 'register_agents'?" in failures["x_misspelt"]
@@ -211,18 +280,75 @@ def test_broken_plugins_are_reported_with_the_last_line_of_their_traceback_and_a
 def test_a_clashing_name_stays_with_the_first_and_both_plugins_are_named(all_loaded):
     clash = dict(all_loaded["failures"])["a_clashing"]
     assert clash == (
-        "agent 'random' is already registered by plugin 'chatgym_agents', which stays; uninstall or rename one of them"
+        "agent 'random' is already registered by plugin 'chatgym_agents', which stays; uninstall or rename one"
     )
     assert "chatgym_agents.scripted.Random" in all_loaded["random"]
     assert all_loaded["sources"]["other"] == "a_clashing"
 
 
+def test_a_hook_that_would_never_be_called_is_reported(all_loaded):
+    failures = dict(all_loaded["failures"])
+    assert failures["x_undecorated"] == (
+        "register_agents is never called: decorate it with @hookimpl from chatgym.hookspecs"
+    )
+    assert failures["x_argumentless"] == (
+        "register_scenarios gets nothing to register with: write `def register_scenarios(register):`"
+    )
+    assert "Argument(s) {'registry'} are declared in the hookimpl but can not be found" in failures["x_renamed"]
+    assert failures["x_hookless"] == (
+        "broken_hookless has no hook; write one of register_agents, register_scenarios, register_engines, "
+        "register_reward_models, decorated with @hookimpl"
+    )
+
+
+def test_what_can_never_be_used_is_reported_and_not_listed(all_loaded):
+    said = [reason for plugin, reason in all_loaded["failures"] if plugin == "x_wrong_things"]
+    assert said == [
+        "agent 'thing' is no agent: it lacks `requires`, `Config`, `learn`, `act`, `save`, `load`; write what "
+        "`chatgym.agent.Agent` says",
+        "scenario 'no_scenario' is no `chatgym.scenarios.Scenario` but {'acts': 3}; register one",
+        "engine 'hf' would never be used: hf:... means something already; rename it",
+        "engine 'openai' would never be used: openai:... means something already; rename it",
+        "engine 'a:b' can't be named on a command line; use letters, digits and _.+- only",
+        "engine 'not_callable' can't be called: it is 3; register a function of the text after 'NAME:'",
+        "reward model 'judge' would never be used: judge:... means something already; rename it",
+    ]
+
+
+def test_the_names_that_mean_something_already_are_all_reserved():
+    assert set(choose.BUILT_IN) == RESERVED["engines"]
+    assert set(rewards_choose._MAKERS) == RESERVED["reward_models"]
+
+
+MAIN = "import sys; from chatgym.cli import main; sys.argv[1:] = {arguments!r}; main()"
+
+
+def test_the_command_plugins_fails_if_one_is_broken(good, broken):
+    code, said, _ = call(MAIN.format(arguments=["plugins", "--json"]), good, broken)
+    listed = json.loads(said)
+    assert code == 1
+    assert {"bandit", "qlearning", "customer_service"} <= {one["name"] for one in listed["entries"]}
+    reasons = {(one["plugin"], one["reason"].partition(" ")[0]) for one in listed["failures"]}
+    assert {("bandit", "'absent'"), ("x_wrong_things", "'late'"), ("x_wrong_things", "'late_scenario'")} <= reasons
+    assert not {"absent", "late", "late_scenario"} & {one["name"] for one in listed["entries"]}
+    assert call(MAIN.format(arguments=["plugins"]), CHATGYM_LOAD_PLUGINS="")[0] == 0
+
+
+def test_a_scenario_that_is_none_breaks_no_other(good, broken):
+    code, said, _ = call(MAIN.format(arguments=["scenarios", "--json"]), good, broken)
+    listed = {one["name"]: one for one in json.loads(said)}
+    assert code == 0
+    assert listed["customer_service"]["version"] == 2
+    assert "is no `chatgym.scenarios.Scenario`" in listed["late_scenario"]["description"]
+    code, _, said = call(MAIN.format(arguments=["evaluate", "exprt"]), good, broken)
+    assert code == 2
+    assert "Did you mean 'expert'?" in said
+
+
 def test_one_warning_names_all_that_failed_and_nothing_else_is_hurt(all_loaded):
     (warning,) = all_loaded["warnings"]
-    assert warning == (
-        "plugins with a problem: a_clashing, x_at_exit, x_at_import, x_in_hook, x_missing, x_misspelt; "
-        "`chatgym plugins` says which"
-    )
+    names = sorted(["a_clashing", "x_missing", *(f"x_{name}" for name in BROKEN if name != "clashing")])
+    assert warning == f"plugins with a problem: {', '.join(names)}; `chatgym plugins` says which"
     assert {"random", "expert", "qlearning", "bandit"} <= set(all_loaded["agents"])
     assert {"customer_service", "education"} <= set(all_loaded["scenarios"])
 
@@ -282,3 +408,91 @@ def test_a_thing_whose_module_is_missing_is_reported_when_it_is_used(good):
 
 def test_a_plugin_is_gone_once_it_is_uninstalled():
     assert "bandit" not in report()["agents"]
+
+
+FAILING = """
+from bandit_plugin import Bandit
+from chatgym.hookspecs import hookimpl
+
+
+def explode(turns):
+    if turns >= 1000:
+        return 1 / (turns - turns)
+
+
+class Failing(Bandit):
+    def learn(self, make_envs, total_steps, callback):
+        def tell(turns, metrics):
+            callback(turns, metrics)
+            explode(turns)
+
+        super().learn(make_envs, total_steps, tell)
+
+
+
+
+@hookimpl
+def register_agents(register):
+    register("failing", Failing)
+
+
+@hookimpl
+def register_scenarios(register):
+    import dataclasses
+
+    from chatgym.scenarios.customer_service import SCENARIO
+
+    register("shop", dataclasses.replace(SCENARIO, name="shop", earlier=()))
+"""
+
+
+@pytest.fixture(scope="module")
+def failing(tmp_path_factory):
+    return install(tmp_path_factory, "chatgym-failing", {"failing_plugin": FAILING}, {"failing": "failing_plugin"})
+
+
+def chatgym(folder, arguments, *plugged):
+    """Run the command line in a folder."""
+    return call(f"import os; os.chdir({str(folder)!r}); " + MAIN.format(arguments=arguments.split()), *plugged)
+
+
+def test_an_exception_in_an_agent_names_agent_plugin_checkpoint_and_how_to_go_on(good, failing, tmp_path):
+    plugin = shutil.copytree(failing, tmp_path / "plugin")
+    file = plugin / "failing_plugin.py"
+    options = "--conversations 20 --evaluate-every 500"
+    code, said, wrong = chatgym(tmp_path, f"train failing {options}", good, plugin)
+    assert (code, said) == (1, "")
+    *trace, error = wrong.splitlines()
+    assert error == (
+        "Error: the agent 'failing' of plugin 'failing' (chatgym-failing 1.2) failed with ZeroDivisionError: division "
+        f"by zero ({file}, line 8); the last checkpoint, runs/failing/model, is after 1,000 turns; mend the agent, "
+        "then go on with `chatgym train failing --run runs/failing --resume`"
+    )
+    assert trace[0] == "Traceback in the agent's code:"
+    assert [line for line in trace if line.startswith("  File")][-1] == f'  File "{file}", line 8, in explode'
+    assert trace[-1] == "ZeroDivisionError: division by zero"
+    assert len(trace) < 16
+    file.write_text(file.read_text().replace("(turns - turns)", "turns"))
+    code, said, wrong = chatgym(tmp_path, "train failing --run runs/failing --resume", good, plugin)
+    assert (code, wrong) == (0, "")
+    assert "2,000 turns" in said
+
+
+def test_a_run_whose_plugin_is_gone_names_the_plugin(good, failing, tmp_path):
+    for arguments in ("train bandit", "train qlearning --steps 2000 --scenario shop"):
+        assert chatgym(tmp_path, f"{arguments} --conversations 20", good, failing)[0] == 0
+    bandit, shop = (
+        f"runs/{run} needs the {what} of the plugin chatgym-{name} 1.2, which isn't loaded here; install it, such as "
+        f"by `pip install chatgym-{name}==1.2`, or let `chatgym plugins` say why"
+        for run, what, name in (("bandit", "agent 'bandit'", "bandit"), ("qlearning", "scenario 'shop'", "failing"))
+    )
+    for arguments, told in {
+        "train bandit --resume": bandit,
+        "train --config runs/bandit/config.json --run again": bandit,
+        "evaluate runs/bandit": bandit,
+        "evaluate runs/qlearning": shop,
+        "train qlearning --resume --steps 9000": shop,
+    }.items():
+        code, said, wrong = chatgym(tmp_path, arguments)
+        assert (code, said) == (1, "")
+        assert told in wrong

@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -18,13 +19,15 @@ from chatgym_agents.dqn import DQN
 from chatgym_agents.qlearning import QLearning
 from chatgym_agents.scripted import Expert, Random
 
-from chatgym.agent import Interface, setting
+from chatgym.agent import Interface, Range, make_config, setting
 from chatgym.dynamics import rng
-from chatgym.errors import Corrupted
+from chatgym.errors import Corrupted, InvalidValue
 from chatgym.testing import NonConforming, check_agent
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "restaurant"))
 from chatgym_restaurant import SCENARIO as RESTAURANT
+
+Mode = Literal["slow", "fast"]
 
 
 def problems(check, *arguments, **more):
@@ -128,6 +131,11 @@ def settings(kind, **arguments):
     return declares(Config=made)
 
 
+def names(*names):
+    fields = [(name, bool, setting(True, "a setting")) for name in names]
+    return declares(Config=dataclasses.make_dataclass("Config", fields, frozen=True))
+
+
 @dataclass
 class Thawed:
     x: int = 0
@@ -145,12 +153,59 @@ DECLARED = [
     (declares(Config=dataclasses.make_dataclass("C", [("x", int, 1)], frozen=True)), "says nothing for `chatgym train"),
     (settings(list, default=(), help="a list"), "An option of the command line is a bool, int, float or str"),
     (settings(int, default=5, help="a number", high=3), "Config() with its own defaults raised InvalidValue"),
+    (settings(list[int], default=(), help="a list"), "write several values as one str and split it"),
+    (
+        settings(Literal[1, 2], default=1, help="not of strings"),
+        "or str, a Literal of strings, or one of these or None",
+    ),
+    (settings(int | str, default=1, help="one of two"), "the setting `x` is of type int | str"),
+    (
+        settings("Hidden", default=1, help="nowhere"),
+        "the types of `Config` can't be read (name 'Hidden' is not defined",
+    ),
+    (settings(Mode, default="zzz", help="a mode"), "InvalidValue: x is one of slow, fast, not 'zzz'"),
+    (settings(float, default=float("inf"), help="no end"), "InvalidValue: x is inf; allowed is a finite number"),
+    (settings(int, default=np.float32(1), help="a number"), "InvalidValue: x is of type int, not 1.0"),
+    (
+        settings(float, default=1.0, help="x", high=2, tune=Range(1, 9)),
+        "for `chatgym tune` raised InvalidValue: x is 9",
+    ),
+    (names("seed", "agent_seed"), "the settings `seed` and `agent_seed` would both be the option --agent-seed. Rename"),
+    (names("bold", "no_bold"), "the settings `bold` and `no_bold` would both be the option --no-bold. Rename"),
 ]
 
 
 @pytest.mark.parametrize(("agent", "words"), DECLARED, ids=[words for _, words in DECLARED])
 def test_what_an_agent_declares_is_checked(agent, words):
     assert words in problems(check_agent, agent, RESTAURANT)
+
+
+class Settled(Mean):
+    """Has every kind of setting, also under names that commands have, and speaks in numpy's numbers."""
+
+    @dataclass(frozen=True)
+    class Config(Mean.Config):
+        mode: Literal["slow", "fast"] = setting("slow", "how it goes", tune=("slow", "fast"))
+        limit: float | None = setting(None, "where it ends", low=1.0, tune=(None, 2.0))
+        motto: Literal["slow", "fast"] | None = setting(None, "what it says")
+        help: bool = setting(True, "whether it helps")
+        run: int = dataclasses.field(default_factory=lambda: 3, metadata={"help": "how far"})
+        wait: float = setting(1, "how long")
+
+    def tell(self, callback):
+        callback(np.int64(self.turns), {"best": np.float32(2), "loss": float("nan"), "left": np.array([3])})
+
+
+def test_settings_of_all_kinds_and_numbers_of_numpy_are_fine():
+    check_agent(Settled, RESTAURANT, total_steps=TOTAL)
+    given = {"mode": "fast", "limit": np.float32(1.5), "num_envs": np.int64(5), "wait": 2}
+    made = dataclasses.asdict(make_config(Settled.Config, given))
+    assert json.loads(json.dumps(made)) == made == {
+        "rate": 0.1, "num_envs": 5, "mode": "fast", "limit": 1.5, "motto": None, "help": True, "run": 3, "wait": 2.0,
+    }  # fmt: skip
+    for wrong in ({"mode": "zzz"}, {"mode": None}, {"limit": "far"}, {"limit": 0.5}, {"motto": "zzz"}, {"help": 1}):
+        with pytest.raises(InvalidValue, match=next(iter(wrong))):
+            make_config(Settled.Config, wrong)
 
 
 class Silent(Mean):
@@ -161,6 +216,10 @@ class Silent(Mean):
 class Resetting(Mean):
     def tell(self, callback):
         callback(64, {})
+
+
+def tells(turns, metrics):
+    return type("Tells", (Mean,), {"tell": lambda self, callback: callback(turns(self.turns), metrics)})
 
 
 class Early(Mean):
@@ -258,6 +317,11 @@ def saves(name, content):
 
 TRAINED = [
     (Silent, "learn() never calls its callback"),
+    (tells(int, {"mood": "good"}), "'Tells' tells its callback the metric 'mood' = 'good'; a metric is a number"),
+    (tells(int, {"loss": np.zeros(2)}), "tells its callback the metric 'loss' = array([0., 0.])"),
+    (tells(int, {0: 1.0}), "tells its callback the metric 0 = 1.0; a metric is a number with a str for its name"),
+    (tells(int, [1.0]), "tells its callback [1.0]; tell it a dict of metrics by name"),
+    (tells(lambda turns: turns + 0.5, {}), "tells its callback 64.5 turns; tell it the whole number"),
     (Resetting, "the turns that learn() tells its callback don't grow: 64, 64, 64 ..."),
     (Early, "learn() ends after 256 of 512 turns"),
     (Late, "learn() goes on to 1024 turns where 512 were asked for"),

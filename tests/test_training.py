@@ -916,3 +916,40 @@ def test_the_bootstrap_interval_is_that_of_the_normal_distribution_for_many_valu
     assert interval.high == pytest.approx(values.mean() + half, abs=0.08 * half)
     assert bootstrap_mean(values) == interval
     assert bootstrap_mean(np.array([1.5])) == type(interval)(1.5, 1.5, 1.5)
+
+
+def test_what_an_agent_reports_is_written_as_json_that_others_read(tmp_path, monkeypatch):
+    class Numbers(find_agent("qlearning")):
+        def learn(self, make_envs, total_steps, callback):
+            def tell(turns, metrics):
+                callback(np.int64(turns), {"loss": np.float32(0.5), "lost": float("nan"), "far": np.float64("inf")})
+
+            super().learn(make_envs, total_steps, tell)
+
+    agents = plugins.load().agents
+    monkeypatch.setitem(agents._things, "numbers", Numbers)
+    monkeypatch.setitem(agents.sources, "numbers", agents.sources["qlearning"])
+    task = Task(arguments={"error_rate": np.float32(0.5), "reward_weights": {"time": np.float64(0.25)}})
+    seed, every = np.int64(3), np.int64(EVERY)
+    run = train("numbers", tmp_path / "run", **{**ARGUMENTS, "seed": seed, "evaluate_every": every}, task=task)
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    training = [json.loads(line, parse_constant=refuse)["training"] for line in lines]
+    assert training[1] == {"loss": 0.5, "lost": None, "far": None}
+    assert run.config["arguments"] == {"error_rate": 0.5, "reward_weights": {"time": 0.25}}
+    assert json.loads((run.folder / "model" / "checkpoint.json").read_text())["turns"] == run.turns
+
+
+def test_a_metric_that_is_no_number_is_refused_with_the_agent_s_name(tmp_path, monkeypatch):
+    class Wordy(find_agent("qlearning")):
+        def learn(self, make_envs, total_steps, callback):
+            callback(64, {"mood": "good"})
+
+    agents = plugins.load().agents
+    monkeypatch.setitem(agents._things, "wordy", Wordy)
+    monkeypatch.setitem(agents.sources, "wordy", agents.sources["qlearning"])
+    with pytest.raises(InvalidValue, match="the agent 'wordy' tells its callback the metric 'mood' = 'good'; a metric"):
+        train("wordy", tmp_path / "run", **ARGUMENTS)

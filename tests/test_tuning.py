@@ -28,7 +28,7 @@ from typer.testing import CliRunner
 from chatgym import plugins
 from chatgym.agent import Interface, Range, setting
 from chatgym.cli.app import app
-from chatgym.errors import Corrupted, InvalidValue, Unavailable
+from chatgym.errors import AgentFailed, Corrupted, InvalidValue, Unavailable
 from chatgym.training import Run, study_storage, tuning
 from chatgym.training.search_space import grid, points, search_space
 from chatgym.training.study import Plan, best_settings, finished
@@ -605,3 +605,18 @@ def test_help_needs_no_optuna() -> None:
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
     assert "--from-study" in CliRunner().invoke(app, ["train", "qlearning", "--help"]).output
+
+
+def test_an_exception_in_an_agent_names_it_and_what_it_was_tried_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def learn(self: Toy, make_envs: Any, total_steps: int, callback: Any) -> None:
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr(Toy, "learn", learn)
+    with pytest.raises(
+        AgentFailed, match=r"the agent 'toy' of plugin 'toys' \(toys 1.0\) failed with RuntimeError: no"
+    ) as one:
+        tune(Plan("toy", {"y": (7,)}, method="grid", steps=10), tmp_path / "study")
+    assert "it had y 7, in trial 0; mend it, then the same command goes on" in str(one.value)
+    assert isinstance(one.value.__cause__, RuntimeError)

@@ -27,7 +27,7 @@ from chatgym.cli import (
     voice,
 )  # fmt: skip
 from chatgym.cli.options import INTERRUPTED
-from chatgym.cli.terminal import print_error
+from chatgym.cli.terminal import print_error, print_failure
 from chatgym.errors import ChatGymError, InvalidValue
 from chatgym.storage.paths import given
 
@@ -74,7 +74,7 @@ class Root(TyperGroup):
             try:
                 return super().invoke(ctx)
             except ChatGymError as error:
-                print_error(str(error))
+                print_failure(error)
                 raise typer.Exit(2 if isinstance(error, InvalidValue) else 1) from None
             except OSError as error:
                 if isinstance(error, BrokenPipeError):

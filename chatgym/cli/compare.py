@@ -99,7 +99,7 @@ def find_agent_and_task(
     if settings:
         raise InvalidValue(f"{run_or_agent} keeps the settings that it was trained with; leave out --set")
     if not Path(run_or_agent).exists():
-        untrained = [name for name in agents if getattr(agents[name], "default_steps", None) == 0]
+        untrained = [name for name, one in agents.usable().items() if getattr(one, "default_steps", None) == 0]
         raise unknown("agent or run folder", run_or_agent, untrained, "`chatgym train` makes run folders.")
     run = Run.open(run_or_agent)
     if scenario not in (None, run.task.scenario):

@@ -12,7 +12,7 @@ import typer
 
 from chatgym.cli.options import AsJson, print_json
 from chatgym.cli.terminal import console, percent, print_error, progress_bar, table
-from chatgym.errors import ChatGymError, InvalidValue, unknown
+from chatgym.errors import ChatGymError, InvalidValue, Unavailable, unknown
 
 if TYPE_CHECKING:
     from chatgym.evaluation import References
@@ -22,29 +22,34 @@ if TYPE_CHECKING:
 def plugins(as_json: AsJson = False) -> None:
     """List the installed agents, scenarios, engines and reward models, with their plugins.
 
-    A plugin that can't be loaded is listed with the reason. The environment variable CHATGYM_LOAD_PLUGINS names the
-    plugins to load, separated by commas; if it is empty, only ChatGym's own are loaded.
+    What can't be loaded is listed with the reason, and the command then exits with 1. The environment variable
+    CHATGYM_LOAD_PLUGINS names the plugins to load, separated by commas; if it is empty, only ChatGym's own are loaded.
     """
     from chatgym import plugins
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # failures are listed below
         registry = plugins.load()
-    rows = [
-        (kind[:-1].replace("_", " "), name, plugin, registry.plugins[plugin])
-        for kind in plugins.KINDS
-        for name, plugin in getattr(registry, kind).sources.items()
-    ]
+    rows, problems = [], list(registry.failures)
+    for (kind, name), plugin in registry.sources.items():
+        try:
+            if plugin != plugins.BUILT_IN:
+                getattr(registry, kind)[name]  # imported now, to see whether it can be
+            rows.append((kind[:-1].replace("_", " "), name, plugin, registry.plugins[plugin]))
+        except Unavailable as error:
+            problems.append((plugin, str(error)))
     columns = ("kind", "name", "plugin", "from")
     if as_json:
-        failures = [{"plugin": plugin, "reason": reason} for plugin, reason in registry.failures]
+        failures = [{"plugin": plugin, "reason": reason} for plugin, reason in problems]
         print_json({"entries": [dict(zip(columns, row, strict=True)) for row in rows], "failures": failures})
-        return
-    out = console()
-    out.print(table(columns, rows))
-    if registry.failures:
-        out.print()
-        out.print(table(("plugin with a problem", "reason"), registry.failures))
+    else:
+        out = console()
+        out.print(table(columns, rows))
+        if problems:
+            out.print()
+            out.print(table(("plugin with a problem", "reason"), problems))
+    if problems:
+        raise typer.Exit(1)
 
 
 def scenarios(
@@ -88,7 +93,7 @@ def scenarios(
         raise InvalidValue(f"{name} is an earlier version: files are written for the newest one only; leave out -v")
     if measure or train_nlu or train_reward or fill_banks or compile_:
         made: dict[str, dict[str, Any]] = {}
-        for one in found if name is None else (name,):
+        for one in found.usable() if name is None else (name,):
             made[one] = {}
             if compile_:
                 made[one]["seconds"] = _compile(one, as_json)
@@ -105,7 +110,7 @@ def scenarios(
         return
     if name is not None:
         scenario = find_scenario(name)
-        _print_scenario(name, scenario, found.sources[scenario.name], as_json)
+        _print_scenario(name, scenario, found.sources.get(name) or found.sources[scenario.name], as_json)
         return
     rows: list[tuple[Any, ...]] = []
     for one, source in found.sources.items():

@@ -29,10 +29,30 @@ def with_agent(arguments: Sequence[str]) -> list[str]:
     arguments = list(arguments)
     if not arguments or not arguments[0].startswith("-"):
         return arguments
-    following = zip(arguments, [*arguments[1:], ""], strict=True)
-    files = [after if one == "--config" else one.removeprefix("--config=") for one, after in following
-             if one == "--config" or one.startswith("--config=")]  # fmt: skip
+    files = _values("--config", arguments)
     return [str(read_config(files[0])["agent"]), *arguments] if files and files[0] else arguments
+
+
+def check_plugin(arguments: Sequence[str]) -> None:
+    """Check that the plugin of a run that ``chatgym train AGENT`` continues or repeats is here.
+
+    Raises:
+        Unavailable: It isn't.
+    """
+    from chatgym.training import Run
+
+    agent, *rest = arguments
+    for name in [*_values("--config", rest), *_values("--run", rest), f"runs/{agent}"]:
+        folder = Path(name) if Path(name).is_dir() else Path(name).parent
+        if (folder / "config.json").is_file() and (run := Run.open(folder)).config["agent"] == agent:
+            run.agent_class()
+
+
+def _values(option: str, arguments: Sequence[str]) -> list[str]:
+    """Return the values of an option in arguments that nobody has parsed yet."""
+    following = zip(arguments, [*arguments[1:], ""], strict=True)
+    return [after if one == option else one.removeprefix(f"{option}=") for one, after in following
+            if one == option or one.startswith(f"{option}=")]  # fmt: skip
 
 
 def prepare(name: str, folder: Path, given: set[str], values: Mapping[str, Any]) -> Run:

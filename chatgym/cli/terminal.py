@@ -55,6 +55,13 @@ def print_error(message: str) -> None:
     typer.secho(f"Error: {' '.join(message.split())}", err=True, fg="red")
 
 
+def print_failure(error: Exception) -> None:
+    """Print an error as one line on stderr, above it the part of a traceback that is in an agent's own code."""
+    if trace := getattr(error, "trace", ""):
+        typer.echo(f"Traceback in the agent's code:\n{trace}", err=True, nl=False)
+    print_error(str(error))
+
+
 def table(columns: Iterable[str], rows: Iterable[Iterable[str]], numbers: Iterable[int] = ()) -> Table:
     """Return a table of plain strings; the columns with indices in `numbers` are aligned to the right."""
     from rich import box

@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import shlex
-import types
-import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -51,6 +49,14 @@ class Agents(TyperGroup):
         from chatgym.training.run import find_agent
 
         return agent_command(cmd_name, find_agent(cmd_name))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find an agent's command; a run that is named beside an agent that isn't here says which plugin it needs."""
+        try:
+            return super().resolve_command(ctx, args)
+        except InvalidValue:
+            repeat.check_plugin(args)
+            raise
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """List the agents with their plugins."""
@@ -147,26 +153,37 @@ def agent_command(name: str, agent: Any) -> Any:
         [_common, _several] if getattr(agent, "several_processes", False) else [_common]
     )
     parameters = [one for of in declared for one in inspect.signature(of, eval_str=True).parameters.values()]
-    parameters += _settings(agent.Config, {parameter.name for parameter in parameters})
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    taken = {flag.lstrip("-") for one in _click(name, command, parameters).params
+             for flag in (*one.opts, *one.secondary_opts)}  # fmt: skip
+    parameters += _settings(agent.Config, taken | {"help"})
     steps = getattr(agent, "default_steps", None)
     lasts = f"\n\nThe default training takes {steps:,} turns." if steps else ""
     lasts = "\n\nThis agent learns nothing: measure it with `chatgym evaluate`." if steps == 0 else lasts
+    return _click(name, command, parameters, f"Train {name}.\n\n{inspect.getdoc(agent) or ''}{lasts}")
+
+
+def _click(name: str, command: Callable[..., None], parameters: Sequence[inspect.Parameter], help: str = "") -> Any:
+    """Return a command that calls `command` with these parameters."""
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     one = typer.Typer(add_completion=False, rich_markup_mode=None)
-    one.command(name, help=f"Train {name}.\n\n{inspect.getdoc(agent) or ''}{lasts}")(command)
+    one.command(name, help=help)(command)
     return typer.main.get_command(one)
 
 
 def _settings(config: type, taken: set[str]) -> list[inspect.Parameter]:
-    """Return a parameter for each field of a `Config` whose type a command line can express."""
-    hints, parameters = typing.get_type_hints(config), []
+    """Return a parameter for each field of a `Config`; its option is ``--agent-NAME`` where `taken` has the name.
+
+    Raises:
+        InvalidValue: A field can't be an option, see `chatgym.agent.setting_problems`.
+    """
+    from chatgym.agent import default_of, setting_hints, setting_type
+
+    hints, parameters = setting_hints(config), []
     for field in dataclasses.fields(config):
-        kind = _plain(hints[field.name])
-        if kind is None or field.default is dataclasses.MISSING:
-            continue
+        kind = setting_type(hints[field.name])
         flag = field.name.replace("_", "-")
-        flag = f"agent-{flag}" if field.name in taken else flag
+        flag = f"agent-{flag}" if taken & {flag, f"no-{flag}"} else flag
         bounds: dict[str, Any] = {} if kind not in (int, float) else {
             "min": field.metadata.get("low"), "max": field.metadata.get("high"), "metavar": NUMBER[kind],
         }  # fmt: skip
@@ -175,18 +192,13 @@ def _settings(config: type, taken: set[str]) -> list[inspect.Parameter]:
         wanted: Any = Annotated[hints[field.name], option]
         parameters.append(
             inspect.Parameter(
-                options.SETTING + field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=wanted
+                options.SETTING + field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=default_of(field),
+                annotation=wanted,
             )
         )
     return parameters
-
-
-def _plain(hint: Any) -> Any:
-    """Return the type of an option: bool, int, float, str or a `Literal`; None for any other type."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        inner = [argument for argument in typing.get_args(hint) if argument is not type(None)]
-        hint = inner[0] if len(inner) == 1 else None
-    return hint if hint in (bool, int, float, str) or typing.get_origin(hint) is Literal else None
 
 
 def _sentence(text: str) -> str:

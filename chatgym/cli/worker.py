@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from chatgym.cli import reward, sft, train
-from chatgym.cli.terminal import print_error
+from chatgym.cli.terminal import print_failure
 from chatgym.errors import ChatGymError
 from chatgym.finetuning import distributed
 from chatgym.finetuning.sft import SFT
@@ -27,7 +27,7 @@ def main(kind: str, folder: str) -> int:
         KINDS[kind](Path(folder))
     except ChatGymError as error:
         if distributed.first():
-            print_error(str(error))
+            print_failure(error)
         return 1
     except KeyboardInterrupt:
         return 130

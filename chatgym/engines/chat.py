@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from chatgym.engines.marks import CHATML, Marks, marks_of
-from chatgym.engines.protocol import Engine, LazyEngine, check_sampling
+from chatgym.engines.protocol import Engine, LazyEngine, check_sampling, checked_rows, generated
 from chatgym.engines.spoken import opened_thought, text_of, without_thoughts
 from chatgym.engines.tokenizer import END
 from chatgym.errors import InvalidValue
@@ -146,8 +146,8 @@ def ask(
     sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
     seeds = list(range(len(chats)) if seeds is None else seeds)
     if callable(own):
-        replies: list[Reply] = own(chats, seeds=seeds, tools=tools, answered=answered, **sampling)
-        return replies
+        replies = own(chats, seeds=seeds, tools=tools, answered=answered, **sampling)
+        return checked_rows(engine, "chat", replies, len(chats), Reply)
     if tools:
         raise InvalidValue(
             f"the engine of {engine.identity} supports no tools; use a server that does (openai:URL#MODEL), or leave "
@@ -159,7 +159,7 @@ def ask(
     for first in range(0, len(prompts), TOGETHER):
         part = slice(first, first + TOGETHER)
         given = [_given(opened, prompt) for prompt in prompts[part]]
-        completions = opened.generate(given, seeds=seeds[part], stop=(END,), **sampling)
+        completions = generated(opened, given, seeds=seeds[part], stop=(END,), **sampling)
         for prompt, completion in zip(given, completions, strict=True):
             text, why = opened_thought(prompts[len(made)]) + completion.text, completion.finish_reason
             made.append(Reply(text, (), why, count_tokens(opened, prompt), len(completion.tokens)))

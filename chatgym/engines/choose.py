@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from chatgym.engines.protocol import Engine, LazyEngine
+from chatgym.engines.protocol import Engine, LazyEngine, checked_engine
 from chatgym.errors import InvalidValue, Unavailable, unknown
 from chatgym.storage.paths import given
 from chatgym.storage.utf8 import valid
@@ -39,12 +39,12 @@ def make_engine(llm: str | Engine) -> Engine | None:
         The engine, or None for ``"template"``.
 
     Raises:
-        InvalidValue: `llm` is unknown, or names a folder without safetensors, no URL, or no record.
+        InvalidValue: `llm` is unknown, names a folder without safetensors, no URL, or no record, or is no engine.
         Unavailable: The model can't be fetched, or a package that the engine needs isn't installed.
     """
     if not isinstance(llm, str):
         if callable(getattr(llm, "generate", None)) and callable(getattr(llm, "score", None)):
-            return llm
+            return checked_engine(llm, f"the engine {type(llm).__name__}")
         raise unknown("llm", llm, _allowed(()), "An Engine has `generate` and `score`.")
     if llm == "template":
         return None
@@ -57,8 +57,7 @@ def make_engine(llm: str | Engine) -> Engine | None:
 
     engines = plugins.load().engines
     if colon and kind in engines:
-        engine: Engine = engines[kind](spec)
-        return engine
+        return checked_engine(engines[kind](spec), f"what plugin {engines.sources[kind]!r} makes of {llm!r}")
     raise unknown("llm", llm, _allowed(engines))
 
 

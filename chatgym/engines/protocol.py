@@ -31,6 +31,8 @@ class Completion:
     finish_reason: str
 
     def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise InvalidValue(f"the text of a Completion is {self.text!r}; write a str, empty if there are no words")
         object.__setattr__(self, "text", valid(self.text))
 
 
@@ -66,6 +68,55 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free the model's memory."""
         ...
+
+
+def checked_engine(engine: Any, whose: str) -> Engine:
+    """Return what somebody handed over as an engine, after a look at its members.
+
+    Args:
+        engine: Any object.
+        whose: Where it comes from, for the message.
+
+    Raises:
+        InvalidValue: It has no `generate` or `score`, or its identity is no text.
+    """
+    if missing := [name for name in ("generate", "score") if not callable(getattr(engine, name, None))]:
+        raise InvalidValue(f"{whose} is no engine but {engine!r}: it has no {' and no '.join(missing)}")
+    identity = getattr(engine, "identity", None)
+    if not isinstance(identity, str) or not identity:
+        raise InvalidValue(
+            f"{whose} has the identity {identity!r}; give it the model's name and revision as a str: completions are "
+            "stored under it"
+        )
+    made: Engine = engine
+    return made
+
+
+def generated(engine: Engine, prompts: Sequence[Any], **sampling: Any) -> list[Completion]:
+    """Return `Engine.generate` of B prompts, after a check that it gave B completions.
+
+    Raises:
+        InvalidValue: It gave something else.
+    """
+    made: Any = engine.generate(prompts, **sampling)
+    return checked_rows(engine, "generate", made, len(prompts), Completion)
+
+
+def checked_rows(engine: Engine, method: str, made: Any, size: int, kind: type) -> list[Any]:
+    """Return what a method of an engine gave for a batch, after a check that it is `size` objects of a type.
+
+    Raises:
+        InvalidValue: It isn't.
+    """
+    if isinstance(made, (list, tuple)) and len(made) == size and all(isinstance(row, kind) for row in made):
+        return list(made)
+    got = repr(made)[:60] if not isinstance(made, (list, tuple)) else (
+        f"{len(made)} of {', '.join(sorted({type(row).__name__ for row in made})) or 'nothing'}"
+    )  # fmt: skip
+    raise InvalidValue(
+        f"{method}() of the engine {engine.identity} returns {got} for {size} prompts; let it return a list with a "
+        f"{kind.__name__} for each, and test it with `chatgym.testing.check_engine`"
+    )
 
 
 def continues(begins: Sequence[int], prompt: int, whole: int) -> list[int]:

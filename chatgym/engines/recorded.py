@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from chatgym.engines.chat import Answered, Message, Reply, ToolCall, ask
-from chatgym.engines.protocol import Completion, Engine, check_each
+from chatgym.engines.protocol import Completion, Engine, check_each, checked_rows, generated
 from chatgym.errors import Corrupted, InvalidValue, Unavailable, Unfinished
 from chatgym.storage.cache import Cache
 from chatgym.storage.paths import given
@@ -89,7 +89,8 @@ class RecordedEngine:
         if missing:
             engine = self._asked(prompts[missing[0]], len(missing))
             try:
-                made = engine.generate([prompts[i] for i in missing], seeds=[seeds[i] for i in missing], **sampling)
+                given, their_seeds = [prompts[i] for i in missing], [seeds[i] for i in missing]
+                made = generated(engine, given, seeds=their_seeds, **sampling)
                 answered = dict(enumerate(made))
             except Unfinished as error:  # what was answered, and paid for, is recorded
                 self._write(keys, missing, error.answered)
@@ -112,7 +113,8 @@ class RecordedEngine:
         missing = list({key: row for row, key in enumerate(keys) if key not in found}.values())
         if missing:
             engine = self._asked(prompts[missing[0]], len(missing))
-            scores = engine.score([prompts[i] for i in missing], [continuations[i] for i in missing])
+            scores: Any = engine.score([prompts[i] for i in missing], [continuations[i] for i in missing])
+            scores = checked_rows(engine, "score", scores, len(missing), Iterable)
             for row, score in zip(missing, scores, strict=True):
                 found[keys[row]] = json.loads(self.cache.add(keys[row], json.dumps(list(map(float, score)))))
         return [list(found[key]) for key in keys]

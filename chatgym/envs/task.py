@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from chatgym.agent import Interface, MakeEnvs
+from chatgym.agent import Interface, MakeEnvs, plain
 from chatgym.envs.chat_env import ChatEnv
 from chatgym.envs.vector_env import ChatVectorEnv
 from chatgym.scenarios import Scenario, find_scenario
@@ -18,6 +18,9 @@ class Task:
 
     scenario: str = "customer_service"
     arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "arguments", plain(dict(self.arguments)))  # for config.json, which takes no numpy
 
     def find_scenario(self) -> Scenario:
         """Return the scenario."""

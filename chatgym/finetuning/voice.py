@@ -75,7 +75,7 @@ def scenarios_of(names: Sequence[str] | None) -> list[Scenario]:
     """
     if names is not None:
         return [find_scenario(name) for name in names]
-    return [one for one in map(find_scenario, plugins.load().scenarios) if any(wordings(one))]
+    return [one for one in plugins.load().scenarios.usable().values() if any(wordings(one))]
 
 
 def prepare(

@@ -15,6 +15,7 @@ import numpy as np
 
 from chatgym.dynamics import rng
 from chatgym.engines import Engine
+from chatgym.engines.protocol import generated
 from chatgym.errors import Corrupted
 from chatgym.scenarios import Scenario
 from chatgym.storage import atomic
@@ -52,7 +53,7 @@ def practise(
         together = banks[first : first + TOGETHER]
         prompts = [prompt(messages(*bank)) for bank in together for _ in range(lists)]
         seeds = [int(rng.bits(np.uint64(seed), first, i)) for i in range(len(prompts))]
-        completions = engine.generate(prompts, seeds=seeds, **SAMPLING)
+        completions = generated(engine, prompts, seeds=seeds, **SAMPLING)
         lines = []
         for i, (scenario, *asked) in enumerate(together):
             said = [line for one in completions[i * lists : (i + 1) * lists] for line in list_lines(one)]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from chatgym import plugins
 from chatgym.engines import find_model, make_engine
-from chatgym.errors import unknown
+from chatgym.errors import InvalidValue, unknown
 from chatgym.rewards import default, folder
 from chatgym.rewards.protocol import RewardModel
 from chatgym.scenarios import Scenario
@@ -43,6 +43,9 @@ def make_reward_model(reward_model: str | RewardModel | None, scenario: Scenario
     plugged = plugins.load().reward_models
     if colon and kind in plugged:
         made: RewardModel = plugged[kind](spec)
+        if not callable(getattr(made, "score", None)):
+            whose = f"what plugin {plugged.sources[kind]!r} makes of {reward_model!r}"
+            raise InvalidValue(f"{whose} is no reward model but {made!r}: it has no score")
         return made
     path = given(reward_model)
     if path.is_dir() or os.sep in reward_model:

@@ -6,19 +6,19 @@ import dataclasses
 import inspect
 import itertools
 import tempfile
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chatgym.agent import Interface, make_config
+from chatgym.agent import Interface, make_config, reported, setting_problems
 from chatgym.envs.interfaces import ACTIONS, OBSERVATIONS
 from chatgym.envs.vector_env import ChatVectorEnv
 from chatgym.scenarios import Scenario, find_scenario
 from chatgym.testing.acting import check_acting
 from chatgym.testing.findings import Findings
 from chatgym.testing.saving import Files, check_damaged, check_files, differ
+from chatgym.training.search_space import search_space
 
 
 class Interrupted(Exception):
@@ -100,9 +100,7 @@ class Bench:
 
         def callback(done: int, metrics: Mapping[str, float]) -> None:
             """Record the turns; with `stop_at`, save the agent there and interrupt the training."""
-            turns.append(int(done))
-            numbers = {name: float(value) for name, value in metrics.items()}
-            assert all(isinstance(name, str) for name in numbers), "names of metrics are strings"
+            turns.append(reported(self.findings.subject, done, metrics)[0])
             if stop_at is not None and done >= stop_at and not half.exists():
                 self.save(agent, half)
                 raise Interrupted
@@ -156,33 +154,22 @@ def _declared(findings: Findings, agent_class: Any) -> bool:
 
 def _settings(findings: Findings, config_class: Any) -> None:
     """Check that `Config` is a frozen dataclass of settings with defaults."""
-    made = isinstance(config_class, type) and dataclasses.is_dataclass(config_class)
-    if not findings.expect(
-        made and config_class.__dataclass_params__.frozen,
-        "`Config` is no frozen dataclass. Write a class in the agent, decorated with @dataclass(frozen=True); it may "
-        "be empty.",
-    ):
+    if problems := setting_problems(config_class):
+        findings.problems += problems
         return
-    types = typing.get_type_hints(config_class)
-    missing = dataclasses.MISSING
     for each in dataclasses.fields(config_class):
-        findings.expect(
-            each.default is not missing or each.default_factory is not missing,
-            f"the setting `{each.name}` has no default. Give it one: setting(DEFAULT, 'what it does').",
-        )
         findings.expect(
             "help" in each.metadata,
             f"the setting `{each.name}` says nothing for `chatgym train --help`. Declare it with "
             "`chatgym.agent.setting`.",
         )
-        findings.expect(
-            types[each.name] in (bool, int, float, str),
-            f"the setting `{each.name}` is of type {types[each.name]}. An option of the command line is a bool, int, "
-            "float or str.",
-        )
     if not findings.problems:
         with findings.trying("Config() with its own defaults"):
             make_config(config_class, dataclasses.asdict(config_class()))
+    tuned = [each.name for each in dataclasses.fields(config_class) if each.metadata.get("tune") is not None]
+    if tuned and not findings.problems:
+        with findings.trying("searching the ranges that the settings declare for `chatgym tune`"):
+            search_space(config_class, tuned)
 
 
 def _trained(bench: Bench) -> None:

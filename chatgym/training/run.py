@@ -30,6 +30,7 @@ from chatgym.storage import atomic
 from chatgym.storage.paths import given
 from chatgym.storage.utf8 import read_json
 from chatgym.training import checkpoint as checkpoints
+from chatgym.training.failure import blaming, without_plugin
 from chatgym.training.logs import FORMATS
 
 FORMAT = "chatgym-run"
@@ -93,9 +94,15 @@ class Run:
 
     @property
     def task(self) -> Task:
-        """Scenario and arguments of the environment."""
+        """Scenario and arguments of the environment.
+
+        Raises:
+            Unavailable: The plugin of the scenario isn't here.
+        """
+        name, plugin = self.config["scenario"], self.config["versions"].get("scenario_plugin")
+        if plugin is not None and name not in plugins.load().scenarios:
+            raise without_plugin(self.folder, "scenario", name, plugin)
         identity = self.config["identity"].get("scenario", {})
-        name = self.config["scenario"]
         version = identity.get("version") if identity.get("name") == name else None
         return Task(name if version is None else versioned(name, version), self.config["arguments"])
 
@@ -106,11 +113,28 @@ class Run:
 
     def new_agent(self) -> Agent:
         """Return the untrained agent."""
-        made_by = find_agent(self.config["agent"])
-        agent: Agent = made_by(
-            self.task.find_scenario(), make_config(made_by.Config, self.config["settings"]), seed=self.config["seed"]
-        )
+        made_by = self.agent_class()
+        scenario, config = self.task.find_scenario(), make_config(made_by.Config, self.config["settings"])
+        with blaming(self.config["agent"], self.how_to_go_on):
+            agent: Agent = made_by(scenario, config, seed=self.config["seed"])
         return agent
+
+    def agent_class(self) -> Any:
+        """Return the class of the run's agent.
+
+        Raises:
+            Unavailable: The plugin that it comes from isn't here.
+        """
+        name = self.config["agent"]
+        if name not in plugins.load().agents:
+            raise without_plugin(self.folder, "agent", name, self.config["versions"].get("plugin", ""))
+        return find_agent(name)
+
+    def how_to_go_on(self) -> str:
+        """Return the last checkpoint and the command that goes on from it, after the agent failed."""
+        done = self.turns
+        there = f"the last checkpoint, {self.model}, is after {done:,} turns" if done else "no turn was kept yet"
+        return f"{there}; mend the agent, then go on with `{self.resume_command()}`"
 
     def agent(self, checkpoint: str = "last") -> Agent:
         """Return the agent at a checkpoint.
@@ -121,8 +145,12 @@ class Run:
         Raises:
             InvalidValue: There is no such checkpoint.
             Corrupted: A file of the checkpoint has changed.
+            Unavailable: The agent's plugin isn't here.
+            AgentFailed: The agent's own code raised something else.
         """
-        agent: Agent = find_agent(self.config["agent"]).load(self.check(checkpoint))
+        made_by, folder = self.agent_class(), self.check(checkpoint)
+        with blaming(self.config["agent"], lambda: f"it can't be loaded from {folder}"):
+            agent: Agent = made_by.load(folder)
         return agent
 
     def check(self, checkpoint: str = "last") -> Path:
@@ -385,15 +413,21 @@ LIBRARIES = ("torch", "transformers", "deepspeed")
 """Distributions that any agent may need; those that are installed have their versions recorded, unimported."""
 
 
-def versions(agent: str) -> dict[str, str]:
-    """Return the versions of what an agent's training depends on: Python, libraries, and the agent's plugin."""
+def versions(agent: str, scenario: str = "") -> dict[str, str]:
+    """Return the versions of what an agent's training depends on: Python, libraries, and the agent's plugin.
+
+    ``scenario_plugin`` is the plugin of the scenario, if that isn't one of ChatGym's own.
+    """
     registry = plugins.load()
     plugin = registry.plugins[registry.agents.sources[agent]]
     found = {name: version(name) for name in ("chatgym", "gymnasium", "numba", "numpy")}
     for name in (*LIBRARIES, *getattr(registry.agents[agent], "packages", ())):
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
-    return {"python": platform.python_version(), **found, "plugin": plugin}
+    found["plugin"] = plugin
+    if (source := registry.scenarios.sources.get(scenario, plugins.BUILT_IN)) != plugins.BUILT_IN:
+        found["scenario_plugin"] = registry.plugins[source]
+    return {"python": platform.python_version(), **found}
 
 
 def read_object(path: Path, what: str, remedy: str, mend: str) -> dict[str, Any]:

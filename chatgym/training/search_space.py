@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import types
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from chatgym.agent import Range, make_config
+from chatgym.agent import Range, make_config, plain, setting_hints, setting_type
 from chatgym.errors import InvalidValue, unknown
 
 Space = Mapping[str, "Range | tuple[Any, ...]"]
@@ -30,15 +29,15 @@ def search_space(config: type, params: Iterable[str] = ()) -> dict[str, Range | 
     Raises:
         InvalidValue: A name is unknown, or a value isn't allowed.
     """
-    fields = {field.name: field for field in dataclasses.fields(config)}
-    own = {name: field.metadata["tune"] for name, field in fields.items() if field.metadata.get("tune") is not None}
-    types_of = typing.get_type_hints(config)
+    types_of = setting_hints(config)
+    declared = {field.name: field.metadata.get("tune") for field in dataclasses.fields(config)}
+    own = {name: choices for name, choices in declared.items() if choices is not None}
     space: dict[str, Range | tuple[Any, ...]] = {}
     for param in params:
         name, equals, text = param.partition("=")
         name = name.strip().replace("-", "_")
-        if name not in fields:
-            raise unknown("setting", name, fields)
+        if name not in types_of:
+            raise unknown("setting", name, types_of)
         if not equals and name not in own:
             raise InvalidValue(f"{name} declares no range; give values to try, such as --param {name}=1,2,3")
         space[name] = _parse(name, text, types_of[name]) if equals else own[name]
@@ -83,14 +82,12 @@ def read_settings(config: type, pairs: Iterable[str]) -> dict[str, Any]:
     Raises:
         InvalidValue: A name is unknown, or a value isn't allowed.
     """
-    types_of = typing.get_type_hints(config)
-    names = [field.name for field in dataclasses.fields(config)]
-    found = {}
+    types_of, found = setting_hints(config), {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         name = name.strip().replace("-", "_")
-        if name not in names:
-            raise unknown("setting", name, names)
+        if name not in types_of:
+            raise unknown("setting", name, types_of)
         if not equals:
             raise InvalidValue(f"{name} needs a value: {name}=VALUE")
         found[name] = _read(name, text, types_of[name])
@@ -99,7 +96,7 @@ def read_settings(config: type, pairs: Iterable[str]) -> dict[str, Any]:
 
 def _parse(name: str, text: str, hint: Any) -> Range | tuple[Any, ...]:
     """Parse the text after ``name=``: a range, or values."""
-    if ":" in text and _kind(hint) in (int, float):
+    if ":" in text and setting_type(hint) in (int, float):
         low, high, *more = text.split(":")
         if more not in ([], ["log"]):
             raise InvalidValue(f"{name}={text} is no range; write it as low:high or low:high:log")
@@ -112,34 +109,23 @@ def _parse(name: str, text: str, hint: Any) -> Range | tuple[Any, ...]:
 
 def _read(name: str, text: str, hint: Any) -> Any:
     """Parse one value of the type `hint`."""
-    text, kind = text.strip(), _kind(hint)
+    text, kind = text.strip(), setting_type(hint)
     if kind is bool:
         if text.lower() not in ("true", "false"):
             raise InvalidValue(f"{name} is true or false, not {text!r}")
         return text.lower() == "true"
     if typing.get_origin(kind) is typing.Literal:
-        if text not in (allowed := typing.get_args(kind)):
-            raise InvalidValue(f"{name} is one of {', '.join(map(str, allowed))}, not {text!r}")
-        return text
-    if kind not in (int, float, str):
-        raise InvalidValue(f"{name} is of a type that can't be tuned")
+        return text  # `make_config` checks it
     try:
         return kind(text)
     except ValueError:
         raise InvalidValue(f"{name} is of type {kind.__name__}, not {text!r}") from None
 
 
-def _kind(hint: Any) -> Any:
-    """Return a type hint without ``| None``."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        inner = [argument for argument in typing.get_args(hint) if argument is not type(None)]
-        return inner[0] if len(inner) == 1 else None
-    return hint
-
-
 def _cast(value: Any, hint: Any) -> Any:
     """Convert a number to the type of its setting."""
-    return int(value) if _kind(hint) is int else float(value) if _kind(hint) is float else value
+    value, kind = plain(value), setting_type(hint)
+    return kind(value) if kind in (int, float) and value is not None else value
 
 
 def _typed(choices: Range | tuple[Any, ...], hint: Any) -> Range | tuple[Any, ...]:

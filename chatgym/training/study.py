@@ -12,7 +12,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from chatgym.agent import Range
+from chatgym.agent import Range, plain
 from chatgym.dynamics.identity import same_simulator
 from chatgym.envs.task import Task
 from chatgym.errors import Corrupted, InvalidValue
@@ -53,6 +53,9 @@ class Plan:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("space", "steps", "seeds", "conversations", "settings", "seed"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, plain(dict(value) if isinstance(value, Mapping) else value))
         if self.method not in METHODS:
             raise InvalidValue(f"the method is one of {', '.join(METHODS)}, not {self.method!r}")
         if self.steps < 1 or self.conversations < 1 or not self.seeds:

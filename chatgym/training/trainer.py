@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from chatgym.agent import Agent, make_config
+from chatgym.agent import Agent, make_config, plain, reported
 from chatgym.envs.task import Task
 from chatgym.errors import InvalidValue
 from chatgym.evaluation.evaluation import evaluate
@@ -20,6 +21,7 @@ from chatgym.storage import interrupts
 from chatgym.storage.paths import given
 from chatgym.training import logs
 from chatgym.training.curriculum import Curriculum, Lessons, check_same, record
+from chatgym.training.failure import blaming
 from chatgym.training.run import Run, check_free, find_agent, lock, versions
 
 VALIDATION_SEED = 0
@@ -92,9 +94,11 @@ def configure(
     if default == 0:
         raise InvalidValue(f"the agent {agent!r} learns nothing; measure it with `chatgym evaluate {agent}`")
     total = int(default if total_steps is None else total_steps)
+    seed = plain(seed)
     evaluations = getattr(made_by, "default_evaluations", EVALUATIONS)
     every = max(total // evaluations, 1) if evaluate_every is None else evaluate_every
     counted = getattr(made_by, "default_conversations", CONVERSATIONS) if conversations is None else conversations
+    every, counted = plain(every), plain(counted)
     for name, value in (("total_steps", total), ("evaluate_every", every), ("conversations", counted)):
         if value < 1:
             raise InvalidValue(f"{name} is a number from 1 on, not {value}")
@@ -105,7 +109,7 @@ def configure(
         "scenario": task.scenario, "arguments": dict(task.arguments), "seed": seed, "total_steps": total,
         "evaluate_every": every, "conversations": counted, "validation_seed": VALIDATION_SEED,
         "log": logs.formats(log),
-        "identity": task.identity(made_by.requires), "versions": versions(agent),
+        "identity": task.identity(made_by.requires), "versions": versions(agent, task.scenario),
     }  # fmt: skip
     if curriculum is not None:
         config["curriculum"] = record(curriculum, task, total, every)
@@ -141,6 +145,7 @@ def train(
     Raises:
         InvalidValue: A name or value isn't allowed, or the folder holds something.
         Unavailable: The package of a log format isn't installed, or the disk is full; then the run can be resumed.
+        AgentFailed: The agent's own code raised an exception; once that is mended, the run can be resumed.
     """
     run = prepare(agent, folder, curriculum=curriculum, **options)
     with lock(run.folder):
@@ -167,7 +172,9 @@ def resume(
         InvalidValue: The folder holds no run, or one trained with another version of the simulator, or its curriculum
             is missing or another one.
         Corrupted: A file of the run has changed.
-        Unavailable: The disk is full, a log's package isn't installed, or another process trains in the folder.
+        Unavailable: The disk is full, a log's package or the run's plugin isn't installed, or another process trains
+            in the folder.
+        AgentFailed: See `train`.
     """
     if total_steps is not None and total_steps < 1:
         raise InvalidValue(f"total_steps is a number from 1 on, not {total_steps}")
@@ -221,7 +228,8 @@ def _train(run: Run, progress: Progress | None, curriculum: Curriculum | None = 
         if number:
             distributed.join()  # until the first process has written the checkpoint of the stage before
         stop = until is not None and until < total_steps  # else the stage ends by itself
-        _train_stage(run, total_steps, until if stop else None, progress, Lessons(curriculum, run.turns))
+        with blaming(run.config["agent"], run.how_to_go_on):
+            _train_stage(run, total_steps, until if stop else None, progress, Lessons(curriculum, run.turns))
 
 
 def _train_stage(run: Run, total_steps: int, until: int | None, progress: Progress | None, lessons: Lessons) -> None:
@@ -283,6 +291,7 @@ class _Callback:
 
     def __call__(self, turns: int, metrics: Mapping[str, float]) -> None:
         """Handle an iteration after which the agent has trained for `turns`."""
+        turns, metrics = reported(self.run.config["agent"], turns, metrics)
         due = turns // self.every > self.turns // self.every
         self.turns = turns
         self.lessons.advance(turns)  # before the checkpoint, which has the next turn's conversations
@@ -337,7 +346,8 @@ class _Callback:
             "turns": self.turns, "seconds": round(seconds, 3),
             "success_rate": dataclasses.asdict(result.success_rate),
             "mean_return": dataclasses.asdict(result.mean_return),
-            "score": result.score and dataclasses.asdict(result.score), "training": dict(metrics),
+            "score": result.score and dataclasses.asdict(result.score),
+            "training": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
         }  # fmt: skip
         if self.lessons.now:
             line["curriculum"] = self.lessons.now

@@ -23,12 +23,13 @@ import optuna
 from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 
-from chatgym.agent import Range, make_config
+from chatgym.agent import Range, make_config, reported
 from chatgym.dynamics.identity import same_simulator
 from chatgym.errors import InvalidValue
 from chatgym.evaluation.evaluation import evaluate
 from chatgym.storage import atomic
 from chatgym.storage.paths import given
+from chatgym.training.failure import blaming
 from chatgym.training.run import find_agent
 from chatgym.training.search_space import grid, points
 from chatgym.training.study import FORMAT, Plan, finished, read_study
@@ -257,8 +258,8 @@ class _Worker:
         """
         plan, made_by = self.plan, find_agent(self.plan.agent)
         config = make_config(made_by.Config, {**plan.settings, **params})
-        agent = made_by(plan.task.find_scenario(), config, seed=result["seed"])
-        every, reported, done = max(plan.steps // EVALUATIONS, 1), 0, 0
+        scenario = plan.task.find_scenario()
+        every, evaluated, done = max(plan.steps // EVALUATIONS, 1), 0, 0
 
         def measure(turns: int) -> float:
             found = evaluate(
@@ -270,19 +271,23 @@ class _Worker:
             return value
 
         def callback(turns: int, metrics: Mapping[str, float]) -> None:
-            nonlocal done, reported
-            done = turns
+            nonlocal done, evaluated
+            done, metrics = reported(plan.agent, turns, metrics)
             if self.progress is not None:
-                self.progress(self.done + min(turns, plan.steps), metrics)
-            if turns // every > reported and turns < plan.steps and plan.method != "grid":
-                reported = turns // every
-                trial.report(measure(turns), number * EVALUATIONS + reported)
+                self.progress(self.done + min(done, plan.steps), metrics)
+            if done // every > evaluated and done < plan.steps and plan.method != "grid":
+                evaluated = done // every
+                trial.report(measure(done), number * EVALUATIONS + evaluated)
                 if trial.should_prune():
                     raise optuna.TrialPruned
 
-        agent.learn(plan.task.maker(agent.requires), plan.steps, callback)
+        settings = ", ".join(f"{name} {value}" for name, value in params.items())
+        how = f"it had {settings}, in trial {trial.number}; mend it, then the same command goes on"
+        with blaming(plan.agent, lambda: how, passing=(optuna.exceptions.OptunaError,)):
+            agent = made_by(scenario, config, seed=result["seed"])
+            agent.learn(plan.task.maker(agent.requires), plan.steps, callback)
+            value = measure(done)
         self.done += plan.steps
-        value = measure(done)
         if plan.method != "grid":
             trial.report(value, (number + 1) * EVALUATIONS)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import numpy.typing as npt
 
 from chatgym.dynamics import rng
 from chatgym.engines import Completion, Engine
+from chatgym.engines.protocol import generated
 from chatgym.errors import Corrupted
 from chatgym.scenarios import Meaning, Scenario, fill
 from chatgym.storage.cache import Cache, default_path
@@ -43,6 +45,13 @@ LISTS = 2
 LIST_SAMPLING: dict[str, Any] = {"max_new_tokens": 160, "temperature": 0.6, "top_p": 0.95}
 TOGETHER = 8
 """Banks that are filled in one call of a voice; they don't depend on each other."""
+
+JUDGED = 128
+"""Wordings of a model after which the speaker warns if nearly none was accepted."""
+FEW = 0.05
+"""Share of accepted wordings below which it warns; of SmolLM2 without adapter the guard accepts 24 to 29 %."""
+NOT_NEW = ("an example", "said before")
+"""Reasons of the speaker, not of the guard, to leave a wording out."""
 
 AGENT = 100
 """Purposes of the draws of the agent's wordings are those of the partner's plus this."""
@@ -94,6 +103,7 @@ class Speaker:
         self.answers = {(p, a) for p, acts in answers(scenario).items() for a in acts} if self.voice else set()
         self._in_use: dict[tuple[str, str], Sequence[str]] = {}  # (role, name of a bank) to what is drawn from
         self._utterances = self._by_model = self._with_call = self._filled = 0
+        self._warned = False
 
     def say(
         self, meanings: Sequence[Meaning], keys: npt.NDArray[np.uint64], turns: npt.NDArray[np.int64],
@@ -154,7 +164,26 @@ class Speaker:
                 self._filled += 1
                 if self.progress is not None:
                     self.progress(self._filled)
+        if new and not self._warned:
+            self._warn(self.engine)
         return set(missing)
+
+    def _warn(self, engine: Engine) -> None:
+        """Warn once if the guard refuses nearly all of the model's wordings."""
+        candidates = sum(bank.candidates for bank in self.banks.values())
+        refused = [one for bank in self.banks.values() for one in bank.rejected if one[1] not in NOT_NEW]
+        if candidates < JUDGED or len(refused) <= (1 - FEW) * candidates:
+            return
+        self._warned = True
+        text, reason = refused[0]
+        warnings.warn(
+            f"the wording guard refuses {len(refused) / candidates:.0%} of what {engine.identity} writes "
+            f"({candidates:,} wordings so far, such as {text[:60]!r}: {reason}), so the partner speaks in the "
+            "scenario's own sentences; take another model, such as smollm2-135m-partner or one that `chatgym voice` has "
+            "trained, or let the model play the partner (simulator='llm')",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
     def askable(self) -> list[str]:
         """Return the names of all banks that the partner could ever draw from."""
@@ -268,7 +297,7 @@ class Speaker:
             given = [made[name].prompt for name in asked for _ in range(rows)]
             seeds = [int(rng.bits(made[name].root, round_, row)) for name in asked for row in range(rows)]
             sampling = LIST_SAMPLING if self.voice else SAMPLING
-            completions = engine.generate(given, seeds=seeds, logprobs=not self.voice, **sampling) if given else []
+            completions = generated(engine, given, seeds=seeds, logprobs=not self.voice, **sampling) if given else []
             for i, name in enumerate(asked):
                 self._judge(name, completions[i * rows : (i + 1) * rows], made[name])
         banks = {name: Bank(tuple(found.accepted), tuple(found.rejected)) for name, found in made.items()}
@@ -288,11 +317,11 @@ class Speaker:
             shown = {fill(text, self.scenario.examples).lower() for text in _sentences(self.scenario, part, tone)}
         for text, verdict in zip(texts, self._guard.check(texts, part, tone, likely, act), strict=True):
             if not self.voice and tidy(text).lower() in shown:
-                found.rejected.append((text.strip(), "an example"))
+                found.rejected.append((text.strip(), NOT_NEW[0]))
             elif verdict.wording and verdict.wording not in found.accepted:
                 found.accepted[verdict.wording] = None
             else:
-                found.rejected.append((text.strip(), verdict.reason or "said before"))
+                found.rejected.append((text.strip(), verdict.reason or NOT_NEW[1]))
 
     def _key(self, prompt: str, engine: Engine) -> str:
         """Return the key of a bank in the store: a SHA-256 of everything that determines it."""

@@ -1,0 +1,80 @@
+"""Errors of a run that its plugin causes: an exception in the agent's own code, or a plugin that is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from chatgym import plugins
+from chatgym.errors import AgentFailed, ChatGymError, Unavailable
+
+MOST = 300
+"""Characters of an exception in the message; the trace has all."""
+
+
+@contextlib.contextmanager
+def blaming(agent: str, how: Callable[[], str], passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Raise an exception of the block as `AgentFailed`; errors of ChatGym itself are raised as they are.
+
+    Args:
+        agent: Name of the agent whose code runs in the block.
+        how: Returns what there is and how to go on, a sentence.
+        passing: Other exceptions that aren't the agent's.
+    """
+    try:
+        yield
+    except ChatGymError:
+        raise
+    except passing:
+        raise
+    except Exception as error:  # whatever a stranger's code raises
+        own = _own_frames(agent, error)
+        if isinstance(error, OSError) and not own:  # a file of ours
+            raise
+        frames = traceback.extract_tb(error.__traceback__)
+        shown = own if frames[-1] in own else [*own, frames[-1]]
+        trace = "".join([*traceback.format_list(shown), *traceback.format_exception_only(error)])
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:MOST]}".rstrip(": ")
+        place = (own or shown)[-1]
+        raise AgentFailed(
+            f"the agent {agent!r} of plugin {_plugin(agent)} failed with {said} ({place.filename}, line "
+            f"{place.lineno}); {how()}",
+            trace,
+        ) from error
+
+
+def without_plugin(folder: Path, kind: str, name: str, plugin: str) -> Unavailable:
+    """Return the error that the agent or scenario (`kind`) of a run isn't registered.
+
+    Args:
+        folder: The run folder.
+        kind, name: What it needs.
+        plugin: The distribution that registered it and its version, as recorded.
+    """
+    distribution, _, number = plugin.rpartition(" ")
+    remedy = f"install it, such as by `pip install {distribution}=={number}`" if distribution else "install it"
+    return Unavailable(
+        f"{folder} needs the {kind} {name!r} of the plugin {plugin}, which isn't loaded here; {remedy}, or let "
+        "`chatgym plugins` say why it isn't"
+    )
+
+
+def _plugin(agent: str) -> str:
+    """Return the plugin of an agent, with its distribution and version."""
+    registry = plugins.load()
+    plugin = registry.agents.sources[agent]
+    return f"{plugin!r} ({registry.plugins[plugin]})"
+
+
+def _own_frames(agent: str, error: BaseException) -> list[traceback.FrameSummary]:
+    """Return the frames of an exception that are in the package, or the module, of an agent."""
+    try:
+        name = plugins.load().agents[agent].__module__.partition(".")[0]
+    except Unavailable:
+        return []
+    module = sys.modules[name]
+    roots = tuple(getattr(module, "__path__", None) or [str(module.__file__)])
+    return [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(roots)]
