@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,7 @@ def check_plugin(arguments: Sequence[str]) -> None:
     from chatgym.training import Run
 
     agent, *rest = arguments
-    for name in [*_values("--config", rest), *_values("--run", rest), f"runs/{agent}"]:
+    for name in _values("--config", rest) or _values("--run", rest) or [f"runs/{agent}"]:
         folder = Path(name) if Path(name).is_dir() else Path(name).parent
         if (folder / "config.json").is_file() and (run := Run.open(folder)).config["agent"] == agent:
             run.agent_class()
@@ -50,7 +51,7 @@ def check_plugin(arguments: Sequence[str]) -> None:
 
 def _values(option: str, arguments: Sequence[str]) -> list[str]:
     """Return the values of an option in arguments that nobody has parsed yet."""
-    following = zip(arguments, [*arguments[1:], ""], strict=True)
+    following = itertools.zip_longest(arguments, arguments[1:], fillvalue="")
     return [after if one == option else one.removeprefix(f"{option}=") for one, after in following
             if one == option or one.startswith(f"{option}=")]  # fmt: skip
 

@@ -179,8 +179,8 @@ class Speaker:
         warnings.warn(
             f"the wording guard refuses {len(refused) / candidates:.0%} of what {engine.identity} writes "
             f"({candidates:,} wordings so far, such as {text[:60]!r}: {reason}), so the partner speaks in the "
-            "scenario's own sentences; take another model, such as smollm2-135m-partner or one "
-            "that `chatgym voice` has trained, or let the model play the partner (simulator='llm')",
+            "scenario's own sentences; take another model, such as smollm2-135m-partner or one that `chatgym voice` "
+            "trained, or let the model play the partner (simulator='llm')",
             RuntimeWarning,
             stacklevel=2,
         )
