@@ -40,6 +40,7 @@ class PPO:
     default_steps: ClassVar[int] = 50_000
     default_conversations: ClassVar[int] = 200
     default_evaluations: ClassVar[int] = 10
+    log_iterations: ClassVar[bool] = True
     several_processes: ClassVar[bool] = True
     Config = Config
 
@@ -76,15 +77,14 @@ class PPO:
         training, config = self._training, self.config
         envs: Any = make_envs(training.share, llm=config.partner, reward_model=config.reward_model or None)
         try:
-            while self.turns < total_steps:
+            while self.turns < total_steps and not training.stopped:
                 taken, metrics = training.iterate(envs)
                 self.turns += taken
+                if self.turns >= total_steps or training.stopped:
+                    training.finish()  # first, so that the callback measures and saves what is kept
                 callback(self.turns, metrics)
-                if training.stopped:
-                    break
         finally:
             envs.close()
-        training.finish()
 
     def begin(self, keys: npt.NDArray[np.uint64]) -> None:
         """Begin B conversations with these keys, uint64[B], which decide the samples that are drawn."""

@@ -106,8 +106,7 @@ def compare_all(
     check_output(to.picture, "--picture", to.overwrite)
     competitors = _competitors(names, scenario, changes, checkpoint, other_simulator)
     with progress_bar("compare", conversations * len(competitors), "conversations") as progress:
-        show = progress or (lambda count, metrics: None)
-        found = compare(competitors, conversations=conversations, seed=seed, progress=lambda count: show(count, {}))
+        found = compare(competitors, conversations=conversations, seed=seed, progress=lambda count: progress(count, {}))
     with atomic.disk_space(to.picture, "free some, or draw elsewhere (--picture)"):
         atomic.write_file(to.picture, lambda temporary: draw_comparison(found, temporary))
     if to.returns is not None:

@@ -72,8 +72,7 @@ def write_transcripts(
             seed = result.seed + number
             conversation = converse(Again(), env, seed, split=result.split)  # type: ignore[arg-type]
             lines.append(json.dumps(conversation, ensure_ascii=False) + "\n")
-            if progress is not None:
-                progress(number + 1, {})
+            progress(number + 1, {})
     with atomic.disk_space(folder, "free some, or name another folder (--out)"):
         folder.mkdir(parents=True, exist_ok=True)
         atomic.write_text(folder / "transcripts.jsonl", "".join(lines))
