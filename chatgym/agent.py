@@ -53,8 +53,9 @@ class Agent(Protocol):
     A class may define ``default_steps: ClassVar[int]``, the turns of a training by default (0: the agent doesn't
     learn); ``default_evaluations`` and ``default_conversations``, how many evaluations a training has and how many
     conversations each; ``packages``, the distributions it needs, such as ``("stable-baselines3",)``, whose versions a
-    run records; and ``several_processes = True`` if processes can train it together (see
-    `chatgym.finetuning.distributed`). An agent with memory has ``begin(keys)``, called with numbers, uint64[B], that
+    run records; ``log_iterations = True`` if every iteration is a line of ``metrics.jsonl``, not only every evaluation;
+    and ``several_processes = True`` if processes can train it together (see `chatgym.finetuning.distributed`). An
+    agent with memory has ``begin(keys)``, called with numbers, uint64[B], that
     stand for the conversations that are about to begin (hashed keys: from the keys everything hidden follows); if it
     observes texts, it then sees ``""`` for conversations that are over.
     """

@@ -110,7 +110,7 @@ def test_a_policy_learns_from_what_a_server_said(base, server, tmp_path):  # noq
     agent = agent_of(base, **settings)
     lines = train(agent, 150)
     assert len(lines) > 2
-    assert lines[-1]["policy_kl"] > 0
+    assert lines[-1]["update_kl"] > 0
     # The server always had the policy as it was then, but for the adapter's being merged.
     assert all(0 < line["served_gap"] < 1e-3 for line in lines)
     assert all(line["logprob_gap"] < 1e-3 for line in lines)

@@ -41,6 +41,7 @@ class PPO:
     default_steps: ClassVar[int] = 50_000
     default_conversations: ClassVar[int] = 200
     default_evaluations: ClassVar[int] = 10
+    log_iterations: ClassVar[bool] = True
     several_processes: ClassVar[bool] = True
     Config = Config
 
@@ -79,15 +80,14 @@ class PPO:
         if config.judge_weight is not None:
             envs.reward_weights = {**envs.reward_weights, NAME: config.judge_weight}
         try:
-            while self.turns < total_steps:
+            while self.turns < total_steps and not training.stopped:
                 taken, metrics = training.iterate(envs)
                 self.turns += taken
+                if self.turns >= total_steps or training.stopped:
+                    training.finish()  # first, so that the callback measures and saves what is kept
                 callback(self.turns, metrics)
-                if training.stopped:
-                    break
         finally:
             envs.close()
-        training.finish()
 
     def begin(self, keys: npt.NDArray[np.uint64]) -> None:
         """Begin B conversations with these keys, uint64[B], which decide the samples that are drawn."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,8 +85,15 @@ class Learner:
         self._warmup = config.value_warmup if config.values_from else 0
         self._served_gap = 0.0
 
-    def iterate(self, envs: ChatVectorEnv) -> tuple[list[Conversation], dict[str, float]]:
+    def iterate(
+        self, envs: ChatVectorEnv, watch: Callable[[Sequence[Conversation]], dict[str, float]] | None = None
+    ) -> tuple[list[Conversation], dict[str, float]]:
         """Run one iteration; returns the conversations of all processes, and metrics.
+
+        Args:
+            envs: This process's share of the conversations, one in each row.
+            watch: Called with the conversations of all processes before anything is learned from them, while the
+                policy still is the one that held them; returns further metrics.
 
         Raises:
             LogprobsDiffer: See `learn` and `score`.
@@ -95,11 +102,14 @@ class Learner:
         with self.phases("scoring"):
             self.score(conversations)
         conversations = self.systems.gather(conversations)
+        watched = {} if watch is None else watch(conversations)
         self.weigh(conversations)
         with self.phases("training"):
             metrics = self.learn(conversations)
             self.systems.refresh_actor()
-        return conversations, {**metrics, **self._speeds(conversations)}
+        if not metrics["optimizer_steps"]:
+            del self.phases.seconds["training"]  # nothing was trained
+        return conversations, {**metrics, **watched, **self._speeds(conversations)}
 
     def collect(self, envs: ChatVectorEnv) -> list[Conversation]:
         """Hold this process's share of the iteration's conversations."""
@@ -181,7 +191,11 @@ class Learner:
             LogprobsDiffer: The ratios of the first minibatch aren't 1: what would be learned isn't what was done.
         """
         self.systems.policy.warming = self.iteration < self._warmup
-        metrics = measures(conversations, self.kl_coefficient)
+        loop = self.systems.loop
+        metrics = {
+            "iteration": float(self.iteration + 1), "learning_rate": loop.learning_rate(loop.steps),
+            **measures(conversations, self.kl_coefficient),
+        }  # fmt: skip
         if self.systems.server is not None:
             metrics["served_gap"] = self._served_gap
         metrics.update(self._epochs(conversations))
@@ -189,7 +203,7 @@ class Learner:
             starts = [np.concatenate([[0], one.ends[:-1] + 1]) for one in conversations]
             returns = [one.returns[first] for one, first in zip(conversations, starts, strict=True)]
             self.values.learn(np.concatenate([one.states[:-1] for one in conversations]), np.concatenate(returns))
-        self._adapt(metrics["kl"])
+        self._adapt(metrics["reference_kl"])
         self.iteration += 1
         return metrics
 
@@ -221,9 +235,10 @@ class Learner:
                 break
         tokens, taken = max(totals["tokens"], 1.0), max(steps, 1)
         return {
-            "policy_kl": totals["kl"] / tokens, "clip_fraction": totals["clipped"] / tokens,
-            "loss": totals["loss"] / taken, "grad_norm": totals["grad_norm"] / taken, "logprob_gap": gap,
-            "steps": float(steps), "stopped_early": stopped,
+            "ratio": totals["ratio"] / tokens if steps else 1.0, "update_kl": totals["kl"] / tokens,
+            "clip_fraction": totals["clipped"] / tokens, "loss": totals["loss"] / taken,
+            "grad_norm": totals["grad_norm"] / taken, "logprob_gap": gap, "optimizer_steps": float(steps),
+            "stopped_early": stopped,
         }  # fmt: skip
 
     def batches(self, conversations: Sequence[Conversation]) -> list[dict[str, Any]]:
@@ -307,19 +322,26 @@ def in_order(conversations: Sequence[Conversation]) -> list[Conversation]:
     return sorted(conversations, key=lambda one: (longest[one.key], one.key, len(one.ids)))
 
 
+def mean_reward(conversations: Sequence[Conversation]) -> float:
+    """Return the mean reward of a conversation, without the KL penalty."""
+    return float(np.mean([one.rewards.sum() for one in conversations]))
+
+
 def measures(conversations: Sequence[Conversation], kl_coefficient: float) -> dict[str, float]:
-    """Return metrics of an iteration's conversations, before anything is learned from them."""
+    """Return metrics of an iteration's conversations, before anything is learned from them; see docs/ppo.md."""
     tokens = sum(len(one.places) for one in conversations)
     returns = np.concatenate([one.returns for one in conversations])  # float64[N]
     values = np.concatenate([one.values for one in conversations])  # float32[N]
     spread = returns.var()
     return {
         "mean_return": float(np.mean([one.task_return for one in conversations])),
-        "mean_reward": float(np.mean([one.rewards.sum() for one in conversations])),
-        "kl": float(sum(one.kl.sum() for one in conversations)) / tokens,
+        "mean_reward": mean_reward(conversations),
+        "reward_std": float(np.std([one.rewards.sum() for one in conversations])),
+        "penalised_reward": float(np.mean([one.token_rewards.sum() for one in conversations])),
+        "reference_kl": float(sum(one.kl.sum() for one in conversations)) / tokens,
         "kl_coefficient": kl_coefficient,
         "entropy": -float(sum(one.logprobs.sum() for one in conversations)) / tokens,
         "explained_variance": 0.0 if spread < 1e-12 else float(1 - (returns - values).var() / spread),
         "tokens_per_turn": tokens / sum(len(one.ends) for one in conversations),
-        "turns": float(np.mean([len(one.ends) for one in conversations])),
+        "turns_per_conversation": float(np.mean([len(one.ends) for one in conversations])),
     }

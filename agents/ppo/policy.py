@@ -115,8 +115,8 @@ class Policy(torch.nn.Module):
         value_weight: Weight of the value loss; 0 where no gradient step learns values.
         critic: A second trunk that the values are computed by, or None: they use the model's trunk.
         warming: Whether only the value function learns for now.
-        sums: Statistics of the calls since `forget`, over tokens: ``tokens`` (their number), ``clipped``, ``kl`` (from
-            the policy that sampled them), and ``gap``, the largest change of a log-probability.
+        sums: Statistics of the calls since `forget`, over tokens: ``tokens`` (their number), ``ratio``, ``clipped``,
+            ``kl`` (from the policy that sampled them), and ``gap``, the largest change of a log-probability.
     """
 
     def __init__(self, model: Any, config: Config, *, separate_critic: bool = False) -> None:
@@ -213,13 +213,14 @@ class Policy(torch.nn.Module):
 
     def forget(self) -> None:
         """Set `sums` back to 0."""
-        self.sums = dict.fromkeys(("tokens", "clipped", "kl", "gap"), 0.0)
+        self.sums = dict.fromkeys(("tokens", "ratio", "clipped", "kl", "gap"), 0.0)
 
     def _note(self, logprobs: torch.Tensor, before: torch.Tensor) -> None:
         """Add to `sums`: log-probabilities now and when the tokens were sampled, float32[N] each."""
         change = logprobs - before
         ratio = change.exp()
         self.sums["tokens"] += len(logprobs)
+        self.sums["ratio"] += float(ratio.sum())
         self.sums["clipped"] += float(((ratio - 1).abs() > self.settings.clip_ratio).sum())
         self.sums["kl"] += float((ratio - 1 - change).sum())
         self.sums["gap"] = max(self.sums["gap"], float(change.abs().max()) if len(change) else 0.0)

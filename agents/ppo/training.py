@@ -18,7 +18,7 @@ from chatgym.rewards import make_reward_model
 from chatgym.scenarios import Scenario
 
 from .config import Config
-from .iteration import Learner
+from .iteration import Learner, mean_reward
 from .rollout import Conversation
 from .systems import Systems, explained
 
@@ -119,12 +119,11 @@ class Training:
     def iterate(self, envs: ChatVectorEnv) -> tuple[int, dict[str, float]]:
         """Run an iteration in an environment of `share` rows; returns the number of turns taken, and metrics."""
         with explained():
-            conversations, metrics = self.learner.iterate(envs)
-        metrics.update(self._watch(conversations, metrics["mean_reward"]))
+            conversations, metrics = self.learner.iterate(envs, self._watch)
         return sum(len(one.ends) for one in conversations), metrics
 
     def finish(self) -> None:
-        """Restore the best weights if the alarm rings in the end."""
+        """End the training: restore the best weights if the alarm rings."""
         if self.alarm.ringing:
             self.learner.systems.loop.set_weights(self._best)
             self.learner.systems.refresh_actor()
@@ -137,8 +136,9 @@ class Training:
         values = {name: torch.from_numpy(getattr(learner.values, name)) for name in ("gram", "products")}
         return learner.systems.save(folder, state, {BEST: self._best, VALUES: values})
 
-    def _watch(self, conversations: Sequence[Conversation], trained: float) -> dict[str, float]:
+    def _watch(self, conversations: Sequence[Conversation]) -> dict[str, float]:
         """Compare the mean of the trained reward with the held-out measure, and keep the best weights by the latter."""
+        trained = mean_reward(conversations)
         success = np.array([one.outcome == self._scenario.success for one in conversations], np.float64)
         measured = success  # float64[B]
         if self._held_out is not None:

@@ -106,8 +106,7 @@ def _run(result: Audit, conversations: int, worded: int, seed: int) -> None:
         done = 0
 
         def show(count: int, **metrics: float) -> None:
-            if progress is not None:
-                progress(done + count, metrics)
+            progress(done + count, metrics)
 
         result.wording_progress = lambda banks: show(0, wordings=banks)
         for hold, counts in ((result.audit_words, shares), (result.audit_acts, [conversations] * len(AGENTS))):

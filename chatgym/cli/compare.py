@@ -169,8 +169,8 @@ def _hold(
             folder = model.out or llm_agent.folder_of(agent, task)
             llm_agent.keep_answers(agent, folder, **model.limits)
             stack.enter_context(budget.explain_interruption(agent.engine, f"the replies are kept in {folder}"))
-        progress = stack.enter_context(progress_bar("compare", conversations * len(competitors), "conversations"))
-        show, ended = progress or (lambda count, metrics: None), 0
+        show = stack.enter_context(progress_bar("compare", conversations * len(competitors), "conversations"))
+        ended = 0
 
         def done(count: int) -> None:
             nonlocal ended

@@ -283,18 +283,18 @@ def _evaluate(
     from chatgym import evaluation
 
     with progress_bar(what, conversations, "conversations") as progress:
-        show, ended = progress or (lambda count, metrics: None), 0
+        ended = 0
 
         def done(count: int) -> None:
             nonlocal ended
             ended = count
-            show(count, {})
+            progress(count, {})
 
         if hasattr(recorder.agent, "progress"):
-            recorder.agent.progress = lambda answers: show(ended, {"answers": answers})
+            recorder.agent.progress = lambda answers: progress(ended, {"answers": answers})
         return evaluation.evaluate(
             recorder, task, conversations=conversations, seed=seed, llm=words, progress=done,
-            wording_progress=lambda banks: show(0, {"wordings": banks}), deterministic=not sampled,
+            wording_progress=lambda banks: progress(0, {"wordings": banks}), deterministic=not sampled,
         )  # fmt: skip
 
 
@@ -312,8 +312,7 @@ def _write_trace(path: Path, recorder: Recorder, result: Evaluation, task: Task,
         def policy(observation: Any, info: dict[str, Any]) -> int | str:
             nonlocal held
             held += 1
-            if progress is not None:
-                progress(held, {})
+            progress(held, {})
             return next(acts)
 
         try:

@@ -201,7 +201,7 @@ def _fill_banks(scenario: Scenario, as_json: bool) -> dict[str, Any]:
 
     speaker = Speaker(scenario, make_engine(DEFAULT_MODEL), cache=Cache(default_path(), lasting=False))
     with progress_bar(scenario.name, len(speaker.askable()), "banks") as progress:
-        path, found = shipping.write(speaker, None if progress is None else lambda there: progress(there, {}))
+        path, found = shipping.write(speaker, lambda there: progress(there, {}))
     wrong = misheard_wordings(scenario, found)
     count = sum(len(bank.accepted) for bank in found.values())
     if not as_json:

@@ -144,8 +144,7 @@ def write_transcripts(
         for number in range(len(result.turns)):
             seed = result.seed + number
             held.append(converse(Again(), env, seed, split=result.split))  # type: ignore[arg-type]
-            if progress is not None:
-                progress(number + 1, {})
+            progress(number + 1, {})
     files = {TRANSCRIPTS: _lines(held), RESULT: json.dumps(figures, indent=2) + "\n"}
     if exchanges := recorder.exchanges():
         named = [{name: one[name] for name in ("split", "seed", "key", "outcome")} for one in held]

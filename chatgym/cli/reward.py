@@ -91,8 +91,7 @@ def _of_scenario(name: str, conversations: int, seed: int) -> list[Pair]:
 
     found = find_scenario(name)
     with progress_bar("pairs", conversations, "conversations") as progress:
-        done = None if progress is None else (lambda n: progress(n, {}))
-        return pairs_of(found, conversations, seed=seed, progress=done)
+        return pairs_of(found, conversations, seed=seed, progress=lambda n: progress(n, {}))
 
 
 def _print_pairs(made: list[Pair], out: Path, as_json: bool) -> None:
@@ -259,13 +258,12 @@ def train_llm(training: Path) -> None:
 def progress_callback(what: str, unit: str) -> Iterator[Callable[..., None]]:
     """Yield a function (done, total, metrics) whose first call opens a progress bar."""
     with contextlib.ExitStack() as stack:
-        bar: list[Progress | None] = []
+        bar: list[Progress] = []
 
         def progress(done: int, total: int, figures: Mapping[str, float] | None = None) -> None:
             if not bar:
                 bar.append(stack.enter_context(progress_bar(what, total, unit)))
-            if bar[0] is not None:
-                bar[0](done, figures or {})
+            bar[0](done, figures or {})
 
         yield progress
 

@@ -171,8 +171,9 @@ def _dialogues(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         agent = find_agent(teacher)(task.find_scenario())
     count = values["conversations"]
     with progress_bar(f"{teacher} talks", count, "conversations") as progress:
-        done = None if progress is None else (lambda n: progress(n, {}))
-        said = held_by(agent, task, count, seed=values["seed"], wander=values["wander"], progress=done)
+        said = held_by(
+            agent, task, count, seed=values["seed"], wander=values["wander"], progress=lambda n: progress(n, {})
+        )
     about = {name: values[name] for name in ("teacher", "scenario", "conversations", "wander", "error_rate")}
     return said, about
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+from chatgym.finetuning import distributed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,6 +25,10 @@ PIPED_WIDTH = 200
 """Columns of output that goes to a file or pipe, where a table needn't fit a terminal."""
 
 REFRESH_SECONDS = 0.1
+LINE_SECONDS = 60.0
+"""Seconds between two lines of progress where there is no terminal."""
+IN_LINE = 8
+"""Most metrics in such a line."""
 NOTED = 4
 """Most metrics without a table below the progress bar."""
 GRID = 3
@@ -103,21 +111,65 @@ def _grid(metrics: Mapping[str, float]) -> Table:
 
 
 @contextlib.contextmanager
-def progress_bar(what: str, total: int, unit: str, done: int = 0) -> Iterator[Progress | None]:
-    """Show a bar on a terminal while the block runs; without a terminal, yield None and show nothing.
+def progress_bar(what: str, total: int, unit: str, done: int = 0) -> Iterator[Progress]:
+    """Show progress on stderr while the block runs: a bar on a terminal, else a line a minute.
+
+    Of several processes that train together, the first one shows it.
 
     Args:
         what: Label before the bar.
         total: Count at which the bar is full.
         unit: What is counted, in the plural.
-        done: Count at which the bar begins.
+        done: Count at which the bar begins; more than 0 is told as a resumption.
 
     Yields:
-        A function (count, metrics) that moves the bar and shows ``success_rate``, ``wordings`` or ``answers``.
+        A function (count, metrics) that moves the bar and shows metrics.
     """
-    if not sys.stderr.isatty():
-        yield None
+    if not distributed.first():
+        yield lambda count, metrics: None
         return
+    if 0 < done < total:
+        typer.echo(f"Resumed at {unit.removesuffix('s')} {done:,} of {total:,}", err=True)
+    with (_bar if sys.stderr.isatty() else _lines)(what, total, unit, done) as progress:
+        yield progress
+
+
+@contextlib.contextmanager
+def _lines(what: str, total: int, unit: str, done: int) -> Iterator[Progress]:
+    """Print a line every `LINE_SECONDS`, also while nothing is counted; arguments as of `progress_bar`."""
+    latest: tuple[int, Mapping[str, float]] = (done, {})
+    began, over = time.monotonic(), threading.Event()
+
+    def progress(count: int, metrics: Mapping[str, float]) -> None:
+        nonlocal latest
+        latest = count, metrics
+
+    def report() -> None:
+        while not over.wait(LINE_SECONDS):
+            (count, metrics), spent = latest, time.monotonic() - began
+            left = f", about {_span(spent * (total - count) / (count - done))} left" if count > done else ""
+            shown = itertools.islice(metrics.items(), IN_LINE)
+            figures = "".join(f", {name} {value:.4g}" for name, value in shown)
+            typer.echo(f"{what}: {count:,} of {total:,} {unit} after {_span(spent)}{left}{figures}", err=True)
+
+    thread = threading.Thread(target=report, daemon=True)
+    thread.start()
+    try:
+        yield progress
+    finally:
+        over.set()
+        thread.join()
+
+
+def _span(seconds: float) -> str:
+    """Write a time as hours and minutes, ``0:05``."""
+    minutes = round(max(seconds, 0.0) / 60)
+    return f"{minutes // 60}:{minutes % 60:02} h"
+
+
+@contextlib.contextmanager
+def _bar(what: str, total: int, unit: str, done: int) -> Iterator[Progress]:
+    """Show a bar; arguments as of `progress_bar`."""
     from rich.console import Console
     from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar

@@ -108,6 +108,6 @@ def _practise(path: Path, model: Path, scenarios: Sequence[Scenario], lists: int
     assert engine is not None
     try:
         with progress_bar("practice", sum(len(banks_of(one)) for one in scenarios), "banks") as progress:
-            practise(path, scenarios, engine, lists, seed, progress and (lambda done: progress(done, {})))
+            practise(path, scenarios, engine, lists, seed, lambda done: progress(done, {}))
     finally:
         engine.close()

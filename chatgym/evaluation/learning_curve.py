@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 BLUE, GREY, GREEN = "#2563eb", "#6b7280", "#15803d"
 WATCHED = {
-    "mean_return": "return while training", "kl": "KL from the start [nats a token]",
+    "mean_return": "return while training", "reference_kl": "KL from the start [nats a token]",
     "entropy": "entropy [nats a token]",
     "clip_fraction": "clipped [share]", "explained_variance": "explained variance", "tokens_per_second": "tokens/s",
 }  # fmt: skip
@@ -44,16 +44,17 @@ def draw_references(axes: Any, levels: Mapping[str, float], unit: float) -> dict
     }
 
 
-def draw(metrics: Sequence[Mapping[str, Any]], references: References, title: str, path: Path) -> None:
+def draw(lines: Sequence[Mapping[str, Any]], references: References, title: str, path: Path) -> None:
     """Draw success rate and score over turns, with the references as lines; below, the panels of `WATCHED`.
 
     Args:
-        metrics: Lines of ``metrics.jsonl``.
+        lines: Lines of ``metrics.jsonl``, those of evaluations and those of iterations.
         references: Mean returns and success rates of the two agents that the score compares with.
         title: Title of the picture.
         path: File to write: PNG, PDF or SVG, by its suffix.
     """
-    watched = [name for name in WATCHED if any(name in line.get("training", {}) for line in metrics)]
+    metrics = [line for line in lines if "success_rate" in line]
+    watched = [name for name in WATCHED if any(name in line.get("training", {}) for line in lines)]
     below = -(-len(watched) // 3) if len(watched) > 1 else 0
     whole = new_figure(9, 3.6 + 2 * below)
     parts: Any = whole.subfigures(2, 1, height_ratios=(3.6, 2 * below)) if below else None
@@ -73,7 +74,7 @@ def draw(metrics: Sequence[Mapping[str, Any]], references: References, title: st
         axes.grid(alpha=0.2)
         axes.legend(frameon=False, loc="lower right")
     if parts is not None:
-        _draw_watched(parts[1].subplots(below, 3, squeeze=False).ravel(), watched, metrics)
+        _draw_watched(parts[1].subplots(below, 3, squeeze=False).ravel(), watched, lines)
     write_figure(whole, path)
 
 

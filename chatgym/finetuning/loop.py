@@ -273,9 +273,17 @@ class Loop:
         return {name: self._weight(p).detach().cpu().contiguous().clone() for name, p in self._trained()}
 
     def set_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Set the trained weights, float32[...] by name, as `weights` returns them; the moments stay."""
-        for name, parameter in self._trained():
-            self._set(parameter, weights[name], ())
+        """Set the trained weights, float32[...] by name, as `weights` returns them; the moments stay.
+
+        All processes have to call it.
+        """
+        with self.gathered(modified=True):
+            for name, parameter in self._trained():
+                with torch.no_grad():
+                    parameter.copy_(weights[name])
+        if self._partitioned:  # DeepSpeed would make the module's weights of the optimizer's at the next step only
+            for name, parameter in self._trained():
+                self._set(parameter, weights[name], ())
 
     def restore(self, folder: Path, batches: Sequence[Any]) -> None:
         """Continue from a checkpoint; the module has to be new, with weights by `load_weights`.
@@ -307,16 +315,17 @@ class Loop:
             state["step"] = torch.full_like(torch.as_tensor(state["step"], dtype=torch.float32), self.steps)
 
     @contextlib.contextmanager
-    def gathered(self, changed: Any = None) -> Iterator[None]:
+    def gathered(self, *, modified: bool = False) -> Iterator[None]:
         """While the block runs, the module has its whole weights, which ZeRO 3 partitions.
 
-        With a parameter `changed`, only that one is whole, and what the first process writes into it is kept.
+        Args:
+            modified: Whether the block changes them, in the same way in all processes.
         """
         if self.settings.zero < 3:
             yield
             return
-        parameters = list(self.module.parameters()) if changed is None else [changed]
-        with initialize().zero.GatheredParameters(parameters, modifier_rank=None if changed is None else 0):
+        parameters = list(self.module.parameters())
+        with initialize().zero.GatheredParameters(parameters, modifier_rank=0 if modified else None):
             yield
 
     def _trained(self) -> list[tuple[str, Any]]:
@@ -360,8 +369,6 @@ class Loop:
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         safe_set_full_fp32_param(parameter, weight.to(self.device))
-        with self.gathered(parameter), torch.no_grad():  # what the module computes with is a copy of the optimizer's
-            parameter.copy_(weight)
         for moment, value in zip(MOMENTS, moments, strict=bool(moments)):
             safe_set_full_optimizer_state(parameter, value.to(self.device), moment)
 

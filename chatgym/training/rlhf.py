@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -32,7 +33,7 @@ STEPS = ("sft", *REWARDS, "ppo")
 """The folders of all steps."""
 
 Watch = Callable[..., Any]
-"""(label, total, unit, done = 0) to a context manager of a function (count, metrics), or of None."""
+"""(label, total, unit, done = 0) to a context manager of a function (count, metrics)."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def sft(folder: Path, plan: Plan, watch: Watch) -> Path:
         with watch("expert talks", plan.conversations, "conversations") as progress:
             said = held_by(
                 find_agent("expert")(task.find_scenario()), task, plan.conversations, seed=plan.seed,
-                wander=plan.wander, progress=None if progress is None else (lambda n: progress(n, {})),
+                wander=plan.wander, progress=lambda n: progress(n, {}),
             )  # fmt: skip
         settings = Settings(plan.model, "", "", epochs=plan.epochs, lora=plan.lora, seed=plan.seed)
         optimization = Optimization(
@@ -155,8 +156,8 @@ def rewards(folder: Path, plan: Plan, watch: Watch) -> None:
         if (folder / name).is_dir():
             continue
         with watch(f"{name} pairs", plan.pairs, "conversations") as progress:
-            done = None if progress is None else (lambda n, progress=progress: progress(n, {}))
-            made = pairs_of(scenario, plan.pairs, seed=first + plan.seed, progress=done)
+            show = functools.partial(progress, metrics={})
+            made = pairs_of(scenario, plan.pairs, seed=first + plan.seed, progress=show)
         learned, tested = split(made)
         model = training.train(learned, seed=plan.seed)
         report = measure(model, tested)

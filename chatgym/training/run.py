@@ -1,6 +1,6 @@
 """The run folder: what a training writes, and what it resumes from.
 
-It holds ``config.json`` (everything to repeat the training), ``metrics.jsonl`` (one line for each evaluation),
+It holds ``config.json`` (everything to repeat the training), ``metrics.jsonl`` (see `Run.lines`),
 ``model/`` (the agent at the last checkpoint), ``best/`` (the agent at its best evaluation, see `Run.best`),
 ``curve.png``, ``transcripts.jsonl`` and the logs of `FORMATS`. A checkpoint first appends its metrics, then replaces
 the model, then the best one; a resumed run drops lines later than its model, and makes the best one if it is missing.
@@ -219,16 +219,33 @@ class Run:
             )
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the lines of ``metrics.jsonl``, without an incomplete last one.
+        """Return the evaluations: the lines of ``metrics.jsonl`` that have measures, see `lines`.
+
+        Raises:
+            Corrupted: A line isn't JSON.
+        """
+        return [line for line in self.lines() if "success_rate" in line]
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return all lines of ``metrics.jsonl``, without an incomplete last one.
+
+        There is one for each evaluation, with ``success_rate``, ``mean_return`` and ``score``, and, of an agent with
+        ``log_iterations``, one for each iteration between them. Each has ``turns``, ``seconds`` and ``training``, the
+        agent's own metrics.
 
         Raises:
             Corrupted: A line isn't JSON.
         """
         return self._read_lines("metrics.jsonl", "turns")
 
+    def note(self, line: Mapping[str, Any]) -> None:
+        """Append a line to ``metrics.jsonl``."""
+        with self.writing():
+            atomic.append_text(self.folder / "metrics.jsonl", _json_lines([line]))
+
     def keep_metrics(self, turns: int) -> None:
         """Drop the metrics later than `turns`."""
-        kept = [line for line in self.metrics() if line["turns"] <= turns]
+        kept = [line for line in self.lines() if line["turns"] <= turns]
         with self.writing():
             atomic.write_text(self.folder / "metrics.jsonl", _json_lines(kept))
 
@@ -263,7 +280,7 @@ class Run:
         """
         with self.writing():
             if line is not None:
-                atomic.append_text(self.folder / "metrics.jsonl", _json_lines([line]))
+                self.note(line)
             atomic.replace_folder(self.folder / "model", lambda model: checkpoints.save(agent, turns, model))
         self.keep_best()
 
@@ -324,7 +341,7 @@ class Run:
         path, found = self.folder / "curve.png", references(self.task)
         title = f"{self.config['agent']} in {self.config['scenario']}, seed {self.config['seed']}"
         with self.writing():
-            atomic.write_file(path, lambda temporary: draw(self.metrics(), found, title, temporary))
+            atomic.write_file(path, lambda temporary: draw(self.lines(), found, title, temporary))
         return path
 
     def writing(self) -> contextlib.AbstractContextManager[None]:

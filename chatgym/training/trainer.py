@@ -284,7 +284,7 @@ class _Callback:
         self.turns = self.run.turns
         self.run.keep_metrics(self.turns)
         self.run.keep_best()
-        lines = self.run.metrics()
+        lines = self.run.lines()
         with self.run.writing():
             self.log.write(lines)
         self.seconds = lines[-1]["seconds"] if lines else 0.0
@@ -299,6 +299,8 @@ class _Callback:
             self.progress(turns, metrics)
         if due:
             self._evaluate(metrics)
+        elif getattr(self.agent, "log_iterations", False):
+            self.run.note(self._line(metrics))
         stopped, over = distributed.anywhere(self.interrupted()), self.until is not None and turns >= self.until
         if (stopped or over) and not due:
             self.run.checkpoint(self.agent, self.turns)
@@ -341,22 +343,24 @@ class _Callback:
             self.agent, self.run.task, conversations=config["conversations"], seed=config["validation_seed"],
             split="validation", causes=False,
         )  # fmt: skip
-        seconds = self.seconds + time.perf_counter() - self.began
-        line = {
-            "turns": self.turns, "seconds": round(seconds, 3),
-            "success_rate": dataclasses.asdict(result.success_rate),
-            "mean_return": dataclasses.asdict(result.mean_return),
-            "score": result.score and dataclasses.asdict(result.score),
-            "training": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
-        }  # fmt: skip
-        if self.lessons.now:
-            line["curriculum"] = self.lessons.now
+        line = self._line(
+            metrics, success_rate=dataclasses.asdict(result.success_rate),
+            mean_return=dataclasses.asdict(result.mean_return),
+            score=result.score and dataclasses.asdict(result.score),
+        )  # fmt: skip
         if self._has_text:
             kept = [one for one in self.run.transcripts() if one["trained_for"] < self.turns]
             self.run.write_transcripts([*kept, *self._transcripts(self.agent, self.turns, SAMPLES)])
         self.run.checkpoint(self.agent, self.turns, line)
         with self.run.writing():
-            self.log.write(self.run.metrics())
+            self.log.write(self.run.lines())
+
+    def _line(self, metrics: Mapping[str, float], **measures: Any) -> dict[str, Any]:
+        """Return a line of ``metrics.jsonl``, see `Run.lines`."""
+        seconds = self.seconds + time.perf_counter() - self.began
+        training = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        line = {"turns": self.turns, "seconds": round(seconds, 3), **measures, "training": training}
+        return {**line, "curriculum": self.lessons.now} if self.lessons.now else line
 
 
 class _FollowerCallback:
