@@ -97,3 +97,47 @@ def test_one_row_taken_several_times_does_not_share_what_is_written_later(tmp_pa
         while alone.rows:
             alone.step()
         assert row.tokens == single.tokens
+
+
+def narrowed(top_k=0, min_p=0.0, temperature=0.7, top_p=1.0, seed=0):
+    logits, rows = made_logits(2.0), np.arange(ROWS)
+    every = np.ones(ROWS)
+    return logits, *sampling.choose(
+        logits, seeds=(rows + 1000 * seed).astype(np.uint64), positions=rows, temperatures=temperature * every,
+        top_ps=top_p * every, top_ks=np.full(ROWS, top_k), min_ps=min_p * every,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("top_k", "min_p", "top_p"), [(5, 0.0, 1.0), (0, 0.3, 1.0), (50, 0.1, 1.0), (40, 0.02, 0.6)])
+def test_top_k_and_min_p_leave_the_tokens_of_their_definition(top_k, min_p, top_p):
+    for seed in range(20):
+        logits, tokens, logprobs = narrowed(top_k, min_p, top_p=top_p, seed=seed)
+        p = (logits.double() / 0.7).softmax(-1)
+        kept = p >= min_p * p.max(-1, keepdim=True).values
+        if top_k:
+            kept &= p >= p.sort(-1, descending=True).values[:, top_k - 1 : top_k]
+        p = p.where(kept, 0.0)
+        p /= p.sum(-1, keepdim=True)
+        ordered = p.sort(-1, descending=True)
+        p = p.where(
+            torch.zeros_like(kept).scatter(-1, ordered.indices, ordered.values.cumsum(-1) - ordered.values < top_p), 0.0
+        )
+        mine = (p / p.sum(-1, keepdim=True)).gather(-1, tokens[:, None])[:, 0]
+        assert (mine > 0).all()
+        torch.testing.assert_close(logprobs.double(), mine.log(), atol=1e-5, rtol=0)
+
+
+def test_rows_that_ask_for_neither_are_drawn_as_without_them_beside_rows_that_do():
+    logits, rows = made_logits(2.0), np.arange(ROWS)
+    plain, expected = drawn(logits, 0.9)
+    ks = np.where(rows % 2, 1, 0)
+    tokens, logprobs = sampling.choose(
+        logits, seeds=rows.astype(np.uint64), positions=rows, temperatures=np.ones(ROWS), top_ps=np.full(ROWS, 0.9),
+        top_ks=ks, min_ps=np.zeros(ROWS),
+    )  # fmt: skip
+    same = torch.from_numpy(ks == 0)
+    assert torch.equal(tokens[same], plain[same])
+    assert torch.equal(logprobs[same], expected[same])
+    assert torch.equal(tokens[~same], logits.argmax(-1)[~same])
+    assert torch.equal(logits, made_logits(2.0))
+    assert torch.equal(narrowed(3, 0.5, temperature=0.0)[1], logits.argmax(-1))

@@ -1,5 +1,6 @@
 """The server before the official client: conformance, many clients at once, hostile ones, signals and a kill."""
 
+import math
 import os
 import re
 import signal
@@ -213,7 +214,45 @@ def test_models_health_and_metrics_are_told(served, client):
     assert 2 <= served.metric("chatgym_generated_tokens_total") - before <= 6
 
 
+def test_top_k_and_min_p_narrow_the_choice_as_vllm_does(client):
+    def ask(temperature=1.5, **more):
+        return client.completions.create(
+            model="tiny", prompt="Hello", max_tokens=20, seed=3, temperature=temperature, logprobs=20, extra_body=more
+        ).choices[0]  # fmt: skip
+
+    def places(**more):
+        """Return each token's rank, and how far its log-probability is below the likeliest one's."""
+        found = ask(**more).logprobs
+        named = list(zip(found.token_logprobs, found.top_logprobs, strict=True))
+        ranks = [sum(value > own for value in likeliest.values()) for own, likeliest in named]
+        return max(ranks), max(max(likeliest.values()) - own for own, likeliest in named)
+
+    likeliest = ask(temperature=0).token_ids
+    assert ask(top_k=1).token_ids == ask(min_p=1.0).token_ids == likeliest
+    plain = ask().token_ids
+    assert plain != likeliest
+    for off in ({"top_k": -1}, {"top_k": 0}, {"top_k": 10**9}, {"min_p": 0.0}, {"top_k": None, "min_p": None}):
+        assert ask(**off).token_ids == plain
+    assert places(top_k=3)[0] < 3 <= places()[0]
+    assert places(min_p=0.9)[1] <= 1.5 * math.log(1 / 0.9) + 1e-4 < places()[1]
+
+
+def test_chat_template_kwargs_are_variables_of_the_template(engine, monkeypatch):
+    monkeypatch.setattr(engine.tokenizer, "chat_template", "{% if calm %}calm {% endif %}" + TEMPLATE)
+    served = Served(engine)
+    messages = [{"role": "user", "content": "Hi"}]
+
+    def tokens(**more):
+        create = served.client().chat.completions.create
+        return create(model="tiny", messages=messages, max_tokens=3, extra_body=more).usage.prompt_tokens
+
+    assert tokens(chat_template_kwargs={"calm": True}) > tokens(chat_template_kwargs={"calm": False}) == tokens()
+    served.close()
+
+
 # What is refused
+
+HI = {"role": "user", "content": "Hi"}
 
 
 @pytest.mark.parametrize(
@@ -223,18 +262,18 @@ def test_models_health_and_metrics_are_told(served, client):
         ({"max_tokens": 401}, 400, "max_tokens"),
         ({"max_tokens": 0}, 400, "max_tokens"),
         ({"n": 17}, 400, "n"),
-        ({"n": 0}, 422, "n"),
+        ({"n": 0}, 400, "n"),
         ({"prompt": ["a"] * 17}, 400, "n"),
         ({"prompt": "a" * 600}, 400, "prompt"),
         ({"prompt": [9999]}, 400, "prompt"),
-        ({"prompt": 5}, 422, "prompt"),
-        ({"temperature": -0.1}, 422, "temperature"),
-        ({"temperature": "hot"}, 422, "temperature"),
-        ({"top_p": 0}, 422, "top_p"),
-        ({"stop": [""]}, 422, "stop"),
-        ({"presence_penalty": 2.1}, 422, "presence_penalty"),
-        ({"max_tokns": 3}, 422, "max_tokns"),
-        ({"messages": []}, 422, "messages"),
+        ({"prompt": 5}, 400, "prompt"),
+        ({"temperature": -0.1}, 400, "temperature"),
+        ({"temperature": "hot"}, 400, "temperature"),
+        ({"top_p": 0}, 400, "top_p"),
+        ({"stop": [""]}, 400, "stop[0]"),
+        ({"presence_penalty": 2.1}, 400, "presence_penalty"),
+        ({"max_tokns": 3}, 400, "max_tokns"),
+        ({"messages": []}, 400, "messages"),
     ],
 )
 def test_values_out_of_bounds_are_refused_with_the_field(served, client, change, status, param):
@@ -248,11 +287,42 @@ def test_values_out_of_bounds_are_refused_with_the_field(served, client, change,
 
 
 @pytest.mark.parametrize(
+    ("change", "param", "code", "words"),
+    [
+        ({"temperature": 3}, "temperature", "above_max_value", "Invalid 'temperature': expected a value <= 2.0."),
+        ({"n": 0}, "n", "below_min_value", "Invalid 'n': expected a value >= 1."),
+        ({"top_k": 1.5}, "top_k", "invalid_type", "Invalid 'top_k': expected an integer."),
+        ({"top_k": -2}, "top_k", "below_min_value", "Invalid 'top_k': expected a value >= -1."),
+        ({"min_p": 1.5}, "min_p", "above_max_value", "Invalid 'min_p': expected a value <= 1.0."),
+        ({"echo": "yes"}, "echo", "invalid_type", "Invalid 'echo': expected true or false."),
+        ({"prompt": 5}, "prompt", "invalid_type", "Invalid 'prompt': expected a string or an array."),
+        ({"stop": [""]}, "stop[0]", "too_short", "Invalid 'stop[0]': expected at least 1 characters."),
+        ({"max_tokns": 3}, "max_tokns", "unknown_parameter", "Unrecognized request argument supplied: max_tokns"),
+        ({"messages": []}, "messages", "too_short", "Invalid 'messages': expected at least 1 items."),
+        ({"messages": 1}, "messages", "invalid_type", "Invalid 'messages': expected an array."),
+        ({"messages": [{"content": "a"}]}, "messages[0].role", "missing_required_parameter",
+         "Missing required parameter: 'messages[0].role'."),
+        ({"messages": [HI], "tool_choice": "never"}, "tool_choice", "invalid_value", "one of 'none', 'auto'"),
+        ({"messages": [HI], "chat_template_kwargs": 1}, "chat_template_kwargs", "invalid_type", "expected an object."),
+        ({"messages": [HI], "chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs", None,
+         "sets 'tokenize', which the server sets itself"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_told_as_openai_tells_it(served, change, param, code, words):
+    endpoint, needed = ("chat/completions", {}) if "messages" in change else ("completions", {"prompt": "a"})
+    answer = httpx.post(f"{served.root}/v1/{endpoint}", json={"model": "tiny"} | needed | change)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", param, code)
+    assert words in error["message"]
+
+
+@pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b"\xff\xfe", b'{"prompt": "\\ud800"}', b"[" * 9000, b"null", b"1e999"]
 )
 def test_bodies_that_are_no_request_are_refused(served, body):
     answer = httpx.post(f"{served.root}/v1/chat/completions", content=body)
-    assert answer.status_code in (400, 422)
+    assert answer.status_code == 400
     assert answer.json()["error"]["message"]
 
 
@@ -270,7 +340,7 @@ def test_errors_are_those_that_the_client_knows(client):
         client.completions.create(model="gpt", prompt="a")
     with pytest.raises(openai.BadRequestError, match="no such role"):
         client.chat.completions.create(model="tiny", messages=[{"role": "odd", "content": "a"}])
-    with pytest.raises(openai.UnprocessableEntityError, match="tools"):
+    with pytest.raises(openai.BadRequestError, match="tools"):
         client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "a"}], tools=[])
 
 

@@ -80,7 +80,8 @@ def audit(
     _check_free(folder, overwrite)
     interrupted = False
     try:
-        with budget.explain_interruption(engine, "the utterances generated so far are kept"):
+        kept = "the utterances generated so far are kept"
+        with budget.explain_interruption(engine, kept, "begins anew with them, with --overwrite"):
             _run(result, conversations, worded, seed)
     except KeyboardInterrupt:
         interrupted = True

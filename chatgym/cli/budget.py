@@ -96,35 +96,37 @@ def take_prices(engine: Any, **limits: float | None) -> Limits:
 
 
 @contextlib.contextmanager
-def explain_interruption(engine: Any, kept: str) -> Iterator[None]:
+def explain_interruption(engine: Any, kept: str, then: str = "goes on") -> Iterator[None]:
     """Print the usage of an engine after the block and close it; if the block is interrupted, say how to continue.
 
     Args:
         engine: The engine that the block uses, or None.
         kept: What is kept, and where, such as ``"the replies are kept in FOLDER"``.
+        then: What the same command does with it.
     """
     try:
         yield
     except KeyboardInterrupt:
         if engine is not None:
-            typer.echo(f"Interrupted; {kept}: the same command goes on", err=True)
+            typer.echo(f"Interrupted; {kept}: the same command {then}", err=True)
         raise
     except BudgetSpent as error:
-        raise _name_option(error, kept) from None
+        raise _name_option(error, kept, then) from None
     except Unfinished as error:
-        raise Unfinished(f"{error}; {kept}: the same command goes on") from None
+        raise Unfinished(f"{error}; {kept}: the same command {then}") from None
     finally:
         print_usage(engine)
         if engine is not None:
             engine.close()
 
 
-def _name_option(error: BudgetSpent, kept: str) -> BudgetSpent:
+def _name_option(error: BudgetSpent, kept: str, then: str) -> BudgetSpent:
     """Return the error of a spent budget with the option that raises the limit."""
     reason = str(error).partition(";")[0]
     for name in ("max_requests", "max_tokens", "max_cost"):
         if f"{name}=" in reason:
-            return BudgetSpent(f"{reason}; {kept}: the same command with a higher --{name.replace('_', '-')} goes on")
+            higher = f"a higher --{name.replace('_', '-')}"
+            return BudgetSpent(f"{reason}; {kept}: the same command with {higher} {then}")
     return error
 
 

@@ -90,7 +90,8 @@ def play(
         llm, max_requests=max_requests, max_tokens=max_tokens, max_cost=max_cost, prompt_price=prompt_price,
         completion_price=completion_price,
     )  # fmt: skip
-    with budget.explain_interruption(engine, "the utterances generated so far are kept"):
+    kept = "the utterances generated so far are kept"
+    with budget.explain_interruption(engine, kept, "begins a conversation anew"):
         _play_agent(task, engine or llm, seed, action)
 
 

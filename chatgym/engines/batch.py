@@ -45,6 +45,8 @@ class Request:
         max_new_tokens: Most tokens of the continuation.
         temperature: 0 takes the likeliest token.
         top_p: Sample among the likeliest tokens that have this probability together.
+        top_k: Sample among this many of the likeliest tokens; 0: all.
+        min_p: Sample among tokens with at least this share of the likeliest one's probability.
         seed: Seed of the draws, below 2**64.
         stop: The continuation ends with the first of these that it contains.
         alternatives: How many of the likeliest tokens to report at each position; None reports nothing.
@@ -59,6 +61,8 @@ class Request:
     stop: tuple[str, ...] = ()
     alternatives: int | None = None
     rules: LogitRules | None = None
+    top_k: int = 0
+    min_p: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -158,6 +162,8 @@ class Batch:
             positions=np.array([len(row.tokens) for row in self.rows]),
             temperatures=np.array([row.request.temperature for row in self.rows]),
             top_ps=np.array([row.request.top_p for row in self.rows]),
+            top_ks=np.array([row.request.top_k for row in self.rows]),
+            min_ps=np.array([row.request.min_p for row in self.rows]),
         )
         self._report(logits, tokens)
         done = []

@@ -1,4 +1,4 @@
-"""Sample the next token with temperature and top-p; the draws are functions of (seed, position, token).
+"""Sample the next token with temperature, min-p, top-k and top-p; the draws are functions of (seed, position, token).
 
 Each token gets a waiting time, exponentially distributed with its probability as the rate, and the token with the
 shortest time is sampled: token i with probability p_i. Probabilities differ by rounding from batch to batch; this
@@ -40,6 +40,8 @@ def choose(
     positions: npt.NDArray[np.int64],
     temperatures: npt.NDArray[np.float64],
     top_ps: npt.NDArray[np.float64],
+    top_ks: npt.NDArray[np.int64] | None = None,
+    min_ps: npt.NDArray[np.float64] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sample a token for each row; a row's token doesn't depend on the other rows.
 
@@ -49,10 +51,14 @@ def choose(
         positions: int64[B], how many tokens each row has already.
         temperatures: float64[B]; 0 takes the likeliest token.
         top_ps: float64[B], see Holtzman et al. 2020.
+        top_ks: int64[B]: sample among so many of the likeliest tokens; 0: all.
+        min_ps: float64[B]: only tokens at least so likely, as a share of the likeliest one's probability (Nguyen et al.
+            2024). As in vLLM, min-p and top-k come after the temperature, and top-p chooses among what they leave.
 
     Returns:
         Token ids, int64[B], and their log-probabilities under the distribution sampled from, float32[B].
     """
+    logits = _narrowed(logits, temperatures, top_ks, min_ps)
     warm = np.flatnonzero(temperatures >= COLDEST)
     if len(warm) < len(logits):
         tokens = logits.argmax(-1)
@@ -64,6 +70,37 @@ def choose(
             )
         return tokens, logprobs
     return _draw(logits, seeds, positions, temperatures, top_ps)
+
+
+def _narrowed(
+    logits: torch.Tensor,
+    temperatures: npt.NDArray[np.float64],
+    top_ks: npt.NDArray[np.int64] | None,
+    min_ps: npt.NDArray[np.float64] | None,
+) -> torch.Tensor:
+    """Return logits, float32[B, V], of minus infinity where min-p or top-k leave a token out; see `choose`.
+
+    The likeliest token always stays. Rows that ask for neither are the same bit for bit.
+    """
+    size, every = logits.shape
+    ks = np.zeros(size, np.int64) if top_ks is None else np.where(top_ks < every, top_ks, 0)
+    shares = np.zeros(size) if min_ps is None else min_ps * (temperatures >= COLDEST)
+    asking = np.flatnonzero((ks > 0) | (shares > 0))
+    if not len(asking):
+        return logits
+    rows = torch.from_numpy(asking).to(logits.device)
+    some, ks, shares = logits[rows], ks[asking], shares[asking]  # (A, V), [A], [A]
+    # p / p_max >= share, written in logits: (l - l_max) / temperature >= log(share)
+    below = np.where(shares > 0, np.log(np.where(shares > 0, shares, 1.0)) * temperatures[asking], -np.inf)
+    least = some.max(-1, keepdim=True).values + torch.from_numpy(below).to(some)[:, None]
+    if ks.any():
+        likeliest = some.topk(int(ks.max())).values  # (A, K)
+        last = torch.from_numpy(np.maximum(ks - 1, 0)).to(some.device)[:, None]
+        kth = likeliest.gather(1, last).masked_fill(torch.from_numpy(ks == 0).to(some.device)[:, None], -torch.inf)
+        least = torch.maximum(least, kth)
+    logits = logits.clone()  # a prompt's are kept
+    logits[rows] = some.masked_fill(some < least, -torch.inf)
+    return logits
 
 
 def nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """The bodies of requests, as OpenAI's API has them.
 
 A field of OpenAI's is implemented, ignored (`Ignored`) or refused with a reason (`Unsupported`, `UnsupportedInChat`,
-`UnsupportedInCompletions`); docs/serving.md lists which. A field that is none of OpenAI's is refused.
+`UnsupportedInCompletions`); docs/serving.md lists which. Of vLLM's own fields some are implemented. Others are refused.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import codecs
 import contextlib
 import json
 import re
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,6 +20,21 @@ from chatgym.storage.utf8 import parsed
 
 HARMLESS: dict[str, Any] = {"modalities": ["text"], "best_of": 1, "suffix": "", "function_call": "none"}
 """Values of unsupported fields that ask for what the server does anyway."""
+
+TYPES = {
+    "int_type": "an integer", "int_from_float": "an integer", "float_type": "a number", "bool_type": "true or false",
+    "string_type": "a string", "list_type": "an array", "dict_type": "an object", "model_type": "an object",
+    "finite_number": "a finite number",
+}  # fmt: skip
+"""Pydantic's errors of types to what is expected, in words."""
+TRIED = ("str", "int", "float", "bool")
+BOUNDS = {
+    "ge": ("a value >=", "below_min_value"), "gt": ("a value >", "below_min_value"),
+    "le": ("a value <=", "above_max_value"), "lt": ("a value <", "above_max_value"),
+    "min_length": ("at least", "too_short"), "max_length": ("at most", "too_long"),
+    "pattern": ("a text that matches", "invalid_value"),
+}  # fmt: skip
+"""Bound in pydantic's errors to its words and a code."""
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -92,6 +108,8 @@ class Body(Ignored):
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
     logit_bias: dict[str, Bias] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None  # vLLM's, and so is min_p
+    min_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
 
 
 class CompletionBody(Body, UnsupportedInCompletions):
@@ -213,6 +231,7 @@ class ChatBody(Body, UnsupportedInChat):
     tools: Annotated[list[Tool], Field(min_length=1, max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None  # vLLM's
 
 
 class AdapterBody(_Checked):
@@ -229,11 +248,41 @@ def unsupported(kind: type[Body]) -> dict[str, str]:
     return {name: field.description or "" for base in bases for name, field in base.model_fields.items()}
 
 
+def _explained(errors: Sequence[Mapping[str, Any]]) -> Refusal:
+    """Return the refusal of a wrong value, by pydantic's errors: words, ``param`` and codes are like OpenAI's."""
+    if not errors[0]["loc"]:
+        return invalid("the body is no JSON object; send {...}", code="invalid_type")
+    of = [one for one in errors if one["loc"][0] == errors[0]["loc"][0]]  # a field of several types has one of each
+    deep = max(len(one["loc"]) for one in of)
+    of = [one for one in of if len(one["loc"]) == deep]
+    kind, context = of[0]["type"], of[0].get("ctx", {})
+    field = "".join(f"[{one}]" if isinstance(one, int) else f".{one}" for one in of[0]["loc"] if _names(one))[1:]
+    if kind == "extra_forbidden":
+        return invalid(f"Unrecognized request argument supplied: {field}", field, "unknown_parameter")
+    if kind == "missing":
+        return invalid(f"Missing required parameter: '{field}'.", field, "missing_required_parameter")
+    for name, (words, code) in BOUNDS.items():
+        if name in context:
+            unit = " characters" if kind.startswith("string_too") else " items" if "length" in name else ""
+            return invalid(f"Invalid '{field}': expected {words} {context[name]}{unit}.", field, code)
+    wanted = list(dict.fromkeys(TYPES[one["type"]] for one in of if one["type"] in TYPES))
+    wanted += [f"one of {one['ctx']['expected']}" for one in of if one["type"] == "literal_error"]
+    if not wanted:
+        return invalid(f"Invalid '{field}': {of[0]['msg']}.", field, "invalid_value")
+    code = "invalid_value" if kind == "literal_error" else "invalid_type"
+    return invalid(f"Invalid '{field}': expected {' or '.join(wanted)}.", field, code)
+
+
+def _names(part: str | int) -> bool:
+    """Return whether a part of an error's place is an item or a field, not a type that was tried, as ``list[str]``."""
+    return isinstance(part, int) or (re.fullmatch(r"[a-z_]+", part) is not None and part not in TRIED)
+
+
 def read(kind: type[Any], raw: bytes) -> Any:
     """Read and check a body; lone surrogates in it are replaced.
 
     Raises:
-        Refusal: 400 for what is no JSON and for unsupported fields, 422 for values that are wrong.
+        Refusal: 400 for what is no JSON, for unsupported fields and for values that are wrong.
     """
     raw = raw.removeprefix(codecs.BOM_UTF8)
     try:
@@ -242,12 +291,10 @@ def read(kind: type[Any], raw: bytes) -> Any:
                 raw = json.dumps(parsed(raw)).encode()
         body = kind.model_validate_json(raw)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        if first["type"] == "json_invalid":
-            raise invalid(f"the body is no JSON: {first['msg']}", code="invalid_json") from None
-        where = ".".join(map(str, first["loc"]))
-        param = str(first["loc"][0]) if first["loc"] else None
-        raise Refusal(422, f"{where or 'body'}: {first['msg']}", param=param, code="invalid_value") from None
+        errors = error.errors(include_url=False, include_input=False)
+        if errors[0]["type"] == "json_invalid":
+            raise invalid(f"the body is no JSON: {errors[0]['msg']}", code="invalid_json") from None
+        raise _explained(errors) from None
     for name, reason in unsupported(kind).items() if issubclass(kind, Body) else ():
         if getattr(body, name) not in (None, HARMLESS.get(name)):
             raise invalid(f"{name} is not supported: {reason}", name, "unsupported_parameter")

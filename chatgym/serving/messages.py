@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerBase
 
 from chatgym.engines.marks import marks_of
 from chatgym.serving.bodies import Message
@@ -14,8 +16,13 @@ from chatgym.serving.refusal import invalid
 from chatgym.serving.tools import Calling, written
 from chatgym.storage.utf8 import parsed
 
+OWN = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) - {"add_generation_prompt"}
+"""Arguments of `apply_chat_template`, which no request sets."""
 
-def render(tokenizer: Any, messages: Sequence[Message], calling: Calling) -> str:
+
+def render(
+    tokenizer: Any, messages: Sequence[Message], calling: Calling, variables: Mapping[str, Any] | None = None
+) -> str:
     """Return the prompt that ends where the assistant's next message begins.
 
     Where messages or functions hold texts of turn marks, it holds stand-ins, see `chatgym.engines.marks`.
@@ -23,9 +30,15 @@ def render(tokenizer: Any, messages: Sequence[Message], calling: Calling) -> str
     A template that doesn't mention ``tools`` gets the functions as text in the system message. One that doesn't mention
     ``tool_calls`` gets calls as the text of the assistant's message, and their results as messages of the user.
 
+    `variables` are what a request sets in the template, such as ``{"enable_thinking": False}``.
+
     Raises:
-        Refusal: 400 for messages that aren't text, or that the template refuses.
+        Refusal: 400 for messages that aren't text, or that the template refuses, and for variables that are the
+            server's own.
     """
+    if own := sorted(OWN.intersection(variables or {})):
+        raise invalid(f"chat_template_kwargs sets {own[0]!r}, which the server sets itself; leave it out",
+                      "chat_template_kwargs")  # fmt: skip
     template = str(tokenizer.chat_template)
     calls = _Calls(messages, bool(re.search(r"\btool_calls\b", template)))
     plain = [calls.plain(message) for message in messages]
@@ -38,9 +51,10 @@ def render(tokenizer: Any, messages: Sequence[Message], calling: Calling) -> str
         told = plain.pop(0)["content"] + "\n\n" if plain[0]["role"] == "system" else ""
         plain.insert(0, {"role": "system", "content": told + calling.instructions()})
     marks = marks_of(tokenizer)
-    plain, more = marks.shield_messages(plain), marks.shield(more, "system")
+    plain, more = marks.shield_messages(plain), marks.shield({**(variables or {}), **more}, "system")
+    more.setdefault("add_generation_prompt", True)
     try:
-        text: str = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True, **more)
+        text: str = tokenizer.apply_chat_template(plain, tokenize=False, **more)
     except (TemplateError, TypeError, ValueError) as error:  # what a template makes of messages it wasn't written for
         raise invalid(f"the model's chat template refuses the messages: {error}", "messages") from None
     return text

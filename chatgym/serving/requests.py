@@ -72,7 +72,7 @@ class Reader:
         """Read the body of ``/v1/completions``.
 
         Raises:
-            Refusal: 400, 404 or 422.
+            Refusal: 400 or 404.
         """
         body = read(CompletionBody, raw)
         prompts = self._prompts(body.prompt)
@@ -86,7 +86,7 @@ class Reader:
         """Read the body of ``/v1/load_lora_adapter``; returns the adapter's folder.
 
         Raises:
-            Refusal: 400, 403, 404 or 422.
+            Refusal: 400, 403 or 404.
         """
         body = read(AdapterBody, raw)
         self._check_name(body.lora_name, "lora_name")
@@ -110,7 +110,7 @@ class Reader:
         """Read the body of ``/v1/chat/completions``.
 
         Raises:
-            Refusal: 400, 404 or 422.
+            Refusal: 400 or 404.
         """
         body = read(ChatBody, raw)
         if not self._tokenizer.chat_template:
@@ -119,7 +119,11 @@ class Reader:
                 "no_chat_template",
             )  # fmt: skip
         called = calling(body)
-        prompt = tuple(marks_of(self._tokenizer).encode(render(self._tokenizer, body.messages, called)))
+        prompt = tuple(
+            marks_of(self._tokenizer).encode(
+                render(self._tokenizer, body.messages, called, body.chat_template_kwargs or {})
+            )
+        )
         asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         if asked == 0:
             raise invalid("max_tokens is 0, so nothing would be answered", "max_tokens")
@@ -182,6 +186,8 @@ class Reader:
                 stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
                 alternatives=alternatives,
                 rules=rules,
+                top_k=max(body.top_k or 0, 0),
+                min_p=body.min_p or 0.0,
             )
             for index, prompt in enumerate(prompt for prompt in prompts for _ in range(n))
         ]
