@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 from chatgym import __version__, plugins
 from chatgym.agent import setting
-from chatgym.cli import SPINS, partner
+from chatgym.cli import SPINS, partner, terminal
 from chatgym.cli.app import app
 from chatgym.cli.evaluate import SEED
 from chatgym.cli.play import find_acts
@@ -958,3 +958,21 @@ def test_pull_goes_on_with_the_other_models_and_fails_in_the_end(chatgym: Chatgy
     assert "all-minilm-l6-v2" in said.out
     assert "CHATGYM_OFFLINE" in said.err
     assert said.err.count("\n") == 1
+
+
+def test_without_a_terminal_progress_is_a_line_a_minute_of_the_first_process(monkeypatch, capsys):
+    monkeypatch.setattr(terminal, "LINE_SECONDS", 0.01)
+
+    def shown(done):
+        with terminal.progress_bar("ppo", 5000, "turns", done) as progress:
+            progress(2500, {"iteration": 3.0, "reference_kl": 0.0125})
+            time.sleep(0.2)
+        return capsys.readouterr().err.splitlines()
+
+    lines = shown(0)
+    assert len(lines) > 1
+    assert set(lines) == {"ppo: 2,500 of 5,000 turns after 0:00 h, about 0:00 h left, iteration 3, reference_kl 0.0125"}
+    first, *_ = shown(1200)
+    assert first == "Resumed at turn 1,200 of 5,000"
+    monkeypatch.setenv("RANK", "1")
+    assert shown(1200) == []

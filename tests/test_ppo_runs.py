@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from chatgym.envs.task import Task
 from chatgym.errors import InvalidValue
 from chatgym.finetuning import tiny
 from chatgym.finetuning.dialogues import held_by
-from chatgym.training import Run, rlhf
+from chatgym.training import Run, rlhf, train
 from chatgym.training.run import find_agent
 
 SETTINGS = ("--batch", 8, "--minibatches", 2, "--micro-batch", 2, "--max-new-tokens", 12, "--learning-rate", 1e-3)
@@ -38,16 +40,16 @@ def base(tmp_path_factory):
     return folder
 
 
-def chatgym(*arguments, stdout=subprocess.DEVNULL):
+def chatgym(*arguments, stdout=subprocess.DEVNULL, **how):
     command = [sys.executable, "-c", "from chatgym.cli import main; main()", *map(str, arguments)]
     return subprocess.Popen(
-        command, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=stdout, text=True
+        command, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=stdout, text=True, **how
     )
 
 
 def steady(run):
     kept = []
-    for line in Run.open(run).metrics():
+    for line in Run.open(run).lines():
         training = {k: v for k, v in line["training"].items() if "per_second" not in k and k != "logprob_gap"}
         kept.append({**line, "seconds": 0, "training": training})
     return kept
@@ -63,7 +65,7 @@ def test_two_processes_learn_what_one_learns(base, tmp_path):
     one, two = trained("one", 1), trained("two", 2)
     for a, b in zip(steady(one), steady(two), strict=True):
         assert a["turns"] == b["turns"]
-        assert a["score"] == b["score"]
+        assert a.get("score") == b.get("score")
         assert a["training"] == pytest.approx(b["training"], rel=1e-3, abs=1e-4)
     weights = [load_file(run / "model" / "model.safetensors") for run in (one, two)]
     assert all(np.allclose(weights[0][name], weights[1][name], atol=1e-4) for name in weights[0])
@@ -101,6 +103,44 @@ def test_rlhf_killed_at_three_moments_ends_as_undisturbed(tmp_path):
     assert agent.config.reward_model == str(whole / "reward")
     samples = [json.loads(line)["trained_for"] for line in (whole / "ppo" / "transcripts.jsonl").open()]
     assert len(set(samples)) > 2
+    longer = chatgym("rlhf", "--run", broken, "--resume", "--turns", 150, stderr=subprocess.PIPE)
+    _, progress = longer.communicate()
+    run, before = Run.open(broken / "ppo"), Run.open(whole / "ppo").turns
+    assert f"Resumed at turn {before} of 150" in progress
+    assert rlhf.read(broken).turns == run.config["total_steps"] == 150
+    assert run.turns >= 150
+    done = [line["training"]["iteration"] for line in run.lines() if line["training"]]
+    assert done == list(range(1, len(done) + 1))
+    with pytest.raises(InvalidValue, match="longer"):
+        rlhf.lengthen(broken, 60)
+
+
+def test_every_iteration_is_a_line_of_metrics_with_figures_that_the_page_explains(base, tmp_path):
+    task = Task("customer_service", {"error_rate": 0.0, "max_turns": 3})
+    settings = {"model": str(base), "batch": 4, "minibatches": 2, "max_new_tokens": 6, "value_warmup": 2}
+    seen = []
+    how = {"task": task, "settings": settings, "conversations": 2, "log": "csv"}
+    run = train("ppo", tmp_path / "run", total_steps=60, evaluate_every=50, progress=lambda n, m: seen.append(n), **how)
+    lines = [line for line in run.lines() if line["training"]]
+    assert [line["turns"] for line in lines] == seen
+    assert [line["training"]["iteration"] for line in lines] == list(range(1, len(seen) + 1))
+    assert 0 < sum("score" in line for line in lines) < len(lines)
+    rows = (run.folder / "metrics.csv").read_text().splitlines()
+    assert len(rows) == 1 + len(run.lines())
+    page = (Path(__file__).parent.parent / "docs" / "ppo.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\| `(\w+)` \| ", page.partition("## Metrics")[2].partition("\n## ")[0], re.MULTILINE)
+    assert len(named) == len(set(named))
+    for line in lines:
+        training = line["training"]
+        assert {name for name in training if "per_second_" not in name} == set(named) - {"served_gap"}
+        warming = training["iteration"] <= 2
+        assert warming == (training["optimizer_steps"] == 0) == ("tokens_per_second_training" not in training)
+        assert (training["ratio"] == 1.0) == warming
+        assert training["learning_rate"] == 3e-4
+        assert training["reward_std"] >= 0
+        paid = training["kl_coefficient"] * training["reference_kl"]
+        tokens = training["tokens_per_turn"] * training["turns_per_conversation"]
+        assert training["penalised_reward"] == pytest.approx(training["mean_reward"] - paid * tokens, abs=1e-6)
 
 
 def test_rlhf_says_what_does_not_fit(tmp_path):

@@ -86,7 +86,8 @@ def check_resume(given: set[str], allowed: set[str]) -> None:
         InvalidValue: Others are.
     """
     if extra := sorted(given - allowed):
-        can = " only --steps can change:" if "steps" in allowed else ""
+        longer = [name for name in ("steps", "turns") if name in allowed]
+        can = f" only --{longer[0]} can change:" if longer else ""
         raise InvalidValue(f"--resume continues with the run's own configuration,{can} leave out {flags(extra)}")
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from chatgym.training import Run
     from chatgym.training.rlhf import Plan
 
-WITH_RESUME = {"run", "resume", "serve"}
+WITH_RESUME = {"run", "resume", "serve", "turns"}
 
 
 def rlhf(
@@ -69,6 +69,7 @@ def rlhf(
       chatgym rlhf --from-scratch tiny --serve       and serve it
       chatgym rlhf --lora 8 --scenario social        SmolLM2 with LoRA; needs pip install 'chatgym[lora]'
       chatgym rlhf --resume                          after Ctrl-C or a kill; ends with the same model
+      chatgym rlhf --resume --turns 100000           PPO goes on, also after its end
 
     The run folder holds sft/, reward/, held-out/ and ppo/; the trained model is ppo/model/.
     """
@@ -79,7 +80,7 @@ def rlhf(
     given = options.given_options(ctx)
     if resume:
         options.check_resume(given, WITH_RESUME)
-        plan = steps.read(run)
+        plan = steps.lengthen(run, turns) if "turns" in given else steps.read(run)
     else:
         plan = steps.begin(run, _plan(ctx.params, given), overwrite=overwrite)
     with options.interruptible(lambda: f"go on with `chatgym rlhf --run {shlex.quote(str(run))} --resume`"):

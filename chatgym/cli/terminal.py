@@ -147,7 +147,7 @@ def _lines(what: str, total: int, unit: str, done: int) -> Iterator[Progress]:
     def report() -> None:
         while not over.wait(LINE_SECONDS):
             (count, metrics), spent = latest, time.monotonic() - began
-            left = f", about {_span(spent * (total - count) / (count - done))} left" if count > done else ""
+            left = f", about {_span(spent * (total - count) / (count - done))} left" if done < count < total else ""
             shown = itertools.islice(metrics.items(), IN_LINE)
             figures = "".join(f", {name} {value:.4g}" for name, value in shown)
             typer.echo(f"{what}: {count:,} of {total:,} {unit} after {_span(spent)}{left}{figures}", err=True)
@@ -163,7 +163,7 @@ def _lines(what: str, total: int, unit: str, done: int) -> Iterator[Progress]:
 
 def _span(seconds: float) -> str:
     """Write a time as hours and minutes, ``0:05``."""
-    minutes = round(max(seconds, 0.0) / 60)
+    minutes = round(seconds / 60)
     return f"{minutes // 60}:{minutes % 60:02} h"
 
 

@@ -90,8 +90,13 @@ def begin(folder: Path, plan: Plan, *, overwrite: bool = False) -> Plan:
         raise InvalidValue(f"{folder} isn't empty and holds no RLHF; name another folder (--run)")
     with atomic.disk_space(folder, "free some, or name another folder (--run)"):
         folder.mkdir(parents=True, exist_ok=True)
-        record = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(plan)}
-        atomic.write_text(folder / PLAN, json.dumps(record, indent=2) + "\n")
+        return _write(folder, plan)
+
+
+def _write(folder: Path, plan: Plan) -> Plan:
+    """Write the plan into an existing folder, and return it."""
+    record = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(plan)}
+    atomic.write_text(given(folder) / PLAN, json.dumps(record, indent=2) + "\n")
     return plan
 
 
@@ -114,6 +119,18 @@ def read(folder: Path) -> Plan:
         if isinstance(error, InvalidValue):
             raise
         raise Corrupted(f"{path} can't be read ({error}); begin anew, in another folder") from error
+
+
+def lengthen(folder: Path, turns: int) -> Plan:
+    """Change the turns of the PPO training in the plan of a folder, and return the plan.
+
+    Raises:
+        InvalidValue: PPO has taken more turns already, or there is no plan.
+    """
+    plan, run = read(folder), given(folder) / "ppo"
+    if (run / "config.json").is_file() and turns < min(done := Run.open(run).turns, plan.turns):
+        raise InvalidValue(f"{run} is trained for {done:,} turns already; --turns can only make the training longer")
+    return _write(folder, dataclasses.replace(plan, turns=turns))
 
 
 def sft(folder: Path, plan: Plan, watch: Watch) -> Path:
@@ -186,5 +203,5 @@ def begin_ppo(folder: Path, plan: Plan, model: Path) -> Run:
 def ppo(folder: Path, plan: Plan, model: Path, watch: Watch) -> Run:
     """Run or resume PPO in ``ppo/``."""
     run = begin_ppo(folder, plan, model)
-    with watch("ppo", plan.turns, "turns") as progress:
-        return resume(run.folder, progress=progress)
+    with watch("ppo", plan.turns, "turns", run.turns) as progress:
+        return resume(run.folder, total_steps=plan.turns, progress=progress)
