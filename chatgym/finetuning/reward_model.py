@@ -255,8 +255,6 @@ def _save(model: Any, base: Path, length: int, folder: Path) -> None:
     tokenizer = _tokenizer(folder)
     tokenizer.model_max_length = length
     tokenizer.save_pretrained(folder)
-    # safetensors creates its file for its owner alone.
-    (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)
 
 
 def _record(folder: Path) -> dict[str, Any]:
