@@ -152,7 +152,7 @@ class _Trial:
             )
         if isinstance(error, (KeyError, AttributeError)):
             fields = [each for record in ("hidden", "belief", "said") for each in getattr(scenario, record).names]
-            near = difflib.get_close_matches(re.findall(r"\w+", str(error))[-1], fields, n=1)
+            near = difflib.get_close_matches(str(error).strip("'\"").split("'")[-1], fields, n=1)
             hint = f" Did you mean '{near[0]}'?" if near else ""
             return f"The fields of records are declared in `hidden`, `belief` and `said`.{hint}"
         if isinstance(error, (NumbaError, TypeError, NameError)):

@@ -47,12 +47,14 @@ def check_draws(findings: Findings, scenario: Scenario) -> None:
     plain = copies.of_scenario(scenario)
     room, policy = room_of(scenario, ROWS, error_rate=ERROR_RATE), mixed_policy(scenario, 12)
     room.begin()
+    twin = plain_room(plain, room)
     with _recording():
-        plain_room(plain, room).begin(keys=room.keys)
+        twin.begin(keys=room.keys)
     for _ in range(TURNS):
         acts, going = policy(room), room.outcomes == 0
+        twin.load(room.dump())
         with _recording():
-            plain_room(plain, room).step(acts, going)
+            twin.step(acts, going)
         room.step(acts, going)
     outside = {
         f"{one.purpose} = {number} ({one.place})"
