@@ -12,7 +12,7 @@ import torch
 from chatgym.engines.transformers import check_vocabulary, load_tokenizer, quiet_loading
 from chatgym.errors import InvalidValue, Unavailable
 from chatgym.finetuning import tiny
-from chatgym.storage import model_store
+from chatgym.storage import atomic, model_store
 from chatgym.storage.paths import given
 
 ATTENTION_AND_MLP = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -136,7 +136,18 @@ def save(model: Any, tokenizer_from: Path, folder: Path) -> None:
         model = model.merge_and_unload()
     with quiet_loading():
         model.save_pretrained(folder, max_shard_size="1TB")
-    load_tokenizer(tokenizer_from).save_pretrained(folder)
+    save_tokenizer(load_tokenizer(tokenizer_from), model, folder)
+    atomic.share(folder)
+
+
+def save_tokenizer(tokenizer: Any, model: Any, folder: Path) -> None:
+    """Write a model's tokenizer, with the length of the model's context and a template that marks replies."""
+    context = getattr(model.config, "max_position_embeddings", None)
+    if context is not None:
+        tokenizer.model_max_length = min(tokenizer.model_max_length, context)
+    if tokenizer.chat_template:
+        tokenizer.chat_template = tiny.with_generation(tokenizer.chat_template)
+    tokenizer.save_pretrained(folder)
 
 
 def make(source: Path, *, scratch_seed: int | None, lora: Lora | None, seed: int) -> Any:

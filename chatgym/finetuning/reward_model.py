@@ -186,7 +186,7 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
     model.save_pretrained(folder, max_shard_size="1TB")
-    tokenizer.save_pretrained(folder)
+    models.save_tokenizer(tokenizer, model, folder)
 
 
 def _record(folder: Path) -> dict[str, Any]:

@@ -78,6 +78,7 @@ def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
     try:
         new.mkdir()
         write(new)
+        share(new)
         for path in new.rglob("*"):
             sync(path)
         sync(new)
@@ -89,6 +90,14 @@ def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
     os.rename(new, folder)
     sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def share(folder: Path) -> None:
+    """Give the files in a folder the permissions of new files here; safetensors lets the owner alone read its own."""
+    mode = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def copy_folder(folder: Path, new: Path) -> None:
