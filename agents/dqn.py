@@ -19,6 +19,7 @@ from gymnasium.vector import AutoresetMode
 from chatgym.agent import Callback, Interface, MakeEnvs, Range, make_config, setting
 from chatgym.errors import Corrupted, InvalidValue
 from chatgym.scenarios import Scenario
+from chatgym.storage import atomic
 from chatgym.storage.paths import given
 from chatgym.storage.utf8 import read_json
 
@@ -178,6 +179,7 @@ class DQN:
         (folder / "agent.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         save_file(self.policy.q_net.state_dict(), folder / "policy.safetensors")
         save_file(self._training_tensors(), folder / "training.safetensors")
+        atomic.share(folder)
         np.savez(folder / "training.npz", **state)  # type: ignore[arg-type]
 
     @classmethod

@@ -1,5 +1,6 @@
 """Supervised fine-tuning: what is learned from, what is learned, and that a run can be killed."""
 
+import itertools
 import json
 import os
 import signal
@@ -12,11 +13,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from chatgym.agent import Interface
 from chatgym.cli.app import app
 from chatgym.engines.tokenizer import ChatTokenizer
 from chatgym.envs.task import Task
 from chatgym.envs.tokens import TokenHistory
 from chatgym.errors import Corrupted, InvalidValue
+from chatgym.evaluation import speech
 from chatgym.finetuning import dialogues, models, tiny
 from chatgym.finetuning.loop import Optimization, deepspeed_config
 from chatgym.finetuning.packing import encode, pack
@@ -131,6 +134,73 @@ def test_perplexity_falls_and_the_model_speaks(trained):
     assert not trained.checkpoint.exists()
 
 
+CHATML = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + "
+    "'\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def test_other_programs_read_the_model_its_length_and_what_is_a_reply(trained, said):
+    from transformers import AutoTokenizer
+
+    (trained.folder / "new").touch()
+    usual = (trained.folder / "new").stat().st_mode
+    assert {path.stat().st_mode for path in trained.model.rglob("*") if path.is_file()} == {usual}
+    tokenizer = AutoTokenizer.from_pretrained(trained.model)
+    assert tokenizer.model_max_length == tiny.CONTEXT
+    ours, talk = ChatTokenizer(str(trained.model)), [{"role": "system", "content": "Be kind.\n"}, *said[0]]
+    ids, learned = encode(talk, ours)
+    marked = tokenizer.apply_chat_template(talk, return_dict=True, return_assistant_tokens_mask=True)
+    assert marked["input_ids"] == ids
+    assert marked["assistant_masks"] == [int(one) for one in learned]
+    for prompt in (False, True):
+        rendered = {
+            tokenizer.apply_chat_template(talk, chat_template=template, tokenize=False, add_generation_prompt=prompt)
+            for template in (CHATML, tiny.TEMPLATE, tiny.with_generation(CHATML))
+        }
+        assert len(rendered) == 1
+
+
+def test_a_trained_smollm2_marks_replies_and_renders_as_before(tmp_path):
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from chatgym.storage import model_store
+
+    source, talk = model_store.path("smollm2-135m"), [{"role": "user", "content": "Hi!"},
+                                                      {"role": "assistant", "content": "Hello."}]  # fmt: skip
+    before = AutoTokenizer.from_pretrained(source)
+    shape = LlamaConfig(vocab_size=len(before), hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+                        num_attention_heads=1, max_position_embeddings=77)  # fmt: skip
+    models.save(LlamaForCausalLM(shape), source, tmp_path)
+    after = AutoTokenizer.from_pretrained(tmp_path)
+    assert after.model_max_length == 77
+    assert after.apply_chat_template(talk, tokenize=False) == before.apply_chat_template(talk, tokenize=False)
+    marked = after.apply_chat_template(talk, return_dict=True, return_assistant_tokens_mask=True)
+    replies = [token for token, mine in zip(marked["input_ids"], marked["assistant_masks"], strict=True) if mine]
+    assert after.decode(replies) == "Hello.<|im_end|>"
+
+
+def test_trl_goes_on_with_the_replies_of_a_trained_folder(trained, said, tmp_path, monkeypatch):
+    trl = pytest.importorskip("trl", reason="the extra 'trl' isn't installed")
+    from datasets import Dataset, fingerprint
+
+    names = iter(range(10**6))  # only a cache needs the fingerprints of a dataset, and not all of it can be hashed
+    monkeypatch.setattr(fingerprint.Hasher, "hash", staticmethod(lambda value: f"{next(names):016x}"))
+    config = trl.SFTConfig(
+        output_dir=str(tmp_path), assistant_only_loss=True, max_steps=2, per_device_train_batch_size=2, use_cpu=True,
+        learning_rate=1e-3, report_to=[], save_strategy="no", bf16=False, gradient_checkpointing=False,
+        disable_tqdm=True,
+    )  # fmt: skip
+    data = Dataset.from_list([{"messages": [dict(message) for message in one]} for one in said])
+    trainer = trl.SFTTrainer(model=str(trained.model), args=config, train_dataset=data)
+    tokenizer = ChatTokenizer(str(trained.model))
+    learned = sum(int((batch["labels"] >= 0).sum()) for batch in trainer.get_train_dataloader())
+    assert learned == sum(sum(encode(one, tokenizer)[1]) for one in said)
+    before = trainer.model.lm_head.weight.detach().clone()
+    assert trainer.train().training_loss > 0
+    assert not torch.equal(before, trainer.model.lm_head.weight)
+
+
 @pytest.mark.parametrize("zero", [0, 1, 3])
 def test_every_stage_of_zero_comes_to_the_same(said, trained, tmp_path, zero):
     run = prepared(tmp_path / "run", said, how=Optimization(batch=4, micro_batch=4, learning_rate=3e-3, zero=zero))
@@ -231,7 +301,63 @@ def test_the_command_trains_and_says_what_to_do_next(tmp_path):
     assert result.exit_code == 0, result.output
     assert "Perplexity" in result.output
     assert "chatgym serve" in result.output
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["undertrained"]
+    assert "Warning: the model is undertrained: " in result.stderr
+    assert f"user: {report['conversation'][0]['content']}\nmodel: " in result.stdout
+    shown = CliRunner().invoke(app, ["sft", "--run", folder, "--resume", "--json"])
+    assert json.loads(shown.stdout)["speech"] == report
     assert CliRunner().invoke(app, line).exit_code == 2  # there is a run already
     assert CliRunner().invoke(app, ["sft", "--run", folder, "--resume", "--epochs", "3"]).exit_code == 2
     assert CliRunner().invoke(app, ["sft", "--from-scratch", "tiny", "--lora", "4"]).exit_code == 2
     assert CliRunner().invoke(app, ["sft", "--model", str(tmp_path)]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "bad"),
+    [("Your your your order?", True), ("I see, I see. I see!", True), ("so is it the so is it the so is it the", True),
+     (" ", True), (",,,,", True), ("Hm,,,,,,,,,,", True), ("Hm ... no!!!", False),
+     ("It is 222 euros, no, no.", False), ("Your order is on its way.", False)],
+)  # fmt: skip
+def test_replies_that_are_no_language_are_told(text, bad):
+    assert speech.degenerate(text) == bad
+
+
+class Speaker:
+    """An agent that answers with what it is told to."""
+
+    requires = Interface(action="text", observation="text")
+
+    def __init__(self, *replies):
+        self.replies, self.heard = itertools.cycle(replies), []
+
+    def begin(self, keys):
+        self.rows = len(keys)
+
+    def act(self, heard):
+        assert len(heard) == self.rows
+        self.heard.append(list(heard))
+        return [next(self.replies) if text else "" for text in heard]
+
+
+def test_shares_of_replies_are_of_what_the_partner_and_nlu_heard():
+    good = TASK.find_scenario().sentences["agent"]["ask_topic"][0]
+    fine = speech.speech_in(Speaker(good), TASK)
+    assert (fine.understood, fine.degenerate, fine.undertrained) == (1.0, 0.0, False)
+    mixed = speech.speech_in(Speaker(good, "your your your"), TASK)
+    assert mixed.understood == pytest.approx(0.5, abs=0.1)
+    assert mixed.degenerate == pytest.approx(0.5, abs=0.1)
+    assert mixed.undertrained
+    assert [m["role"] for m in mixed.conversation[:3]] == ["user", "assistant", "user"]
+
+
+def test_a_model_of_ones_own_conversations_answers_these():
+    first = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"},
+             {"role": "assistant", "content": "Hello."}, {"role": "user", "content": "Bye"},
+             {"role": "assistant", "content": "Bye."}]  # fmt: skip
+    speaker = Speaker("Well.", "no no no")
+    found = speech.speech_about(speaker, [first, first[:3], first[:1]])
+    assert speaker.heard == [["Hi", "Hi"], ["Bye", ""]]
+    assert (found.replies, found.understood) == (3, None)
+    assert found.degenerate == pytest.approx(1 / 3)
+    assert [m["content"] for m in found.conversation] == ["Hi", "Well.", "Bye", "Well."]

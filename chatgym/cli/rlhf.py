@@ -73,6 +73,8 @@ def rlhf(
 
     The run folder holds sft/, reward/, held-out/ and ppo/; the trained model is ppo/model/.
     """
+    from chatgym.cli.sft import report_of, warn_if_undertrained
+    from chatgym.finetuning.sft import SFT
     from chatgym.training import rlhf as steps
 
     if as_json and serve:
@@ -85,6 +87,7 @@ def rlhf(
         plan = steps.begin(run, _plan(ctx.params, given), overwrite=overwrite)
     with options.interruptible(lambda: f"go on with `chatgym rlhf --run {shlex.quote(str(run))} --resume`"):
         model_folder = steps.sft(run, plan, progress_bar)
+        warn_if_undertrained(report_of(SFT.open(run / "sft")))
         steps.rewards(run, plan, progress_bar)
         finished = steps.ppo(run, plan, model_folder, progress_bar)
     _print_result(run, finished, as_json)

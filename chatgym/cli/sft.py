@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from chatgym.cli import options
-from chatgym.cli.terminal import console, progress_bar
+from chatgym.cli.terminal import console, percent, progress_bar
 from chatgym.errors import InvalidValue
+from chatgym.storage.utf8 import read_json
 
 if TYPE_CHECKING:
     from chatgym.finetuning.sft import SFT
@@ -77,7 +79,8 @@ def sft(
     """Fine-tune a language model on conversations: the first step of RLHF.
 
     The model learns the assistant's messages; the others are context. Conversations are packed into rows, where none
-    attends to another. The perplexity on held-out conversations is measured during training.
+    attends to another. The perplexity on held-out conversations is measured during training. At the end the model holds
+    a few conversations, one of which is shown; a warning says if it is undertrained.
 
     \b
     Examples:
@@ -86,8 +89,8 @@ def sft(
       chatgym sft --model hf:FOLDER --zero 3 --bf16 --processes 8 --deepspeed offload.json
       chatgym sft --resume                          after Ctrl-C or a kill
 
-    The run folder holds config.json, metrics.jsonl and, at the end, model/, for --llm hf:FOLDER/model and `chatgym
-    serve`. A resumed run ends with the same model as an uninterrupted one.
+    The run folder holds config.json, metrics.jsonl and, at the end, report.json and model/, for --llm hf:FOLDER/model
+    and `chatgym serve`. A resumed run ends with the same model as an uninterrupted one.
     """
     given = options.given_options(ctx)
     prepared = _open(run, given) if resume else _prepare(given, ctx.params)
@@ -178,18 +181,57 @@ def _dialogues(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     return said, about
 
 
+def report_of(run: SFT) -> dict[str, Any]:
+    """Return how the model of a finished run speaks, see `chatgym.evaluation.speech.Speech`; measured once."""
+    from chatgym.agent import make_config
+    from chatgym.envs.task import Task
+    from chatgym.evaluation.speech import speech_about, speech_in
+    from chatgym.storage import atomic
+    from chatgym.training.run import find_agent
+
+    path = run.folder / "report.json"
+    if path.is_file():
+        return dict(read_json(path))
+    scenario = read_json(run.folder / "config.json")["from"].get("scenario")
+    task, ppo = Task(scenario or "customer_service", {"error_rate": 0.0}), find_agent("ppo")
+    agent = ppo(task.find_scenario(), make_config(ppo.Config, {"model": str(run.model)}))
+    found = (speech_in(agent, task) if scenario else speech_about(agent, run.parts()[1])).to_json()
+    with atomic.disk_space(run.folder, f"free some, then go on with `{run.resume_command()}`"):
+        atomic.write_text(path, json.dumps(found, indent=2) + "\n")
+    return found
+
+
+def warn_if_undertrained(report: Mapping[str, Any]) -> None:
+    """Say on stderr if a model, given by `report_of`, needs more training."""
+    if report["undertrained"]:
+        understood = "" if report["understood"] is None else f", NLU understands {percent(report['understood'])}"
+        typer.echo(
+            f"Warning: the model is undertrained: {percent(report['degenerate'])} of its replies repeat words or have "
+            f"none{understood}. Train it for longer (--epochs), on more conversations, or at another --learning-rate",
+            err=True,
+        )
+
+
 def _print_result(run: SFT, as_json: bool) -> None:
-    """Print the perplexity before and after, and the next command."""
-    found = [line for line in run.metrics() if "perplexity" in line]
+    """Print perplexity, how the model speaks, one conversation, and the next command."""
+    found, report = [line for line in run.metrics() if "perplexity" in line], report_of(run)
     before, after = found[0], found[-1]
+    warn_if_undertrained(report)
     if as_json:
         perplexity = {"before": before["perplexity"], "after": after["perplexity"]}
-        options.print_json({"run": run.folder, "model": run.model, "steps": after["step"], "perplexity": perplexity})
+        options.print_json({
+            "run": run.folder, "model": run.model, "steps": after["step"], "perplexity": perplexity, "speech": report,
+        })  # fmt: skip
         return
     out, model = console(), shlex.quote(str(run.model))
     out.print(
         f"Perplexity on held-out conversations: {before['perplexity']:.2f} before, "
         f"{after['perplexity']:.2f} after {after['step']:,} steps"
     )
-    out.print(f"Run folder: {run.folder} (model/, metrics.jsonl, config.json)")
+    if report["understood"] is not None:
+        out.print(f"Replies that NLU understands: {percent(report['understood'])} of {report['replies']:,}")
+    out.print(f"Replies that repeat words or have none: {percent(report['degenerate'])} of {report['replies']:,}\n")
+    for message in report["conversation"]:
+        out.print(f"{'model' if message['role'] == 'assistant' else 'user'}: {message['content']}")
+    out.print(f"\nRun folder: {run.folder} (model/, metrics.jsonl, report.json, config.json)")
     out.print(f"Next: `chatgym serve --llm hf:{model}` serves it")

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from chatgym.errors import Corrupted
+from chatgym.storage import atomic
 from chatgym.storage.utf8 import read_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -68,6 +69,7 @@ def pack(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     save_file(halved, target / WEIGHTS, metadata={"format": "pt"})
     (target / CONFIG).write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    atomic.share(target)
 
 
 def _read(folder: Path) -> tuple[float, dict[str, tuple[torch.Tensor, torch.Tensor]]]:

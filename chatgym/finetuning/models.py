@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +13,12 @@ import torch
 from chatgym.engines.transformers import check_vocabulary, load_tokenizer, quiet_loading
 from chatgym.errors import Corrupted, InvalidValue, Unavailable
 from chatgym.finetuning import tiny
-from chatgym.storage import model_store
+from chatgym.storage import atomic, model_store
 from chatgym.storage.paths import given
 
 SMALL = 10_000_000
 """A model with fewer weights is small: it needs higher learning rates."""
 
-PLAIN_TURN = re.compile(
-    r"\{\{\s*'<\|im_start\|>' \+ message\['role'\] \+ '(?:\n|\\n)' \+ message\['content'\] \+ '<\|im_end\|>' \+ "
-    r"'(?:\n|\\n)'\s*\}\}"
-)
-"""`tiny.TURN` in a chat template, with a line break or its escape."""
 ATTENTION_AND_MLP = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -160,20 +154,18 @@ def save(model: Any, tokenizer_from: Path, folder: Path) -> None:
         model = model.merge_and_unload()
     with quiet_loading():
         model.save_pretrained(folder, max_shard_size="1TB")
-    tokenizer = load_tokenizer(tokenizer_from)
-    tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
-    tokenizer.chat_template = marked(tokenizer.chat_template)
+    save_tokenizer(load_tokenizer(tokenizer_from), model, folder)
+    atomic.share(folder)
+
+
+def save_tokenizer(tokenizer: Any, model: Any, folder: Path) -> None:
+    """Write a model's tokenizer, with the length of the model's context and a template that marks replies."""
+    context = getattr(model.config, "max_position_embeddings", None)
+    if context is not None:
+        tokenizer.model_max_length = min(tokenizer.model_max_length, context)
+    if tokenizer.chat_template:
+        tokenizer.chat_template = tiny.with_generation(tokenizer.chat_template)
     tokenizer.save_pretrained(folder)
-
-
-def marked(template: str | None) -> str | None:
-    """Return a chat template that also tells which tokens are the assistant's, see `tiny.MARKED_TURN`.
-
-    It renders the same text as before. One that doesn't write turns in ChatML's plain form is returned as it is.
-    """
-    if template is None or "{% generation" in template:
-        return template
-    return PLAIN_TURN.sub(lambda found: tiny.MARKED_TURN, template)
 
 
 def make(source: Path, *, scratch_seed: int | None, lora: Lora | None, seed: int) -> Any:

@@ -2,7 +2,7 @@
 
 A run folder holds ``config.json`` (all settings), ``conversations.jsonl`` (if an agent held the conversations),
 ``base/`` (the tokenizer of a new model), ``metrics.jsonl`` (one line a step), ``checkpoint/`` (until the training
-ends), and at the end ``model/``, for ``llm="hf:FOLDER/model"`` and `chatgym serve`.
+ends), and at the end ``model/``, for ``llm="hf:FOLDER/model"`` and `chatgym serve`; `chatgym sft` adds ``report.json``.
 """
 
 from __future__ import annotations
@@ -214,16 +214,23 @@ class SFT:
         loop.run(step, lambda: self._save_checkpoint(loop), every)
         self._finish(loop, module)
 
-    def _rows(self) -> tuple[Rows, Rows]:
-        """Return training rows and validation rows; each conversation is in one of them."""
+    def parts(self) -> tuple[list[Dialogue], list[Dialogue]]:
+        """Return the conversations that are learned, and those that are held out.
+
+        Raises:
+            InvalidValue: There is only one.
+        """
         said = dialogues.read(self.data)
         apart = max(1, round(self.settings.validation * len(said)))
         if len(said) <= apart:
             raise InvalidValue(f"{self.data} holds {len(said)} conversation; it takes two, one of them for validation")
         order = np.random.Generator(np.random.Philox(key=[self.settings.seed, 0])).permutation(len(said))
+        return [said[i] for i in np.sort(order[apart:])], [said[i] for i in order[:apart]]
+
+    def _rows(self) -> tuple[Rows, Rows]:
+        """Return training rows and validation rows; each conversation is in one of them."""
         tokenizer = self._tokenizer()
-        held_out, learned = ([said[i] for i in part] for part in (order[:apart], np.sort(order[apart:])))
-        return tuple(pack(part, tokenizer, self.settings.length) for part in (learned, held_out))  # type: ignore[return-value]
+        return tuple(pack(part, tokenizer, self.settings.length) for part in self.parts())  # type: ignore[return-value]
 
     def _base(self) -> Path:
         return models.folder_of(self.settings.model) if self.settings.model else self.folder / "base"

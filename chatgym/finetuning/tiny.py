@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,29 @@ VOCABULARY = 2048
 END, BEGIN, PAD = "<|im_end|>", "<|im_start|>", "<|endoftext|>"
 CONTEXT = 2048
 
-TURN = "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
-MARKED_TURN = (
-    "{% if message['role'] == 'assistant' %}{{ '<|im_start|>assistant\n' }}{% generation %}"
-    "{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}{% else %}" + TURN + "{% endif %}"
+_MESSAGE = re.compile(
+    r"{{ *'<\|im_start\|>' \+ message\['role'\] \+ '(?:\n|\\n)' \+ message\['content'\] \+ '<\|im_end\|>' \+ "
+    r"'(?:\n|\\n)' *}}"
 )
-"""`TURN`, telling which tokens are the assistant's: transformers' ``return_assistant_tokens_mask``, and TRL's
-``assistant_only_loss``."""
+_MARKED = (
+    "{{ '<|im_start|>' + message['role'] + '\\n' }}"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
+    "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\\n' }}"
+)
 TEMPLATE = (
-    "{% for message in messages %}" + MARKED_TURN + "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% for message in messages %}"
+    + _MARKED
+    + "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-"""ChatML as a chat template, for programs that give messages."""
+"""ChatML as a chat template, for programs that give messages; it marks what an assistant generates."""
+
+
+def with_generation(template: str) -> str:
+    """Mark what an assistant generates in a ChatML template, for losses on it alone; other templates stay as they are.
+
+    What the template renders stays the same.
+    """
+    return _MESSAGE.sub(lambda _: _MARKED, template)
 
 
 def save_tokenizer(texts: Iterable[str], folder: Path) -> None:
@@ -43,9 +55,8 @@ def save_tokenizer(texts: Iterable[str], folder: Path) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
     tokenizer.train_from_iterator(sorted(set(texts)), trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, bos_token=None, model_max_length=CONTEXT
-    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, bos_token=None,
+                                   model_max_length=CONTEXT)  # fmt: skip
     fast.chat_template = TEMPLATE
     fast.save_pretrained(folder)
     # `chatgym.engines.tokenizer` and engines read the token that ends a turn from this file.

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import shutil
-import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -82,10 +81,8 @@ def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
     try:
         new.mkdir()
         write(new)
-        mode = stat.S_IMODE(new.stat().st_mode) & 0o666
+        share(new)
         for path in new.rglob("*"):
-            if path.is_file():
-                path.chmod(stat.S_IMODE(path.stat().st_mode) | mode)
             sync(path)
         sync(new)
     except BaseException:
@@ -96,6 +93,14 @@ def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
     os.rename(new, folder)
     sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def share(folder: Path) -> None:
+    """Give the files in a folder the permissions of new files here; safetensors lets the owner alone read its own."""
+    mode = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def copy_folder(folder: Path, new: Path) -> None:
