@@ -99,7 +99,7 @@ def share(folder: Path) -> None:
     """Give the files in a folder the permissions of new files here; safetensors lets the owner alone read its own."""
     mode = folder.stat().st_mode & 0o666
     for path in folder.rglob("*"):
-        if path.is_file():
+        if path.is_file() and path.stat().st_mode & 0o777 != mode:
             path.chmod(mode)
 
 

@@ -125,11 +125,11 @@ def lengthen(folder: Path, turns: int) -> Plan:
     """Change the turns of the PPO training in the plan of a folder, and return the plan.
 
     Raises:
-        InvalidValue: PPO has taken more turns already, or there is no plan.
+        InvalidValue: PPO has begun with more turns, or there is no plan.
     """
     plan, run = read(folder), given(folder) / "ppo"
-    if (run / "config.json").is_file() and turns < min(done := Run.open(run).turns, plan.turns):
-        raise InvalidValue(f"{run} is trained for {done:,} turns already; --turns can only make the training longer")
+    if (run / "config.json").is_file() and turns < (most := Run.open(run).config["total_steps"]):
+        raise InvalidValue(f"{run} is a training of {most:,} turns; --turns can only make it longer")
     return _write(folder, dataclasses.replace(plan, turns=turns))
 
 
@@ -203,5 +203,6 @@ def begin_ppo(folder: Path, plan: Plan, model: Path) -> Run:
 def ppo(folder: Path, plan: Plan, model: Path, watch: Watch) -> Run:
     """Run or resume PPO in ``ppo/``."""
     run = begin_ppo(folder, plan, model)
-    with watch("ppo", plan.turns, "turns", run.turns) as progress:
-        return resume(run.folder, total_steps=plan.turns, progress=progress)
+    total = max(plan.turns, run.config["total_steps"])  # that of the run, if `chatgym train` made it longer
+    with watch("ppo", total, "turns", run.turns) as progress:
+        return resume(run.folder, total_steps=total, progress=progress)
