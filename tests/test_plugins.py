@@ -474,7 +474,7 @@ def test_an_exception_in_an_agent_names_agent_plugin_checkpoint_and_how_to_go_on
     assert len(trace) < 16
     file.write_text(file.read_text().replace("(turns - turns)", "turns"))
     code, said, wrong = chatgym(tmp_path, "train failing --run runs/failing --resume", good, plugin)
-    assert (code, wrong) == (0, "")
+    assert (code, wrong) == (0, "Resumed at turn 1,000 of 2,000\n")
     assert "2,000 turns" in said
 
 

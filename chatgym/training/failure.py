@@ -11,6 +11,7 @@ from pathlib import Path
 from chatgym import plugins
 from chatgym.errors import AgentFailed, ChatGymError, Unavailable
 
+HERE = Path(__file__).parent
 MOST = 300
 """Characters of an exception in the message; the trace has all."""
 
@@ -18,6 +19,8 @@ MOST = 300
 @contextlib.contextmanager
 def blaming(agent: str, how: Callable[[], str], passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Raise an exception of the block as `AgentFailed`; errors of ChatGym itself are raised as they are.
+
+    So are exceptions of what the agent calls back: the run, and the user's own functions.
 
     Args:
         agent: Name of the agent whose code runs in the block.
@@ -31,10 +34,12 @@ def blaming(agent: str, how: Callable[[], str], passing: tuple[type[Exception], 
     except passing:
         raise
     except Exception as error:  # whatever a stranger's code raises
-        own = _own_frames(agent, error)
+        frames, own = traceback.extract_tb(error.__traceback__), _own_frames(agent, error)
+        inner = frames[max(i for i, frame in enumerate(frames) if frame in own) + 1 :] if own else []
+        if any(Path(frame.filename).parent == HERE for frame in inner):  # in the callback that the agent calls
+            raise
         if isinstance(error, OSError) and not own:  # a file of ours
             raise
-        frames = traceback.extract_tb(error.__traceback__)
         shown = own if frames[-1] in own else [*own, frames[-1]]
         trace = "".join([*traceback.format_list(shown), *traceback.format_exception_only(error)])
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:MOST]}".rstrip(": ")
