@@ -10,8 +10,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = """
-import sys
-sys.path = [one for one in sys.path if one != sys.argv[1]]  # an editable installation, as is the finder
+import os, sys
+# Without an editable installation: neither the clone that it leads to, nor its finder.
+sys.path = [one for one in sys.path if not os.path.exists(os.path.join(one, "pyproject.toml"))]
 sys.meta_path = [one for one in sys.meta_path if not getattr(one, "__module__", "").startswith("__editable__")]
 import chatgym, gymnasium
 from chatgym.envs.task import Task
@@ -34,8 +35,9 @@ def run(folder, path):
     shutil.copytree(ROOT / "agents", agents / "chatgym_agents", ignore=shutil.ignore_patterns("__pycache__"))
     path = os.pathsep.join(filter(None, (path, str(agents))))
     environment = {"PYTHONPATH": path, "PATH": "/usr/bin:/bin", "HOME": str(folder)}
-    program = [sys.executable, "-c", PROGRAM, str(ROOT)]
-    done = subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return Path(done.stdout.splitlines()[-1])
 
