@@ -21,7 +21,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -233,14 +233,14 @@ class Measure:
 
 def write(options: Any) -> None:
     """Write picture and page of the trainings whose results are there."""
-    curves = {kind: list(read_curves(options, kind)) for kind in ("default", "tuned")}
+    results = read_results(options)
+    curves = {kind: list(curves_of(results, options, kind)) for kind in ("default", "tuned")}
     draw_curves(curves["default"], options.docs / "learning.png")
     (options.docs / "learning.md").write_text(page(curves), encoding="utf-8")
     print(f"wrote {options.docs / 'learning.png'} and {options.docs / 'learning.md'}")
 
 
-def read_curves(options: Any, kind: str) -> Iterator[Curve]:
-    results = read_results(options)
+def curves_of(results: Mapping[Job, Sequence[Mapping[str, float]]], options: Any, kind: str) -> Iterator[Curve]:
     for scenario in options.scenarios:
         task = Task(scenario)
         for name in options.learners:

@@ -215,12 +215,12 @@ def _fill_llm(new: Path, training: Path, about: dict[str, Any], settings: Settin
     import dataclasses
 
     from chatgym.evaluation.reward_report import draw_training
-    from chatgym.finetuning.reward_model import METRICS, metrics
+    from chatgym.finetuning.loop import METRICS, read_metrics
     from chatgym.rewards import folder
 
     (training / folder.MODEL).rename(new / folder.MODEL)
     shutil.copyfile(training / METRICS, new / METRICS)
-    draw_training(metrics(new), f"reward model, from {settings.model}", new / "curve.png")
+    draw_training(read_metrics(new), f"reward model, from {settings.model}", new / "curve.png")
     how = {"settings": dataclasses.asdict(settings), "optimization": dataclasses.asdict(optimization)}
     folder.write_config(new, "llm", {**about, **how})
 

@@ -23,11 +23,13 @@ from chatgym.errors import Corrupted, InvalidValue
 from chatgym.finetuning.distributed import anywhere, initialize, processes, rank
 from chatgym.storage import atomic, interrupts
 from chatgym.storage.paths import given
-from chatgym.storage.utf8 import read_json
+from chatgym.storage.utf8 import read_json, read_lines
 
 BETAS, EPSILON = (0.9, 0.95), 1e-8
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
 WEIGHTS, STATES = "weights.safetensors", "moments.safetensors"
+METRICS = "metrics.jsonl"
+"""File of a training, with a line a step."""
 
 
 @dataclass(frozen=True)
@@ -371,6 +373,19 @@ class Loop:
         safe_set_full_fp32_param(parameter, weight.to(self.device))
         for moment, value in zip(MOMENTS, moments, strict=bool(moments)):
             safe_set_full_optimizer_state(parameter, value.to(self.device), moment)
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """Return the lines of the `METRICS` in a training's folder, without one that was cut off.
+
+    Raises:
+        Corrupted: A line can't be read.
+    """
+    path = folder / METRICS
+    try:
+        return [dict(line) for line in read_lines(path)]
+    except (ValueError, TypeError) as error:
+        raise Corrupted(f"{path} can't be read ({error}); train again (--overwrite)") from error
 
 
 def load_weights(module: torch.nn.Module, folder: Path) -> None:

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from chatgym.engines.transformers import check_vocabulary, load_tokenizer
-from chatgym.errors import Corrupted, InvalidValue
+from chatgym.errors import InvalidValue
 from chatgym.finetuning import models, tiny
 from chatgym.finetuning.epochs import rows_of_step
-from chatgym.finetuning.loop import Loop, Optimization, load_weights
+from chatgym.finetuning.loop import METRICS, Loop, Optimization, load_weights, read_metrics
 from chatgym.finetuning.models import Lora
 from chatgym.rewards.classifier import MOST_TOKENS, encode
 from chatgym.rewards.pairs import Pair, read_pairs, write_pairs
@@ -32,7 +32,7 @@ from chatgym.storage.utf8 import read_json
 SCRATCH = "tiny"
 """Name of a new, small model."""
 FORMAT = "chatgym-reward-training-1"
-CONFIG, PAIRS, HELD_OUT, METRICS = "config.json", "pairs.jsonl", "held_out.jsonl", "metrics.jsonl"
+CONFIG, PAIRS, HELD_OUT = "config.json", "pairs.jsonl", "held_out.jsonl"
 BASE, CHECKPOINT, MODEL = "base", "checkpoint", "model"
 """Files and folders of a training; ``base`` holds the tokenizer of a new model."""
 CHECKPOINTS = 5
@@ -208,7 +208,7 @@ def train(folder: Path, progress: Callable[[int, int, Mapping[str, float]], None
         loop.restore(checkpoint, batches(0))
 
     every = math.ceil(total / CHECKPOINTS)
-    lines = [line for line in metrics(folder) if line["step"] <= loop.steps] or [{"step": 0, **measured()}]
+    lines = [line for line in read_metrics(folder) if line["step"] <= loop.steps] or [{"step": 0, **measured()}]
     if loop.rank == 0:
         atomic.write_text(folder / METRICS, "".join(json.dumps(line) + "\n" for line in lines))
 
@@ -224,20 +224,6 @@ def train(folder: Path, progress: Callable[[int, int, Mapping[str, float]], None
     with loop.gathered():
         if loop.rank == 0:
             atomic.replace_folder(out, lambda new: _save(module.model, base, settings.length, new))
-
-
-def metrics(folder: Path) -> list[dict[str, float]]:
-    """Return the lines of the ``metrics.jsonl`` in a folder, without one that was cut off.
-
-    Raises:
-        Corrupted: A line can't be read.
-    """
-    path = folder / METRICS
-    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
-    try:
-        return [dict(json.loads(line)) for line in lines]
-    except (ValueError, TypeError) as error:
-        raise Corrupted(f"{path} can't be read ({error}); train again (--overwrite)") from error
 
 
 @torch.no_grad()

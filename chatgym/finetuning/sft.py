@@ -26,7 +26,7 @@ from chatgym.errors import Corrupted, InvalidValue
 from chatgym.finetuning import dialogues, models, tiny
 from chatgym.finetuning.dialogues import Dialogue
 from chatgym.finetuning.epochs import rows_of_step
-from chatgym.finetuning.loop import Loop, Optimization, load_weights
+from chatgym.finetuning.loop import METRICS, Loop, Optimization, load_weights, read_metrics
 from chatgym.finetuning.models import Lora, WordLoss
 from chatgym.finetuning.packing import Rows, pack
 from chatgym.storage import atomic, model_store
@@ -171,12 +171,7 @@ class SFT:
 
     def metrics(self) -> list[dict[str, float]]:
         """Return the lines of ``metrics.jsonl``, without one that was cut off."""
-        path = self.folder / "metrics.jsonl"
-        lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
-        try:
-            return [dict(json.loads(line)) for line in lines]
-        except (ValueError, TypeError) as error:
-            raise Corrupted(f"{path} can't be read ({error}); train again (--overwrite)") from error
+        return read_metrics(self.folder)
 
     def train(self, progress: Callable[[int, int], Progress | None] | None = None) -> None:
         """Train, from the last checkpoint if there is one; all processes have to call it.
@@ -198,7 +193,7 @@ class SFT:
         if loop.steps == 0:
             lines = [{"step": 0, "perplexity": self._perplexity(loop, held_out)}]
         if loop.rank == 0:
-            atomic.write_text(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+            atomic.write_text(self.folder / METRICS, "".join(json.dumps(line) + "\n" for line in lines))
         every = max(1, math.ceil(loop.total_steps / self.settings.evaluations))
 
         def step() -> None:
@@ -207,7 +202,7 @@ class SFT:
                 line["perplexity"] = self._perplexity(loop, held_out)
             if loop.rank == 0:
                 with self._writing():
-                    atomic.append_text(self.folder / "metrics.jsonl", json.dumps(line) + "\n")
+                    atomic.append_text(self.folder / METRICS, json.dumps(line) + "\n")
             if report is not None:
                 report(loop.steps, line)
 

@@ -19,6 +19,7 @@ from chatgym.engines.protocol import generated
 from chatgym.errors import Corrupted
 from chatgym.scenarios import Scenario
 from chatgym.storage import atomic
+from chatgym.storage.utf8 import read_lines
 from chatgym.words.guard import Guard
 from chatgym.words.nlg import LIST_SAMPLING, TOGETHER, list_lines
 from chatgym.words.nlu import nlu_of
@@ -87,9 +88,8 @@ def passed(paths: Sequence[Path], scenario: Scenario) -> dict[Asked, list[str]]:
 
 def _read(path: Path) -> list[tuple[str, str, str, str, list[str]]]:
     """Return the lines of a practice (scenario, part, tone, act, wordings), without a last one that was cut off."""
-    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
     try:
-        found = [json.loads(line) for line in lines]
+        found = read_lines(path)
         if any(len(one) != 5 for one in found):
             raise ValueError("a line isn't a scenario, a part, a tone, an act and wordings")
     except (ValueError, TypeError) as error:

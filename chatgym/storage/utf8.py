@@ -70,6 +70,16 @@ def read_text(path: Path) -> str:
     return decoded(path.read_bytes()).replace("\r\n", "\n").replace("\r", "\n")
 
 
+def read_lines(path: Path) -> list[Any]:
+    """Return the values of a file of JSON lines without one that was cut off; none if there is no file.
+
+    Raises:
+        OSError: It can't be read.
+        ValueError: A line is no JSON, or no text.
+    """
+    return [parsed(line) for line in path.read_bytes().split(b"\n")[:-1]] if path.is_file() else []
+
+
 def read_json(path: Path) -> Any:
     """Return the value of a JSON file, see `parsed`.
 

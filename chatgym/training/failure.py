@@ -17,7 +17,7 @@ MOST = 300
 
 
 @contextlib.contextmanager
-def blaming(agent: str, how: Callable[[], str], passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+def blaming(agent: str, how: Callable[[], str]) -> Iterator[None]:
     """Raise an exception of the block as `AgentFailed`; errors of ChatGym itself are raised as they are.
 
     So are exceptions of what the agent calls back: the run, and the user's own functions.
@@ -25,16 +25,14 @@ def blaming(agent: str, how: Callable[[], str], passing: tuple[type[Exception], 
     Args:
         agent: Name of the agent whose code runs in the block.
         how: Returns what there is and how to go on, a sentence.
-        passing: Other exceptions that aren't the agent's.
     """
     try:
         yield
     except ChatGymError:
         raise
-    except passing:
-        raise
     except Exception as error:  # whatever a stranger's code raises
-        frames, own = traceback.extract_tb(error.__traceback__), _own_frames(agent, error)
+        frames, roots = traceback.extract_tb(error.__traceback__), _roots(agent)
+        own = [frame for frame in frames if frame.filename.startswith(roots)]
         inner = frames[max(i for i, frame in enumerate(frames) if frame in own) + 1 :] if own else []
         if any(Path(frame.filename).parent == HERE for frame in inner):  # in the callback that the agent calls
             raise
@@ -74,12 +72,11 @@ def _plugin(agent: str) -> str:
     return f"{plugin!r} ({registry.plugins[plugin]})"
 
 
-def _own_frames(agent: str, error: BaseException) -> list[traceback.FrameSummary]:
-    """Return the frames of an exception that are in the package, or the module, of an agent."""
+def _roots(agent: str) -> tuple[str, ...]:
+    """Return the folders of the package, or the file of the module, that an agent's code is in."""
     try:
         name = plugins.load().agents[agent].__module__.partition(".")[0]
     except Unavailable:
-        return []
+        return ()
     module = sys.modules[name]
-    roots = tuple(getattr(module, "__path__", None) or [str(module.__file__)])
-    return [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(roots)]
+    return tuple(getattr(module, "__path__", None) or [str(module.__file__)])

@@ -28,7 +28,7 @@ from chatgym.errors import Corrupted, InvalidValue, Unavailable, unknown
 from chatgym.scenarios import versioned
 from chatgym.storage import atomic
 from chatgym.storage.paths import given
-from chatgym.storage.utf8 import read_json
+from chatgym.storage.utf8 import read_json, read_lines
 from chatgym.training import checkpoint as checkpoints
 from chatgym.training.failure import blaming, without_plugin
 from chatgym.training.logs import FORMATS
@@ -325,8 +325,7 @@ class Run:
         """Read a file of JSON lines, each an object that has `key`."""
         path = self.folder / name
         try:
-            lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-            records = [json.loads(line) for line in lines]
+            records = read_lines(path)
             for record in records:
                 record[key]
         except (ValueError, KeyError, TypeError) as error:

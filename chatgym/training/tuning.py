@@ -283,7 +283,7 @@ class _Worker:
 
         settings = ", ".join(f"{name} {value}" for name, value in params.items())
         how = f"it had {settings}, in trial {trial.number}; mend it, then the same command goes on"
-        with blaming(plan.agent, lambda: how, passing=(optuna.exceptions.OptunaError,)):
+        with blaming(plan.agent, lambda: how):
             agent = made_by(scenario, config, seed=result["seed"])
             agent.learn(plan.task.maker(agent.requires), plan.steps, callback)
             value = measure(done)
