@@ -18,7 +18,7 @@ from chatgym.errors import Corrupted, InvalidValue
 from chatgym.finetuning import models, reward_model
 from chatgym.finetuning.epochs import rows_of_step
 from chatgym.finetuning.launch import launch
-from chatgym.finetuning.loop import Optimization
+from chatgym.finetuning.loop import Optimization, read_metrics
 from chatgym.rewards import folder, make_reward_model
 from chatgym.rewards.classifier import ClassifierRewardModel, encode
 from chatgym.rewards.pairs import Pair, write_pairs
@@ -67,7 +67,7 @@ def test_training_begins_undecided_and_learns(trained):
 
 def test_every_step_has_a_line_and_held_out_pairs_are_measured_from_the_start_to_the_end(trained):
     out, losses = trained
-    lines = reward_model.metrics(out.parent)
+    lines = read_metrics(out.parent)
     assert [line["step"] for line in lines] == list(range(13))
     assert [line["loss"] for line in lines[1:]] == losses
     assert all(line["learning_rate"] > 0 and line["grad_norm"] > 0 for line in lines[1:])
@@ -87,7 +87,7 @@ def test_a_tie_of_held_out_pairs_is_half_right(tmp_path):
     reward_model.train(tmp_path / "training")
     model = ClassifierRewardModel(tmp_path / "training" / "model", "tiny")
     odds = model.margins([pair.better for pair in TESTED]) - model.margins([pair.worse for pair in TESTED])
-    last = reward_model.metrics(tmp_path / "training")[-1]
+    last = read_metrics(tmp_path / "training")[-1]
     assert last["held_out_accuracy"] == ((odds > 0).sum() + 16 / 2) / 32
 
 
@@ -142,9 +142,7 @@ def test_two_processes_train_as_one(trained, tmp_path):
 
     reward_model.prepare(tmp_path / "two", pairs_of(32), SCRATCH, dataclasses.replace(HOW, zero=2), TESTED)
     launch("reward", tmp_path / "two", 2)
-    (alone, together) = (
-        reward_model.metrics(path)[-1]["held_out_loss"] for path in (trained[0].parent, tmp_path / "two")
-    )
+    (alone, together) = (read_metrics(path)[-1]["held_out_loss"] for path in (trained[0].parent, tmp_path / "two"))
     assert together == pytest.approx(alone, rel=0.05)
     one, two = (load_file(path / "model.safetensors") for path in (trained[0], tmp_path / "two" / "model"))
     assert one.keys() == two.keys()
@@ -230,6 +228,6 @@ def test_the_command_trains_one(tmp_path):
     assert json.loads((out / "report.json").read_text())["accuracy"]["value"] > 0.9
     assert isinstance(folder.load(out), ClassifierRewardModel)
     assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
-    assert reward_model.metrics(out)[-1]["held_out_accuracy"] > 0.9
+    assert read_metrics(out)[-1]["held_out_accuracy"] > 0.9
     assert sorted(path.name for path in tmp_path.iterdir()) == ["judge", "pairs.jsonl"]
     assert CliRunner().invoke(app, [*command, "--overwrite", "--kind", "lm"]).exit_code == 2
