@@ -8,9 +8,6 @@ from chatgym.finetuning.loop import Optimization
 from chatgym.rewards.classifier import ClassifierRewardModel
 from chatgym.rewards.pairs import Pair
 
-for package in ("trl", "datasets", "accelerate"):
-    pytest.importorskip(package)
-
 
 def said(role, content):
     return [{"role": role, "content": content}]

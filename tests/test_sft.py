@@ -181,7 +181,7 @@ def test_a_trained_smollm2_marks_replies_and_renders_as_before(tmp_path):
 
 
 def test_trl_goes_on_with_the_replies_of_a_trained_folder(trained, said, tmp_path, monkeypatch):
-    trl = pytest.importorskip("trl", reason="the extra 'trl' isn't installed")
+    import trl
     from datasets import Dataset, fingerprint
 
     names = iter(range(10**6))  # only a cache needs the fingerprints of a dataset, and not all of it can be hashed
