@@ -43,8 +43,8 @@ ROOT = Path(__file__).parent.parent
 SETTINGS = ROOT / "examples" / "hyperparameters" / "ppo.yml"
 SCENARIOS = ("customer_service", "education", "social")
 LEARNERS = {
-    "PPO": (8, 250_000), "MaskablePPO": (8, 250_000), "A2C": (8, 250_000), "DQN": (1, 500_000),
-    "REINFORCE": (1, 500_000), "qlearning": (1024, 500_000),
+    "PPO": (8, 250_000), "MaskablePPO": (8, 250_000), "A2C": (8, 250_000), "DQN": (1, 250_000),
+    "REINFORCE": (1, 250_000), "qlearning": (1024, 500_000),
 }  # fmt: skip
 """Learner to the number of environments that it learns in, and turns; SB3's DQN is made for one environment."""
 TUNED = {"PPO": 1_000_000, "MaskablePPO": 1_000_000}

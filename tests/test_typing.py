@@ -32,6 +32,10 @@ def project(tmp_path_factory):
         "    make_envs(4).no_such_method()\n"
         "    return 3\n"
     )
+    # What these packages hold takes minutes to check, and no type of ours is theirs.
+    (folder / "mypy.ini").write_text(
+        "[mypy]\nstrict = true\n[mypy-torch.*,transformers.*,stable_baselines3.*]\nfollow_imports = skip\n"
+    )
     (folder / "pyrightconfig.json").write_text(json.dumps({"typeCheckingMode": "strict"}))
     return folder
 
@@ -49,7 +53,7 @@ def only_the_wrong_lines(lines):
 
 
 def test_what_users_write_passes_mypy_strict(project, tmp_path):
-    only_the_wrong_lines(complaints(project, "mypy", "--strict", "--cache-dir", os.fspath(tmp_path), "."))
+    only_the_wrong_lines(complaints(project, "mypy", "--cache-dir", os.fspath(tmp_path), "."))
 
 
 def test_what_users_write_passes_pyright_strict(project):
