@@ -476,6 +476,15 @@ def test_an_exception_in_an_agent_names_agent_plugin_checkpoint_and_how_to_go_on
     code, said, wrong = chatgym(tmp_path, "train failing --run runs/failing --resume", good, plugin)
     assert (code, wrong) == (0, "Resumed at turn 1,000 of 2,000\n")
     assert "2,000 turns" in said
+    file.write_text(f"{file.read_text()}\nFailing.act = lambda self, *seen, **how: 1 / 0\n")
+    for arguments in ("evaluate runs/failing --conversations 5", "sft --teacher runs/failing --from-scratch tiny"):
+        code, said, wrong = chatgym(tmp_path, arguments, good, plugin)
+        assert (code, said) == (1, "")
+        assert wrong.count("\n") < 12
+        assert wrong.endswith(
+            "Error: the agent 'failing' of plugin 'failing' (chatgym-failing 1.2) failed with ZeroDivisionError: "
+            f"division by zero ({file}, line {len(file.read_text().splitlines())}); mend the agent\n"
+        )
 
 
 def test_a_run_whose_plugin_is_gone_names_the_plugin(good, failing, tmp_path):

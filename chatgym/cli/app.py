@@ -83,6 +83,15 @@ class Root(TyperGroup):
                 raise typer.Exit(1) from None
             except KeyboardInterrupt:
                 raise typer.Exit(INTERRUPTED) from None
+            except Exception as error:
+                if type(error).__module__.partition(".")[0] in ("click", "typer"):
+                    raise
+                from chatgym.training.failure import blamed
+
+                if (failed := blamed(error)) is None:
+                    raise
+                print_failure(failed)
+                raise typer.Exit(1) from None
 
 
 def _with_home(arg: str) -> str:

@@ -38,15 +38,40 @@ def blaming(agent: str, how: Callable[[], str]) -> Iterator[None]:
             raise
         if isinstance(error, OSError) and not own:  # a file of ours
             raise
-        shown = own if frames[-1] in own else [*own, frames[-1]]
-        trace = "".join([*traceback.format_list(shown), *traceback.format_exception_only(error)])
-        said = f"{type(error).__name__}: {' '.join(str(error).split())[:MOST]}".rstrip(": ")
-        place = (own or shown)[-1]
-        raise AgentFailed(
-            f"the agent {agent!r} of plugin {_plugin(agent)} failed with {said} ({place.filename}, line "
-            f"{place.lineno}); {how()}",
-            trace,
-        ) from error
+        raise _failed(agent, error, own, frames[-1], how()) from error
+
+
+def blamed(error: Exception) -> AgentFailed | None:
+    """Return an exception that the code of a registered agent raised, as an error that names it; None for another.
+
+    It is an agent's if what it went through last is an agent's, of all code that is ChatGym's or an agent's.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    roots = {agent: _roots(agent) for agent in plugins.load().agents}
+    for frame in reversed(frames):
+        agents = [agent for agent in roots if frame.filename.startswith(roots[agent])]
+        if agents:
+            agent = next((one for one in agents if _file(one) == frame.filename), agents[0])
+            own = [one for one in frames if one.filename.startswith(roots[agent])]
+            return _failed(agent, error, own, frames[-1], "mend the agent")
+        if Path(frame.filename).is_relative_to(HERE.parent):
+            return None
+    return None
+
+
+def _failed(
+    agent: str, error: Exception, own: list[traceback.FrameSummary], last: traceback.FrameSummary, remedy: str
+) -> AgentFailed:
+    """Return the error that an agent's code failed, with its `own` frames of the traceback, and the `last` of all."""
+    shown = own if last in own else [*own, last]
+    trace = "".join([*traceback.format_list(shown), *traceback.format_exception_only(error)])
+    said = f"{type(error).__name__}: {' '.join(str(error).split())[:MOST]}".rstrip(": ")
+    place = (own or shown)[-1]
+    return AgentFailed(
+        f"the agent {agent!r} of plugin {_plugin(agent)} failed with {said} ({place.filename}, line {place.lineno}); "
+        f"{remedy}",
+        trace,
+    )
 
 
 def without_plugin(folder: Path, kind: str, name: str, plugin: str) -> Unavailable:
@@ -70,6 +95,11 @@ def _plugin(agent: str) -> str:
     registry = plugins.load()
     plugin = registry.agents.sources[agent]
     return f"{plugin!r} ({registry.plugins[plugin]})"
+
+
+def _file(agent: str) -> str | None:
+    """Return the file of the module that an agent's class is in."""
+    return sys.modules[plugins.load().agents[agent].__module__].__file__
 
 
 def _roots(agent: str) -> tuple[str, ...]:
