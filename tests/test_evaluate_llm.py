@@ -249,6 +249,21 @@ def test_a_comparison_that_ran_out_of_its_budget_goes_on(tmp_path, monkeypatch):
     assert len({json.dumps(body, sort_keys=True) for _, body, _ in server.requests}) == len(server.requests)
 
 
+@pytest.mark.parametrize(("command", "then"), [
+    ("play --seed 3", "begins a conversation anew"),
+    ("audit customer_service --conversations 3", "begins anew with them, with --overwrite"),
+])  # fmt: skip
+def test_a_command_that_can_not_go_on_says_what_it_does_instead(command, then, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CHATGYM_CACHE", str(tmp_path))
+    with Scripted(lambda messages: "Goodbye.") as server:
+        stopped = chatgym(*command.split(), "--llm", f"openai:{server.url}#tiny", "--max-requests", 1)
+    assert stopped.exit_code == 1
+    assert stopped.stderr.rstrip().endswith(
+        f"the utterances generated so far are kept: the same command with a higher --max-requests {then}"
+    )
+
+
 def test_a_question_about_a_garbled_value_shows_what_was_heard(tmp_path):
     """The partner denies a right value because what counts is the value that was heard: the transcript says so."""
 
