@@ -31,7 +31,7 @@ def audit(
     ] = 1000,
     worded: Annotated[int, typer.Option(min=0, metavar="N", help="Conversations in words, over all agents.")] = 300,
     llm: PartnerLLM = "template",
-    error_rate: ErrorRate = 0.1,
+    error_rate: ErrorRate = None,
     seed: Annotated[
         int, typer.Option(min=0, metavar="N", help="Seed of the first conversation; the i-th has seed N + i.")
     ] = SEED,
@@ -69,13 +69,14 @@ def audit(
       chatgym audit education --conversations 100 --worded 1000 --llm smollm2-135m-partner
       chatgym replay audits/education/wording.jsonl
     """
+    from chatgym.envs.interfaces import ERROR_RATE
     from chatgym.evaluation.audit import Audit
 
     engine = budget.open_engine(
         llm, max_requests=max_requests, max_tokens=max_tokens, max_cost=max_cost, prompt_price=prompt_price,
         completion_price=completion_price,
     )  # fmt: skip
-    result = Audit(scenario, error_rate=error_rate, llm=engine or llm)
+    result = Audit(scenario, error_rate=ERROR_RATE if error_rate is None else error_rate, llm=engine or llm)
     folder = out or Path("audits") / result.scenario.name
     _check_free(folder, overwrite)
     interrupted = False

@@ -95,7 +95,7 @@ def find_agent_and_task(
         given = read_settings(made_by.Config, settings)
         if llm is not None and is_llm_agent(made_by):
             given["llm"] = llm
-        return made_by(task.find_scenario(), make_config(made_by.Config, given)), task
+        return made_by(task.find_scenario(), make_config(made_by.Config, given)), task.heard_by(made_by.requires)
     if settings:
         raise InvalidValue(f"{run_or_agent} keeps the settings that it was trained with; leave out --set")
     if not Path(run_or_agent).exists():
@@ -192,6 +192,7 @@ def _competitors(
 ) -> list[Competitor]:  # fmt: skip
     """Return the runs and agents; an agent that needs no training takes part in every task of the runs."""
     from chatgym import plugins
+    from chatgym.envs.interfaces import WORDS
     from chatgym.evaluation import Competitor
     from chatgym.training import Run
 
@@ -204,7 +205,9 @@ def _competitors(
         if _is_run(name)
     }
     tasks = {task.identity()["sha256"]: task for _, task in runs.values()}
-    tasks = tasks or {"": find_agent_and_task(names[0], scenario, changes)[1]}
+    if not tasks:
+        readers = [name for name in names if plugins.load().agents[name].requires.observation in WORDS]
+        tasks = {"": find_agent_and_task((readers or names)[0], scenario, changes)[1]}
     competitors = []
     for name in names:
         if name in runs:

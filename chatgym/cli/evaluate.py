@@ -75,7 +75,7 @@ def evaluate(
         float | None,
         typer.Option(
             min=0.0, max=1.0, metavar="X", help="Probability that the agent misunderstands an act or a value.",
-            show_default="the run's, or 0.1",
+            show_default="the run's, or 0.1; 0 for an agent that reads words",
         ),
     ] = None,
     max_turns: Annotated[

@@ -27,8 +27,14 @@ Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, metavar="N", help="Seed
 PARTNER = "the partner's utterances: template (fixed sentences), smollm2-135m-partner, hf:ID-or-folder, ..."
 PartnerLLM = Annotated[str, typer.Option(metavar="LLM", help=f"Model that generates {PARTNER}")]
 ErrorRate = Annotated[
-    float,
-    typer.Option(min=0.0, max=1.0, metavar="X", help="Probability that the agent misunderstands an act or a value."),
+    float | None,
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        metavar="X",
+        help="Probability that the agent misunderstands an act or a value.",
+        show_default="0.1; 0 for an agent that reads words",
+    ),
 ]
 MaxTurns = Annotated[
     int | None,

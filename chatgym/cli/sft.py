@@ -193,7 +193,7 @@ def report_of(run: SFT) -> dict[str, Any]:
     if path.is_file():
         return dict(read_json(path))
     scenario = read_json(run.folder / "config.json")["from"].get("scenario")
-    task, ppo = Task(scenario or "customer_service", {"error_rate": 0.0}), find_agent("ppo")
+    task, ppo = Task(scenario or "customer_service"), find_agent("ppo")
     agent = ppo(task.find_scenario(), make_config(ppo.Config, {"model": str(run.model)}))
     found = (speech_in(agent, task) if scenario else speech_about(agent, run.parts()[1])).to_json()
     with atomic.disk_space(run.folder, f"free some, then go on with `{run.resume_command()}`"):

@@ -28,7 +28,7 @@ def make_task(
 
     Args:
         scenario: Name of the scenario.
-        error_rate: Semantic error rate, 0 to 1.
+        error_rate: Semantic error rate, 0 to 1; None: what an agent like `learner` has by default.
         max_turns: Turns after which a conversation is truncated.
         reward_weight: Weights of reward terms, each ``"name=value"``.
         learner: The class of the agent that will be trained; one with a setting ``reward_model`` has a weight for it.
@@ -36,8 +36,11 @@ def make_task(
     Raises:
         InvalidValue: A weight can't be read, or its term isn't one of the scenario's.
     """
+    from chatgym.envs.interfaces import default_error_rate
     from chatgym.envs.task import Task
 
+    if error_rate is None and learner is not None:
+        error_rate = default_error_rate(learner.requires.observation)
     arguments = {"error_rate": error_rate, "max_turns": max_turns}
     given: dict[str, Any] = {name: value for name, value in arguments.items() if value is not None}
     if reward_weight:

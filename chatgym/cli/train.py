@@ -101,7 +101,7 @@ def _common(
     ] = None,
     scenario: options.ScenarioName = "customer_service",
     seed: options.Seed = 0,
-    error_rate: options.ErrorRate = 0.1,
+    error_rate: options.ErrorRate = None,
     max_turns: options.MaxTurns = None,
     reward_weight: options.RewardWeight = None,
     evaluate_every: Annotated[

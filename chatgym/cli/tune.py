@@ -62,7 +62,7 @@ def tune(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, max=100, metavar="N", help="Trainings in a trial.")] = 1,
     scenario: ScenarioName = "customer_service",
-    error_rate: ErrorRate = 0.1,
+    error_rate: ErrorRate = None,
     max_turns: MaxTurns = None,
     reward_weight: RewardWeight = None,
     conversations: Annotated[int, typer.Option(min=1, metavar="N", help="Conversations in each evaluation.")] = 500,

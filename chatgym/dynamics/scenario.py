@@ -41,12 +41,14 @@ class Meaning:
             act's own (``"state_problem/refund"``), further ones are volunteered (``"inform/reference"``).
         slots: Placeholder name to the words for its value (``{"reference": "482913"}``).
         tone: One of `TONES`: how the utterance sounds.
+        unsure: The parts that were heard with low confidence; see `Scenario.heard_meaning`.
     """
 
     act: str
     parts: tuple[str, ...]
     slots: Mapping[str, str] = field(default_factory=dict)
     tone: str = "calm"
+    unsure: tuple[str, ...] = ()
 
     @functools.cached_property
     def banks(self) -> tuple[str, ...]:
@@ -103,6 +105,11 @@ class Scenario:
     to the words for a value) in their place; ``parse(act, part, slots, said)`` writes an understood utterance into
     ``said``, as the inverse of ``partner_meaning``. ``describe_belief(belief) -> str`` and ``describe_goal(hidden) ->
     str`` are for people, ``instructions() -> str`` are the rules that an agent must know.
+
+    ``heard_meaning(said, belief) -> Meaning`` is what the agent heard of an utterance, which the error channel has just
+    written into `belief`: what is put into words where the agent observes words. Nothing else may change its belief, so
+    the meaning holds the act and each value that it heard, and which values with low confidence (`Meaning.unsure`);
+    without parts it understood nothing. None: words can't be garbled, and an environment of words takes no error rate.
 
     `choices` are the words for the values of slots without a pattern (``{topic}``). `agent_codes` maps the parts of the
     agent's sentences that are about a slot to their acts. `folder` holds ``sentences.json`` and the files that commands
@@ -172,6 +179,7 @@ class Scenario:
     agent_codes: Mapping[str, int] = field(default_factory=dict)
     leaving: tuple[str, ...] = ()
     misled: Callable[..., bool] | None = None
+    heard_meaning: Callable[[Any, Any], Meaning] | None = None
     audit: Callable[[Sequence[Any]], Iterable[Any]] | None = None
     llm_partner: LLMPartner | None = None
     picture: Callable[[str], bytes | None] | None = None

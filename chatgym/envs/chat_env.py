@@ -139,7 +139,7 @@ class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
       ``"module:function"``; `chatgym.rewards.RewardStep` explains ``step``. Its value is the term ``custom``, with
       weight 1; the other terms then have weight 0.
     * ``max_turns``: agent turns until truncation; None: the scenario's default.
-    * ``error_rate``: semantic error rate, 0 to 1.
+    * ``error_rate``: semantic error rate, 0 to 1; None: 0 where the agent observes words, else 0.1.
     * ``tokenizer``: for tokens: the name of a stored model, or a folder; None: the partner's model's.
     * ``render_mode``: None; ``"ansi"``: `render` returns coloured text; ``"human"``: each step prints its turns;
       ``"rgb_array"``: `render` returns a picture of the conversation with its rewards, uint8[600, 800, 3].
@@ -169,7 +169,7 @@ class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
         reward_weights: Mapping[str, float] | None = None,
         reward: str | Function | None = None,
         max_turns: int | None = None,
-        error_rate: float = 0.1,
+        error_rate: float | None = None,
         tokenizer: str | None = None,
         render_mode: str | None = None,
     ) -> None:

@@ -42,6 +42,8 @@ class Conversations:
     Attributes:
         room: The dynamics.
         codec: Reads actions.
+        garbles: Whether the words are those that the agent heard, as they are where it observes words; earlier
+            versions showed it what was said.
         speaker: NLG; None without words.
         llm_simulator: The language model that plays the partner; None where the agenda does.
         judged: The reward model's term of the reward; None without one.
@@ -66,7 +68,7 @@ class Conversations:
         reward_weights: Mapping[str, float] | None = None,
         reward: str | Function | None = None,
         max_turns: int | None = None,
-        error_rate: float = 0.1,
+        error_rate: float | None = None,
         tokenizer: str | None = None,
         texts: bool = False,
     ) -> None:
@@ -76,6 +78,9 @@ class Conversations:
         if simulator == "llm":
             check_interface(action, observation)
             error_rate = 0.0  # the agent reads the model's words themselves
+        self.garbles = observation in interfaces.WORDS and simulator == "agenda"
+        if error_rate is None:
+            error_rate = interfaces.default_error_rate(observation)
         if action not in interfaces.ACTIONS:
             raise unknown("action interface", action, interfaces.ACTIONS)
         self.scenario = find_scenario(scenario)
@@ -85,6 +90,7 @@ class Conversations:
         self.single_observation_space = interfaces.observation_space(self.scenario, observation, self.tokenizer)
         function = make_function(reward, reward_weights)
         self.judged, weights = make_term(reward_model, reward_weights, self.scenario, action, size)
+        self._check_error_rate(error_rate)
         self.room = ChatRoom(self.scenario, size, error_rate=error_rate, max_turns=max_turns, reward_weights=weights)
         self.payment = Payment(self.room, self.judged, function)
         self._settles = self.judged is not None or function is not None
@@ -213,14 +219,26 @@ class Conversations:
         """Set the semantic error rate, 0 to 1, from the next turn on.
 
         Raises:
-            InvalidValue: It is no such number; or a language model plays the partner, whose words nothing garbles.
+            InvalidValue: It is no such number; or nothing garbles the words that the agent observes: a language model
+                plays the partner, or the scenario has no `heard_meaning`.
         """
-        if self.llm_simulator is not None and error_rate != 0:
+        self._check_error_rate(error_rate)
+        self.room.set_error_rate(error_rate)
+
+    def _check_error_rate(self, error_rate: float) -> None:
+        """Check that what the agent mishears can reach it, see `set_error_rate`."""
+        if error_rate == 0:
+            return
+        if self.simulator == "llm":
             raise InvalidValue(
                 f"error_rate={error_rate!r} would have no effect: with simulator='llm' the agent reads the model's "
                 "words themselves; simulator='agenda' has an error channel"
             )
-        self.room.set_error_rate(error_rate)
+        if self.garbles and self.scenario.heard_meaning is None:
+            raise InvalidValue(
+                f"the scenario {self.scenario.name!r} has no heard_meaning, so an agent that observes words can't "
+                "mishear: error_rate=0, or observe beliefs"
+            )
 
     def dump(self) -> Snapshot:
         """Copy the state of all conversations: name to array with a leading axis B, saved by numpy without pickle.
@@ -262,7 +280,7 @@ class Conversations:
             "simulator": {"name": self.simulator, "version": 1, "sha256": loops_digest(), **self._simulator_identity()},
             "error_model": {
                 "name": "semantic",
-                "version": 1,
+                "version": 2 if self._garbled else 1,
                 "sha256": code["error_model"],
                 "rate": room.error_rate,
             },
@@ -337,9 +355,25 @@ class Conversations:
         if acts is not None and self.speaker.answers:
             answered = [self.act_name(act) for act in (acts if rows is None else acts[rows]).tolist()]
         meanings = [self._meaning(record) for record in said.tolist()]
+        if self._garbled:
+            self._garble(meanings, self._all if rows is None else rows)
         texts = self.speaker.say(meanings, keys, turns, acts=answered)
         for i, text in zip(self._indices(rows), texts, strict=True):
             self.texts[i] = text
+
+    @property
+    def _garbled(self) -> bool:
+        """Whether agents observe what they heard, not what was said."""
+        return self.garbles and self.room.error_rate > 0
+
+    def _garble(self, meanings: list[Meaning], rows: npt.NDArray[np.bool_]) -> None:
+        """Replace the meanings of the utterances in `rows`, bool[B], by what was heard; last words are always heard."""
+        assert self.scenario.heard_meaning is not None
+        room = self.room
+        heard = (room.outcomes == 0) | (room.outcomes == len(self.scenario.outcomes) - 1)
+        for place, row in enumerate(np.flatnonzero(rows).tolist()):
+            if heard[row]:
+                meanings[place] = self.scenario.heard_meaning(room.said[row], room.belief[row])
 
 
 @functools.cache

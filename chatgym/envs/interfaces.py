@@ -17,6 +17,15 @@ from chatgym.words.charset import CHARSET, MAX_CHARS
 
 ACTIONS = ("act", "candidate", "text", "token")
 OBSERVATIONS = ("embedding", "discrete", "text", "token", "belief")
+WORDS = ("text", "token")
+"""Observations of words: who reads words is judged by what they say, so by default no act or value is misheard."""
+ERROR_RATE = 0.1
+"""Semantic error rate where beliefs are observed."""
+
+
+def default_error_rate(observation: str) -> float:
+    """Return the semantic error rate, 0 to 1, that an environment has unless another is given."""
+    return 0.0 if observation in WORDS else ERROR_RATE
 
 
 def observation_space(scenario: Scenario, observation: str, tokenizer: ChatTokenizer | None) -> spaces.Space[Any]:

@@ -264,6 +264,8 @@ def _environment(path: str | Path, identity: dict[str, Any], reward: str | Funct
 
     arguments = _arguments(identity, reward)
     chat: Any = gym.make("ChatEnv-v0", **arguments, disable_env_checker=True).unwrapped
+    if identity["error_model"]["version"] == 1:
+        chat._conversations.garbles = False  # its words are what was said, not what the agent heard
     recorded, here, function = identity["sha256"], chat.identity(), identity["reward"].get("function")
     if not same_simulator(recorded, here, same_belief=identity["observation"] == "belief"):
         raise ReplayMismatch(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from chatgym.agent import Interface, MakeEnvs, plain
 from chatgym.envs.chat_env import ChatEnv
+from chatgym.envs.interfaces import WORDS, default_error_rate
 from chatgym.envs.vector_env import ChatVectorEnv
 from chatgym.scenarios import Scenario, find_scenario
 
@@ -25,6 +27,17 @@ class Task:
     def find_scenario(self) -> Scenario:
         """Return the scenario."""
         return find_scenario(self.scenario)
+
+    def heard_by(self, interface: Interface) -> Task:
+        """Return the task with the error rate that an agent with an interface has in it.
+
+        Where the task leaves it to the environment, an agent that observes words has another one than the references of
+        its score, which observe beliefs.
+        """
+        if "error_rate" in self.arguments or interface.observation not in WORDS:
+            return self
+        rate = default_error_rate(interface.observation)
+        return dataclasses.replace(self, arguments={**self.arguments, "error_rate": rate})
 
     def make_envs(self, interface: Interface, num_envs: int, **overrides: Any) -> ChatVectorEnv:
         """Make B conversations; without words, unless `overrides` name a model."""

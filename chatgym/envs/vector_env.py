@@ -57,7 +57,7 @@ class ChatVectorEnv(ConversationEnv, VectorEnv[Any, Any, Any]):
         reward: str | Function | None = None,
         max_turns: int | None = None,
         max_episode_steps: int | None = None,
-        error_rate: float = 0.1,
+        error_rate: float | None = None,
         tokenizer: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         texts: bool = False,

@@ -241,10 +241,11 @@ def compare(
     identities: dict[str, str] = {}  # SHA-256 to label
     of: list[str] = []
     for competitor in competitors:
-        identity = competitor.task.identity()["sha256"]
+        heard = competitor.task.heard_by(competitor.agent.requires)
+        identity = heard.identity()["sha256"]
         if identity not in identities:
-            identities[identity] = task_label(competitor.task, tasks)
-            tasks[identities[identity]] = competitor.task
+            identities[identity] = task_label(heard, tasks)
+            tasks[identities[identity]] = heard
         of.append(identities[identity])
     groups = grouped(list(zip(competitors, of, strict=True)))
     check_tasks(groups)

@@ -166,7 +166,7 @@ def evaluate(
     """
     if conversations < 1:
         raise InvalidValue(f"an evaluation needs at least one conversation, not {conversations}")
-    task = task or Task()
+    task = (task or Task()).heard_by(agent.requires)
     parts, wording, identity = [], None, {}
     for first in range(0, conversations, ROWS):
         size = min(ROWS, conversations - first)

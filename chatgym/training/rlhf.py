@@ -141,7 +141,7 @@ def sft(folder: Path, plan: Plan, watch: Watch) -> Path:
 
     run = folder / "sft"
     if not (run / "config.json").is_file():
-        task = Task(plan.scenario, {"error_rate": 0.0})  # a model that reads the words mishears no acts
+        task = Task(plan.scenario, {"error_rate": 0.0})  # the model that learns from it mishears nothing either
         with watch("expert talks", plan.conversations, "conversations") as progress:
             said = held_by(
                 find_agent("expert")(task.find_scenario()), task, plan.conversations, seed=plan.seed,
@@ -196,7 +196,7 @@ def begin_ppo(folder: Path, plan: Plan, model: Path) -> Run:
         "model": str(model), "reward_model": str(folder / "reward"), "held_out": str(folder / "held-out"),
         "lora": plan.lora, "zero": plan.zero, "bf16": plan.bf16, **plan.settings,
     }  # fmt: skip
-    return prepare("ppo", run, task=Task(plan.scenario, {"error_rate": 0.0}), total_steps=plan.turns, seed=plan.seed,
+    return prepare("ppo", run, task=Task(plan.scenario), total_steps=plan.turns, seed=plan.seed,
                    settings=settings, conversations=plan.evaluation)  # fmt: skip
 
 

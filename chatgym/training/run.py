@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from chatgym import plugins
 from chatgym.agent import Agent, Interface, make_config
 from chatgym.dynamics.identity import differences, same_simulator
+from chatgym.envs.interfaces import WORDS
 from chatgym.envs.task import Task
 from chatgym.errors import Corrupted, InvalidValue, Unavailable, unknown
 from chatgym.scenarios import versioned
@@ -102,9 +103,13 @@ class Run:
         name, plugin = self.config["scenario"], self.config["versions"].get("scenario_plugin")
         if plugin is not None and name not in plugins.load().scenarios:
             raise without_plugin(self.folder, "scenario", name, plugin)
-        identity = self.config["identity"].get("scenario", {})
+        recorded = self.config["identity"]
+        identity = recorded.get("scenario", {})
         version = identity.get("version") if identity.get("name") == name else None
-        return Task(name if version is None else versioned(name, version), self.config["arguments"])
+        arguments = dict(self.config["arguments"])
+        if recorded["observation"] in WORDS:  # earlier versions had another default there
+            arguments.setdefault("error_rate", recorded["error_model"]["rate"])
+        return Task(name if version is None else versioned(name, version), arguments)
 
     @property
     def log(self) -> list[str]:

@@ -90,6 +90,7 @@ def configure(
         Unavailable: The package of a log format isn't installed.
     """
     made_by = find_agent(agent)
+    task = task.heard_by(made_by.requires)
     default = getattr(made_by, "default_steps", DEFAULT_STEPS)
     if default == 0:
         raise InvalidValue(f"the agent {agent!r} learns nothing; measure it with `chatgym evaluate {agent}`")

@@ -30,7 +30,7 @@ from chatgym.storage.cache import Cache, default_path
 from chatgym.words.banks import Bank, shipped
 from chatgym.words.guard import VERSION as GUARD_VERSION
 from chatgym.words.guard import Guard, tidy
-from chatgym.words.nlu import data_digest
+from chatgym.words.nlu import DOUBT, data_digest
 from chatgym.words.voice import is_voice, prompts
 from chatgym.words.voice.wordings import answers, askable, banks_of
 
@@ -53,6 +53,8 @@ FEW = 0.05
 NOT_NEW = ("an example", "said before")
 """Reasons of the speaker, not of the guard, to leave a wording out."""
 
+INAUDIBLE = "(inaudible)"
+"""Words of an utterance of which nothing was understood."""
 AGENT = 100
 """Purposes of the draws of the agent's wordings are those of the partner's plus this."""
 
@@ -134,7 +136,9 @@ class Speaker:
             for purpose, (part, name) in enumerate(zip(meaning.parts, names, strict=True), first):
                 bank = self._in_use.get((role, name)) or self._wordings(role, part, meaning.tone, name)
                 said.append(fill(bank[rng.randint(key, turn, purpose, len(bank))], meaning.slots))
-            texts.append(said[0] if len(said) == 1 else " ".join(said))
+                if part in meaning.unsure:
+                    said[-1] = doubted(said[-1])
+            texts.append(said[0] if len(said) == 1 else " ".join(said) or INAUDIBLE)
         if role == "partner":
             self._utterances += len(texts)
             if self.engine is not None:
@@ -241,7 +245,7 @@ class Speaker:
 
     def _answering(self, meaning: Meaning, act: str) -> tuple[str, ...]:
         """Return the names of an utterance's banks; its first part is the one that answers the agent's act."""
-        if (meaning.parts[0], act) not in self.answers:
+        if not meaning.parts or (meaning.parts[0], act) not in self.answers:
             return meaning.banks
         first, *more = meaning.banks
         return (f"{first}|{act}", *more)
@@ -329,6 +333,12 @@ class Speaker:
         parts: list[Any] = [VERSION, guard, self.scenario.sentences_digest, engine.identity, prompt]
         parts += [LISTS, LIST_SAMPLING] if self.voice else [CANDIDATES, SAMPLING]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def doubted(sentence: str) -> str:
+    """Return a sentence with the mark of low confidence, `DOUBT`, before its last punctuation."""
+    words = sentence.rstrip(".!?…")
+    return f"{words}{DOUBT}{sentence[len(words) :]}"
 
 
 class _Making:

@@ -29,6 +29,8 @@ from chatgym.words.voice.wordings import wordings
 
 T = TypeVar("T")
 
+DOUBT = " (?)"
+"""Mark of what was heard with low confidence, at the end of a sentence; no word of its speaker."""
 UNCLEAR = "unclear"
 OUT_OF_DOMAIN = "out_of_domain"
 THRESHOLD = 0.5
@@ -107,7 +109,7 @@ class NLU:
         """Return the meanings of B utterances of a role, ``"partner"`` or ``"agent"``."""
         if role not in ("partner", "agent"):
             raise unknown("role", role, ("partner", "agent"))
-        found = [self.scenario.find_slots(text) for text in texts]
+        found = [self.scenario.find_slots(text.replace(DOUBT, "")) for text in texts]
         known = [self._by_heart.get(written_out(canonical)) if role == "agent" else None for _, canonical in found]
         head = self.heads[role]
         unknown_texts = [canonical for (_, canonical), part in zip(found, known, strict=True) if part is None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from bisect import bisect
@@ -65,6 +66,34 @@ def partner_meaning(said: Any) -> Meaning:
         parts, surfaces = [name], {}
     more, more_surfaces = _slot_parts("inform", said, named)
     return Meaning(name, (*parts, *more), {**surfaces, **more_surfaces}, TONES[said["tone"]])
+
+
+def heard_meaning(said: Any, belief: Any) -> Meaning:
+    """Return what the agent heard of `said`, both records or dicts of their fields, after `understand`."""
+    act, heard, about = int(said["act"]), int(belief["heard"]), int(said["about"])
+    if heard == UNCLEAR:
+        return Meaning("unclear", (), {}, TONES[said["tone"]])
+    slots = [slot for slot in range(5) if int(said["slots"]) & (1 << slot)]
+    out = {name: said[name] for name in SAID.names or ()} | {SLOTS[slot]: belief[SLOTS[slot]] for slot in slots}
+    if heard == INFORM and about == TOPIC:
+        heard = STATE_PROBLEM  # how the topic is told
+    if heard == AFFIRM != act:
+        about = int(belief["confirming"])
+    meaning = partner_meaning({**out, "act": heard, "about": about})
+    parts = meaning.parts
+    if TOPIC in slots and not any(part.startswith("state_problem") for part in parts):
+        parts = (*parts, f"state_problem/{TOPICS[out['topic']]}")
+    doubtful = {SLOTS[slot] for slot in slots if belief["sure"][slot] == 1}
+    unsure = tuple(part for part in parts if _slot_of(part) in doubtful)
+    return dataclasses.replace(meaning, parts=parts, unsure=unsure)
+
+
+def _slot_of(part: str) -> str:
+    """Return the slot whose value a part of the partner's sentences holds, or an empty text."""
+    of, _, detail = part.partition("/")
+    if of == "state_problem":
+        return "topic"
+    return detail.partition("_")[0] if of in ("inform", "correct") and detail != "topic" else ""
 
 
 def agent_meaning(act: int, belief: Any) -> Meaning:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import re
@@ -66,6 +67,24 @@ def partner_meaning(said: Any) -> Meaning:
     elif act == BYE and again:
         part = "bye/left"
     return Meaning(name, (part,), slots, TONES[said["tone"]])
+
+
+def heard_meaning(said: Any, belief: Any) -> Meaning:
+    """Return what the tutor heard of `said`, both records or dicts of their fields, after `understand`."""
+    act, heard = int(said["act"]), int(belief["heard"])
+    if heard == UNCLEAR:
+        return Meaning("unclear", (), {}, TONES[said["tone"]])
+    out = {name: said[name] for name in SAID.names or ()}
+    out |= {"act": heard, "about": said["about"] if heard == act else 0}
+    doubtful = False
+    if heard == ANSWER and said["den"] > 0:
+        out |= {"num": belief["num"], "den": belief["den"]}
+        doubtful = belief["sure"] == 1
+    elif heard == STATE_GOAL:
+        out["goal"] = belief["goal"]
+        doubtful = belief["goal_sure"] == 1
+    meaning = partner_meaning(out)
+    return dataclasses.replace(meaning, unsure=meaning.parts if doubtful else ())
 
 
 def agent_meaning(act: int, belief: Any) -> Meaning:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,6 +55,17 @@ def partner_meaning(said: Any) -> Meaning:
     elif not STATE_PROBLEM <= act <= STATE_CAUSE:
         parts.insert(0, name)
     return Meaning(name, tuple(parts), {}, TONES[said["tone"]])
+
+
+def heard_meaning(said: Any, belief: Any) -> Meaning:
+    """Return what the supporter heard of `said`, both records or dicts of their fields, after `understand`."""
+    heard = int(belief["heard"])
+    if heard == UNCLEAR:
+        return Meaning("unclear", (), {}, TONES[said["tone"]])
+    told = [fact for fact in range(3) if int(said["slots"]) & (1 << fact)]
+    out = {name: said[name] for name in SAID.names or ()} | {FACTS[fact]: belief[FACTS[fact]] for fact in told}
+    doubtful = tuple(_part(out, fact) for fact in told if belief["sure"][fact] == 1)
+    return dataclasses.replace(partner_meaning({**out, "act": heard}), unsure=doubtful)
 
 
 def agent_meaning(act: int, belief: Any) -> Meaning:

@@ -1,0 +1,117 @@
+"""Who observes words is judged by them: what they say, and how surely it was heard, is what the room believes."""
+
+import functools
+import re
+
+import numpy as np
+import pytest
+
+from chatgym.envs.vector_env import ChatVectorEnv
+from chatgym.scenarios import find_scenario
+from chatgym.scenarios.customer_service.policy import INFORM, SLOTS, STATE_PROBLEM
+from chatgym.scenarios.education import belief as tutor
+from chatgym.scenarios.education.policy import ANSWER, STATE_GOAL
+from chatgym.scenarios.social.policy import FACTS
+from chatgym.words.nlg import INAUDIBLE
+from chatgym.words.nlu import DOUBT
+
+NAMED = {"customer_service": SLOTS, "education": (), "social": FACTS}
+"""Scenario to the slots that `said` has as bits."""
+VALUES = {
+    "reference": r"\d{6}", "date": r"(?:yesterday|\d+ (?:days|weeks) ago)", "amount": r"\d+ euros",
+    "answer": r"-?\d+(?:/\d+)?",
+}  # fmt: skip
+
+
+class Reader:
+    """Reads a scenario's own sentences, without NLU, into the belief of somebody who hears nothing else."""
+
+    def __init__(self, name):
+        self.scenario, self.slots = find_scenario(name), NAMED[name]
+        self.patterns = []
+        for part, tones in self.scenario.sentences["partner"].items():
+            for sentence in {one for said in tones.values() for one in said}:
+                words = sentence.rstrip(".!?…")
+                pattern = f"{re.escape(words)}({re.escape(DOUBT)})?{re.escape(sentence[len(words) :])}"
+                for slot, value in VALUES.items():
+                    pattern = pattern.replace(rf"\{{{slot}\}}", value)
+                self.patterns.append((re.compile(rf"{pattern}(?: |$)", re.I), part))
+
+    @functools.cache  # noqa: B019
+    def sentences(self, text):
+        """Return (part, words, whether they were heard with low confidence) of each sentence; None: it can't be read."""
+        if text in ("", INAUDIBLE):
+            return ()
+        ways = []
+        for pattern, part in self.patterns:
+            match = pattern.match(text)
+            if match and (rest := self.sentences(text[match.end() :])) is not None:
+                ways.append(((part, match[0].strip().replace(DOUBT, ""), match[1] is not None), *rest))
+        assert len(ways) < 2, ways
+        return ways[0] if ways else None
+
+    def hear(self, belief, text):
+        """Update `belief`, a record in which the agent's own act is noted."""
+        sentences = self.sentences(text)
+        assert sentences is not None, text
+        said, unsure = self.record(), set()
+        self.scenario.parse("unclear", "", {}, said)
+        for number, (part, words, doubt) in enumerate(sentences):
+            one = self.record() if number else said
+            self.scenario.parse(part.partition("/")[0], part, self.scenario.find_slots(words)[0], one)
+            named = [bit for bit in range(len(self.slots)) if one["slots"] & 1 << bit]
+            for bit in named:
+                said[self.slots[bit]] = one[self.slots[bit]]
+                said["slots"] |= 1 << bit
+            unsure |= {*named, part} if doubt else set()
+        before = belief.copy()
+        if unsure and said["act"] == ANSWER and not self.slots:
+            tutor.hear_answer(np.uint64(0), belief.turn, belief, said.num, said.den, False, 1)
+            belief.heard = ANSWER
+        elif unsure and said["act"] == STATE_GOAL and not self.slots:
+            tutor.hear_goal(belief, said.goal, 1)
+            belief.heard = STATE_GOAL
+        else:
+            self.scenario.hear(belief, said)
+        for bit, slot in enumerate(self.slots):
+            if bit in unsure and not (before["sure"][bit] and before[slot] == belief[slot]):
+                belief["sure"][bit] = 1
+
+    def record(self):
+        return np.zeros(1, self.scenario.said).view(np.recarray)[0]
+
+
+def talk(name, error_rate, conversations, *, seed=0):
+    """Hold conversations, check each belief against what its agent read, and return how many words were garbled."""
+    reader, scenario, draws = Reader(name), find_scenario(name), np.random.default_rng(seed)
+    envs = ChatVectorEnv(
+        conversations, scenario=name, observation="text", error_rate=error_rate, llm="template", reward_model=None
+    )
+    heard, infos = envs.reset(seed=seed)
+    room, going, garbled = envs.room, np.ones(conversations, bool), 0
+    while going.any():
+        before = room.belief.copy().view(np.recarray)
+        acts = np.where(draws.random(conversations) < 0.3, [np.flatnonzero(m)[-1] for m in infos["action_mask"]],
+                        room.expert_acts(room.belief))  # fmt: skip
+        heard, _, terminations, truncations, infos = envs.step(acts, active=going)
+        for row in np.flatnonzero(going & ~terminations):
+            mine = before[row]
+            scenario.note(mine, int(acts[row]), int(room.turns[row]))
+            reader.hear(mine, heard[row])
+            differing = [one for one in mine.dtype.names if not np.array_equal(mine[one], room.belief[row][one])]
+            apart = {
+                one: (mine[one], room.belief[row][one]) for one in differing if one != "tone"
+            }  # words leave it open
+            if name == "customer_service" and apart.get("heard") == (STATE_PROBLEM, INFORM):
+                del apart["heard"]  # a topic is told by stating the problem, whatever it is told for
+            assert not apart, heard[row]
+            garbled += int(room.belief[row]["heard"] != room.said[row]["act"])
+        going &= ~(terminations | truncations)
+    return garbled
+
+
+@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("error_rate", [0.0, 0.2, 0.9])
+def test_the_words_that_were_heard_give_the_belief_that_the_room_holds(name, error_rate):
+    garbled = talk(name, error_rate, 200)
+    assert (garbled > 50) == (error_rate > 0)
