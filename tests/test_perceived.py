@@ -39,7 +39,7 @@ class Reader:
 
     @functools.cache  # noqa: B019
     def sentences(self, text):
-        """Return (part, words, whether they were heard with low confidence) of each sentence; None: it can't be read."""
+        """Return part, words and whether they were heard with low confidence of each sentence; None: unreadable."""
         if text in ("", INAUDIBLE):
             return ()
         ways = []
@@ -99,9 +99,8 @@ def talk(name, error_rate, conversations, *, seed=0):
             scenario.note(mine, int(acts[row]), int(room.turns[row]))
             reader.hear(mine, heard[row])
             differing = [one for one in mine.dtype.names if not np.array_equal(mine[one], room.belief[row][one])]
-            apart = {
-                one: (mine[one], room.belief[row][one]) for one in differing if one != "tone"
-            }  # words leave it open
+            apart = {one: (mine[one], room.belief[row][one]) for one in differing}
+            apart.pop("tone", None)  # words leave it open
             if name == "customer_service" and apart.get("heard") == (STATE_PROBLEM, INFORM):
                 del apart["heard"]  # a topic is told by stating the problem, whatever it is told for
             assert not apart, heard[row]

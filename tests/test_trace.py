@@ -253,7 +253,9 @@ def test_the_identity_changes_with_everything_that_decides_outcomes_and_with_not
         return env.unwrapped.identity()["sha256"]
 
     usual = digest()
-    assert digest(observation="text") == usual
+    assert digest(observation="discrete") == usual
+    assert digest(observation="text") == digest(error_rate=0.0) != usual  # who reads words mishears nothing by default
+    assert digest(observation="text", error_rate=0.2) != digest(error_rate=0.2)  # it reads other words
     for arguments in ({"error_rate": 0.2}, {"max_turns": 19}, {"reward_weights": {"mood": 0.1}}):
         assert digest(**arguments) != usual
 
