@@ -1,19 +1,27 @@
 """Who observes words is judged by them: what they say, and how surely it was heard, is what the room believes."""
 
+import dataclasses
 import functools
 import re
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
+from chatgym.agent import Interface
+from chatgym.cli.compare import LanguageModel, _competitors
+from chatgym.envs.task import Task
 from chatgym.envs.vector_env import ChatVectorEnv
+from chatgym.errors import InvalidValue
+from chatgym.evaluation.references import references
 from chatgym.scenarios import find_scenario
 from chatgym.scenarios.customer_service.policy import INFORM, SLOTS, STATE_PROBLEM
 from chatgym.scenarios.education import belief as tutor
 from chatgym.scenarios.education.policy import ANSWER, STATE_GOAL
 from chatgym.scenarios.social.policy import FACTS
-from chatgym.words.nlg import INAUDIBLE
-from chatgym.words.nlu import DOUBT
+from chatgym.training.run import find_agent
+from chatgym.words.nlg import INAUDIBLE, doubted
+from chatgym.words.nlu import DOUBT, nlu_of
 
 NAMED = {"customer_service": SLOTS, "education": (), "social": FACTS}
 """Scenario to the slots that `said` has as bits."""
@@ -114,3 +122,48 @@ def talk(name, error_rate, conversations, *, seed=0):
 def test_the_words_that_were_heard_give_the_belief_that_the_room_holds(name, error_rate):
     garbled = talk(name, error_rate, 200)
     assert (garbled > 50) == (error_rate > 0)
+
+
+@pytest.mark.parametrize(
+    ("observation", "rate"), [("embedding", 0.1), ("discrete", 0.1), ("text", 0.0), ("token", 0.0)]
+)
+def test_who_reads_words_mishears_nothing_by_default(observation, rate):
+    how = {"observation": observation, "llm": "template", "reward_model": None}
+    env = gym.make("ChatEnv-v0", **how, disable_env_checker=True).unwrapped
+    assert env.error_rate == ChatVectorEnv(2, **how).error_rate == env.identity()["error_model"]["rate"] == rate
+
+
+def test_a_score_of_who_reads_words_is_of_references_that_mishear_as_little():
+    agent = find_agent("expert")(find_scenario("customer_service"))
+    agent.requires = Interface(observation="text")
+    task = Task().heard_by(agent.requires)
+    assert task.arguments == {"error_rate": 0.0}
+    assert task.heard_by(Interface(observation="text")) is task
+    assert Task("social", {"error_rate": 0.3}).heard_by(agent.requires).arguments == {"error_rate": 0.3}
+    exact, usual = references(task), references(Task())
+    assert (exact.error_rate, usual.error_rate) == (0.0, 0.1)
+    assert exact.expert_success > usual.expert_success + 0.02
+
+
+def test_a_scenario_without_words_for_what_was_heard_garbles_none():
+    scenario = dataclasses.replace(find_scenario("social"), heard_meaning=None)
+    how = {"scenario": scenario, "observation": "text", "llm": "template", "reward_model": None}
+    with pytest.raises(InvalidValue, match="has no heard_meaning, so an agent that observes words can't mishear"):
+        ChatVectorEnv(2, **how, error_rate=0.2)
+    envs = ChatVectorEnv(2, **how)
+    with pytest.raises(InvalidValue, match="error_rate=0, or observe beliefs"):
+        envs.error_rate = 0.2
+
+
+def test_a_mark_of_doubt_is_no_word():
+    nlu, said = nlu_of(find_scenario("customer_service")), "The number is 482913."
+    assert nlu.understand([doubted(said)]) == nlu.understand([said])
+    assert doubted(said) == "The number is 482913 (?)."
+    assert doubted("Is it?!") == "Is it (?)?!"
+
+
+@pytest.mark.parametrize("names", [("llm", "expert"), ("expert", "llm")])
+def test_in_a_comparison_all_mishear_as_the_reader_of_words_does(names):
+    model = LanguageModel(llm="template", settings=(), out=None, limits={})
+    made = _competitors(names, None, {}, "last", model, False)
+    assert [one.task.arguments["error_rate"] for one in made] == [0.0, 0.0]

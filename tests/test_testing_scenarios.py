@@ -445,3 +445,16 @@ def test_all_problems_of_a_scenario_are_told_at_once():
         "the scenario 'restaurant' doesn't keep to `chatgym.scenarios.Scenario`; 2 problems:\n- `embed"
     )
     assert told.endswith("Say all that an agent has to know before it begins: a language model reads it.")
+
+
+HEARD = [
+    (lambda said, belief: Meaning("thank", ("thank",)), "differs from partner_meaning() where nothing is misheard: thank"),
+    (lambda said, belief: dataclasses.replace(RESTAURANT.heard_meaning(said, belief), unsure=("no/part",)),
+     "has parts without sentences: no/part"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("heard_meaning", "told"), HEARD, ids=[told for _, told in HEARD])
+def test_the_words_for_what_was_heard_are_checked(heard_meaning, told):
+    assert found(words._heard, RESTAURANT) == ""
+    assert told in found(words._heard, changed(heard_meaning=heard_meaning))

@@ -9,10 +9,12 @@ import numpy as np
 
 from chatgym.scenarios import TONES, Meaning, Scenario, fill
 from chatgym.testing.findings import Findings
-from chatgym.testing.rollouts import Turns
+from chatgym.testing.rollouts import Turns, mixed_policy, room_of
 
 LOOKED_AT = 1500
 """Utterances of each role whose words are looked up."""
+ROWS, TURNS = 50, 8
+"""Conversations, and turns of each, in which what was heard is looked at."""
 
 
 def check_words(findings: Findings, scenario: Scenario, turns: Turns) -> None:
@@ -29,6 +31,8 @@ def check_words(findings: Findings, scenario: Scenario, turns: Turns) -> None:
         _nlu_data(findings, scenario)
     with findings.trying("wording what the partner says"):
         _partner(findings, scenario, said)
+    with findings.trying("wording what was heard"):
+        _heard(findings, scenario)
     with findings.trying("wording what the agent says"):
         _agent(findings, scenario, acts, before)
     with findings.trying("parsing what was understood"):
@@ -82,6 +86,30 @@ def _nlu_data(findings: Findings, scenario: Scenario) -> None:
     findings.expect(
         not situations, f"no situation is given for {', '.join(situations)}. A language model is prompted with it."
     )
+
+
+def _heard(findings: Findings, scenario: Scenario) -> None:
+    """Check that all that was said is heard without errors, and that with errors there are words for what is heard."""
+    if scenario.heard_meaning is None:
+        return
+    changed, lacking = set(), set()
+    for error_rate in (0.0, 0.5):
+        room, policy = room_of(scenario, ROWS, error_rate=error_rate), mixed_policy(scenario, 15)
+        room.begin()
+        for _ in range(TURNS):
+            going = room.outcomes == 0
+            for row in np.flatnonzero(going).tolist():
+                said, heard = room.said[row], scenario.heard_meaning(room.said[row], room.belief[row])
+                if error_rate == 0 and heard != scenario.partner_meaning(said):
+                    changed.add(heard.act)
+                lacking |= {*heard.parts, *heard.unsure} - scenario.sentences["partner"].keys()
+            room.step(policy(room), going)
+    findings.expect(
+        not changed,
+        f"heard_meaning() differs from partner_meaning() where nothing is misheard: {', '.join(sorted(changed))}. Take "
+        "from the belief only the act and the values that were just heard.",
+    )
+    findings.expect(not lacking, f"heard_meaning() has parts without sentences: {', '.join(sorted(lacking))}.")
 
 
 def _partner(findings: Findings, scenario: Scenario, said: Any) -> None:

@@ -6,6 +6,7 @@ is misheard with probability `error_rate`, and then mostly with low confidence, 
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -227,6 +228,16 @@ def partner_meaning(said: Any) -> Meaning:
     return Meaning(name, parts, slots, TONES[int(said["tone"])])
 
 
+def heard_meaning(said: Any, belief: Any) -> Meaning:
+    """Return what the agent heard of the guest's utterance."""
+    heard, named = said.copy(), [slot for slot in range(3) if said["slots"] & (1 << slot)]
+    for slot in named:
+        heard["value"][slot] = belief["value"][slot]
+    meaning = partner_meaning(heard)
+    unsure = (f"{meaning.act}/{SLOTS[slot]}" for slot in named if belief["sure"][slot] == 1)
+    return dataclasses.replace(meaning, unsure=tuple(unsure))
+
+
 def agent_meaning(act: int, belief: Any) -> Meaning:
     """Return what the agent's act means."""
     name = AGENT_ACTS[act]
@@ -312,6 +323,7 @@ SCENARIO = Scenario(
     note=note,
     hear=hear,
     partner_meaning=partner_meaning,
+    heard_meaning=heard_meaning,
     agent_meaning=agent_meaning,
     describe_belief=describe_belief,
     describe_goal=describe_goal,
