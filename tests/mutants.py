@@ -74,6 +74,16 @@ FAULTS = [
           "garbled = bool(apart & self._facts)", "hearing"),
     Fault("a replay doesn't compare beliefs", "chatgym/envs/replay.py", "(version > 1 or field not in ACCOUNT)",
           "field not in ACCOUNT", "trace"),
+    # The words that were heard
+    Fault("an agent reads what was said, not what it heard", "chatgym/envs/conversations.py",
+          "meanings[place] = self.scenario.heard_meaning(room.said[row], room.belief[row])", "pass", "perceived"),
+    Fault("the words don't say what was heard badly", "chatgym/words/nlg.py", "if part in meaning.unsure:", "if False:",
+          "perceived"),
+    Fault("the channel garbles what was heard once more", CUSTOMER_BELIEF,
+          "        heard = UNCLEAR if draw(key, turn, D_ACT_CONFUSED) < 0.5 else CONFUSED[heard]",
+          "        heard = CONFUSED[CONFUSED[heard]]", "customer_service perceived"),
+    Fault("a value is read as it was said", "chatgym/scenarios/customer_service/words.py",
+          "| {SLOTS[slot]: belief[SLOTS[slot]] for slot in slots}", "", "perceived"),
     # What is compiled
     Fault("the values of globals don't count", CONTENT, "found += [\".\".join((name, *attributes)), value]",
           "found += [\".\".join((name, *attributes))]", "content"),

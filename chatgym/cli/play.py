@@ -108,7 +108,8 @@ def _play_agent(task: Task, llm: str | Engine, seed: int | None, action: str) ->
     """Let a person play the agent in one conversation."""
     from chatgym.agent import Interface
 
-    env, out = task.make_env(Interface(action), llm=llm), console()
+    observation = "text" if task.find_scenario().heard_meaning else "discrete"
+    env, out = task.make_env(Interface(action, observation), llm=llm), console()
     scenario, rate = env.scenario, env.room.error_rate
     out.print(f"{scenario.description} You are the {scenario.agent_role}; at most {env.room.max_turns} turns.")
     out.print(INVITATION[action], style="dim")

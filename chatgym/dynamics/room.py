@@ -183,6 +183,7 @@ class ChatRoom:
         episodes: int64[B], conversations begun in each row since it was seeded.
         turns: int64[B], agent turns taken.
         hidden, belief, said: records[B], see `Scenario`.
+        heard: int[B], index into ``scenario.user_acts`` of what each agent understood last; their number for nothing.
         outcomes: int64[B], index into ``scenario.outcomes``; 0 while the conversation goes on.
         rewards: float64[B] of the last step; ``terms`` float64[B, T] are the unweighted terms.
         terminations, truncations: bool[B] of the last step.
@@ -239,6 +240,7 @@ class ChatRoom:
         self.turns = np.zeros(size, np.int64)
         self.hidden = np.zeros(size, scenario.hidden)
         self.said = np.zeros(size, scenario.said)
+        self.heard = self.belief["heard"] if "heard" in (scenario.belief.names or ()) else self.said["act"]
         self.outcomes = np.zeros(size, np.int64)
         self.rewards = np.zeros(size)
         self.terms = np.zeros((size, len(self.reward_weights)))

@@ -42,8 +42,9 @@ class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
     ## Description
     The partner is a user simulator. A hidden goal, a mood and an agenda determine its dialogue acts and slots; a
     language model only words them. The agent answers with a dialogue act, or with words in which NLU finds one. An
-    error channel stands between the partner's words and the agent's belief: each act and slot value is misunderstood
-    with probability `error_rate` and has a confidence. In ``scenario="customer_service"`` the agent finds out what a
+    error channel stands between the partner and the agent's belief: each act and slot value is misunderstood with
+    probability `error_rate` and has a confidence. An agent that observes words reads what was heard, ``(?)`` marking
+    low confidence, so that words and belief agree. In ``scenario="customer_service"`` the agent finds out what a
     customer wants, checks it, and grants what the policy allows.
 
     `snapshot`, `restore` and `fork` copy the environment at any moment of a conversation; so do `copy.deepcopy` and
@@ -99,9 +100,10 @@ class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
     |-----|------|------|
     | ``reward_terms`` | dict of str to float | always; 0 after a reset |
     | ``agent_act`` | str | always; ``""`` after a reset and within a turn of tokens, ``"unclear"`` if not understood |
-    | ``user_act`` | str | always: the partner's act |
+    | ``user_act`` | str | always: the partner's act; an agent that observes beliefs may have misheard it |
+    | ``heard_act`` | str | always: the act that it heard; ``"unclear"`` if it understood none |
     | ``action_mask`` | int8[n] | unless ``action="text"`` |
-    | ``text`` | str | always: the partner's words |
+    | ``text`` | str | always: the partner's words; where words are observed, those that were heard |
     | ``candidates`` | tuple of n str | with ``action="candidate"`` |
     | ``outcome`` | str | at the end of a conversation |
     | ``is_success`` | bool | at the end of a conversation; Stable-Baselines3's `EvalCallback` reads it |
@@ -412,6 +414,7 @@ class ChatEnv(ConversationEnv, gym.Env[Any, Any]):
             "reward_terms": terms,
             "agent_act": agent_act,
             "user_act": self._user_acts[self._user_act_code[0]],
+            "heard_act": self._user_acts[self.room.heard[0]],
             "text": self._conversations.texts[0],
         }
         masks = self._conversations.action_masks()

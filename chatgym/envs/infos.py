@@ -6,7 +6,7 @@ are a dict of such arrays. The table is that of ``docs/environment.md``.
 
 from __future__ import annotations
 
-EACH_STEP = ("reward_terms", "agent_act", "user_act", "action_mask", "text", "candidates")
+EACH_STEP = ("reward_terms", "agent_act", "user_act", "heard_act", "action_mask", "text", "candidates")
 """Names of what ``info`` has at each reset and step, where the interface has it."""
 
 AT_END = ("outcome", "is_success")

@@ -309,6 +309,7 @@ class ChatVectorEnv(ConversationEnv, VectorEnv[Any, Any, Any]):
             "reward_terms": reward_terms,
             "agent_act": self._agent_acts[names],
             "user_act": self._user_acts[room.said["act"]],
+            "heard_act": self._user_acts[room.heard],
         }
         masks = conversations.action_masks()
         if masks is not None:
