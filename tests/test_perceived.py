@@ -14,6 +14,7 @@ from chatgym.envs.task import Task
 from chatgym.envs.vector_env import ChatVectorEnv
 from chatgym.errors import InvalidValue
 from chatgym.evaluation.references import references
+from chatgym.finetuning.dialogues import held_by
 from chatgym.scenarios import find_scenario
 from chatgym.scenarios.customer_service.policy import INFORM, SLOTS, STATE_PROBLEM
 from chatgym.scenarios.education import belief as tutor
@@ -153,6 +154,14 @@ def test_a_scenario_without_words_for_what_was_heard_garbles_none():
     envs = ChatVectorEnv(2, **how)
     with pytest.raises(InvalidValue, match="error_rate=0, or observe beliefs"):
         envs.error_rate = 0.2
+
+
+@pytest.mark.parametrize("error_rate", [0.0, 0.5])
+def test_conversations_to_learn_from_hold_what_their_teacher_heard(error_rate):
+    expert = find_agent("expert")(find_scenario("education"))
+    said = held_by(expert, Task("education", {"error_rate": error_rate}), 20, seed=1)
+    lost = [message for one in said for message in one if message["content"] == INAUDIBLE]
+    assert {message["role"] for message in lost} == ({"user"} if error_rate else set())
 
 
 def test_a_mark_of_doubt_is_no_word():

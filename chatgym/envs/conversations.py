@@ -70,15 +70,20 @@ class Conversations:
         max_turns: int | None = None,
         error_rate: float | None = None,
         tokenizer: str | None = None,
-        texts: bool = False,
+        texts: bool | str = False,
     ) -> None:
-        """Make B conversations; `ChatEnv` explains the arguments. `texts` asks for words in every interface."""
+        """Make B conversations; `ChatEnv` explains the arguments.
+
+        `texts` asks for words in every interface, ``"heard"`` for those that the agent heard.
+        """
         if simulator not in SIMULATORS:
             raise unknown("simulator", simulator, SIMULATORS)
         if simulator == "llm":
             check_interface(action, observation)
             error_rate = 0.0  # the agent reads the model's words themselves
-        self.garbles = observation in interfaces.WORDS and simulator == "agenda"
+        if texts not in (False, True, "heard"):
+            raise InvalidValue(f'texts is True, False or "heard", not {texts!r}')
+        self.garbles = (observation in interfaces.WORDS or texts == "heard") and simulator == "agenda"
         if error_rate is None:
             error_rate = interfaces.default_error_rate(observation)
         if action not in interfaces.ACTIONS:
@@ -97,7 +102,9 @@ class Conversations:
         self.history = TokenHistory(size, self.tokenizer) if self.tokenizer and observation == "token" else None
         self.codec = self._make_codec(action)
         self.single_action_space = self.codec.space
-        self.worded = texts or observation in ("text", "token") or action == "candidate" or self.judged is not None
+        self.worded = (
+            bool(texts) or observation in ("text", "token") or action == "candidate" or self.judged is not None
+        )
         self.engine = make_engine(llm) if self.worded else None
         self._opened = isinstance(llm, str)
         self.llm_simulator = LLMSimulator(self.scenario, self.engine, size) if simulator == "llm" else None

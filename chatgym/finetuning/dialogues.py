@@ -69,14 +69,15 @@ def held_by(
         progress: Called with the number of finished conversations.
 
     Returns:
-        N conversations, each from the partner's first message to the agent's last.
+        N conversations, each from the partner's first message to the agent's last. The partner's are what the agent
+        heard: who learns from them reads words, and is to answer what it reads.
     """
     dialogues: list[Dialogue] = []
     envs = None
     for first in range(0, conversations, ROWS):
         size = min(ROWS, conversations - first)
         if envs is None or envs.num_envs != size:
-            envs = task.make_envs(agent.requires, size, llm=llm, texts=True)
+            envs = task.make_envs(agent.requires, size, llm=llm, texts="heard")
         done = None if progress is None else (lambda n, first=first: progress(first + n))
         dialogues += _hold(agent, envs, seed + first, wander, done)
     return dialogues
