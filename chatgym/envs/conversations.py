@@ -102,9 +102,7 @@ class Conversations:
         self.history = TokenHistory(size, self.tokenizer) if self.tokenizer and observation == "token" else None
         self.codec = self._make_codec(action)
         self.single_action_space = self.codec.space
-        self.worded = (
-            bool(texts) or observation in ("text", "token") or action == "candidate" or self.judged is not None
-        )
+        self.worded = bool(texts or observation in interfaces.WORDS or action == "candidate" or self.judged is not None)
         self.engine = make_engine(llm) if self.worded else None
         self._opened = isinstance(llm, str)
         self.llm_simulator = LLMSimulator(self.scenario, self.engine, size) if simulator == "llm" else None

@@ -38,8 +38,8 @@ class ChatVectorEnv(ConversationEnv, VectorEnv[Any, Any, Any]):
 
     Three arguments are its own: `autoreset_mode` (one of Gymnasium's three), `texts`, and `max_episode_steps`, which
     `gymnasium.make_vec` takes: the smaller of it and `max_turns` counts. Words cost more time than the dynamics, so
-    ``info["text"]`` exists only with ``texts=True`` or ``observation="text"``; with ``texts="heard"`` it is what the agent
-    heard, as where it observes words.
+    ``info["text"]`` exists only with ``texts=True`` or ``observation="text"``; with ``texts="heard"`` it is what the
+    agent heard, as where it observes words.
     """
 
     metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
