@@ -156,6 +156,21 @@ def test_a_scenario_without_words_for_what_was_heard_garbles_none():
         envs.error_rate = 0.2
 
 
+@pytest.mark.parametrize("name", NAMED)
+def test_words_that_were_heard_are_the_same_in_copies_and_in_many_rows(name):
+    how = {"scenario": name, "observation": "text", "llm": "template", "reward_model": None, "error_rate": 0.5}
+    env = gym.make("ChatEnv-v0", **how, disable_env_checker=True).unwrapped
+    read = [env.reset(seed=seed)[0] for seed in range(30)]
+    assert list(ChatVectorEnv(30, **how).reset(seed=0)[0]) == read
+    assert INAUDIBLE in read
+    for act in (2, 3, 1, 2):
+        copy = env.fork()
+        observation, _, terminated, _, info = env.step(act)
+        assert copy.step(act)[0] == observation == info["text"]
+        if terminated:
+            break
+
+
 @pytest.mark.parametrize("error_rate", [0.0, 0.5])
 def test_conversations_to_learn_from_hold_what_their_teacher_heard(error_rate):
     expert = find_agent("expert")(find_scenario("education"))
