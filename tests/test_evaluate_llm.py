@@ -43,8 +43,11 @@ def lines(path):
 
 def test_all_that_a_model_was_told_and_wrote_is_kept_beside_each_transcript(tmp_path):
     with Scripted(lambda messages: THOUGHT if len(messages) < 4 else "") as server:
-        assert measured(server, tmp_path).exit_code == 0
+        printed = measured(server, tmp_path)
+        assert printed.exit_code == 0
         asked = [body["messages"] for _, body, _ in server.requests]
+    assert json.loads((tmp_path / "result.json").read_text())["unclear"] == pytest.approx(2 / 3)
+    assert "turns not understood 66.7 %" in " ".join(printed.stdout.split())
     transcripts, kept = lines(tmp_path / "transcripts.jsonl"), lines(tmp_path / "messages.jsonl")
     assert [one["key"] for one in kept] == [one["key"] for one in transcripts]
     for told, held in zip(kept, transcripts, strict=True):

@@ -253,6 +253,9 @@ def _print(found: Comparison) -> None:
         out.print(_outcomes(found, name, task))
         out.print()
         out.print(_failures(found, name))
+    for agent in agents:
+        if agent.unclear is not None:
+            out.print(f"\n{agent.label}: {percent(agent.unclear)} of its turns weren't understood")
     grouped = [f"{agent.label}: {', '.join(agent.names)}" for agent in agents if {agent.label} != {*agent.names}]
     out.print("\n" + "".join(f"{line}\n" for line in grouped) + _notes(found))
 

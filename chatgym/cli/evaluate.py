@@ -328,8 +328,11 @@ def _print(result: Evaluation, what: str, task: Task) -> None:
     from chatgym.dynamics.hearing import CAUSES
 
     out, count = console(), len(result.returns)
-    rows = measures(result.success_rate, result.mean_return, result.score)
-    out.print(table(("", what, "95 % interval"), [*rows, ("turns", f"{result.turns.mean():.1f}", "")], (1, 2)))
+    rows = [*measures(result.success_rate, result.mean_return, result.score)]
+    rows.append(("turns", f"{result.turns.mean():.1f}", ""))
+    if result.unclear is not None:
+        rows.append(("turns not understood", percent(result.unclear), ""))
+    out.print(table(("", what, "95 % interval"), rows, (1, 2)))
     ends = [
         (outcome, f"{times:,}", percent(times / count))
         for outcome, times in Counter(result.outcomes.tolist()).most_common()

@@ -69,6 +69,12 @@ class ComparedAgent:
         """How its runs act and observe, see `chatgym.dynamics.identity.INTERFACE`; in the first task."""
         return interface_of(next(iter(self.runs.values()))[0].identity)
 
+    @property
+    def unclear(self) -> float | None:
+        """Share of its turns whose words NLU didn't understand, mean over its runs; None if it doesn't write words."""
+        shares = [one.unclear for _, _, one in self.evaluations() if one.unclear is not None]
+        return sum(shares) / len(shares) if shares else None
+
     def outcomes(self, task: str) -> dict[str, float]:
         """Return the share of each outcome over all runs in a task, the most frequent first."""
         counts = Counter(outcome for run in self.runs[task] for outcome in run.outcomes.tolist())
@@ -150,6 +156,7 @@ class Comparison:
                 "success_rate": asdict(success), "success_difference": asdict(gain),
                 "score": {"mean": asdict(mean), "iqm": asdict(middle)},
                 "difference": asdict(difference),
+                "unclear": agent.unclear,
                 "outcomes": {task: agent.outcomes(task) for task in self.tasks},
                 "failures": {task: agent.failures(task) for task in self.tasks},
             }

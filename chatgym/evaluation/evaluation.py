@@ -41,6 +41,7 @@ class Evaluation:
         causes: object[N], why each conversation failed, see `chatgym.dynamics.hearing.Listener.causes`; empty where it
             succeeded. None where that wasn't looked into.
         split: The conversations' split, see `chatgym.dynamics.rng.SPLITS`.
+        unclear: Share of the agent's turns whose words NLU didn't understand; None for agents that don't write words.
     """
 
     returns: npt.NDArray[np.float64]
@@ -53,6 +54,7 @@ class Evaluation:
     wording: Mapping[str, Any] | None = None
     causes: npt.NDArray[np.object_] | None = None
     split: str = "test"
+    unclear: float | None = None
 
     @functools.cached_property
     def mean_return(self) -> Interval:
@@ -123,6 +125,7 @@ class Evaluation:
             "outcomes": dict(Counter(self.outcomes.tolist()).most_common()),
             "failures": self.failures,
             "given_up": self.given_up,
+            "unclear": self.unclear,
             "identity": dict(self.identity),
         }
         return {**figures, "wording": dict(self.wording)} if self.wording else figures
@@ -183,7 +186,8 @@ def evaluate(
         if not hasattr(llm, "generate"):  # an `Engine` belongs to the caller and stays open
             envs.close()
     held = Rollouts.joined(parts)
+    unclear = None if held.unclear is None else float(held.unclear.sum() / held.turns.sum())
     return Evaluation(
         held.returns, held.outcomes, held.turns, seed, task.find_scenario().success, identity,
-        scale_of(task, seed, conversations, split) if references else None, wording, held.causes, split,
+        scale_of(task, seed, conversations, split) if references else None, wording, held.causes, split, unclear,
     )  # fmt: skip

@@ -30,12 +30,14 @@ class Rollouts:
         turns: int64[N], agent turns.
         causes: object[N], why each failed, see `chatgym.dynamics.hearing.Listener.causes`; empty where it succeeded.
             None where that wasn't looked into.
+        unclear: int64[N], turns of each whose words NLU didn't understand; None for agents that don't write words.
     """
 
     returns: npt.NDArray[np.float64]
     outcomes: npt.NDArray[np.object_]
     turns: npt.NDArray[np.int64]
     causes: npt.NDArray[np.object_] | None
+    unclear: npt.NDArray[np.int64] | None = None
 
     @classmethod
     def joined(cls, parts: Sequence[Rollouts]) -> Rollouts:
@@ -71,11 +73,14 @@ def run_conversations(
     observations, infos = envs.reset(seed=seed, options={"split": split})
     _begin(agent, room.keys)
     hearing, numbers = Hearing(room) if causes else None, _act_numbers(envs.scenario)
+    unclear = np.zeros(size, np.int64) if agent.requires.action in ("text", "token") else None
     while going.any():
         if isinstance(observations, tuple):  # spares a language model the finished rows
             observations = tuple(text if on else "" for text, on in zip(observations, going, strict=True))
         actions = agent.act(observations, deterministic=deterministic, action_masks=infos.get("action_mask"))
         observations, rewards, terminations, truncations, infos = envs.step(actions, active=going)
+        if unclear is not None:
+            unclear += going & (infos["agent_act"] == "unclear")
         if hearing is not None:
             acts = np.array([numbers[act] for act in infos["agent_act"].tolist()])
             hearing.step(acts, going & (acts != NO_ACT))
@@ -85,7 +90,7 @@ def run_conversations(
         if progress is not None and ended.any():
             progress(size - int(going.sum()))
     outcomes = np.array(envs.scenario.outcomes, object)[room.outcomes]
-    return Rollouts(returns, outcomes, room.turns.copy(), None if hearing is None else hearing.causes())
+    return Rollouts(returns, outcomes, room.turns.copy(), None if hearing is None else hearing.causes(), unclear)
 
 
 def _act_numbers(scenario: Scenario) -> dict[str, int]:
