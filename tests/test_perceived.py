@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from chatgym.agent import Interface
-from chatgym.cli.compare import LanguageModel, _competitors
 from chatgym.envs.task import Task
 from chatgym.envs.vector_env import ChatVectorEnv
 from chatgym.errors import InvalidValue
+from chatgym.evaluation import Competitor, compare
 from chatgym.evaluation.references import references
 from chatgym.finetuning.dialogues import held_by
 from chatgym.scenarios import find_scenario
@@ -186,8 +186,16 @@ def test_a_mark_of_doubt_is_no_word():
     assert doubted("Is it?!") == "Is it (?)?!"
 
 
-@pytest.mark.parametrize("names", [("llm", "expert"), ("expert", "llm")])
-def test_in_a_comparison_all_mishear_as_the_reader_of_words_does(names):
-    model = LanguageModel(llm="template", settings=(), out=None, limits={})
-    made = _competitors(names, None, {}, "last", model, False)
-    assert [one.task.arguments["error_rate"] for one in made] == [0.0, 0.0]
+@pytest.mark.parametrize("readers", [(0, 1), (1, 0), (0, 0)])
+def test_in_a_comparison_all_mishear_as_much_as_a_reader_of_words(readers):
+    class Reading(find_agent("constant")):
+        requires = Interface(observation="text")
+
+    scenario = find_scenario("social")
+    competitors = [
+        Competitor(str(number), (Reading if reads else find_agent("expert"))(scenario), Task("social"), {"agent": "x"})
+        for number, reads in enumerate(readers)
+    ]
+    found = compare(competitors, conversations=100)
+    rates = [one.identity["error_model"]["rate"] for agent in found.agents for _, _, one in agent.evaluations()]
+    assert rates == [0.0 if any(readers) else 0.1] * 2

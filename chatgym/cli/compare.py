@@ -192,7 +192,6 @@ def _competitors(
 ) -> list[Competitor]:  # fmt: skip
     """Return the runs and agents; an agent that needs no training takes part in every task of the runs."""
     from chatgym import plugins
-    from chatgym.envs.interfaces import WORDS
     from chatgym.evaluation import Competitor
     from chatgym.training import Run
 
@@ -205,9 +204,7 @@ def _competitors(
         if _is_run(name)
     }
     tasks = {task.identity()["sha256"]: task for _, task in runs.values()}
-    if not tasks:
-        readers = [name for name in names if plugins.load().agents[name].requires.observation in WORDS]
-        tasks = {"": find_agent_and_task((readers or names)[0], scenario, changes)[1]}
+    tasks = tasks or {"": find_agent_and_task(names[0], scenario, changes)[1]}
     competitors = []
     for name in names:
         if name in runs:

@@ -12,13 +12,14 @@ import functools
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from chatgym.dynamics.identity import INTERFACE, interface_of
+from chatgym.envs.interfaces import WORDS
 from chatgym.envs.task import Task
 from chatgym.errors import InvalidValue
 from chatgym.evaluation.competitors import Competitor, check_tasks, grouped, labels, task_label
@@ -236,7 +237,8 @@ def compare(
     """Let agents hold the same conversations, and compare them.
 
     Args:
-        competitors: Runs and agents. Runs with the same settings and different seeds are taken as one agent.
+        competitors: Runs and agents. Runs with the same settings and different seeds are taken as one agent. If one of
+            them observes words, all of them mishear nothing where their tasks don't state an error rate.
         conversations: N, the conversations of each competitor.
         seed: Seed of the first conversation.
         progress: Called with the number of conversations that have ended, over all competitors.
@@ -247,12 +249,14 @@ def compare(
     tasks: dict[str, Task] = {}
     identities: dict[str, str] = {}  # SHA-256 to label
     of: list[str] = []
+    readers = [one.agent.requires for one in competitors if one.agent.requires.observation in WORDS]
+    if readers:  # all mishear as much as they do
+        competitors = [replace(one, task=one.task.heard_by(readers[0])) for one in competitors]
     for competitor in competitors:
-        heard = competitor.task.heard_by(competitor.agent.requires)
-        identity = heard.identity()["sha256"]
+        identity = competitor.task.identity()["sha256"]
         if identity not in identities:
-            identities[identity] = task_label(heard, tasks)
-            tasks[identities[identity]] = heard
+            identities[identity] = task_label(competitor.task, tasks)
+            tasks[identities[identity]] = competitor.task
         of.append(identities[identity])
     groups = grouped(list(zip(competitors, of, strict=True)))
     check_tasks(groups)
